@@ -1,0 +1,1 @@
+"""Zero-shot semantic segmentation with a cascade of CLIP's stages."""

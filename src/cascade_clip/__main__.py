@@ -1,0 +1,107 @@
+"""The command line: a table of commands whose flags and help grow out of typed functions.
+
+Nothing heavy is imported before a command is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+
+class Command(NamedTuple):
+    """One row of the table."""
+
+    target: str
+    """`module:function`; its signature gives the flags, its docstring the help."""
+    summary: str
+
+
+COMMANDS = {
+    "segment": Command("cascade_clip.commands:segment", "label every pixel of your images with your own class names"),
+    "train": Command("cascade_clip.commands:train", "train a model from a YAML file and flags"),
+    "evaluate": Command("cascade_clip.commands:evaluate", "score a model on a folder of images and masks"),
+    "import": Command("cascade_clip.commands:import_file", "turn a state dict of the released programs into a checkpoint folder"),
+    "cost": Command("cascade_clip.commands:cost", "print parameters and operations, our way and the published way"),
+    "env": Command("cascade_clip.commands:env", "print versions and devices, for bug reports"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 a defect of this program, 2 bad input."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        _write(sys.stdout, usage())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        _write(sys.stdout, f"cascade-clip {version('cascade-clip')}")
+        return 0
+    name = _command_name(words)
+    if name is None:
+        return _fail(f"unknown command {words[0]!r}; choose one of: {', '.join(COMMANDS)}")
+    return run(name, words[len(name.split()) :], debug=debug)
+
+
+def usage() -> str:
+    """The help of the whole program."""
+    rows = "\n".join(f"  {name:<18} {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: cascade-clip COMMAND [arguments]\n\nZero-shot semantic segmentation with a cascade of CLIP's stages.\n\n"
+        f"commands:\n{rows}\n\n  cascade-clip COMMAND --help says what a command takes; --debug shows tracebacks; --version."
+    )
+
+
+def run(name: str, words: list[str], *, debug: bool) -> int:
+    """Run a command with its arguments; bad input becomes one line and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cascade_clip").setLevel(logging.INFO)
+    for noisy in ("lightning.pytorch", "lightning.fabric", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        module, _, function = COMMANDS[name].target.partition(":")
+        handler: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        from cascade_clip.arguments import ArgumentError, call_with_arguments
+
+        try:
+            return int(call_with_arguments(handler, f"cascade-clip {name}", words) or 0)
+        except ArgumentError as error:
+            return _fail(f"{error}\n(cascade-clip {name} --help says what it takes)", debug=debug)
+    except (ValueError, OSError, ImportError, FloatingPointError, MemoryError) as error:
+        return _fail(str(error) or type(error).__name__, debug=debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted", code=130)
+    except BrokenPipeError:
+        os._exit(0)
+    except Exception as error:
+        return _fail(f"defect in cascade-clip, {type(error).__name__}: {error}; run again with --debug and report it", code=1, debug=debug)
+
+
+def _command_name(words: Sequence[str]) -> str | None:
+    """The command that the first one or two words name."""
+    names = [" ".join(words[:2]), words[0]]
+    return next((name for name in names if name in COMMANDS), None)
+
+
+def _fail(message: str, code: int = 2, *, debug: bool = False) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    _write(sys.stderr, f"cascade-clip: error: {message}")
+    return code
+
+
+def _write(stream: Any, text: str) -> None:
+    stream.write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Stage aggregation: the blocks of one stage become one feature map (paper section 3.3, Eq. 4, Table 8).
+
+Letters: B images, N patches, D joint width, d blocks of the stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cascade_clip.config import AggregationConfig
+
+
+class LastBlock(nn.Module):
+    """A stage of one block needs no weights."""
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Return the only feature map, (B, N, D)."""
+        (only,) = features
+        return only  # (B, N, D)
+
+
+class WeightedSum(nn.Module):
+    """Z = sum_l w_l F_l: neighbourhood Gaussian aggregation, or a plain or trainable sum, by the first weights."""
+
+    weights: Tensor
+
+    def __init__(self, weights: Sequence[float], *, trained: bool) -> None:
+        """Start from `weights`, one per block; they stay fixed unless `trained`."""
+        super().__init__()
+        values = torch.tensor(list(weights), dtype=torch.float32)  # (d,)
+        if trained:
+            self.weights = nn.Parameter(values)
+        else:
+            self.register_buffer("weights", values)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Add up d maps of shape (B, N, D)."""
+        total = self.weights[0] * features[0]  # (B, N, D)
+        for weight, feature in zip(self.weights[1:], features[1:], strict=True):
+            total = total + weight * feature  # (B, N, D)
+        return total
+
+
+class Concatenation(nn.Module):
+    """Concatenation along the width and a linear map back to D (our reading of Table 8)."""
+
+    def __init__(self, blocks: int, width: int) -> None:
+        """Take `blocks` maps of width D."""
+        super().__init__()
+        self.linear = nn.Linear(blocks * width, width)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Join d maps of shape (B, N, D)."""
+        joined: Tensor = self.linear(torch.cat(list(features), dim=-1))  # (B, N, D)
+        return joined
+
+
+class BlockAttention(nn.Module):
+    """Self-attention across the d blocks at each patch, then their mean (our reading of Table 8)."""
+
+    def __init__(self, width: int, heads: int = 8) -> None:
+        """Attend with `heads` heads, which must divide the width."""
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Mix d maps of shape (B, N, D)."""
+        stack = torch.stack(list(features), dim=2)  # (B, N, d, D)
+        tokens = stack.flatten(0, 1)  # (B*N, d, D)
+        mixed = self.attention(tokens, tokens, tokens, need_weights=False)[0]  # (B*N, d, D)
+        mean: Tensor = mixed.unflatten(0, stack.shape[:2]).mean(dim=2)  # (B, N, D)
+        return mean
+
+
+def gaussian_weights(blocks: int, sigma: float) -> list[float]:
+    """Weights exp(-(d-l)^2 / (2 sigma^2)) of the blocks l = 1..d of a stage; the last one is 1 (paper Tables 16-17)."""
+    return [math.exp(-((blocks - position) ** 2) / (2 * sigma**2)) for position in range(1, blocks + 1)]
+
+
+def build_aggregation(config: AggregationConfig, blocks: int, width: int) -> nn.Module:
+    """Build what joins `blocks` feature maps of the given width."""
+    if blocks == 1:
+        return LastBlock()
+    builders: dict[str, Callable[[], nn.Module]] = {
+        "nga": lambda: WeightedSum(gaussian_weights(blocks, config.sigma), trained=config.trained),
+        "sum": lambda: WeightedSum([1.0] * blocks, trained=config.trained),
+        "concat": lambda: Concatenation(blocks, width),
+        "attention": lambda: BlockAttention(width),
+    }
+    return builders[config.kind]()

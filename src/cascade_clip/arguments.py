@@ -1,0 +1,133 @@
+"""Flags from signatures: a typed function becomes a parser, by jsonargparse.
+
+Parameters before `*` are positional words (a list takes one or more), parameters after it are flags. A parameter of type `Config` takes a
+YAML file as the first word and every setting as a dotted flag, which overrides the file; any other dataclass is a group of flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+import jsonargparse
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from cascade_clip.config import Config, config_from_dict
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class ArgumentError(ValueError):
+    """Words of a command line that do not fit; the message is one line."""
+
+
+def call_with_arguments(handler: Callable[..., Any], program: str, words: Sequence[str]) -> Any:
+    """Parse `words` by the signature of `handler` and call it.
+
+    Raises:
+        ArgumentError: a flag that does not exist, a value of the wrong type, a missing word.
+        ValueError, FileNotFoundError: a settings file that is missing or does not fit.
+    """
+    parser = build_parser(handler, program)
+    words = list(words)
+    parameters = inspect.signature(handler).parameters
+    configured = next((name for name, hint in typing.get_type_hints(handler).items() if hint is Config), None)
+    if configured and words and not words[0].startswith("-"):
+        words.insert(0, "--settings")
+    try:
+        given = parser.parse_args(words, defaults=False)
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        raise ArgumentError(" ".join(str(error).split())[:500]) from error
+    values = {name: given.pop(name) for name in parameters if name in given}
+    values |= {name: _take_group(group, given) for name, group in _groups(handler).items()}
+    if configured:
+        settings = _read_yaml(given.pop("settings", ""))
+        values[configured] = config_from_dict(Config, _merge(settings, _plain(given)), "settings")
+    chosen = {name: values.get(name, parameter.default) for name, parameter in parameters.items()}
+    ordered = [chosen.pop(name) for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.KEYWORD_ONLY]
+    return handler(*ordered, **chosen)
+
+
+def build_parser(handler: Callable[..., Any], program: str) -> ArgumentParser:
+    """The parser of a handler; descriptions come from its docstring and from the docs of settings fields."""
+    documentation = docstring_parser.parse(inspect.getdoc(handler) or "")
+    helps = {parameter.arg_name: parameter.description or "" for parameter in documentation.params}
+    text = " ".join(part for part in (documentation.short_description, documentation.long_description) if part)
+    parser = ArgumentParser(prog=program, description=" ".join(text.split()), exit_on_error=False)
+    hints = typing.get_type_hints(handler)
+    for name, parameter in inspect.signature(handler).parameters.items():
+        _add_parameter(parser, parameter, hints[name], helps.get(name, ""))
+    return parser
+
+
+def _add_parameter(parser: ArgumentParser, parameter: inspect.Parameter, hint: Any, text: str) -> None:
+    name = parameter.name
+    if hint is Config:
+        parser.add_argument("--settings", metavar="FILE.yaml", type=str, default="", help="YAML file of settings; may be the first word")
+        parser.add_class_arguments(Config)
+    elif dataclasses.is_dataclass(hint):
+        helps = {item.arg_name: item.description or "" for item in docstring_parser.parse_from_object(hint).params}
+        hints = typing.get_type_hints(hint)
+        for item in dataclasses.fields(hint):
+            default = None if item.default is dataclasses.MISSING else [item.default]
+            _add_flag(parser, item.name, hints[item.name], default, helps[item.name])
+    elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+        _add_flag(parser, name, hint, None if parameter.default is inspect.Parameter.empty else [parameter.default], text)
+    elif typing.get_origin(hint) is list:
+        parser.add_argument(name, metavar=name.upper(), nargs="+", type=typing.get_args(hint)[0], help=text)
+    else:
+        parser.add_argument(name, metavar=name.upper(), type=hint, help=text)
+
+
+def _add_flag(parser: ArgumentParser, name: str, hint: Any, default: list[Any] | None, text: str) -> None:
+    """A flag; `default` is None where it is required, else a list of the one default."""
+    extra: dict[str, Any] = {"required": True} if default is None else {"default": default[0]}
+    if hint is bool:
+        extra = {"action": "store_true"}
+    else:
+        extra["type"] = hint
+    parser.add_argument("--" + name.replace("_", "-"), dest=name, help=" ".join(text.split()), **extra)
+
+
+def _groups(handler: Callable[..., Any]) -> dict[str, Any]:
+    """Parameters that are groups of flags."""
+    hints = typing.get_type_hints(handler)
+    return {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint) and hint is not Config}
+
+
+def _take_group(group: Any, given: Namespace) -> Any:
+    return group(**{item.name: given.pop(item.name) for item in dataclasses.fields(group) if item.name in given})
+
+
+def _read_yaml(source: str) -> dict[str, Any]:
+    if not source:
+        return {}
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"no settings file {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def _plain(given: Namespace) -> dict[str, Any]:
+    return {name: _plain(value) if isinstance(value, Namespace) else value for name, value in vars(given).items()}
+
+
+def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `change` put over it, mapping by mapping."""
+    merged = dict(base)
+    for name, value in change.items():
+        old = merged.get(name)
+        merged[name] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -1,0 +1,267 @@
+"""A trained model as a folder: weights, settings, vocabulary and provenance; nothing in it is ever executed.
+
+    model.safetensors   what is not the frozen CLIP (everything, with `full`)
+    config.yaml         all settings
+    checkpoint.json     vocabulary, templates, CLIP hash, protocol, versions, last evaluation
+    README.md           the same for people
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cascade_clip.clip import LoadedClip, load_clip
+from cascade_clip.config import ClipConfig, Config, config_from_dict, config_to_dict
+from cascade_clip.model import Segmenter, build_segmenter
+from cascade_clip.text import TextEncoder, build_text_encoder
+from cascade_clip.vocabulary import Vocabulary
+
+FORMAT = 1
+WEIGHTS, SETTINGS, RECORD, CARD = "model.safetensors", "config.yaml", "checkpoint.json", "README.md"
+_TOWER, _TEXT, _EMBEDDINGS = "backbone.tower.", "text.", "vocabulary.text"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with all that is needed to use it."""
+
+    model: Segmenter
+    text_encoder: TextEncoder | None
+    config: Config
+    vocabulary: Vocabulary
+    templates: tuple[str, ...]
+    clip_fingerprint: str
+    """SHA-256 of the CLIP underneath (see `clip.fingerprint_weights`); empty for random weights."""
+    clip_architecture: dict[str, Any] | None = None
+    """open_clip model configuration, needed to rebuild a CLIP that came from a folder and is stored here."""
+    text: Tensor | None = None  # (C, D), embeddings of the vocabulary where there is no text tower
+    record: dict[str, Any] = field(default_factory=dict)
+    """Provenance: protocol, seed, steps, versions, last evaluation."""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, full: bool = False) -> Path:
+    """Write a checkpoint folder under a temporary name and rename it; a folder of that name is replaced.
+
+    Args:
+        folder: where to.
+        checkpoint: what to.
+        full: store CLIP's own weights too; always done where no hash could find them again.
+    """
+    full = full or not checkpoint.clip_fingerprint
+    state = {name: tensor for name, tensor in checkpoint.model.state_dict().items() if full or not name.startswith(_TOWER)}
+    if full and checkpoint.text_encoder is not None:
+        state |= {_TEXT + name: tensor for name, tensor in checkpoint.text_encoder.tower.state_dict().items()}
+    if checkpoint.text is not None:
+        state[_EMBEDDINGS] = checkpoint.text
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, new / WEIGHTS, metadata={"format": "pt"})
+        (new / SETTINGS).write_text(yaml.safe_dump(config_to_dict(checkpoint.config), sort_keys=False), encoding="utf-8")
+        record = _build_record(checkpoint, full=full)
+        (new / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (new / CARD).write_text(_build_card(checkpoint, record), encoding="utf-8")
+        if folder.exists():
+            if not (folder / RECORD).is_file():
+                raise FileExistsError(f"{folder} exists and is not a checkpoint; choose another place")
+            os.replace(folder, Path(temporary) / "old")
+        os.replace(new, folder)
+    return folder
+
+
+def load_checkpoint(folder: Path, clip_weights: str | None = None) -> Checkpoint:
+    """Rebuild the model that `folder` holds, in eval mode.
+
+    Args:
+        folder: a checkpoint folder.
+        clip_weights: place of the CLIP weights instead of the recorded one; their hash must still agree.
+
+    Raises:
+        FileNotFoundError: no such folder, a file of it is missing, or CLIP's weights are not to be had.
+        ValueError: a damaged file, weights that do not fit (the keys are named), another CLIP than the recorded one.
+    """
+    record, config = read_record(folder), read_config(folder)
+    state = _read_weights(folder / WEIGHTS)
+    clip = load_clip(_clip_settings(config, record, clip_weights))
+    if not record["clip_stored"] and clip.fingerprint != record["clip_fingerprint"]:
+        raise ValueError(
+            f"{folder} was trained on another CLIP: its weights have hash {record['clip_fingerprint'][:16]}..., those of "
+            f"{config.model.clip.name} {clip_weights or config.model.clip.weights} have {clip.fingerprint[:16]}..."
+        )
+    if record["clip_stored"]:
+        clip = dataclasses.replace(clip, fingerprint=record["clip_fingerprint"])
+    encoder = _load_text(clip, {name[len(_TEXT) :]: state.pop(name) for name in list(state) if name.startswith(_TEXT)}, folder)
+    text = state.pop(_EMBEDDINGS, None)
+    model = build_segmenter(config.model, clip)
+    load_strictly(model, state, folder, without_tower=not record["clip_stored"])
+    vocabulary = vocabulary_from_dict(record["vocabulary"], str(folder / RECORD))
+    architecture = record.get("clip_architecture") or clip.architecture
+    return Checkpoint(
+        model.eval(), encoder, config, vocabulary, tuple(record["templates"]), record["clip_fingerprint"], architecture, text, record
+    )
+
+
+def read_config(folder: Path) -> Config:
+    """The settings in a checkpoint folder."""
+    return load_config(folder / SETTINGS)
+
+
+def load_config(path: Path) -> Config:
+    """Settings from a YAML file that states only what differs from the defaults."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no settings at {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
+    return config_from_dict(Config, values, str(path))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The provenance record of a checkpoint folder, checked."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no checkpoint at {folder}: give a folder that holds {WEIGHTS}, {SETTINGS} and {RECORD}")
+    missing = [name for name in (WEIGHTS, SETTINGS, RECORD) if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} is not a whole checkpoint: {missing} missing")
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / RECORD} is damaged: {error}") from error
+    wanted = {"format", "vocabulary", "templates", "clip_fingerprint", "clip_stored"}
+    if not isinstance(record, dict) or not wanted <= record.keys():
+        raise ValueError(f"{folder / RECORD} is not a record of this program: {sorted(wanted)} expected")
+    if record["format"] != FORMAT:
+        raise ValueError(f"{folder} has format {record['format']}, this version reads {FORMAT}; update cascade-clip")
+    return record
+
+
+def load_strictly(model: Segmenter, state: Mapping[str, Tensor], source: Path, *, without_tower: bool = False) -> None:
+    """Load weights, naming every key and shape that does not fit."""
+    own = model.state_dict()
+    expected = {name for name in own if not (without_tower and name.startswith(_TOWER))}
+    missing, unexpected = sorted(expected - state.keys()), sorted(state.keys() - expected)
+    shapes = [
+        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+        for name in sorted(expected & state.keys())
+        if state[name].shape != own[name].shape
+    ]
+    if missing or unexpected or shapes:
+        raise ValueError(
+            f"{source} does not fit its settings: missing {_few(missing)}, unexpected {_few(unexpected)}, other shapes {_few(shapes)}"
+        )
+    model.load_state_dict(dict(state), strict=False)
+
+
+def read_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide results."""
+    names = ("cascade-clip", "torch", "torchvision", "open_clip_torch", "lightning", "numpy", "pillow", "safetensors")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def vocabulary_from_dict(values: Mapping[str, Any], where: str) -> Vocabulary:
+    """A vocabulary from the plain values of a record."""
+    try:
+        return Vocabulary(
+            names=tuple(values["names"]),
+            synonyms=tuple(tuple(group) for group in values["synonyms"]),
+            colors=tuple((int(red), int(green), int(blue)) for red, green, blue in values["colors"]),
+            unseen=tuple(values["unseen"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the vocabulary in {where} is damaged: {error}") from error
+
+
+def _few(names: list[str]) -> str:
+    return f"{names[:5]}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); get it again") from error
+
+
+def _clip_settings(config: Config, record: Mapping[str, Any], clip_weights: str | None) -> ClipConfig:
+    """Where to take CLIP from: nowhere when it is stored in the folder, else from the recorded or the given place."""
+    clip = config.model.clip
+    if record["clip_stored"]:
+        clip = dataclasses.replace(clip, weights="random", tokenizer=record.get("text_stored", True))
+        architecture = record.get("clip_architecture")
+        return dataclasses.replace(clip, name="stored", architecture=architecture) if architecture else clip
+    if clip_weights is not None:
+        clip = dataclasses.replace(clip, weights=clip_weights, sha256="any")
+    return clip
+
+
+def _load_text(clip: LoadedClip, state: dict[str, Tensor], folder: Path) -> TextEncoder | None:
+    encoder = build_text_encoder(clip)
+    if encoder is not None and state:
+        missing, unexpected = encoder.tower.load_state_dict(state, strict=False)
+        if missing or unexpected:
+            raise ValueError(f"{folder}: the text tower does not fit: missing {_few(missing)}, unexpected {_few(unexpected)}")
+        encoder = TextEncoder(encoder.tower, encoder.tokenizer)  # the fingerprint of the weights just loaded
+    return encoder
+
+
+def _build_record(checkpoint: Checkpoint, *, full: bool) -> dict[str, Any]:
+    vocabulary = checkpoint.vocabulary
+    return {
+        **checkpoint.record,
+        "format": FORMAT,
+        "clip_fingerprint": checkpoint.clip_fingerprint,
+        "clip_stored": full,
+        "clip_architecture": checkpoint.clip_architecture if full else None,
+        "text_stored": full and checkpoint.text_encoder is not None,
+        "templates": list(checkpoint.templates),
+        "vocabulary": {
+            "names": list(vocabulary.names),
+            "synonyms": [list(group) for group in vocabulary.synonyms],
+            "colors": [list(color) for color in vocabulary.colors],
+            "unseen": list(vocabulary.unseen),
+        },
+        "saved": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": read_versions(),
+    }
+
+
+def _build_card(checkpoint: Checkpoint, record: Mapping[str, Any]) -> str:
+    model, train = checkpoint.config.model, checkpoint.config.train
+    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters() if parameter.requires_grad)
+    lines = [
+        "# Cascade-CLIP checkpoint",
+        "",
+        f"- CLIP: {model.clip.name}, weights {model.clip.weights} ({'stored here' if record['clip_stored'] else 'not stored here'})",
+        f"- stages: {[list(stage) for stage in model.stages]}, {parameters:,} trained parameters",
+        f"- protocol: {record.get('protocol', train.protocol)}, steps: {record.get('steps', 'unknown')}, seed: {train.seed}",
+        f"- {len(checkpoint.vocabulary.names)} class names, unseen: {', '.join(checkpoint.vocabulary.unseen) or 'none'}",
+        f"- saved {record['saved']} by cascade-clip {record['versions']['cascade-clip']}, torch {record['versions']['torch']}",
+    ]
+    evaluation = cast(Mapping[str, Any] | None, record.get("evaluation"))
+    if evaluation:
+        lines.append(f"- last evaluation: {json.dumps(evaluation.get('summary', evaluation))}")
+    licence = record.get("licence", "as the CLIP weights and the training data; none is granted here")
+    return "\n".join([*lines, f"- licence of these weights: {licence}", ""])

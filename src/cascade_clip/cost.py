@@ -1,0 +1,97 @@
+"""What a model costs: parameters and floating-point operations, counted our way and the published way.
+
+The released program builds weights that reach no output (self-attention between classes, and all but query and key of each last
+decoder layer). The published counts include them; ours do not have them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from cascade_clip.clip import load_clip
+from cascade_clip.config import ModelConfig
+from cascade_clip.model import Segmenter, build_segmenter
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and operations of one forward pass."""
+
+    image_side: int
+    parameters: int
+    """Image side, without the text tower."""
+    text_parameters: int
+    """CLIP's text tower, without its logit scale."""
+    trained: int
+    """Parameters that receive a gradient."""
+    dead_parameters: int
+    """Weights of the released program that reach no output."""
+    flops: int
+    """Floating-point operations of one image (two per multiply-add)."""
+    dead_flops: int
+    """Operations of the released program that reach no output."""
+
+    @property
+    def published_parameters(self) -> int:
+        """All parameters as the paper counts them: with the text tower and the dead weights."""
+        return self.parameters + self.text_parameters + self.dead_parameters
+
+    @property
+    def published_trained(self) -> int:
+        """Parameters marked trainable in the released program."""
+        return self.trained + self.dead_parameters
+
+    @property
+    def published_flops(self) -> int:
+        """Operations with the dead ones."""
+        return self.flops + self.dead_flops
+
+
+def count_cost(config: ModelConfig, classes: int, side: int = 512) -> Cost:
+    """Count what one image of `side` x `side` pixels costs with `classes` class names; weights are not loaded."""
+    clip = load_clip(dataclasses.replace(config.clip, weights="random", sha256="any"))
+    text = 0 if clip.text is None else sum(p.numel() for name, p in clip.text.named_parameters() if "logit" not in name)
+    model = build_segmenter(config, clip)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    stages = len(config.stages)
+    return Cost(
+        side, parameters, text, trained, dead_parameters(config, model.joint_width) * stages,
+        count_flops(model, classes, side), dead_flops(config, model, classes, side) * stages,
+    )  # fmt: skip
+
+
+def dead_parameters(config: ModelConfig, width: int) -> int:
+    """Weights per decoder that the released program builds and that reach no output."""
+    inner = config.decoder.feedforward
+    self_attention = 4 * width * width + 4 * width + 2 * width  # with its norm, in every layer
+    last_layer = 2 * (width * width + width) + (2 * width * inner + inner + width) + 2 * 2 * width  # value, output, feed-forward, norms
+    return config.decoder.layers * self_attention + last_layer
+
+
+def dead_flops(config: ModelConfig, model: Segmenter, classes: int, side: int) -> int:
+    """Operations per decoder that the released program spends on the dead half of its last layer."""
+    width, inner = model.joint_width, config.decoder.feedforward
+    patches = (-(-side // model.patch_size)) ** 2
+    products = patches * width * width + classes * width * width + 2 * classes * width * inner + classes * patches * width
+    return 2 * products
+
+
+def count_flops(model: Segmenter, classes: int, side: int) -> int:
+    """Floating-point operations of one forward pass by torch's counter, on the meta device."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see inside the fused call
+    try:
+        ghost = model.to("meta").eval()
+        images: Tensor = torch.empty(1, 3, side, side, device="meta")
+        text = torch.empty(classes, model.joint_width, device="meta")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            ghost(images, text)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return int(counter.get_total_flops())

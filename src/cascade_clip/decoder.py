@@ -1,0 +1,103 @@
+"""Text-image decoder: class queries attend to patches; the last attention map is the mask (paper section 3.2).
+
+There is no self-attention between classes, so the mask of a class does not depend on which other classes are asked for.
+Letters: B images, C classes, N patches, D joint width.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cascade_clip.config import DecoderConfig
+
+
+class MaskAttention(nn.Module):
+    """Scaled dot products between class queries and patches, averaged over heads, before any softmax."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Compare queries and patches of the given width in `heads` heads."""
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"model.decoder.heads must divide the joint width {width}, got {heads}")
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+
+    def mask_logits(self, queries: Tensor, patches: Tensor) -> Tensor:
+        """Mask logits (B, C, N) of queries (B, C, D) over patches (B, N, D), in float32 whatever the autocast."""
+        query, key = self.query(queries), self.key(patches)  # (B, C, D), (B, N, D)
+        # The mean over heads of per-head products is one product over the full width.
+        scale = 1 / (self.heads * (query.shape[-1] / self.heads) ** 0.5)
+        with torch.autocast(query.device.type, enabled=False):
+            logits: Tensor = (query.float() * scale) @ key.float().transpose(1, 2)  # (B, C, N)
+        return logits
+
+
+class CrossAttention(MaskAttention):
+    """Multi-head attention from class queries to patches."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        """Attend with `heads` heads and dropout on the attention weights."""
+        super().__init__(width, heads)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.dropout = dropout
+
+    def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
+        """Values of the patches (B, N, D) gathered for queries (B, C, D)."""
+        query = self._split(self.query(queries))  # (B, heads, C, D/heads)
+        key, value = self._split(self.key(patches)), self._split(self.value(patches))  # (B, heads, N, D/heads)
+        gathered = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        result: Tensor = self.output(gathered.transpose(1, 2).flatten(2))  # (B, C, D)
+        return result
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        heads: Tensor = tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, tokens, D/heads)
+        return heads
+
+
+class DecoderLayer(nn.Module):
+    """Cross attention and feed-forward, each with residual and post-norm."""
+
+    def __init__(self, width: int, config: DecoderConfig) -> None:
+        """Build a layer of the given width."""
+        super().__init__()
+        self.attention = CrossAttention(width, config.heads, config.dropout)
+        self.attention_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, config.feedforward)
+        self.contract = nn.Linear(config.feedforward, width)
+        self.feedforward_norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
+        """Refine class queries (B, C, D) with patches (B, N, D)."""
+        queries = self.attention_norm(queries + self.dropout(self.attention(queries, patches)))  # (B, C, D)
+        hidden = self.dropout(F.relu(self.expand(queries)))  # (B, C, feedforward)
+        refined: Tensor = self.feedforward_norm(queries + self.dropout(self.contract(hidden)))  # (B, C, D)
+        return refined
+
+
+class Decoder(nn.Module):
+    """Layers that refine the class queries, and a last attention whose logits are the masks.
+
+    Of the last layer only query and key reach an output, so only they exist here.
+    """
+
+    def __init__(self, width: int, config: DecoderConfig) -> None:
+        """Build `config.layers` layers; they start as identical copies, as in the released program."""
+        super().__init__()
+        first = DecoderLayer(width, config)
+        self.layers = nn.ModuleList(copy.deepcopy(first) for _ in range(config.layers - 1))
+        self.mask_attention = MaskAttention(width, config.heads)
+        self.mask_attention.query.load_state_dict(first.attention.query.state_dict())
+        self.mask_attention.key.load_state_dict(first.attention.key.state_dict())
+
+    def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
+        """Mask logits (B, C, N) of class queries (B, C, D) over patches (B, N, D)."""
+        for layer in self.layers:
+            queries = layer(queries, patches)  # (B, C, D)
+        return self.mask_attention.mask_logits(queries, patches)  # (B, C, N)

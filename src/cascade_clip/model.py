@@ -1,0 +1,139 @@
+"""Cascade-CLIP as a network: backbone features, stages, class queries, decoders, and their sum (paper Figure 3).
+
+Letters: B images, C classes, N = h x w patches, D joint width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from cascade_clip.aggregation import build_aggregation
+from cascade_clip.backbone import BlockFeatures, Grid, ImageBackbone, OpenClipTower, TapProjections, TimmTower, Tower, VisualPrompts
+from cascade_clip.clip import LoadedClip, load_clip
+from cascade_clip.config import ModelConfig
+from cascade_clip.decoder import Decoder
+
+
+class StageMasks(NamedTuple):
+    """Mask logits of every stage, before they are summed."""
+
+    stages: tuple[Tensor, ...]  # each (B, C, h, w)
+
+    @property
+    def total(self) -> Tensor:
+        """The cascade: the sum over stages, (B, C, h, w)."""
+        return torch.stack(self.stages).sum(dim=0) if len(self.stages) > 1 else self.stages[0]
+
+
+class Segmenter(nn.Module):
+    """Images and text embeddings to mask logits at patch resolution."""
+
+    def __init__(
+        self,
+        backbone: ImageBackbone,
+        stages: Sequence[Sequence[int]],
+        aggregations: Iterable[nn.Module],
+        queries: Sequence[nn.Module],
+        decoders: Iterable[nn.Module],
+    ) -> None:
+        """Join the parts: one aggregation and one decoder per stage, and one query projection per stage or one for all."""
+        super().__init__()
+        self.backbone = backbone
+        self.stages = tuple(tuple(stage) for stage in stages)
+        self.aggregations = nn.ModuleList(aggregations)
+        self.queries = nn.ModuleList(queries)
+        self.decoders = nn.ModuleList(decoders)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of one image patch, in pixels."""
+        return self.backbone.patch_size
+
+    @property
+    def joint_width(self) -> int:
+        """Width D of text embeddings."""
+        return self.backbone.joint_width
+
+    def forward(self, images: Tensor, text: Tensor) -> Tensor:
+        """Mask logits (B, C, h, w) of normalised images (B, 3, H, W) for text embeddings (C, D)."""
+        return self.stage_masks(images, text).total
+
+    def features(self, images: Tensor, blocks: Iterable[int] | None = None, *, projected: bool = True) -> BlockFeatures:
+        """Dense features of blocks counted from 1 (default: those of the stages), for images of any size.
+
+        With `projected` they are unit vectors of CLIP's joint space, which exist for the blocks of the stages and for the last one;
+        without, the hidden states of any block.
+        """
+        wanted = [block for stage in self.stages for block in stage] if blocks is None else blocks
+        return cast(BlockFeatures, self.backbone(images, wanted, projected=projected))
+
+    def stage_masks(self, images: Tensor, text: Tensor) -> StageMasks:
+        """Mask logits of every stage for normalised images (B, 3, H, W) and text embeddings (C, D)."""
+        return self.decode(self.features(images), text)
+
+    def decode(self, features: BlockFeatures, text: Tensor) -> StageMasks:
+        """Mask logits of every stage from features made once; ask again with other text embeddings (C, D)."""
+        self._check_text(text)
+        text = text.to(features.class_token)  # (C, D)
+        relation = relation_descriptor(features.class_token, text)  # (B, C, 2D)
+        masks = []
+        for index, stage in enumerate(self.stages):
+            memory = self.aggregations[index]([features.patches[block] for block in stage])  # (B, N, D)
+            queries = self.queries[min(index, len(self.queries) - 1)](relation)  # (B, C, D)
+            masks.append(self.decoders[index](queries, memory).unflatten(-1, features.grid))  # (B, C, h, w)
+        return StageMasks(tuple(masks))
+
+    def _check_text(self, text: Tensor) -> None:
+        if text.ndim != 2 or text.shape[1] != self.joint_width or len(text) == 0:
+            raise ValueError(f"text embeddings must have shape (classes, {self.joint_width}), got {tuple(text.shape)}")
+
+
+def relation_descriptor(class_token: Tensor, text: Tensor) -> Tensor:
+    """q = [T * g ; T]: (B, C, 2D) from image embeddings g (B, D) and text embeddings T (C, D) (paper Eq. 5)."""
+    product = text[None] * class_token[:, None]  # (B, C, D)
+    return torch.cat([product, text.expand_as(product)], dim=-1)  # (B, C, 2D)
+
+
+def build_tower(visual: nn.Module, position_grid: Grid | None, *, class_embedding_twice: bool) -> Tower:
+    """The adapter for one of open_clip's image towers.
+
+    Raises:
+        ValueError: the tower is not a plain ViT.
+    """
+    if hasattr(visual, "conv1") and hasattr(visual, "class_embedding"):
+        return OpenClipTower(visual, position_grid, class_embedding_twice=class_embedding_twice)
+    if hasattr(visual, "trunk") and hasattr(visual.trunk, "blocks") and hasattr(visual.trunk, "patch_embed"):
+        return TimmTower(visual, position_grid)
+    raise ValueError(f"{type(visual).__name__} is not a plain ViT; choose a ViT model of open_clip such as ViT-B-16-quickgelu")
+
+
+def build_segmenter(config: ModelConfig, clip: LoadedClip | None = None) -> Segmenter:
+    """Choose and join the parts of a model: the only place where that happens.
+
+    Args:
+        config: the settings.
+        clip: the CLIP to build on, consumed by this call; loaded from `config.clip` when None.
+    """
+    clip = clip or load_clip(config.clip)
+    tower = build_tower(clip.visual, config.position_grid, class_embedding_twice=config.class_embedding_twice)
+    depth, width = len(tower.blocks), tower.joint_width
+    used = sorted({block for stage in config.stages for block in stage})
+    if used[-1] > depth:
+        raise ValueError(f"model.stages names block {used[-1]}, but {config.clip.name} has blocks 1 to {depth}")
+    prompts = None
+    if config.prompts.kind != "none":
+        prompts = VisualPrompts(config.prompts, depth, tower.width, tower.patch_size)
+    middle = [block for block in used if block < depth]
+    taps = TapProjections(middle, tower, config.projection) if middle else None
+    projections = len(config.stages) if config.queries == "independent" else 1
+    return Segmenter(
+        ImageBackbone(tower, prompts, taps),
+        config.stages,
+        [build_aggregation(config.aggregation, len(stage), width) for stage in config.stages],
+        [nn.Linear(2 * width, width) for _ in range(projections)],
+        [Decoder(width, config.decoder) for _ in config.stages],
+    )

@@ -1,0 +1,121 @@
+"""Class names to text embeddings T (C, D), through templates and CLIP's frozen text tower (method section 1).
+
+Letters: C classes, D joint width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cascade_clip.clip import LoadedClip, Tokenizer, fingerprint_weights
+
+logger = logging.getLogger(__name__)
+
+
+class TextEncoder:
+    """CLIP's text tower with its tokenizer; embeddings are kept on disk per weights, words and templates."""
+
+    def __init__(self, tower: nn.Module, tokenizer: Tokenizer, fingerprint: str = "") -> None:
+        """Use open_clip's model `tower` (only its text side is called) and its tokenizer.
+
+        `fingerprint` identifies the weights in the disk cache; without one it is computed.
+        """
+        self.tower = tower.eval()
+        self.tokenizer = tokenizer
+        self.fingerprint = fingerprint or fingerprint_weights(tower.state_dict())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tower lies."""
+        return next(self.tower.parameters()).device
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str], batch: int = 256) -> Tensor:
+        """Unit embeddings (prompts, D), float32, of whole prompts."""
+        parts = []
+        for start in range(0, len(prompts), batch):
+            tokens = self.tokenizer(list(prompts[start : start + batch])).to(self.device)  # (prompts, context)
+            parts.append(F.normalize(self.tower.encode_text(tokens).float(), dim=-1))  # type: ignore[operator]
+        return torch.cat(parts)  # (prompts, D)
+
+    def embed(self, words: Sequence[Sequence[str]], templates: Sequence[str]) -> Tensor:
+        """Text embeddings (C, D) of classes that are each a list of words (the name and its synonyms).
+
+        Per word: the mean over templates of unit prompt embeddings, made unit again; then the same over the words of a class.
+        """
+        cache = _cache_file(self.fingerprint, words, templates)
+        found = _read_cache(cache)
+        if found is not None:
+            return torch.from_numpy(found)
+        flat = [word for group in words for word in group]
+        embedded = self.encode([template.replace("{}", word) for word in flat for template in templates])  # (words * templates, D)
+        per_word = F.normalize(embedded.unflatten(0, (len(flat), len(templates))).mean(dim=1), dim=-1)  # (words, D)
+        groups = per_word.split([len(group) for group in words])
+        result = torch.stack([F.normalize(group.mean(dim=0), dim=-1) for group in groups]).cpu()  # (C, D)
+        result = result.clone()
+        _write_cache(cache, result.numpy())
+        return result
+
+
+def build_text_encoder(clip: LoadedClip) -> TextEncoder | None:
+    """The text side of a loaded CLIP; None when it was loaded without one."""
+    if clip.text is None or clip.tokenizer is None:
+        return None
+    return TextEncoder(clip.text, clip.tokenizer, clip.fingerprint)
+
+
+def load_embeddings(path: Path, classes: int, width: int) -> Tensor:
+    """Text embeddings from a .npy file, shape (classes, width), float16 or float32, as float32 and not normalised again."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no text embeddings at {path}")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is not a .npy file of numbers: {error}") from error
+    if array.shape != (classes, width) or array.dtype.kind != "f":
+        raise ValueError(f"{path} must hold floats of shape ({classes}, {width}), one row per class name, got {array.dtype} {array.shape}")
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def _cache_file(fingerprint: str, words: Sequence[Sequence[str]], templates: Sequence[str]) -> Path:
+    key = json.dumps([1, fingerprint, [list(group) for group in words], list(templates)])
+    base = os.environ.get("CASCADE_CLIP_CACHE")
+    folder = Path(base) if base else Path(tempfile.gettempdir()) if not _home() else cast(Path, _home()) / ".cache" / "cascade_clip"
+    return folder / "text" / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+
+
+def _home() -> Path | None:
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def _read_cache(path: Path) -> np.ndarray | None:
+    try:
+        return cast(np.ndarray, np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _write_cache(path: Path, array: np.ndarray) -> None:
+    """Write under a temporary name and rename; a folder that cannot be written only costs time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
+            np.save(file, array)
+        os.replace(file.name, path)
+    except OSError as error:
+        logger.info("text embeddings are not kept: %s", error)
