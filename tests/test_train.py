@@ -1,0 +1,196 @@
+"""Training end to end on tiny data: batch splits, ranks, resume, protocols, and what must not leak."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_MODEL
+from PIL import Image
+
+from cascade_clip.checkpoint import load_checkpoint
+from cascade_clip.config import Config, config_from_dict
+from cascade_clip.data import build_dataset
+from cascade_clip.train import SegmentationTask, fit, prepare
+
+NAMES = ("cat", "dog", "grass", "sky")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight images with masks of four classes and some ignored pixels."""
+    root = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (root / kind).mkdir()
+    for index in range(8):
+        mask = generator.integers(0, 4, (3, 4)).repeat(24, 0).repeat(24, 1).astype(np.uint8)
+        mask[:4] = 255
+        pixels = (mask[..., None] * 50 + generator.integers(0, 50, (*mask.shape, 3))).astype(np.uint8)
+        Image.fromarray(mask).save(root / "masks" / f"{index}.png")
+        Image.fromarray(pixels).save(root / "images" / f"{index}.png")
+    (root / "classes.txt").write_text("\n".join(NAMES))
+    return root
+
+
+def tiny_config(folders: Path, model: dict[str, Any] | None = None, **train: Any) -> Config:
+    values = {
+        "model": {**TINY_MODEL, **(model or {})},
+        "data": {
+            "images": str(folders / "images"),
+            "masks": str(folders / "masks"),
+            "classes": str(folders / "classes.txt"),
+            "unseen": "sky",
+            "workers": 0,
+        },
+        "train": {
+            "steps": 4,
+            "batch_size": 4,
+            "augment": {"scale": [128, 64], "crop": 64},
+            "optimizer": {"warmup_steps": 2, "learning_rate": 1e-3},
+            "device": "cpu",
+            "save_every": 2,
+            "log_every": 1,
+            **train,
+        },
+        "inference": {"window": 64, "stride": 48},
+    }
+    return config_from_dict(Config, values)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_checkpoint(folder / "model").model.state_dict())
+
+
+def largest_gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def test_a_run_writes_a_checkpoint_and_a_log(folders: Path, tmp_path: Path) -> None:
+    config = tiny_config(folders)
+    fit(config, tmp_path / "run")
+    found = load_checkpoint(tmp_path / "run" / "model")
+    assert found.vocabulary.names == NAMES
+    assert found.vocabulary.unseen == ("sky",)
+    assert found.config == config
+    assert found.record["protocol"] == "inductive"
+    assert found.record["steps"] == 4
+    log = (tmp_path / "run" / "log" / "metrics.csv").read_text().splitlines()
+    assert {"loss", "focal", "dice", "learning_rate"} <= set(log[0].split(","))
+    assert len(log) == 1 + 4
+    start = prepare(config, build_dataset(config.data)).model
+    moved = {name for name, value in found.model.state_dict().items() if not torch.equal(value, start.state_dict()[name])}
+    assert moved == {name for name, parameter in start.named_parameters() if parameter.requires_grad}
+
+
+def gradients(config: Config, images: torch.Tensor, labels: torch.Tensor) -> tuple[dict[str, torch.Tensor], float]:
+    checkpoint = prepare(config, build_dataset(config.data))
+    task = SegmentationTask(checkpoint.model, checkpoint.text, torch.tensor(checkpoint.vocabulary.seen_mask), config)
+    result = task.accumulate_gradients(images, labels)
+    return {name: parameter.grad for name, parameter in task.model.named_parameters() if parameter.grad is not None}, float(result.total)
+
+
+@pytest.mark.parametrize("protocol", ["inductive", "transductive", "supervised"])
+def test_micro_batches_give_the_gradient_of_the_batch(folders: Path, protocol: str) -> None:
+    """Images weigh by their present classes, so a mean over micro-batches would be another gradient."""
+    torch.manual_seed(3)
+    images, labels = torch.randn(4, 3, 64, 64), torch.randint(-1, 4, (4, 64, 64))
+    labels[0] = -1  # nothing present
+    labels[1] = 2  # one class present
+    whole, loss = gradients(tiny_config(folders, protocol=protocol), images, labels)
+    for share in (1, 2):
+        split, split_loss = gradients(tiny_config(folders, protocol=protocol, micro_batch=share), images, labels)
+        assert split_loss == pytest.approx(loss, rel=1e-5)
+        for name, gradient in whole.items():
+            if name.endswith("attention.key.bias") and "mask_attention" not in name:
+                continue  # its true gradient is 0: what is there is rounding
+            torch.testing.assert_close(split[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_train_as_one(folders: Path, tmp_path: Path) -> None:
+    """Two ranks with half of the batch each: same losses and weights to 1e-5, the normaliser averaged over ranks included."""
+    script = (
+        "import sys, pickle; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "from test_train import tiny_config; from cascade_clip.train import fit\n"
+        "fit(tiny_config(Path(sys.argv[2]), devices=int(sys.argv[4])), Path(sys.argv[3]))\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    for devices in (1, 2):
+        command = [sys.executable, tmp_path / "run.py", str(Path(__file__).parent), str(folders), str(tmp_path / str(devices)), str(devices)]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert largest_gap(weights(tmp_path / "1"), weights(tmp_path / "2")) < 1e-5
+    logs = [np.genfromtxt(tmp_path / str(devices) / "log" / "metrics.csv", delimiter=",", names=True) for devices in (1, 2)]
+    assert np.allclose(logs[0]["masks"], logs[1]["masks"] * 1.0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_run_is_the_uninterrupted_run(folders: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, with dropout and whatever the number of workers."""
+    dropout = {"prompts": {"tokens": 3, "dropout": 0.1}, "decoder": {"heads": 4, "feedforward": 128, "dropout": 0.1}}
+    config = tiny_config(folders, dropout)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=workers))
+    fit(config, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    step = SegmentationTask.training_step
+
+    def dies_at_step_3(self: SegmentationTask, batch: Any, index: int) -> None:
+        if self.global_step == 3:
+            raise Killed
+        step(self, batch, index)
+
+    monkeypatch.setattr(SegmentationTask, "training_step", dies_at_step_3)
+    with pytest.raises(Killed):
+        fit(config, tmp_path / "part")
+    monkeypatch.setattr(SegmentationTask, "training_step", step)
+    fit(config, tmp_path / "part", resume=True)
+    assert largest_gap(weights(tmp_path / "whole"), weights(tmp_path / "part")) == 0
+
+
+def test_unseen_labels_leave_no_trace(folders: Path, tmp_path: Path) -> None:
+    """Inductive training with the unseen labels scrambled into ignored pixels gives the same bits."""
+    scrambled = tmp_path / "scrambled"
+    scrambled.mkdir()
+    for path in (folders / "masks").iterdir():
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.where(mask == 3, 255, mask).astype(np.uint8)).save(scrambled / path.name)
+    crop_rule_off = {"augment": {"scale": [128, 64], "crop": 64, "largest_share": 2.0}}  # the crop rule looks at all labels
+    first = tiny_config(folders, **crop_rule_off)
+    second = dataclasses.replace(first, data=dataclasses.replace(first.data, masks=str(scrambled)))
+    fit(first, tmp_path / "first")
+    fit(second, tmp_path / "second")
+    assert largest_gap(weights(tmp_path / "first"), weights(tmp_path / "second")) == 0
+
+
+def test_transductive_runs_both_stages(folders: Path, tmp_path: Path) -> None:
+    fit(tiny_config(folders, protocol="transductive"), tmp_path / "run")
+    first, second = load_checkpoint(tmp_path / "run" / "stage1" / "model"), load_checkpoint(tmp_path / "run" / "model")
+    assert first.record["protocol"] == "inductive"
+    assert first.config.train.schedule_steps == 8  # the half of the full schedule
+    assert second.record["protocol"] == "transductive"
+    assert second.config.train.init_from == str(tmp_path / "run" / "stage1" / "model")
+
+
+def test_a_run_folder_is_not_overwritten(folders: Path, tmp_path: Path) -> None:
+    fit(tiny_config(folders, steps=1), tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run already"):
+        fit(tiny_config(folders, steps=1), tmp_path / "run")
+    with pytest.raises(ValueError, match="other settings"):
+        fit(tiny_config(folders, steps=2), tmp_path / "run", resume=True)
+
+
+def test_non_finite_loss_stops_the_run(folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="at step"):
+        fit(tiny_config(folders, loss={"focal": float("inf")}), tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
