@@ -13,8 +13,14 @@ import pytest
 import torch
 import yaml
 
+from cascade_clip.checkpoint import Checkpoint, save_checkpoint
+from cascade_clip.clip import load_clip
+from cascade_clip.config import Config, config_from_dict
 from cascade_clip.importer import import_released
+from cascade_clip.model import build_segmenter
 from cascade_clip.predictor import Predictor, load_predictor
+from cascade_clip.text import build_text_encoder
+from cascade_clip.vocabulary import load_vocabulary
 
 os.environ.setdefault("CASCADE_CLIP_CACHE", tempfile.mkdtemp(prefix="cascade-clip-tests-"))
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -89,3 +95,20 @@ def cascade(cascade_folder: Path) -> Predictor:
 @pytest.fixture
 def zegclip(zegclip_folder: Path) -> Predictor:
     return load_predictor(zegclip_folder, device="cpu")
+
+
+def build_tiny(model: Mapping[str, Any] | None = None, classes: str = "cat, dog, grass", unseen: str = "grass") -> Checkpoint:
+    """A tiny cascade with random weights and a text tower."""
+    values = {**TINY_SETTINGS, "model": dict(model or TINY_MODEL), "data": {"classes": classes, "unseen": unseen}}
+    config = config_from_dict(Config, values)
+    torch.manual_seed(0)
+    clip = load_clip(config.model.clip)
+    encoder = build_text_encoder(clip)
+    vocabulary = load_vocabulary(classes, unseen)
+    segmenter = build_segmenter(config.model, clip).eval()
+    return Checkpoint(segmenter, encoder, config, vocabulary, ("a photo of a {}",), clip.fingerprint, clip.architecture)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("tiny") / "model", build_tiny())

@@ -12,19 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_CLIP, TINY_SETTINGS, import_reference, read_reference, tensor
 from torch import Tensor
-from torch.nn import functional as F
 
 from cascade_clip.backbone import resize_positions
-from cascade_clip.clip import load_clip
-from cascade_clip.config import ClipConfig, Config, OptimizerConfig, config_from_dict
+from cascade_clip.config import Config, OptimizerConfig
 from cascade_clip.importer import convert_released
 from cascade_clip.losses import dense_losses, present_pairs, upsample
 from cascade_clip.model import relation_descriptor
 from cascade_clip.predictor import Predictor, list_windows, load_predictor
-from cascade_clip.text import build_text_encoder
 from cascade_clip.train import SegmentationTask, learning_rate
+from conftest import TINY_SETTINGS, import_reference, read_reference, tensor
 
 FEATURES, SCORES = 3e-5, 3e-6
 ROWS: list[tuple[str, float, float]] = []

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_MODEL
 from PIL import Image
 
 from cascade_clip.checkpoint import load_checkpoint
 from cascade_clip.config import Config, config_from_dict
 from cascade_clip.data import build_dataset
 from cascade_clip.train import SegmentationTask, fit, prepare
+from conftest import TINY_MODEL
 
 NAMES = ("cat", "dog", "grass", "sky")
 

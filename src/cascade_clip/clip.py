@@ -319,7 +319,7 @@ def is_torchscript(path: Path) -> bool:
 
 def _read_archive(path: Path) -> dict[str, Tensor]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but it is the format of these files
         state = torch.jit.load(str(path), map_location="cpu").state_dict()
     return {name: tensor for name, tensor in state.items() if name not in _SETTINGS_IN_ARCHIVE}
 

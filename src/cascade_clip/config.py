@@ -178,7 +178,7 @@ class InferenceConfig:
 class DataConfig:
     """Where images, masks and class names lie."""
 
-    name: str = "folder"
+    name: Literal["folder", "sandbox"] = "folder"
     """`folder`: the two folders below; `sandbox`: the built-in world, which needs no files."""
     images: str = ""
     """Folder of images."""
@@ -196,12 +196,17 @@ class DataConfig:
     text_embeddings: str = ""
     """A .npy file (classes, width) to use instead of the text tower, rows in label order."""
     limit: int = 0
-    """Use the first N images only; 0 means all."""
+    """Use the first N images only; 0 means all (in the sandbox: 100,000 scenes)."""
+    seed: int = 0
+    """Which scenes of the sandbox; other seeds give fresh ones."""
+    size: int = 128
+    """Side of the sandbox's scenes, in pixels."""
     workers: int = 2
     """Processes that load and augment images."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _check(self.size >= 16, f"data.size must be at least 16, got {self.size}")
         _check(self.limit >= 0, f"data.limit must be 0 (all) or more, got {self.limit}")
         _check(self.workers >= 0, f"data.workers must be 0 or more, got {self.workers}")
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from cascade_clip.config import DataConfig
 from cascade_clip.datasets.folder import Sample, SegmentationFolder
+from cascade_clip.sandbox.scenes import CLASS_NAMES, PALETTE, UNSEEN_NAMES, SceneConfig, make_scene
 from cascade_clip.vocabulary import Vocabulary, load_templates, load_vocabulary
+
+SANDBOX_SCENES = 100_000
+"""Length of the built-in data set where no limit is set."""
 
 
 class LabelledImages(Protocol):
@@ -24,17 +31,41 @@ class LabelledImages(Protocol):
         ...
 
 
+class SandboxScenes:
+    """Scenes of the built-in world, made when they are asked for."""
+
+    def __init__(self, count: int, seed: int, size: int) -> None:
+        """Scenes 0..count-1 of the world `seed`, `size` pixels wide and high."""
+        self.vocabulary = sandbox_vocabulary()
+        self.count, self.seed = count, seed
+        self.scene = SceneConfig(size=size)
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        return self.count
+
+    def sample(self, index: int) -> Sample:
+        """One scene; every pixel has a label."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"scene {index} is not among the {self.count} of this data set")
+        scene = make_scene(self.seed, index, self.scene)
+        image = torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()  # (3, H, W)
+        return Sample(image, torch.from_numpy(scene.mask).long(), Path(f"scene-{self.seed}-{index}"))
+
+
+def sandbox_vocabulary() -> Vocabulary:
+    """The class names of the built-in world with its seen and unseen split."""
+    return Vocabulary(CLASS_NAMES, tuple((name,) for name in CLASS_NAMES), PALETTE, UNSEEN_NAMES)
+
+
 def build_dataset(config: DataConfig) -> LabelledImages:
     """The data set of a configuration, its files found and checked.
 
     Raises:
         ValueError, FileNotFoundError: a setting is missing, a folder does not exist, images and masks do not pair up.
     """
-    missing = [f"data.{name}" for name in ("images", "masks", "classes") if not getattr(config, name)]
-    if missing:
-        raise ValueError(f"{', '.join(missing)} not set: give the image folder, the mask folder and the class list")
-    vocabulary = load_vocabulary(config.classes, config.unseen)
-    return SegmentationFolder(Path(config.images), Path(config.masks), vocabulary, limit=config.limit)
+    builders: dict[str, Callable[[DataConfig], LabelledImages]] = {"folder": _build_folder, "sandbox": _build_sandbox}
+    return builders[config.name](config)
 
 
 def data_templates(config: DataConfig) -> tuple[str, ...]:
@@ -42,3 +73,16 @@ def data_templates(config: DataConfig) -> tuple[str, ...]:
     return load_templates(config.templates)
 
 
+def _build_sandbox(config: DataConfig) -> LabelledImages:
+    dataset = SandboxScenes(config.limit or SANDBOX_SCENES, config.seed, config.size)
+    if config.unseen:
+        dataset.vocabulary = dataset.vocabulary.with_unseen(config.unseen.split(","))
+    return dataset
+
+
+def _build_folder(config: DataConfig) -> LabelledImages:
+    missing = [f"data.{name}" for name in ("images", "masks", "classes") if not getattr(config, name)]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} not set: give the image folder, the mask folder and the class list")
+    vocabulary = load_vocabulary(config.classes, config.unseen)
+    return SegmentationFolder(Path(config.images), Path(config.masks), vocabulary, limit=config.limit)

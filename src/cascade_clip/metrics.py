@@ -1,0 +1,191 @@
+"""Scores of label maps: one confusion matrix over a whole data set, and what is read off it (method section 8).
+
+Letters: C classes; a row of the matrix is a true class, a column a predicted one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cascade_clip.vocabulary import IGNORED
+
+
+class ConfusionMatrix:
+    """Counts of (true class, predicted class) over pixels that have a label.
+
+    A pixel without a label counts nowhere, not even in the area of what was predicted there. A labelled pixel without a prediction
+    (-1) is an error of its true class, and of no other.
+    """
+
+    def __init__(self, classes: int, device: torch.device | str = "cpu") -> None:
+        """An empty matrix of `classes` x `classes`."""
+        if classes < 1:
+            raise ValueError(f"a confusion matrix needs at least 1 class, got {classes}")
+        self.classes = classes
+        self.counts = torch.zeros(classes, classes + 1, dtype=torch.int64, device=device)
+        """(C, C + 1); the last column counts labelled pixels without a prediction. Summing it over ranks merges them."""
+
+    @property
+    def matrix(self) -> Tensor:
+        """The square part of the counts, (C, C)."""
+        return self.counts[:, :-1]
+
+    @property
+    def unlabelled(self) -> Tensor:
+        """Labelled pixels of each true class without a prediction, (C,)."""
+        return self.counts[:, -1]
+
+    def update(self, prediction: Tensor | NDArray[Any], target: Tensor | NDArray[Any], ignore: int = IGNORED) -> None:
+        """Count one image.
+
+        Args:
+            prediction: class of each pixel, -1 for none; any shape, mostly (H, W).
+            target: true class of each pixel in the same shape; -1 and `ignore` do not count.
+            ignore: another value of `target` that does not count, such as 255.
+
+        Raises:
+            ValueError: the shapes differ, or a value is no class.
+        """
+        device = self.counts.device
+        predicted, true = _as_labels(prediction, "prediction", device), _as_labels(target, "target", device)
+        if predicted.shape != true.shape:
+            raise ValueError(f"prediction and target must have one shape, got {tuple(predicted.shape)} and {tuple(true.shape)}")
+        kept = (true != IGNORED) & (true != ignore)
+        predicted, true = predicted[kept], true[kept]  # (P,), the labelled pixels
+        self._check(true, 0, "target", f"{IGNORED} or ignore={ignore} where there is no label")
+        self._check(predicted, IGNORED, "prediction", f"{IGNORED} where there is none")
+        column = torch.where(predicted == IGNORED, self.classes, predicted)  # (P,)
+        cell = true * (self.classes + 1) + column
+        self.counts += torch.bincount(cell, minlength=self.counts.numel()).view_as(self.counts)  # (C, C + 1)
+
+    def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
+        """The matrix of both sets of pixels, on the device of the first."""
+        if other.classes != self.classes:
+            raise ValueError(f"cannot add matrices of {self.classes} and {other.classes} classes; they must come from one class list")
+        merged = ConfusionMatrix(self.classes, self.counts.device)
+        merged.counts = self.counts + other.counts.to(self.counts.device)
+        return merged
+
+    def _check(self, labels: Tensor, lowest: int, name: str, fix: str) -> None:
+        if labels.numel() == 0:
+            return
+        low, high = int(labels.min()), int(labels.max())
+        if low < lowest or high >= self.classes:
+            raise ValueError(f"{name} holds values {low}..{high}; give classes 0..{self.classes - 1}, and {fix}")
+
+
+def _as_labels(values: Tensor | NDArray[Any], name: str, device: torch.device) -> Tensor:
+    labels = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=_integer_type(values.dtype)))
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{name} must hold whole numbers, got {labels.dtype}; take the argmax of scores first")
+    return labels.to(device, torch.int64)
+
+
+def _integer_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Every whole number as int64, as torch does not calculate with unsigned ones; other types stay, to be refused."""
+    return np.dtype(np.int64) if dtype.kind in "iu" else dtype
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares in 0..1 at full precision; a mean over no class at all is None."""
+
+    names: tuple[str, ...]
+    seen: tuple[bool, ...]
+    iou: tuple[float, ...]
+    """Per class; NaN for a class absent from both prediction and labels."""
+    accuracy: tuple[float, ...]
+    """Share of each class's pixels that are right; NaN for a class absent from the labels."""
+    miou: float | None
+    seen_miou: float | None
+    """S; None without seen classes that are present."""
+    unseen_miou: float | None
+    """U; None without unseen classes that are present."""
+    hiou: float | None
+    """2SU / (S + U), 0 where both are 0; None where S or U is."""
+    pixel_accuracy: float | None
+    mean_accuracy: float | None
+    absent: tuple[str, ...]
+    """Classes absent from both prediction and labels: they are left out of the means."""
+
+    def __post_init__(self) -> None:
+        """Check that there is one entry for each class."""
+        if not len(self.names) == len(self.seen) == len(self.iou) == len(self.accuracy):
+            raise ValueError(f"{len(self.names)} names need as many entries, got {len(self.seen)}, {len(self.iou)}, {len(self.accuracy)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file; what cannot be computed is null."""
+        rows = zip(self.names, self.seen, self.iou, self.accuracy, strict=True)
+        return {
+            "miou": self.miou,
+            "seen_miou": self.seen_miou,
+            "unseen_miou": self.unseen_miou,
+            "hiou": self.hiou,
+            "pixel_accuracy": self.pixel_accuracy,
+            "mean_accuracy": self.mean_accuracy,
+            "absent": list(self.absent),
+            "classes": [
+                {"name": name, "seen": seen, "iou": _or_none(iou), "accuracy": _or_none(accuracy)} for name, seen, iou, accuracy in rows
+            ],
+        }
+
+
+def scores(confusion: ConfusionMatrix, names: Sequence[str], seen_mask: Sequence[bool] | NDArray[np.bool_] | Tensor) -> Scores:
+    """Read the scores off a matrix whose classes have these names, seen where `seen_mask` is true.
+
+    Raises:
+        ValueError: the number of names or of `seen_mask` is not that of the matrix.
+    """
+    seen = tuple(bool(flag) for flag in seen_mask)
+    if not len(names) == len(seen) == confusion.classes:
+        raise ValueError(f"{len(names)} names and {len(seen)} seen flags do not fit a matrix of {confusion.classes} classes")
+    counts = confusion.counts.cpu().numpy()  # (C, C + 1)
+    right = counts.diagonal()  # (C,)
+    labelled = counts.sum(axis=1)  # (C,)
+    union = labelled + counts[:, :-1].sum(axis=0) - right  # (C,)
+    iou, accuracy = _divide(right, union), _divide(right, labelled)
+    flags = np.array(seen)
+    seen_miou, unseen_miou = _mean(iou[flags]), _mean(iou[~flags])
+    total = int(labelled.sum())
+    return Scores(
+        names=tuple(names),
+        seen=seen,
+        iou=tuple(iou.tolist()),
+        accuracy=tuple(accuracy.tolist()),
+        miou=_mean(iou),
+        seen_miou=seen_miou,
+        unseen_miou=unseen_miou,
+        hiou=_harmonic_mean(seen_miou, unseen_miou),
+        pixel_accuracy=int(right.sum()) / total if total else None,
+        mean_accuracy=_mean(accuracy),
+        absent=tuple(name for name, area in zip(names, union, strict=True) if area == 0),
+    )
+
+
+def _divide(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    result = np.full(part.shape, math.nan)
+    return np.divide(part, whole, out=result, where=whole > 0)
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    """Mean of those that are not NaN."""
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if present.size else None
+
+
+def _harmonic_mean(first: float | None, second: float | None) -> float | None:
+    if first is None or second is None:
+        return None
+    return 2 * first * second / (first + second) if first + second > 0 else 0.0
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,205 @@
+"""What a segmentation is: labels with the names and colours they stand for, and the files that people take away.
+
+H, W: size of the image in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+UNLABELLED = -1
+_LEGEND_ROWS = 24
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """One label per pixel, with the names the labels stand for."""
+
+    labels: NDArray[np.int64]
+    """Index into `class_names` per pixel, shape (H, W); -1 where no class was given."""
+    class_names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    """Red, green and blue of every class, 0..255."""
+    scores: NDArray[np.float32] | None = None
+    """Score of the winning class per pixel, shape (H, W)."""
+
+    def __post_init__(self) -> None:
+        """Check that everything fits together."""
+        if self.labels.ndim != 2 or 0 in self.labels.shape:
+            raise ValueError(f"labels must have shape (H, W) with no empty side, got {self.labels.shape}")
+        if self.labels.dtype.kind not in "iu":
+            raise ValueError(f"labels must be whole numbers, got {self.labels.dtype}")
+        if len(self.class_names) != len(self.colors) or not self.class_names:
+            raise ValueError(f"{len(self.class_names)} class names need as many colours and at least one, got {len(self.colors)}")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < UNLABELLED or high >= len(self.class_names):
+            raise ValueError(f"labels must lie in -1..{len(self.class_names) - 1}, got values from {low} to {high}")
+        if self.scores is not None and self.scores.shape != self.labels.shape:
+            raise ValueError(f"scores must have the shape of labels {self.labels.shape}, got {self.scores.shape}")
+
+    @property
+    def coverage(self) -> dict[str, float]:
+        """Share of the pixels of every class, in label order."""
+        counts = np.bincount(self.labels.ravel() + 1, minlength=len(self.class_names) + 1)[1:]
+        return {name: float(count) / self.labels.size for name, count in zip(self.class_names, counts, strict=True)}
+
+    @property
+    def mean_scores(self) -> dict[str, float]:
+        """Mean score of the pixels of every class that occurs; empty without scores."""
+        if self.scores is None:
+            return {}
+        flat = self.labels.ravel() + 1
+        sums = np.bincount(flat, weights=self.scores.ravel().astype(np.float64), minlength=len(self.class_names) + 1)[1:]
+        counts = np.bincount(flat, minlength=len(self.class_names) + 1)[1:]
+        return {name: float(sums[index] / counts[index]) for index, name in enumerate(self.class_names) if counts[index]}
+
+    def mask(self, name: str) -> NDArray[np.bool_]:
+        """Where a class is, bool (H, W).
+
+        Raises:
+            ValueError: a name that was not asked for.
+        """
+        if name not in self.class_names:
+            raise ValueError(f"no class {name!r} in this segmentation; it has {list(self.class_names)}")
+        return np.asarray(self.labels == self.class_names.index(name))
+
+    def color_image(self) -> Image.Image:
+        """The classes in their colours; unlabelled pixels are grey."""
+        table = np.array([(128, 128, 128), *self.colors], dtype=np.uint8)  # (C + 1, 3)
+        return Image.fromarray(table[self.labels + 1])
+
+    def overlay(self, image: Any, opacity: float = 0.55, *, legend: bool = True) -> Image.Image:
+        """The image under its classes' colours, with borders between them and a legend on the right.
+
+        Args:
+            image: a Pillow image, an array (H, W, 3) of 8-bit values, or a path; of the size of `labels`.
+            opacity: how much the colours cover, 0..1.
+            legend: whether the names and their share of the image are written beside it.
+        """
+        picture = _open(image)
+        if picture.size != self.labels.shape[::-1]:
+            raise ValueError(f"the image has {picture.size[0]} x {picture.size[1]} pixels, the labels {self.labels.shape[::-1]}")
+        if not 0 <= opacity <= 1:
+            raise ValueError(f"opacity must lie in 0..1, got {opacity}")
+        blended = np.array(Image.blend(picture, self.color_image(), opacity))  # (H, W, 3)
+        blended[_borders(self.labels)] = 255
+        result = Image.fromarray(blended)
+        return self._with_legend(result) if legend else result
+
+    def index_image(self) -> Image.Image:
+        """The labels as an image file holds them: 8-bit palette up to 255 classes (255 = unlabelled), else 16-bit (65535 = unlabelled)."""
+        if len(self.class_names) > 255:
+            return Image.fromarray(np.where(self.labels < 0, 65535, self.labels).astype(np.uint16))
+        index = Image.fromarray(np.where(self.labels < 0, 255, self.labels).astype(np.uint8))
+        palette = np.full((256, 3), 128, dtype=np.uint8)
+        palette[: len(self.colors)] = self.colors
+        index.putpalette(palette.tobytes())
+        return index
+
+    def to_json(self) -> dict[str, Any]:
+        """Names, colours, coverage and mean scores as plain values; absent classes have coverage 0."""
+        scores = self.mean_scores
+        return {
+            "width": self.labels.shape[1],
+            "height": self.labels.shape[0],
+            "unlabelled": float((self.labels < 0).mean()),
+            "classes": [
+                {"index": index, "name": name, "color": list(color), "coverage": share, "mean_score": scores.get(name)}
+                for index, ((name, share), color) in enumerate(zip(self.coverage.items(), self.colors, strict=True))
+            ],
+        }
+
+    def save(self, folder: Path | str, stem: str, image: Any = None) -> list[Path]:
+        """Write `STEM_index.png`, `STEM.json` and, given the image, `STEM_overlay.png`; each under a temporary name first."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [_write(folder / f"{stem}_index.png", lambda path: self.index_image().save(path, "PNG"))]
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+        written.append(_write(folder / f"{stem}.json", lambda path: path.write_text(text, encoding="utf-8")))
+        if image is not None:
+            overlay = self.overlay(image)
+            written.insert(0, _write(folder / f"{stem}_overlay.png", lambda path: overlay.save(path, "PNG")))
+        return written
+
+    @classmethod
+    def load(cls, file: Path | str) -> Segmentation:
+        """Read back what `save` wrote, from its JSON file (scores are not kept)."""
+        file = Path(file)
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            names = tuple(str(entry["name"]) for entry in values["classes"])
+            colors = tuple((int(entry["color"][0]), int(entry["color"][1]), int(entry["color"][2])) for entry in values["classes"])
+        except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"{file} is not the JSON of a segmentation: {error!r}") from error
+        index = np.array(Image.open(file.with_name(f"{file.stem}_index.png"))).astype(np.int64)
+        return cls(np.where(index == (255 if len(names) <= 255 else 65535), UNLABELLED, index), names, colors)
+
+    def _with_legend(self, picture: Image.Image) -> Image.Image:
+        """Put swatches with names and shares on a white panel, right of the picture."""
+        present = sorted(((share, name) for name, share in self.coverage.items() if share > 0), key=lambda row: (-row[0], row[1]))
+        rows = [(self.colors[self.class_names.index(name)], _shorten(name), f"{100 * share:.1f} %") for share, name in present]
+        unlabelled = float((self.labels < 0).mean())
+        if unlabelled:
+            rows.append(((128, 128, 128), "unlabelled", f"{100 * unlabelled:.1f} %"))
+        if len(rows) > _LEGEND_ROWS:
+            rows = [*rows[:_LEGEND_ROWS], ((255, 255, 255), f"and {len(rows) - _LEGEND_ROWS} more", "")]
+        size = min(max(12, picture.height // 28), 32)
+        font = ImageFont.load_default(size)
+        gap, line = size // 2, int(size * 1.7)
+        names = max(int(font.getlength(name)) for _, name, _ in rows)
+        shares = max(int(font.getlength(share)) for _, _, share in rows)
+        width = gap + size + gap + names + 2 * gap + shares + gap
+        canvas = Image.new("RGB", (picture.width + width, max(picture.height, line * len(rows) + gap)), "white")
+        canvas.paste(picture, (0, 0))
+        draw = ImageDraw.Draw(canvas)
+        for number, (color, name, share) in enumerate(rows):
+            left, top = picture.width + gap, gap + number * line
+            draw.rectangle((left, top, left + size, top + size), fill=color)
+            middle = top + size // 2
+            draw.text((left + size + gap, middle), name, fill=(20, 20, 20), font=font, anchor="lm")
+            draw.text((canvas.width - gap, middle), share, fill=(90, 90, 90), font=font, anchor="rm")
+        return canvas
+
+
+def _open(image: Any) -> Image.Image:
+    if isinstance(image, (str, Path)):
+        image = ImageOps.exif_transpose(Image.open(image))
+    elif not isinstance(image, Image.Image):
+        image = Image.fromarray(np.asarray(image))
+    picture: Image.Image = image.convert("RGB")
+    return picture
+
+
+def _borders(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Pixels whose right or lower neighbour has another label, bool (H, W)."""
+    borders = np.zeros(labels.shape, dtype=bool)
+    borders[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    borders[:-1] |= labels[:-1] != labels[1:]
+    return borders
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= 28 else name[:27] + "\u2026"
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> Path:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path

@@ -1,0 +1,84 @@
+"""See the built-in world, and write it to disk in the folder layout that the dataset reader knows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from cascade_clip.sandbox.scenes import CLASS_NAMES, IGNORE, PALETTE, UNSEEN_NAMES, Scene, SceneConfig, make_scene
+
+_LEGEND_ROW = 14
+_GAP = 6
+
+
+def preview_sheet(seed: int = 0, count: int = 8, size: int = 128) -> Image.Image:
+    """Pictures of the world beside their coloured masks, with the names of the classes below."""
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    config = SceneConfig(size=size)
+    cells = [_cell(make_scene(seed, index, config)) for index in range(count)]
+    columns = min(count, 4)
+    width, height = cells[0].width + _GAP, max(cell.height for cell in cells) + _GAP
+    sheet = Image.new("RGB", (columns * width + _GAP, -(-count // columns) * height + _GAP), "white")
+    for number, cell in enumerate(cells):
+        sheet.paste(cell, (_GAP + number % columns * width, _GAP + number // columns * height))
+    return sheet
+
+
+def mask_image(mask: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> Image.Image:
+    """A palette picture whose pixel values are the labels."""
+    image = Image.fromarray(mask).convert("L")
+    image = Image.frombytes("P", image.size, image.tobytes())
+    colours = [channel for colour in PALETTE for channel in colour]
+    image.putpalette(colours + [0] * (3 * IGNORE - len(colours)) + [255, 255, 255])
+    return image
+
+
+def export_world(folder: Path, train: int = 2000, val: int = 200, size: int = 128, seed: int = 0) -> Path:
+    """Write pictures, masks, classes.txt and unseen.txt; a run that was killed and is started again gives the same files."""
+    folder = Path(folder)
+    config = SceneConfig(size=size)
+    _write_text(folder / "classes.txt", "".join(f"{name}\n" for name in CLASS_NAMES))
+    _write_text(folder / "unseen.txt", "".join(f"{name}\n" for name in UNSEEN_NAMES))
+    for split, first, count in (("train", 0, train), ("val", 1_000_000_000, val)):
+        for kind in ("images", "masks"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            picture, labels = (folder / kind / split / f"{number:06d}.png" for kind in ("images", "masks"))
+            scene = make_scene(seed, first + number, config)
+            _write_image(picture, Image.fromarray(scene.image))
+            _write_image(labels, mask_image(scene.mask))
+    return folder
+
+
+def _cell(scene: Scene) -> Image.Image:
+    """One picture, its mask and the legend."""
+    size = scene.image.shape[0]
+    rows = -(-len(scene.present) // 2)
+    cell = Image.new("RGB", (2 * size + _GAP // 2, size + 4 + max(rows, 4) * _LEGEND_ROW), "white")
+    cell.paste(Image.fromarray(scene.image), (0, 0))
+    cell.paste(mask_image(scene.mask).convert("RGB"), (size + _GAP // 2, 0))
+    draw = ImageDraw.Draw(cell)
+    for number, name in enumerate(scene.present):
+        left, top = number % 2 * (size + _GAP // 2), size + 4 + number // 2 * _LEGEND_ROW
+        draw.rectangle((left, top + 1, left + 9, top + 10), fill=PALETTE[CLASS_NAMES.index(name)], outline=(90, 90, 90))
+        draw.text((left + 14, top), name + (" (unseen)" if name in UNSEEN_NAMES else ""), fill=(30, 30, 30))
+    return cell
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename, so that no half file is ever seen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def _write_image(path: Path, image: Image.Image) -> None:
+    """Write a PNG under a temporary name, then rename."""
+    part = path.with_name(path.name + ".part")
+    image.save(part, format="PNG")
+    os.replace(part, path)

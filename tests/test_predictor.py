@@ -1,0 +1,180 @@
+"""Inference: windows at any size, chunks of classes, calibration, names, and images that cannot be segmented."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cascade_clip.predictor import Predictor, find_device, list_windows, load_predictor
+
+
+def with_settings(predictor: Predictor, **changes: object) -> Predictor:
+    return Predictor(predictor.checkpoint, dataclasses.replace(predictor.settings, **changes), "cpu")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def text() -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(7, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("canvas", "windows"),
+    [
+        ((512, 512), 1),  # counts that the method page states
+        ((512, 683), 2),
+        ((512, 939), 3),
+        ((1024, 1365), 12),
+        ((300, 400), 1),  # smaller than the window
+    ],
+)
+def test_window_counts(canvas: tuple[int, int], windows: int) -> None:
+    assert len(list_windows(canvas, 512, 426)) == windows
+
+
+def test_windows_cover_every_pixel_and_stay_inside() -> None:
+    for height in range(40, 200, 13):
+        for width in range(40, 200, 17):
+            count = np.zeros((height, width), dtype=int)
+            for window in list_windows((height, width), 64, 43):
+                assert window.top + window.height <= height
+                assert window.left + window.width <= width
+                count[window.top : window.top + window.height, window.left : window.left + window.width] += 1
+            assert count.min() >= 1, (height, width)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 100])
+def test_class_chunks_change_nothing(cascade: Predictor, text: torch.Tensor, chunk: int) -> None:
+    image = torch.randint(0, 256, (3, 90, 130), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    whole, chunked = with_settings(cascade, class_chunk=7), with_settings(cascade, class_chunk=chunk)
+    target = whole.bind(text=text, calibration=0.1)
+    expected, found = whole.label_map(image, target), chunked.label_map(image, target)
+    assert torch.equal(found.labels, expected.labels)
+    torch.testing.assert_close(found.scores, expected.scores)
+    scores = whole.scores(image, target)
+    assert torch.equal(expected.labels, scores.argmax(dim=0))
+    torch.testing.assert_close(expected.scores, scores.max(dim=0).values)
+
+
+def test_windows_in_batches_change_nothing(cascade: Predictor, text: torch.Tensor) -> None:
+    image = torch.randint(0, 256, (3, 90, 130), dtype=torch.uint8)
+    target = cascade.bind(text=text)
+    one, four = (with_settings(cascade, window_batch=batch).scores(image, target) for batch in (1, 4))
+    torch.testing.assert_close(one, four, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (20, 64), (17, 33), (64, 200), (131, 90), (16, 16)])
+def test_any_size_with_and_without_resizing(cascade: Predictor, text: torch.Tensor, size: tuple[int, int]) -> None:
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    target = cascade.bind(text=text)
+    for resize in (False, True):
+        result = with_settings(cascade, resize=resize).label_map(image, target)
+        assert result.labels.shape == size
+        assert bool(torch.isfinite(result.scores).all())
+
+
+def test_scores_have_the_size_of_the_training_crop_first(cascade: Predictor, text: torch.Tensor) -> None:
+    """A window of another size than the crop: sigmoid at the crop's size, then a resize of scores."""
+    predictor = with_settings(cascade, window=96, stride=96, score_size=64)
+    image = torch.randn(3, 96, 96)
+    target = predictor.bind(text=text, calibration=0.1)
+    logits = predictor.model(image[None], text)
+    small = torch.nn.functional.interpolate(logits, size=(64, 64), mode="bilinear", align_corners=False).sigmoid()
+    small = small - 0.1 * target.seen[:, None, None].float()
+    expected = torch.nn.functional.interpolate(small, size=(96, 96), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(predictor.scores_of_input(image, target), expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "calibration"),
+    [
+        (["a", "b", "c"], 0.1),  # c is unseen: a and b are held back
+        (["a", "b"], 0.0),  # all seen: it would change nothing but the scores
+        (["C", "zebra"], 0.1),  # none seen; names match whatever their case
+    ],
+)
+def test_calibration_holds_for_names_that_were_seen(cascade: Predictor, names: list[str], calibration: float) -> None:
+    rows = torch.randn(len(names), 32)
+    target = cascade.bind(names, calibration=0.1, text=rows)
+    assert target.calibration == calibration
+    assert target.seen.tolist() == [name in ("a", "b") for name in names]
+
+
+def test_names_travel_with_the_result(tmp_path: Path, tiny_folder: Path) -> None:
+    predictor = load_predictor(tiny_folder, device="cpu")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    result = predictor.segment(tmp_path / "photo.png", "zebra, sofa = couch; settee")
+    assert result.class_names == ("zebra", "sofa")
+    assert result.labels.shape == (50, 70)
+    assert predictor.segment(np.zeros((30, 40, 3), dtype=np.uint8)).class_names == predictor.vocabulary.names
+    other = predictor.segment(tmp_path / "photo.png", ["sofa", "zebra"])
+    assert other.class_names == ("sofa", "zebra")
+
+
+def test_the_mask_of_a_class_does_not_depend_on_the_others(tiny_folder: Path) -> None:
+    predictor = load_predictor(tiny_folder, device="cpu")
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    alone = predictor.scores(image, predictor.bind(["zebra"]))[0]
+    among = predictor.scores(image, predictor.bind(["cat", "zebra", "grass"]))[1]
+    torch.testing.assert_close(alone, among, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("", "empty"),
+        ("cat, ", "empty"),
+        ("cat, Cat", "twice"),
+        ([], "no class names"),
+    ],
+)
+def test_names_that_cannot_be_used(tiny_folder: Path, classes: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_predictor(tiny_folder, device="cpu").segment(np.zeros((64, 64, 3), dtype=np.uint8), classes)  # type: ignore[arg-type]
+
+
+def test_a_model_without_text_tower_says_what_it_knows(cascade: Predictor) -> None:
+    with pytest.raises(ValueError, match="without a text tower"):
+        cascade.segment(np.zeros((64, 64, 3), dtype=np.uint8), ["a", "zebra"])
+
+
+def test_an_image_smaller_than_a_patch(cascade: Predictor, text: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"8 x 9 pixels is smaller than one patch \(16 pixels\)"):
+        cascade.label_map(torch.zeros(3, 9, 8, dtype=torch.uint8), cascade.bind(text=text))
+
+
+def test_devices() -> None:
+    assert find_device("cpu").type == "cpu"
+    with pytest.raises(ValueError, match="unknown device"):
+        find_device("tpu")  # type: ignore[arg-type]
+    if not torch.cuda.is_available():
+        assert find_device("auto").type in ("cpu", "mps")
+        with pytest.raises(ValueError, match="not available here"):
+            find_device("cuda")
+
+
+def test_memory_does_not_grow_with_classes(cascade: Predictor) -> None:
+    """The largest tensor of a run has at most a chunk of classes at full size, whatever the number of classes."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                self.size = max(self.size, result.numel())
+            return result
+
+    sizes = []
+    for classes in (8, 64):
+        names = [f"class {index}" for index in range(classes)]
+        target = cascade.bind(names, text=torch.randn(classes, 32))
+        with Largest() as largest:
+            with_settings(cascade, class_chunk=4).label_map(torch.zeros(3, 200, 300, dtype=torch.uint8), target)
+        sizes.append(largest.size)
+    assert sizes[0] == sizes[1]
