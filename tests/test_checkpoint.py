@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,29 +68,21 @@ def test_the_frozen_clip_is_only_referenced(tmp_path: Path) -> None:
 
 
 def damage(kind: str, folder: Path) -> None:
-    weights = folder / "model.safetensors"
+    weights, record, settings = folder / "model.safetensors", folder / "checkpoint.json", folder / "config.yaml"
     state = load_file(weights)
-    if kind == "truncated":
-        weights.write_bytes(weights.read_bytes()[:-1000])
-    elif kind == "empty":
-        weights.write_bytes(b"")
-    elif kind == "missing key":
-        save_file({name: value for name, value in state.items() if name != "queries.0.weight"}, weights)
-    elif kind == "extra key":
-        save_file({**state, "something.else": torch.zeros(1)}, weights)
-    elif kind == "shape":
-        save_file({**state, "queries.0.weight": torch.zeros(3, 3)}, weights)
-    elif kind == "no file":
-        weights.unlink()
-    elif kind == "record":
-        (folder / "checkpoint.json").write_text("{")
-    elif kind == "format":
-        record = json.loads((folder / "checkpoint.json").read_text())
-        (folder / "checkpoint.json").write_text(json.dumps({**record, "format": 99}))
-    elif kind == "unknown setting":
-        (folder / "config.yaml").write_text("model: {stagess: [[12]]}")
-    elif kind == "object in yaml":
-        (folder / "config.yaml").write_text("model: !!python/object/apply:os.system ['true']")
+    actions: dict[str, Callable[[], Any]] = {
+        "truncated": lambda: weights.write_bytes(weights.read_bytes()[:-1000]),
+        "empty": lambda: weights.write_bytes(b""),
+        "missing key": lambda: save_file({name: value for name, value in state.items() if name != "queries.0.weight"}, weights),
+        "extra key": lambda: save_file({**state, "something.else": torch.zeros(1)}, weights),
+        "shape": lambda: save_file({**state, "queries.0.weight": torch.zeros(3, 3)}, weights),
+        "no file": weights.unlink,
+        "record": lambda: record.write_text("{"),
+        "format": lambda: record.write_text(json.dumps({**json.loads(record.read_text()), "format": 99})),
+        "unknown setting": lambda: settings.write_text("model: {stagess: [[12]]}"),
+        "object in yaml": lambda: settings.write_text("model: !!python/object/apply:os.system ['true']"),
+    }
+    actions[kind]()
 
 
 @pytest.mark.parametrize(

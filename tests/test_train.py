@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,9 +70,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_checkpoint(folder / "model").model.state_dict())
 
 
-def largest_gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+def largest_gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], leave_out: str = "nothing") -> float:
     assert first.keys() == second.keys()
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
+    return max(float((first[name] - second[name]).abs().max()) for name in first if not re.search(leave_out, name))
+
+
+ZERO_GRADIENT = r"attention\.key\.bias"
+"""A softmax does not see a shift, so the true gradient of these is 0; AdamW turns its rounding noise into whole steps."""
 
 
 def test_a_run_writes_a_checkpoint_and_a_log(folders: Path, tmp_path: Path) -> None:
@@ -83,7 +88,7 @@ def test_a_run_writes_a_checkpoint_and_a_log(folders: Path, tmp_path: Path) -> N
     assert found.config == config
     assert found.record["protocol"] == "inductive"
     assert found.record["steps"] == 4
-    log = (tmp_path / "run" / "log" / "metrics.csv").read_text().splitlines()
+    log = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert {"loss", "focal", "dice", "learning_rate"} <= set(log[0].split(","))
     assert len(log) == 1 + 4
     start = prepare(config, build_dataset(config.data)).model
@@ -127,9 +132,10 @@ def test_two_processes_train_as_one(folders: Path, tmp_path: Path) -> None:
         command = [sys.executable, tmp_path / "run.py", str(Path(__file__).parent), str(folders), str(tmp_path / str(devices)), str(devices)]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
-    assert largest_gap(weights(tmp_path / "1"), weights(tmp_path / "2")) < 1e-5
-    logs = [np.genfromtxt(tmp_path / str(devices) / "log" / "metrics.csv", delimiter=",", names=True) for devices in (1, 2)]
-    assert np.allclose(logs[0]["masks"], logs[1]["masks"] * 1.0)
+    assert largest_gap(weights(tmp_path / "1"), weights(tmp_path / "2"), ZERO_GRADIENT) < 1e-5
+    logs = [np.genfromtxt(tmp_path / str(devices) / "metrics.csv", delimiter=",", names=True) for devices in (1, 2)]
+    assert np.allclose(logs[0]["loss"], logs[1]["loss"], rtol=1e-5)
+    assert np.allclose(logs[0]["masks"], 2 * logs[1]["masks"])  # M is the mean over ranks
 
 
 @pytest.mark.parametrize("workers", [0, 2])

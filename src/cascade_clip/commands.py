@@ -103,7 +103,7 @@ def segment(
 def train(config: Config, *, out: Path, resume: bool = False) -> int:
     """Train a model; the first word may be a YAML file, and every setting is a flag.
 
-    Writes the checkpoint folder OUT/model, the log OUT/log/metrics.csv and the state for --resume.
+    Writes the checkpoint folder OUT/model, the log OUT/metrics.csv and the state for --resume.
 
     Args:
         config: settings.
@@ -258,8 +258,8 @@ def _print_report(report: Report) -> None:
     table = Table(title=f"{report.images} images")
     for heading in ("class", "IoU %", "accuracy %"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
-    for name, iou, accuracy in zip(found.class_names, found.iou, found.accuracy, strict=True):
-        mark = " (unseen)" if name in found.unseen else ""
+    for name, seen, iou, accuracy in zip(found.names, found.seen, found.iou, found.accuracy, strict=True):
+        mark = "" if seen else " (unseen)"
         table.add_row(name + mark, _percent(float(iou)), _percent(float(accuracy)))
     console.print(table)
     line = f"S {_percent(found.seen_miou)}  U {_percent(found.unseen_miou)}  hIoU {_percent(found.hiou)}"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cascade_clip.checkpoint import Checkpoint
@@ -86,8 +85,7 @@ def evaluate(
         matrix.update(labels, sample.labels.to(predictor.device))
         if progress is not None:
             progress(index + 1, len(dataset))
-    seen = torch.tensor(vocabulary.seen_mask)
-    found = scores(matrix, vocabulary.names, seen)
+    found = scores(matrix, vocabulary.names, vocabulary.seen_mask)
     return Report(found, len(dataset), target.calibration, _assumptions(len(vocabulary.names), found, target.calibration))
 
 

@@ -172,7 +172,8 @@ def scores(confusion: ConfusionMatrix, names: Sequence[str], seen_mask: Sequence
 
 def _divide(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
     result = np.full(part.shape, math.nan)
-    return np.divide(part, whole, out=result, where=whole > 0)
+    np.divide(part, whole, out=result, where=whole > 0)
+    return result
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

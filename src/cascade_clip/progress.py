@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+METRICS = ("loss", "focal", "dice", "masks", "learning_rate")
+
+
+class MetricsFile(Callback):
+    """`metrics.csv`: one row every few steps; a resumed run goes on from the row before its first step."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        """Write to `path` every `every` steps, and after the last one."""
+        self.path = path
+        self.every = every
+
+    def on_train_start(self, trainer: Any, task: Any) -> None:
+        """Write the head, keeping the rows of steps that the run does not repeat."""
+        if not trainer.is_global_zero:
+            return
+        kept: list[str] = []
+        if self.path.is_file():
+            rows = self.path.read_text(encoding="utf-8").splitlines()[1:]
+            kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= trainer.global_step]
+        self.path.write_text("\n".join([",".join(("step", "seconds", *METRICS)), *kept, ""]), encoding="utf-8")
+        self.begin = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Add a row."""
+        step = trainer.global_step
+        if not trainer.is_global_zero or (step % self.every and step != trainer.max_steps):
+            return
+        values = [f"{float(trainer.callback_metrics[name]):.8g}" for name in METRICS]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(",".join((str(step), f"{time.monotonic() - self.begin:.1f}", *values)) + "\n")
 
 
 class TrainingProgress(Callback):

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -17,8 +18,8 @@ from typing import Any, cast
 import lightning.pytorch as lightning
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -31,6 +32,7 @@ from cascade_clip.datasets.folder import StepSampler, TrainingSet
 from cascade_clip.losses import MaskLoss, mask_loss
 from cascade_clip.model import Segmenter, build_segmenter
 from cascade_clip.predictor import find_device
+from cascade_clip.progress import MetricsFile
 from cascade_clip.protocols import TrainingProtocol
 from cascade_clip.text import build_text_encoder, load_embeddings
 from cascade_clip.transforms import TrainTransform
@@ -82,7 +84,8 @@ class SegmentationTask(lightning.LightningModule):
                 result = self.loss(micro_images, micro_labels)
                 self._backward(result.total)
             sums += torch.stack([value.detach() for value in result])
-        masks = self._mean_over_ranks(sums[3]).clamp(min=1)
+        sums = self._mean_over_ranks(sums)
+        masks = sums[3].clamp(min=1)
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(masks)
@@ -153,15 +156,17 @@ def fit(config: Config, out: Path, *, resume: bool = False, callbacks: list[Call
     dataset = build_dataset(config.data)
     checkpoint = prepare(config, dataset)
     assert checkpoint.text is not None
-    task = SegmentationTask(checkpoint.model, checkpoint.text, torch.tensor(checkpoint.vocabulary.seen_mask), config)
+    task = SegmentationTask(checkpoint.model.train(), checkpoint.text, torch.tensor(checkpoint.vocabulary.seen_mask), config)
     state = out / "state" / "last.ckpt"
     resumed = state if resume and state.is_file() else None
-    loader = build_loader(config, dataset, start=_saved_step(resumed) * config.train.batch_size)
+    batches = TrainingBatches(config, dataset, start=_saved_step(resumed) * config.train.batch_size)
     trainer = build_trainer(config, out, callbacks or [])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-        trainer.fit(task, loader, ckpt_path=str(resumed) if resumed else None)
+        warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a resumed run goes on in its folder
+        warnings.filterwarnings("ignore", ".*no pre-optimization state was saved.*")  # the state after a step is what we want
+        trainer.fit(task, datamodule=batches, ckpt_path=str(resumed) if resumed else None)
     record = {"protocol": config.train.protocol, "steps": task.global_step, "images": len(dataset)}
     text = None if checkpoint.text_encoder is not None else checkpoint.text
     finished = dataclasses.replace(checkpoint, model=task.model.cpu().eval(), text=text, record=record)
@@ -192,23 +197,28 @@ def prepare(config: Config, dataset: LabelledImages) -> Checkpoint:
     return Checkpoint(model, encoder, config, vocabulary, templates, clip.fingerprint, clip.architecture, text)
 
 
-def build_loader(config: Config, dataset: LabelledImages, start: int) -> DataLoader[Any]:
-    """Batches of augmented crops, the same whatever the number of workers and devices; `start` counts images already used."""
-    train = config.train
-    transform = TrainTransform(train.augment, config.model.mean, config.model.std)
-    rank = int(torch.distributed.get_rank()) if torch.distributed.is_initialized() else 0
-    sampler = StepSampler(
-        len(dataset), seed=train.seed, batch_size=train.batch_size, steps=train.steps, start=start, rank=rank, world=train.devices
-    )
-    return DataLoader(
-        TrainingSet(dataset, transform, seed=train.seed),
-        batch_size=train.batch_size // train.devices,
-        sampler=sampler,
-        num_workers=config.data.workers,
-        persistent_workers=config.data.workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        drop_last=True,
-    )
+class TrainingBatches(lightning.LightningDataModule):
+    """Batches of augmented crops, the same whatever the number of workers and devices."""
+
+    def __init__(self, config: Config, dataset: LabelledImages, start: int) -> None:
+        """Serve the batches of a run; `start` counts images that it has used already."""
+        super().__init__()
+        self.config, self.dataset, self.start = config, dataset, start
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of this rank, from `start` on."""
+        train = self.config.train
+        world = self.trainer.world_size if self.trainer else 1
+        rank = self.trainer.global_rank if self.trainer else 0
+        order = StepSampler(len(self.dataset), train.batch_size, train.seed, start=self.start, rank=rank, world=world)
+        return DataLoader(
+            TrainingSet(self.dataset, TrainTransform(train.augment, self.config.model.mean, self.config.model.std), seed=train.seed),
+            batch_size=train.batch_size // world,
+            sampler=order,
+            num_workers=self.config.data.workers,
+            persistent_workers=self.config.data.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
 
 
 def build_trainer(config: Config, out: Path, callbacks: list[Callback]) -> lightning.Trainer:
@@ -223,21 +233,14 @@ def build_trainer(config: Config, out: Path, callbacks: list[Callback]) -> light
         precision=cast(Any, _PRECISIONS[train.precision]),
         max_steps=train.steps,
         max_epochs=-1,
-        logger=[CSVLogger(out, name="", version="log"), *_tensorboard(out)],
+        logger=TensorBoardLogger(out, name="", version="tensorboard"),
         log_every_n_steps=train.log_every,
-        callbacks=[saver, *callbacks],
-        enable_progress_bar=any(isinstance(callback, RichProgressBar) for callback in callbacks),
+        callbacks=[saver, MetricsFile(out / "metrics.csv", train.log_every), *callbacks],
+        enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-
-
-def _tensorboard(out: Path) -> list[TensorBoardLogger]:
-    try:
-        return [TensorBoardLogger(out, name="", version="tensorboard")]
-    except ModuleNotFoundError:
-        return []
 
 
 def _run_first_stage(config: Config, out: Path, *, resume: bool, callbacks: list[Callback] | None) -> Config:
@@ -254,6 +257,8 @@ def _run_first_stage(config: Config, out: Path, *, resume: bool, callbacks: list
 def _claim_folder(config: Config, out: Path, *, resume: bool) -> None:
     settings = out / "config.yaml"
     text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # another process of the same run
+        return
     if settings.is_file() and not resume:
         raise ValueError(f"{out} holds a run already; continue it with --resume, or choose another --out")
     if settings.is_file() and settings.read_text(encoding="utf-8") != text:

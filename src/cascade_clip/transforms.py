@@ -44,11 +44,10 @@ def load_image(source: str | Path | Image.Image | NDArray[Any]) -> Tensor:
         ValueError: the file is damaged or too big for Pillow's safety limit, or the array is none of the above.
     """
     if isinstance(source, np.ndarray):
-        picture, name = Image.fromarray(_array_as_8bit(source)), "the image array"
-    elif isinstance(source, Image.Image):
-        picture, name = ImageOps.exif_transpose(source), "the image"
+        name, picture = "the image array", Image.fromarray(_array_as_8bit(source))
     else:
-        picture, name = _read(Path(source), "image"), f"image {source}"
+        name = "the image" if isinstance(source, Image.Image) else f"image {source}"
+        picture = _read(source, name)
     if 0 in picture.size:
         raise ValueError(f"{name} has no pixels (width x height {picture.width} x {picture.height}); give at least 1 x 1")
     return torch.from_numpy(_rgb(picture, name)).permute(2, 0, 1)  # (3, H, W)
@@ -61,7 +60,7 @@ def load_mask(path: str | Path) -> Tensor:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds colours instead of indices.
     """
-    mask = _read(Path(path), "mask")
+    mask = _read(path, f"mask {path}")
     if mask.mode not in ("1", "L", "P") and not mask.mode.startswith("I"):
         raise ValueError(
             f"mask {path} is a picture of mode {mask.mode}; masks must be index images (8- or 16-bit grey, or palette PNG) "
@@ -73,24 +72,26 @@ def load_mask(path: str | Path) -> Tensor:
     return torch.from_numpy(values.astype(np.int32))
 
 
-def _read(path: Path, kind: str) -> Image.Image:
+def _read(source: str | Path | Image.Image, name: str) -> Image.Image:
     """First frame of a file, decoded and turned as its EXIF says; every failure names the file in one line."""
     try:
-        with Image.open(path) as picture:
+        if isinstance(source, Image.Image):
+            return ImageOps.exif_transpose(source)
+        with Image.open(source) as picture:
             return ImageOps.exif_transpose(picture)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{kind} {path} does not exist; check the path") from None
+        raise FileNotFoundError(f"{name} does not exist; check the path") from None
     except IsADirectoryError:
-        raise ValueError(f"{kind} {path} is a folder; give a file") from None
+        raise ValueError(f"{name} is a folder; give a file") from None
     except Image.DecompressionBombError:
         raise ValueError(
-            f"{kind} {path} has more pixels than Pillow's safety limit (twice PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}); "
+            f"{name} has more pixels than Pillow's safety limit (twice PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}); "
             "make it smaller, or raise that limit if you trust the file"
         ) from None
     except UnidentifiedImageError:
-        raise ValueError(f"{kind} {path} is not a picture that Pillow can read; convert it to PNG or JPEG") from None
+        raise ValueError(f"{name} is not a picture that Pillow can read; convert it to PNG or JPEG, or get it again if it is damaged") from None
     except _DAMAGE as error:
-        raise ValueError(f"{kind} {path} cannot be read ({error}); the file may be damaged, get it again") from error
+        raise ValueError(f"{name} cannot be read ({error}); the file may be damaged, get it again") from error
 
 
 def _array_as_8bit(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -112,10 +113,12 @@ def _as_8bit(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
     if values.dtype.kind == "f":
         if not ((values >= 0) & (values <= 1)).all():  # false for NaN too
             raise ValueError(f"{name} holds floats outside 0..1; divide by its largest value, or give uint8")
-        return np.rint(values * 255).astype(np.uint8)
+        rounded: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
+        return rounded
     if values.dtype != np.uint8:
         raise ValueError(f"{name} has values of type {values.dtype}; give uint8, uint16, bool, or floats in 0..1")
-    return values
+    unchanged: NDArray[np.uint8] = values
+    return unchanged
 
 
 def _rgb(picture: Image.Image, name: str) -> NDArray[np.uint8]:

@@ -176,9 +176,9 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _generator(*parts: int) -> torch.Generator:
-    """A generator that is a function of some whole numbers; every different row of numbers gives another."""
-    state = np.random.SeedSequence([part % 2**64 for part in parts]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]) >> 1)  # torch wants it below 2**63
+    """A generator that is a function of some whole numbers, and of how many they are."""
+    mixed = np.random.SeedSequence([len(parts), *(part % 2**64 for part in parts)]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(mixed[0]) >> 1)  # torch wants it below 2**63
 
 
 class StepSampler(Sampler[tuple[int, int]]):
@@ -188,7 +188,7 @@ class StepSampler(Sampler[tuple[int, int]]):
     slice of every global batch, so that a step sees the same pairs whatever the number of ranks.
     """
 
-    def __init__(  # noqa: PLR0913 - a sampler's settings are all independent
+    def __init__(
         self,
         length: int,
         batch_size: int,
