@@ -48,9 +48,7 @@ TINY_SETTINGS: dict[str, Any] = {
 TINY_NAMES = "abcdefg"
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(2)
+torch.set_num_threads(1)  # tests run in several processes; threads that wait for each other on busy cores cost more than they bring
 
 
 def read_reference(name: str) -> Mapping[str, np.ndarray]:

@@ -88,11 +88,22 @@ def test_a_broken_image_does_not_stop_the_rest(tiny_folder: Path, photo: Path, t
     assert (tmp_path / "out" / "photo_index.png").is_file()
 
 
-def test_images_of_one_name_do_not_overwrite_each_other(tiny_folder: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_one_name_do_not_overwrite_each_other(
+    tiny_folder: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for folder in ("left", "right"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "photo.png").write_bytes(photo.read_bytes())
-    run("segment", tmp_path / "left/photo.png", tmp_path / "right/photo.png", "--model", tiny_folder, "--out", tmp_path / "out", capsys=capsys)
+    run(
+        "segment",
+        tmp_path / "left/photo.png",
+        tmp_path / "right/photo.png",
+        "--model",
+        tiny_folder,
+        "--out",
+        tmp_path / "out",
+        capsys=capsys,
+    )
     assert {path.name for path in (tmp_path / "out").glob("*.json")} == {"left_photo.json", "right_photo.json"}
 
 

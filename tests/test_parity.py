@@ -217,7 +217,9 @@ def check_loss_parts(file: str, full: Tensor, targets: Tensor, task: Segmentatio
     for image in range(len(full)):
         for index in range(classes):
             one = full[image : image + 1, index : index + 1]
-            focal, _ = dense_losses(one, targets[image : image + 1], torch.tensor([index]), present[image : image + 1, index : index + 1], config)
+            focal, _ = dense_losses(
+                one, targets[image : image + 1], torch.tensor([index]), present[image : image + 1, index : index + 1], config
+            )
             same(f"{file}: focal_per_image_class", focal, arrays["focal_per_image_class"][image, index], 1e-6)
 
 
@@ -228,7 +230,9 @@ def without_gradient(name: str) -> bool:
 
 def check_gradients(file: str, task: SegmentationTask, arrays: dict[str, np.ndarray]) -> None:
     released = {name.removeprefix("grad/"): tensor(value) for name, value in arrays.items() if name.startswith("grad/")}
-    compared = compare_named(file, "grad", released, {name: p.grad for name, p in task.model.named_parameters() if p.grad is not None}, task.config, 2e-5)
+    compared = compare_named(
+        file, "grad", released, {name: p.grad for name, p in task.model.named_parameters() if p.grad is not None}, task.config, 2e-5
+    )
     trained = {name for name, parameter in task.model.named_parameters() if parameter.requires_grad}
     assert compared == trained, f"never compared: {sorted(trained - compared)}"
 

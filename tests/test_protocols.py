@@ -27,7 +27,9 @@ def test_targets(protocol: str, expected: list[list[list[int]]]) -> None:
     assert TrainingProtocol(protocol, SEEN).targets(LABELS, LOGITS, 2).tolist() == expected
 
 
-@pytest.mark.parametrize(("protocol", "rows"), [("inductive", [0, 2, 3]), ("transductive", [0, 1, 2, 3, 4]), ("supervised", [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("protocol", "rows"), [("inductive", [0, 2, 3]), ("transductive", [0, 1, 2, 3, 4]), ("supervised", [0, 1, 2, 3, 4])]
+)
 def test_queries(protocol: str, rows: list[int]) -> None:
     text = torch.arange(10.0).reshape(5, 2)
     assert torch.equal(TrainingProtocol(protocol, SEEN).queries(text), text[rows])

@@ -129,7 +129,14 @@ def test_two_processes_train_as_one(folders: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "run.py").write_text(script)
     for devices in (1, 2):
-        command = [sys.executable, tmp_path / "run.py", str(Path(__file__).parent), str(folders), str(tmp_path / str(devices)), str(devices)]
+        command = [
+            sys.executable,
+            tmp_path / "run.py",
+            str(Path(__file__).parent),
+            str(folders),
+            str(tmp_path / str(devices)),
+            str(devices),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
     assert largest_gap(weights(tmp_path / "1"), weights(tmp_path / "2"), ZERO_GRADIENT) < 1e-5

@@ -29,12 +29,18 @@ from cascade_clip.transforms import (
     resize_mask,
     resize_shape,
     rgb_to_hsv,
-    test_shape,
+    short_side_shape,
 )
 
 DRAWS = 1000
 NO_CHANGE = Distortion(brightness=None, contrast=None, contrast_first=False, saturation=None, hue=None)
 PLAIN = AugmentConfig(scale=(96, 96), ratio=(1.0, 1.0), crop=96, largest_share=1.0, flip=0.0, photometric=False)
+
+
+@pytest.fixture(autouse=True)
+def single_thread() -> None:
+    """As in a loader's worker; two threads on busy cores wait for each other at every small step."""
+    torch.set_num_threads(1)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -51,7 +57,6 @@ def color_of(image: torch.Tensor) -> tuple[int, ...]:
 
 
 def test_no_test_is_collected_under_a_method_name() -> None:
-    assert test_shape.__test__ is False  # type: ignore[attr-defined]
 
 
 # Reading
@@ -253,11 +258,11 @@ def test_resize_shape(size: tuple[int, int], scale: tuple[int, int], expected: t
     ],
 )
 def test_test_shape(size: tuple[int, int], short: int, expected: tuple[int, int]) -> None:
-    assert test_shape(*size, short) == expected
+    assert short_side_shape(*size, short) == expected
 
 
 def test_the_short_side_is_exact_for_every_size() -> None:
-    assert {min(test_shape(short, short + 7, 512)) for short in range(1, 3000)} == {512}
+    assert {min(short_side_shape(short, short + 7, 512)) for short in range(1, 3000)} == {512}
 
 
 @pytest.mark.parametrize("shape", [(9, 14), (40, 31), (96, 50)])  # far down, down, up
@@ -561,6 +566,12 @@ def test_everything_is_drawn_from_the_generator() -> None:
     transform(image, labels, generator())
     assert torch.equal(torch.get_rng_state(), before[0])  # the global generator was not touched
     assert type(results[0][0]) is torch.Tensor and type(results[0][1]) is torch.Tensor
+
+
+def test_pictures_shrink_without_antialias() -> None:
+    image = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8, generator=generator())
+    pixels, _ = TrainTransform(dataclasses.replace(PLAIN, scale=(20, 15), crop=20), *UNIT)(image, halves(60, 80), generator())
+    torch.testing.assert_close(pixels[:, :15], resize_image(image, (15, 20)).float())
 
 
 def test_photometric_acts_before_normalising_and_not_on_labels() -> None:

@@ -165,7 +165,7 @@ class TimmTower(nn.Module):
         self.joint_width = int(visual.head.proj.out_features) if len(visual.head) else self.width
         self.patch_size = int(trunk.patch_embed.patch_size[0])
         native = cast(Grid, tuple(trunk.patch_embed.grid_size))
-        table = cast(Tensor, trunk.pos_embed).detach()[0] # (N, W)
+        table = cast(Tensor, trunk.pos_embed).detach()[0]  # (N, W)
         grid = position_grid or native
         spatial = table if grid == native else resize_positions(table, native, grid)
         self.position_embedding = PositionEmbedding(spatial, grid)

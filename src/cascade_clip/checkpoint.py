@@ -1,9 +1,9 @@
 """A trained model as a folder: weights, settings, vocabulary and provenance; nothing in it is ever executed.
 
-    model.safetensors   what is not the frozen CLIP (everything, with `full`)
-    config.yaml         all settings
-    checkpoint.json     vocabulary, templates, CLIP hash, protocol, versions, last evaluation
-    README.md           the same for people
+model.safetensors   what is not the frozen CLIP (everything, with `full`)
+config.yaml         all settings
+checkpoint.json     vocabulary, templates, CLIP hash, protocol, versions, last evaluation
+README.md           the same for people
 """
 
 from __future__ import annotations

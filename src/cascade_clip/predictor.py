@@ -23,7 +23,7 @@ from cascade_clip.checkpoint import Checkpoint, load_checkpoint
 from cascade_clip.config import Device, InferenceConfig, Precision
 from cascade_clip.model import Segmenter
 from cascade_clip.results import Segmentation
-from cascade_clip.transforms import load_image, normalise, resize_image, test_shape
+from cascade_clip.transforms import load_image, normalise, resize_image, short_side_shape
 from cascade_clip.vocabulary import Vocabulary, build_palette, parse_classes
 
 PIXELS_AT_ONCE = 64_000_000
@@ -180,7 +180,7 @@ class Predictor:
         if min(height, width) < 1 or (not self.settings.resize and min(height, width) < patch):
             raise ValueError(f"an image of {width} x {height} pixels is smaller than one patch ({patch} pixels); give a larger one")
         if self.settings.resize:
-            pixels = resize_image(pixels, test_shape(height, width, self.settings.window))  # (3, H', W')
+            pixels = resize_image(pixels, short_side_shape(height, width, self.settings.window))  # (3, H', W')
         config = self.checkpoint.config.model
         return normalise(pixels.to(self.device), config.mean, config.std)
 

@@ -271,5 +271,3 @@ def _saved_step(state: Path | None) -> int:
     if state is None:
         return 0
     return int(torch.load(state, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-
-

@@ -89,7 +89,7 @@ def _read(source: str | Path | Image.Image, name: str) -> Image.Image:
             "make it smaller, or raise that limit if you trust the file"
         ) from None
     except UnidentifiedImageError:
-        raise ValueError(f"{name} is not a picture that Pillow can read; convert it to PNG or JPEG, or get it again if it is damaged") from None
+        raise ValueError(f"{name} is not a picture that Pillow can read: damaged, or of a kind to convert to PNG or JPEG") from None
     except _DAMAGE as error:
         raise ValueError(f"{name} cannot be read ({error}); the file may be damaged, get it again") from error
 
@@ -145,14 +145,10 @@ def resize_shape(height: int, width: int, scale: tuple[int, int]) -> tuple[int, 
     return _scaled(height, factor), _scaled(width, factor)
 
 
-def test_shape(height: int, width: int, short: int) -> tuple[int, int]:
+def short_side_shape(height: int, width: int, short: int) -> tuple[int, int]:
     """Size of the same proportions whose short side is exactly `short`, however long the other gets."""
     factor = short / min(height, width)
     return _scaled(height, factor), _scaled(width, factor)
-
-
-# The name is the method's, not a test's: without this pytest would collect it wherever it is imported.
-test_shape.__test__ = False  # type: ignore[attr-defined]
 
 
 def _scaled(side: int, factor: float) -> int:

@@ -67,7 +67,12 @@ def _star() -> list[Part]:
 
 
 def _ring() -> list[Part]:
-    return [Part(_disc(0, 0, 1.0), "dark"), Part(_disc(0, 0, 0.93), "main"), Part(_disc(0, 0, 0.6), "dark"), Part(_disc(0, 0, 0.53), "hole")]
+    return [
+        Part(_disc(0, 0, 1.0), "dark"),
+        Part(_disc(0, 0, 0.93), "main"),
+        Part(_disc(0, 0, 0.6), "dark"),
+        Part(_disc(0, 0, 0.53), "hole"),
+    ]
 
 
 def _heart() -> list[Part]:
@@ -120,7 +125,9 @@ def _house() -> list[Part]:
 def _mushroom() -> list[Part]:
     cap = np.concatenate([_arc(0, 0, 0.98, 180, 360, 26), _poly((0.9, 0.2), (-0.9, 0.2))])
     stem = _poly((-0.26, 0.1), (0.26, 0.1), (0.36, 1), (-0.36, 1))
-    dots = [Part(_disc(x, y, r), "white") for x, y, r in ((-0.5, -0.3, 0.18), (0.12, -0.58, 0.2), (0.58, -0.14, 0.16), (-0.05, -0.05, 0.12))]
+    dots = [
+        Part(_disc(x, y, r), "white") for x, y, r in ((-0.5, -0.3, 0.18), (0.12, -0.58, 0.2), (0.58, -0.14, 0.16), (-0.05, -0.05, 0.12))
+    ]
     return [Part(stem, "white"), Part(cap, "main"), *dots]
 
 
@@ -133,7 +140,10 @@ def _boat() -> list[Part]:
 def _car() -> list[Part]:
     body = _poly((-1, 0.1), (-0.95, -0.08), (-0.55, -0.12), (0.7, -0.12), (0.95, 0.0), (1, 0.42), (-1, 0.42))
     cabin = _poly((-0.6, -0.1), (-0.35, -0.6), (0.35, -0.6), (0.65, -0.1))
-    panes = [_poly((-0.45, -0.12), (-0.28, -0.48), (-0.04, -0.48), (-0.04, -0.12)), _poly((0.06, -0.12), (0.06, -0.48), (0.29, -0.48), (0.5, -0.12))]
+    panes = [
+        _poly((-0.45, -0.12), (-0.28, -0.48), (-0.04, -0.48), (-0.04, -0.12)),
+        _poly((0.06, -0.12), (0.06, -0.48), (0.29, -0.48), (0.5, -0.12)),
+    ]
     wheels = [Part(_disc(x, 0.42, r), colour) for x in (-0.52, 0.52) for r, colour in ((0.25, "black"), (0.12, "white"))]
     return [Part(cabin, "dark"), *(Part(pane, "accent") for pane in panes), Part(body, "main"), *wheels]
 
@@ -141,7 +151,12 @@ def _car() -> list[Part]:
 def _balloon() -> list[Part]:
     string = _poly((-0.03, 0.5), (0.05, 0.5), (0.1, 0.75), (0.04, 1), (-0.04, 1), (0.02, 0.75))
     knot = _poly((0, 0.4), (0.14, 0.58), (-0.14, 0.58))
-    return [Part(string, "black"), Part(knot, "dark"), Part(_disc(0, -0.28, 0.64, 0.72), "main"), Part(_disc(-0.25, -0.55, 0.13, 0.2), "light")]
+    return [
+        Part(string, "black"),
+        Part(knot, "dark"),
+        Part(_disc(0, -0.28, 0.64, 0.72), "main"),
+        Part(_disc(-0.25, -0.55, 0.13, 0.2), "light"),
+    ]
 
 
 def _butterfly() -> list[Part]:
@@ -153,7 +168,9 @@ def _butterfly() -> list[Part]:
 
 
 def _umbrella() -> list[Part]:
-    top = np.concatenate([_arc(0, 0, 0.98, 180, 360, 26), _arc(0.66, 0, 0.32, 0, -180, 8), _arc(0, 0, 0.34, 0, -180, 8), _arc(-0.66, 0, 0.32, 0, -180, 8)])
+    top = np.concatenate(
+        [_arc(0, 0, 0.98, 180, 360, 26), _arc(0.66, 0, 0.32, 0, -180, 8), _arc(0, 0, 0.34, 0, -180, 8), _arc(-0.66, 0, 0.32, 0, -180, 8)]
+    )
     panel = np.concatenate([_poly((0, -0.98)), _arc(0, 0, 0.34, 0, -180, 8)])
     hook = np.concatenate([_arc(0.2, 0.72, 0.26, 180, 0, 12), _arc(0.2, 0.72, 0.13, 0, 180, 12)])
     return [Part(_box(-0.06, -0.4, 0.07, 0.74), "brown"), Part(hook, "brown"), Part(top, "main"), Part(panel, "light")]
