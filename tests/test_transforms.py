@@ -56,12 +56,6 @@ def color_of(image: torch.Tensor) -> tuple[int, ...]:
     return tuple(image[:, 0, 0].tolist())
 
 
-def test_no_test_is_collected_under_a_method_name() -> None:
-
-
-# Reading
-
-
 def grey16(value: int) -> Image.Image:
     return Image.fromarray(np.full((4, 6), value, dtype=np.uint16))
 
