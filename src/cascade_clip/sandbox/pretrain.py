@@ -175,7 +175,8 @@ def _train_step(model: open_clip.CLIP, optimizer: torch.optim.Optimizer, batch: 
 
 def normalise_pixels(pixels: Tensor) -> Tensor:
     """8-bit pictures (B, 3, H, W) as the tower takes them."""
-    return (pixels.float() / 255 - MEAN[0]) / STD[0]
+    scaled: Tensor = (pixels.float() / 255 - MEAN[0]) / STD[0]  # (B, 3, H, W)
+    return scaled
 
 
 def _rate(step: int, config: PretrainConfig) -> float:
@@ -203,7 +204,8 @@ def used_tokens(config: PretrainConfig) -> Tensor:
     tokenizer = open_clip.SimpleTokenizer(context_length=ARCHITECTURE["text_cfg"]["context_length"])
     rng = np.random.default_rng(config.seed)
     texts = [phrase((name,), rng) for name in CLASS_NAMES for _ in range(200)] + [phrase(CLASS_NAMES[:3], rng) for _ in range(200)]
-    return torch.unique(tokenizer(texts))
+    tokens: Tensor = tokenizer(texts)  # (texts, context)
+    return tokens.unique()
 
 
 def export_clip(model: open_clip.CLIP, folder: Path, tokens: Tensor) -> None:

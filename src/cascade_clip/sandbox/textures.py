@@ -9,12 +9,13 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-FloatArray = NDArray[np.float32]
+FloatArray = NDArray[np.floating[Any]]
 
 WORLD = 128.0
 """Side of the world, in world units."""
@@ -72,7 +73,8 @@ def jitter(rng: np.random.Generator, centre: float, spread: float) -> float:
 
 def blend(low: FloatArray, high: FloatArray, amount: FloatArray) -> FloatArray:
     """Mix two colours (3,) or pictures (H, W, 3) by an amount (H, W)."""
-    return low + (high - low) * np.clip(amount, 0, 1)[..., None]  # (H, W, 3)
+    mixed: FloatArray = low + (high - low) * np.clip(amount, 0, 1)[..., None]  # (H, W, 3)
+    return mixed
 
 
 def _edge(distance: FloatArray, view: View) -> FloatArray:
@@ -214,7 +216,8 @@ def fabric(view: View, rng: np.random.Generator) -> FloatArray:
     weave = np.sin(u * np.float32(1.6)) * np.sin(v * np.float32(1.6))
     folds = view.noise(rng, 3, 3) - 0.5
     plaid = blend(shade(hue, 0.72, jitter(rng, 0.5, 0.08)), shade(hue + 0.06, 0.25, 0.95), (across + down) * 0.48)
-    return plaid * (1 + 0.13 * weave + 0.35 * folds)[..., None]
+    folded: FloatArray = plaid * (1 + 0.13 * weave + 0.35 * folds)[..., None]  # (H, W, 3)
+    return folded
 
 
 TEXTURES: dict[str, Texture] = {
