@@ -9,6 +9,7 @@ README.md           the same for people
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
 import json
 import os
 import platform
@@ -32,6 +33,8 @@ from cascade_clip.text import TextEncoder, build_text_encoder
 from cascade_clip.vocabulary import Vocabulary
 
 FORMAT = 1
+PACKAGED = ("mini", "mini-last")
+"""Models of the built-in world that this package carries: the cascade, and one decoder on the last block."""
 WEIGHTS, SETTINGS, RECORD, CARD = "model.safetensors", "config.yaml", "checkpoint.json", "README.md"
 _TOWER, _TEXT, _EMBEDDINGS = "backbone.tower.", "text.", "vocabulary.text"
 
@@ -54,13 +57,33 @@ class Checkpoint:
     """Provenance: protocol, seed, steps, versions, last evaluation."""
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, full: bool = False) -> Path:
+def find_checkpoint(source: str | Path) -> Path:
+    """The checkpoint folder that a path, a run folder, or the name of a packaged model means.
+
+    Raises:
+        FileNotFoundError: none of these.
+    """
+    folder = Path(source).expanduser()
+    if (folder / "model" / RECORD).is_file():  # a run folder
+        return folder / "model"
+    if not folder.exists() and str(source) in PACKAGED:
+        return Path(str(importlib.resources.files("cascade_clip"))) / "sandbox" / str(source)
+    if not folder.is_dir():
+        packaged = ", ".join(PACKAGED)
+        raise FileNotFoundError(
+            f"no checkpoint at {source}: give a folder that holds {WEIGHTS}, {SETTINGS} and {RECORD}, or one of {packaged}"
+        )
+    return folder
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, full: bool = False, half: bool = False) -> Path:
     """Write a checkpoint folder under a temporary name and rename it; a folder of that name is replaced.
 
     Args:
         folder: where to.
         checkpoint: what to.
         full: store CLIP's own weights too; always done where no hash could find them again.
+        half: store float16, half the size and slightly rounded.
     """
     full = full or not checkpoint.clip_fingerprint
     state = {name: tensor for name, tensor in checkpoint.model.state_dict().items() if full or not name.startswith(_TOWER)}
@@ -72,7 +95,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, full: bool = False)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, new / WEIGHTS, metadata={"format": "pt"})
+        kept = {name: (tensor.half() if half else tensor).detach().cpu().contiguous() for name, tensor in state.items()}
+        save_file(kept, new / WEIGHTS, metadata={"format": "pt"})
         (new / SETTINGS).write_text(yaml.safe_dump(config_to_dict(checkpoint.config), sort_keys=False), encoding="utf-8")
         record = _build_record(checkpoint, full=full)
         (new / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -85,17 +109,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, full: bool = False)
     return folder
 
 
-def load_checkpoint(folder: Path, clip_weights: str | None = None) -> Checkpoint:
-    """Rebuild the model that `folder` holds, in eval mode.
+def load_checkpoint(source: str | Path, clip_weights: str | None = None) -> Checkpoint:
+    """Rebuild a stored model, in eval mode.
 
     Args:
-        folder: a checkpoint folder.
+        source: a checkpoint folder, a run folder, or the name of a packaged model (see `find_checkpoint`).
         clip_weights: place of the CLIP weights instead of the recorded one; their hash must still agree.
 
     Raises:
         FileNotFoundError: no such folder, a file of it is missing, or CLIP's weights are not to be had.
         ValueError: a damaged file, weights that do not fit (the keys are named), another CLIP than the recorded one.
     """
+    folder = find_checkpoint(source)
     record, config = read_record(folder), read_config(folder)
     state = _read_weights(folder / WEIGHTS)
     clip = load_clip(_clip_settings(config, record, clip_weights))
@@ -135,8 +160,6 @@ def load_config(path: Path) -> Config:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The provenance record of a checkpoint folder, checked."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no checkpoint at {folder}: give a folder that holds {WEIGHTS}, {SETTINGS} and {RECORD}")
     missing = [name for name in (WEIGHTS, SETTINGS, RECORD) if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{folder} is not a whole checkpoint: {missing} missing")

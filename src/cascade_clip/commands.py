@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cascade_clip.evaluate import Report
 
 console = Console()
+
+REAL_MODELS = "for your own photos train one on CLIP weights (README, section Models) and give it with --model"
 
 
 @dataclass(frozen=True)
@@ -39,24 +41,28 @@ class RunOptions:
 class FolderOptions:
     """A labelled data set in two folders."""
 
-    images: str
+    data: Literal["folder", "sandbox"] = "folder"
+    """`folder`: the two folders below; `sandbox`: fresh scenes of the built-in world, which need no files."""
+    images: str = ""
     """Folder of images."""
-    masks: str
+    masks: str = ""
     """Folder of index masks with the same file stems."""
-    classes: str
+    classes: str = ""
     """Class list in label order: a file, or a packaged list by name (voc, coco-stuff, context, ade20k, cityscapes)."""
     unseen: str = ""
     """Unseen class names: a file, names separated by commas, or a packaged split by name."""
     text_embeddings: str = ""
     """File (.npy) of text embeddings, one row a class, to use instead of the text tower."""
     limit: int = 0
-    """Use the first N images only; 0 means all."""
+    """Use the first N images only; 0 means all (300 of the sandbox)."""
+    seed: int = 2
+    """Which scenes of the sandbox."""
 
 
 def segment(
     images: list[str],
     *,
-    model: str,
+    model: str = "mini",
     classes: str = "",
     out: Path = Path("output"),
     calibration: float = 0.0,
@@ -68,12 +74,13 @@ def segment(
 
     Args:
         images: image files.
-        model: checkpoint folder.
+        model: checkpoint folder or run folder, or a packaged model of the built-in world: mini, mini-last.
         classes: class names, "cat, grass, sofa = couch; settee", or a file with one a line; by default those of the checkpoint.
         out: folder for the results.
         calibration: subtracted from the scores of names that were seen in training.
         run: how to load and run.
     """
+    from cascade_clip.checkpoint import PACKAGED
     from cascade_clip.predictor import load_predictor
     from cascade_clip.transforms import load_image
     from cascade_clip.vocabulary import Vocabulary, load_vocabulary, parse_classes
@@ -82,6 +89,8 @@ def segment(
     if classes:
         vocabulary = load_vocabulary(classes) if Path(classes).is_file() else parse_classes(classes)
     predictor = load_predictor(model, run.device, run.precision, run.clip_weights or None)
+    if model in PACKAGED:
+        warn(f"{model} knows only the built-in world ({', '.join(predictor.vocabulary.names[:5])}, ...): {REAL_MODELS}")
     target = predictor.bind(vocabulary, calibration)
     stems = _result_names(images)
     failed = 0
@@ -91,7 +100,7 @@ def segment(
             labels, scores = predictor.label_map(pixels, target)
         except (ValueError, OSError) as error:
             failed += 1
-            Console(stderr=True).print(f"cascade-clip: error: {error}", markup=False, highlight=False, soft_wrap=True)
+            warn(f"cascade-clip: error: {error}")
             continue
         result = Segmentation(labels.cpu().numpy(), target.names, target.colors, scores.cpu().numpy())
         written = result.save(out, stem, pixels.permute(1, 2, 0).numpy())
@@ -130,14 +139,14 @@ def train(config: Config, *, out: Path, resume: bool = False) -> int:
 
 
 def evaluate(
-    checkpoint: Path, *, data: FolderOptions, run: RunOptions = RunOptions(), calibration: float | None = None, out: Path | None = None
+    checkpoint: str, *, data: FolderOptions, run: RunOptions = RunOptions(), calibration: float | None = None, out: Path | None = None
 ) -> int:
     """Score a model on a folder of images and a folder of index masks.
 
     Prints S, U, hIoU and pixel accuracy with the assumptions they rest on, and every class.
 
     Args:
-        checkpoint: checkpoint folder.
+        checkpoint: checkpoint folder, run folder, or a packaged model: mini, mini-last.
         data: the data set.
         run: how to load and run.
         calibration: subtracted from scores of seen classes; by default 0.1 after inductive training, else 0.
@@ -148,7 +157,11 @@ def evaluate(
     from cascade_clip.predictor import load_predictor
     from cascade_clip.text import load_embeddings
 
-    dataset = build_dataset(DataConfig(**dataclasses.asdict(data)))
+    chosen = {name: value for name, value in dataclasses.asdict(data).items() if name != "data"}
+    config = DataConfig(name=data.data, **chosen)
+    if data.data == "sandbox":
+        config = dataclasses.replace(config, limit=data.limit or 300)
+    dataset = build_dataset(config)
     predictor = load_predictor(checkpoint, run.device, run.precision, run.clip_weights or None)
     names, text = len(dataset.vocabulary.names), None
     if data.text_embeddings:
@@ -225,6 +238,11 @@ def env() -> int:
     for name, value in rows.items():
         console.print(f"{name:<16} {value}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def warn(text: str) -> None:
+    """Say something on standard error, as it is."""
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _result_names(images: list[str]) -> list[str]:

@@ -273,12 +273,12 @@ def load_predictor(
     """Load a checkpoint folder, ready to segment.
 
     Args:
-        source: the folder.
+        source: a checkpoint folder, a run folder, or a packaged model: `mini`, `mini-last`.
         device: where to run; `auto` takes CUDA, then MPS, then the CPU.
         precision: number format of the network instead of the checkpoint's own.
         clip_weights: CLIP weights (file or tag) instead of the place that the checkpoint names; the hash is still compared.
     """
-    checkpoint = load_checkpoint(Path(source), clip_weights)
+    checkpoint = load_checkpoint(source, clip_weights)
     settings = checkpoint.config.inference
     if precision is not None:
         settings = dataclasses.replace(settings, precision=precision)

@@ -205,7 +205,8 @@ def used_tokens(config: PretrainConfig) -> Tensor:
     rng = np.random.default_rng(config.seed)
     texts = [phrase((name,), rng) for name in CLASS_NAMES for _ in range(200)] + [phrase(CLASS_NAMES[:3], rng) for _ in range(200)]
     tokens: Tensor = tokenizer(texts)  # (texts, context)
-    return tokens.unique()
+    used: Tensor = tokens.unique()
+    return used
 
 
 def export_clip(model: open_clip.CLIP, folder: Path, tokens: Tensor) -> None:

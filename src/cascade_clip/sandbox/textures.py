@@ -79,7 +79,8 @@ def blend(low: FloatArray, high: FloatArray, amount: FloatArray) -> FloatArray:
 
 def _edge(distance: FloatArray, view: View) -> FloatArray:
     """1 where distance (in world units) is positive, 0 where negative, one pixel of slope between."""
-    return np.clip(distance * np.float32(view.scale) + np.float32(0.5), 0, 1)
+    slope: FloatArray = np.clip(distance * np.float32(view.scale) + np.float32(0.5), 0, 1)
+    return slope
 
 
 def grass(view: View, rng: np.random.Generator) -> FloatArray:
