@@ -22,10 +22,14 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "quickstart": Command("cascade_clip.quickstart:quickstart", "five-minute tour on the built-in world, without a download"),
     "segment": Command("cascade_clip.commands:segment", "label every pixel of your images with your own class names"),
     "train": Command("cascade_clip.commands:train", "train a model from a YAML file and flags"),
     "evaluate": Command("cascade_clip.commands:evaluate", "score a model on a folder of images and masks"),
     "import": Command("cascade_clip.commands:import_file", "turn a state dict of the released programs into a checkpoint folder"),
+    "sandbox pretrain": Command("cascade_clip.sandbox.commands:pretrain", "make the mini CLIP of the built-in world again"),
+    "sandbox preview": Command("cascade_clip.sandbox.commands:preview", "draw scenes of the built-in world with their masks"),
+    "sandbox export": Command("cascade_clip.sandbox.commands:export", "write the built-in world as image and mask folders"),
     "cost": Command("cascade_clip.commands:cost", "print parameters and operations, our way and the published way"),
     "env": Command("cascade_clip.commands:env", "print versions and devices, for bug reports"),
 }
@@ -63,8 +67,6 @@ def run(name: str, words: list[str], *, debug: bool) -> int:
     """Run a command with its arguments; bad input becomes one line and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cascade_clip").setLevel(logging.INFO)
-    for noisy in ("lightning.pytorch", "lightning.fabric", "httpx"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         module, _, function = COMMANDS[name].target.partition(":")
         handler: Callable[..., Any] = getattr(importlib.import_module(module), function)

@@ -119,9 +119,10 @@ def train(config: Config, *, out: Path, resume: bool = False) -> int:
         out: run folder.
         resume: go on from the last saved state of the run in `out`.
     """
-    from cascade_clip.progress import TrainingProgress
+    from cascade_clip.progress import TrainingProgress, quiet_engine
     from cascade_clip.train import fit
 
+    quiet_engine()
     checkpoint = fit(config, out, resume=resume, callbacks=[TrainingProgress(console)])
     console.print(f"wrote {out / 'model'}", markup=False, highlight=False, soft_wrap=True)
     if config.evaluation is not None:

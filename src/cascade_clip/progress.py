@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,13 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def quiet_engine() -> None:
+    """Keep Lightning's own notes (devices, tips) off the screen; its warnings stay."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
 
 METRICS = ("loss", "focal", "dice", "masks", "learning_rate")
 
@@ -45,10 +53,11 @@ class MetricsFile(Callback):
 class TrainingProgress(Callback):
     """A bar with step, loss parts, learning rate, images/s and the time that remains; a line now and then where there is no terminal."""
 
-    def __init__(self, console: Console, lines: int = 20) -> None:
-        """Draw on `console`; without a terminal print about `lines` lines in all."""
+    def __init__(self, console: Console, lines: int = 20, minutes: float = 0.0) -> None:
+        """Draw on `console`; without a terminal print about `lines` lines in all. `minutes` says that a run ends by time."""
         self.console = console
         self.lines = lines
+        self.minutes = minutes
         columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=console)
 
