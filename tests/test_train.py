@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from cascade_clip.checkpoint import load_checkpoint
-from cascade_clip.config import Config, config_from_dict
+from cascade_clip.config import Config
 from cascade_clip.data import build_dataset
+from cascade_clip.plain_values import config_from_dict
 from cascade_clip.train import SegmentationTask, fit, prepare
 from conftest import TINY_MODEL
 

@@ -18,7 +18,8 @@ import jsonargparse
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from cascade_clip.config import Config, config_from_dict
+from cascade_clip.config import Config
+from cascade_clip.plain_values import config_from_dict
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 

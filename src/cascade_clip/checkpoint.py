@@ -27,8 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cascade_clip.clip import LoadedClip, load_clip
-from cascade_clip.config import ClipConfig, Config, config_from_dict, config_to_dict
+from cascade_clip.config import ClipConfig, Config
 from cascade_clip.model import Segmenter, build_segmenter
+from cascade_clip.plain_values import config_from_dict, config_to_dict
 from cascade_clip.text import TextEncoder, build_text_encoder
 from cascade_clip.vocabulary import Vocabulary
 

@@ -6,12 +6,8 @@ reading it back refuses keys that do not exist.
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 IMAGENET_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 IMAGENET_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
@@ -348,74 +344,3 @@ class Config:
     """Training."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     """Inference, stored with the checkpoint as its default."""
-
-
-Settings = TypeVar("Settings")
-
-
-def config_from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "config") -> Settings:
-    """Build the dataclass `kind` from nested plain values, refusing unknown keys by name.
-
-    Raises:
-        ValueError: an unknown key or a value of the wrong type; the message says where and what is allowed.
-    """
-    _check(isinstance(values, Mapping), f"{where} must be a mapping of settings, got {type(values).__name__}")
-    hints = typing.get_type_hints(kind)
-    names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for key in values:
-        _check(key in names, f"unknown setting {where}.{key}; choose one of {sorted(names)}")
-    return kind(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
-
-
-def config_to_dict(settings: Any) -> dict[str, Any]:
-    """Plain nested values of a settings dataclass, ready for YAML or JSON (tuples become lists)."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-        if isinstance(value, Mapping):
-            return {str(key): plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    result = plain(settings)
-    assert isinstance(result, dict)
-    return result
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Check a plain value against a type hint and give it the hint's type."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            _check(type(None) in arguments, f"{where} must not be null")
-            return None
-        return _convert(next(item for item in arguments if item is not type(None)), value, where)
-    if origin is Literal:
-        _check(value in arguments, f"{where} must be one of {list(arguments)}, got {value!r}")
-        return value
-    if origin is tuple:
-        return _convert_tuple(arguments, value, where)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return value if isinstance(value, hint) else config_from_dict(hint, value, where)
-    return _convert_scalar(dict if origin is dict else hint, value, where)
-
-
-def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    _check(isinstance(value, Sequence) and not isinstance(value, str), f"{where} must be a list, got {value!r}")
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    _check(len(value) == len(arguments), f"{where} must have {len(arguments)} entries, got {value!r}")
-    return tuple(_convert(hint, item, f"{where}[{index}]") for index, (hint, item) in enumerate(zip(arguments, value, strict=True)))
-
-
-def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML reads 1e-4 as text
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError(f"{where} must be a number, got {value!r}") from None
-    matches = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    _check(matches, f"{where} must be {hint.__name__}, got {value!r}")
-    return value

@@ -26,11 +26,12 @@ from torch.utils.data import DataLoader
 
 from cascade_clip.checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
 from cascade_clip.clip import load_clip
-from cascade_clip.config import Config, OptimizerConfig, config_to_dict
+from cascade_clip.config import Config, OptimizerConfig
 from cascade_clip.data import LabelledImages, build_dataset, data_templates
 from cascade_clip.datasets.folder import StepSampler, TrainingSet
 from cascade_clip.losses import MaskLoss, mask_loss
 from cascade_clip.model import Segmenter, build_segmenter
+from cascade_clip.plain_values import config_to_dict
 from cascade_clip.predictor import find_device
 from cascade_clip.progress import MetricsFile
 from cascade_clip.protocols import TrainingProtocol
