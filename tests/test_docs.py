@@ -1,0 +1,62 @@
+"""What is published is tested: every configuration builds, the README's Python prints what it says, its commands exist."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from cascade_clip.__main__ import COMMANDS
+from cascade_clip.checkpoint import load_config
+from cascade_clip.data import build_dataset
+from cascade_clip.model import build_segmenter
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_there_is_something_to_test() -> None:
+    assert CONFIGS
+    assert len(PAGES) > 2
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configurations_build_and_run_a_batch(path: Path) -> None:
+    config = load_config(path)
+    model = build_segmenter(config.model).eval()
+    vocabulary = build_dataset(config.data).vocabulary
+    side = config.train.augment.crop
+    with torch.inference_mode():
+        logits = model(torch.zeros(1, 3, side, side), torch.randn(len(vocabulary), model.joint_width))
+    assert logits.shape[:2] == (1, len(vocabulary))
+    assert f"configs/{path.name}" in path.read_text()  # its head says the command
+
+
+def test_readme_python_prints_what_it_says() -> None:
+    text = (ROOT / "README.md").read_text()
+    match = re.search(r"```python\n(.*?)```\n.*?```\n(.*?)\n```", text, re.DOTALL)
+    assert match
+    assert len([line for line in match[1].splitlines() if line.strip() and not line.startswith("import")]) <= 5
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(match[1], "README.md", "exec"), {})
+    assert printed.getvalue().strip() == match[2].strip()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_commands_and_links_exist(path: Path) -> None:
+    text = path.read_text()
+    for line in re.findall(r"^\s*(cascade-clip .*?)(?:#.*)?$", text, re.MULTILINE):
+        words = shlex.split(line.rstrip("\\"))
+        assert words[1] in COMMANDS or " ".join(words[1:3]) in COMMANDS or words[1].startswith("-"), line
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (path.parent / target).exists(), f"{path.name} links to {target}"
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^\s*make ([a-z-]+)", text, re.MULTILINE):
+        assert f"\n{target}:" in makefile, target

@@ -1,0 +1,38 @@
+"""The tour runs from one end to the other and draws what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cascade_clip.__main__ import main
+from cascade_clip.checkpoint import find_checkpoint
+from cascade_clip.quickstart import LOSS_FILE, read_curve
+
+
+def test_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["quickstart", "--out", str(tmp_path / "tour"), "--scenes", "4", "--pictures", "2", "--minutes", "0.05"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "U: mIoU of unseen" in out and "last layer" in out and "cascade" in out
+    page = np.array(Image.open(tmp_path / "tour" / "quickstart.png").convert("RGB"))
+    assert page.shape[1] > 1000
+    assert (page != 255).any(axis=2).mean() > 0.1  # not an empty page
+    text = (tmp_path / "tour" / "index.html").read_text()
+    assert "data:image/png;base64," in text and "brick wall" in text and "{" not in text.split("</style>")[1]
+    assert read_curve(tmp_path / "tour" / "run" / "metrics.csv")
+    assert main(words) == 0  # a second tour replaces the first
+
+
+def test_the_curve_of_the_full_run_is_shipped() -> None:
+    curve = read_curve(find_checkpoint("mini") / LOSS_FILE)
+    assert len(curve) > 20
+    assert curve[-1][1] < curve[0][1]
+
+
+def test_bad_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quickstart", "--scenes", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
