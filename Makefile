@@ -4,6 +4,7 @@
 # make check     style and types
 PYTHON ?= python3
 BIN := .venv/bin
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: install demo test test-all check wheel clean
 

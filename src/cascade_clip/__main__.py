@@ -65,6 +65,8 @@ def usage() -> str:
 
 def run(name: str, words: list[str], *, debug: bool) -> int:
     """Run a command with its arguments; bad input becomes one line and exit code 2."""
+    # Threads that spin while they wait make everything ten times slower as soon as loading or another program shares the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cascade_clip").setLevel(logging.INFO)
     try:

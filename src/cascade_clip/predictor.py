@@ -177,7 +177,7 @@ class Predictor:
         """Resize the short side to the window, if so set, and normalise: (3, H', W')."""
         height, width = pixels.shape[-2:]
         patch = self.model.patch_size
-        if min(height, width) < 1 or (not self.settings.resize and min(height, width) < patch):
+        if min(height, width) < patch:
             raise ValueError(f"an image of {width} x {height} pixels is smaller than one patch ({patch} pixels); give a larger one")
         if self.settings.resize:
             pixels = resize_image(pixels, short_side_shape(height, width, self.settings.window))  # (3, H', W')
