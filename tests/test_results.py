@@ -1,0 +1,103 @@
+"""A segmentation keeps its names with it, and its files say what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cascade_clip.results import Segmentation
+from cascade_clip.vocabulary import build_palette
+
+LABELS = np.array([[0, 0, 1], [1, 1, -1]])
+NAMES, COLORS = ("cat", "grass", "sky"), ((200, 30, 30), (30, 200, 30), (30, 30, 200))
+
+
+def small(**changes: object) -> Segmentation:
+    values = {"labels": LABELS, "class_names": NAMES, "colors": COLORS, "scores": np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3)}
+    return Segmentation(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_coverage_scores_and_masks() -> None:
+    result = small()
+    assert result.coverage == {"cat": pytest.approx(2 / 6), "grass": pytest.approx(3 / 6), "sky": 0.0}
+    assert result.mean_scores == {"cat": pytest.approx(0.1), "grass": pytest.approx((0.4 + 0.6 + 0.8) / 3)}
+    assert result.mask("grass").tolist() == [[False, False, True], [True, True, False]]
+    with pytest.raises(ValueError, match=r"no class 'dog'.*cat"):
+        result.mask("dog")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": np.zeros((1, 2, 3), dtype=int)}, r"shape \(H, W\).*\(1, 2, 3\)"),
+        ({"labels": np.zeros((0, 3), dtype=int)}, r"\(0, 3\)"),
+        ({"labels": np.full((2, 3), 3)}, "from 3 to 3"),
+        ({"labels": np.full((2, 3), -2)}, "from -2"),
+        ({"labels": np.zeros((2, 3))}, "whole numbers"),
+        ({"colors": COLORS[:2]}, "as many colours"),
+        ({"scores": np.zeros((3, 2), dtype=np.float32)}, r"\(3, 2\)"),
+    ],
+)
+def test_parts_that_do_not_fit(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**changes)
+
+
+@pytest.mark.parametrize("classes", [3, 255, 256, 400])
+def test_files_give_the_labels_back(tmp_path: Path, classes: int) -> None:
+    """8-bit palette files up to 255 classes, 16-bit beyond; unlabelled pixels stay unlabelled."""
+    names = tuple(f"class {index}" for index in range(classes))
+    labels = np.arange(-1, classes).repeat(2).reshape(2, -1)
+    first = Segmentation(labels, names, build_palette(classes))
+    written = first.save(tmp_path, "a/b".replace("/", "_"), np.zeros((*labels.shape, 3), dtype=np.uint8))
+    assert [path.name for path in written] == ["a_b_overlay.png", "a_b_index.png", "a_b.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in written)  # nothing half-written stays
+    second = Segmentation.load(tmp_path / "a_b.json")
+    assert np.array_equal(second.labels, labels)
+    assert (second.class_names, second.colors) == (first.class_names, first.colors)
+    assert Image.open(tmp_path / "a_b_index.png").mode == ("P" if classes <= 255 else "I;16")
+
+
+def test_index_colours_are_the_class_colours() -> None:
+    shown = np.array(small().index_image().convert("RGB"))
+    assert tuple(shown[0, 0]) == COLORS[0]
+    assert tuple(shown[0, 2]) == COLORS[1]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 900), (300, 400), (1500, 40)])
+@pytest.mark.parametrize("classes", [1, 60])
+def test_overlay_of_any_size(size: tuple[int, int], classes: int) -> None:
+    names = tuple(f"a rather long class name, number {index}" for index in range(classes))
+    labels = np.arange(size[0] * size[1]).reshape(size) % classes
+    overlay = Segmentation(labels, names, build_palette(classes)).overlay(np.zeros((*size, 3), dtype=np.uint8))
+    assert overlay.width > size[1] and overlay.height >= size[0]
+
+
+def test_overlay_blends_and_draws_borders() -> None:
+    labels = np.zeros((20, 20), dtype=int)
+    labels[:, 10:] = 1
+    image = np.full((20, 20, 3), 100, dtype=np.uint8)
+    plain = np.array(Segmentation(labels, NAMES, COLORS).overlay(image, 0.5, legend=False))
+    assert plain.shape == (20, 20, 3)
+    assert np.allclose(plain[5, 3], (np.array(COLORS[0]) + 100) / 2, atol=1)
+    assert tuple(plain[5, 9]) == (255, 255, 255)
+    with pytest.raises(ValueError, match="20 x 20"):
+        Segmentation(LABELS, NAMES, COLORS).overlay(image)
+    with pytest.raises(ValueError, match="opacity"):
+        Segmentation(labels, NAMES, COLORS).overlay(image, 2.0)
+
+
+def test_json_says_everything() -> None:
+    values = small().to_json()
+    assert (values["width"], values["height"]) == (3, 2)
+    assert values["unlabelled"] == pytest.approx(1 / 6)
+    assert values["classes"][2] == {"index": 2, "name": "sky", "color": [30, 30, 200], "coverage": 0.0, "mean_score": None}
+
+
+def test_loading_something_else(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(ValueError, match="not the JSON of a segmentation"):
+        Segmentation.load(tmp_path / "x.json")

@@ -1,0 +1,160 @@
+"""Class lists, splits by name, synonyms, label maps, and names that cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade_clip.vocabulary import (
+    IGNORED,
+    Vocabulary,
+    build_palette,
+    list_vocabularies,
+    load_templates,
+    load_vocabulary,
+    parse_classes,
+)
+
+PAPER_UNSEEN = {  # the paper's Table 11
+    "voc": {"pottedplant", "sheep", "sofa", "train", "tvmonitor"},
+    "context": {"aeroplane", "bird", "boat", "cat", "cow", "motorbike", "sofa", "tvmonitor", "fence", "keyboard"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "unseen", "known"),
+    [
+        ("voc", 20, 5, [*range(21), 255]),  # 0 is background, ignored
+        ("coco-stuff", 171, 15, [0, 10, 12, 181, 255]),  # 11 never occurs
+        ("context", 59, 10, range(60)),
+        ("context-released", 59, 10, range(60)),
+        ("ade20k", 150, 0, range(151)),
+        ("cityscapes", 19, 0, [7, 33]),
+    ],
+)
+def test_packaged_lists(name: str, classes: int, unseen: int, known: object) -> None:
+    vocabulary = load_vocabulary(name)
+    assert (len(vocabulary), len(vocabulary.unseen), len(vocabulary.seen)) == (classes, unseen, classes - unseen)
+    assert vocabulary.unknown_values(known) == []  # type: ignore[arg-type]
+    labels = vocabulary.label_table()
+    assert set(labels[labels != IGNORED].tolist()) == set(range(classes))
+    assert name in list_vocabularies()
+
+
+@pytest.mark.parametrize("name", PAPER_UNSEEN)
+def test_splits_of_the_paper(name: str) -> None:
+    assert set(load_vocabulary(name).unseen) == PAPER_UNSEEN[name]
+
+
+def test_the_released_context_split_holds_out_six_other_classes() -> None:
+    assert len(set(load_vocabulary("context").unseen) - set(load_vocabulary("context-released").unseen)) == 6
+
+
+def test_raw_values_of_voc() -> None:
+    table = load_vocabulary("voc").label_table()
+    assert table[[0, 1, 20, 255]].tolist() == [IGNORED, 0, 19, IGNORED]
+    assert load_vocabulary("voc").unknown_values([0, 20, 21, 254, 255]) == [21, 254]
+
+
+def test_coco_raw_values_close_the_gaps() -> None:
+    table = load_vocabulary("coco-stuff").label_table()
+    assert table[[10, 11, 12, 181]].tolist() == [10, IGNORED, 11, 170]
+    assert load_vocabulary("coco-stuff").unknown_values([11]) == [11]
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "synonyms"),
+    [
+        ("cat,grass", ("cat", "grass"), (("cat",), ("grass",))),
+        (" cat , sofa = couch; settee ", ("cat", "sofa"), (("cat",), ("sofa", "couch", "settee"))),
+        ("sofa = sofa; couch", ("sofa",), (("sofa", "couch"),)),  # the name itself is no synonym
+        ("犬, кошка, 🐈", ("犬", "кошка", "🐈"), (("犬",), ("кошка",), ("🐈",))),  # any script
+        ("cafe\u0301", ("caf\u00e9",), (("caf\u00e9",),)),  # one spelling of accents
+    ],
+)
+def test_own_words(text: str, names: tuple[str, ...], synonyms: tuple[tuple[str, ...], ...]) -> None:
+    vocabulary = parse_classes(text)
+    assert vocabulary.names == names
+    assert vocabulary.synonyms == synonyms
+    assert vocabulary.seen_mask == (True,) * len(names)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        ("cat,,dog", "empty"),
+        ("cat, CAT", "twice"),  # case makes no difference to CLIP
+        ("cat\x07", "control characters"),
+        ("x" * 201, "201 characters"),
+        ("sofa = ;", "empty"),
+    ],
+)
+def test_own_words_that_cannot_be_used(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_classes(text)
+
+
+def test_lists_in_files(tmp_path: Path) -> None:
+    plain, numbered = tmp_path / "plain.txt", tmp_path / "numbered.txt"
+    plain.write_text("\ufeff# a comment\ncat\n\nsofa = couch\n", encoding="utf-8")
+    numbered.write_text("0 null\n7 cat\n300 traffic light\n")
+    (tmp_path / "unseen.txt").write_text("sofa\n")
+    vocabulary = load_vocabulary(str(plain), str(tmp_path / "unseen.txt"))
+    assert (vocabulary.names, vocabulary.unseen) == (("cat", "sofa"), ("sofa",))
+    assert vocabulary.label_table()[[0, 1, 2, 255]].tolist() == [0, 1, IGNORED, IGNORED]
+    vocabulary = load_vocabulary(str(numbered), "cat")
+    assert vocabulary.names == ("cat", "traffic light")
+    assert vocabulary.label_table()[[0, 7, 300]].tolist() == [IGNORED, 0, 1]  # 16-bit values work
+    assert vocabulary.unknown_values([0, 7, 8, 255, 300]) == [8]
+
+
+def test_lists_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text('{"names": ["cat", "dog"], "unseen": ["dog"], "raw_values": {"1": "cat", "2": "dog", "3": null}, "ignore": 0}')
+    vocabulary = load_vocabulary(str(path))
+    assert vocabulary.unseen == ("dog",)
+    assert vocabulary.label_table()[[0, 1, 2, 3]].tolist() == [IGNORED, 0, 1, IGNORED]
+    path.write_text('{"names": ["cat"], "raw_values": {"1": "cow"}}')
+    with pytest.raises(ValueError, match="cow"):
+        load_vocabulary(str(path))
+
+
+@pytest.mark.parametrize(
+    ("source", "unseen", "error", "message"),
+    [
+        ("nowhere", "", FileNotFoundError, "packaged lists are voc"),
+        ("voc", "sofa, unicorn", ValueError, "unicorn"),
+        ("x" * 5000, "", FileNotFoundError, "no class list"),  # no file can have that name
+    ],
+)
+def test_lists_that_do_not_exist(source: str, unseen: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        load_vocabulary(source, unseen)
+
+
+def test_templates(tmp_path: Path) -> None:
+    assert load_templates("single") == ("a photo of a {}",)
+    assert len(load_templates("paper15")) == 15
+    path = tmp_path / "templates.txt"
+    path.write_text("a {}\nthe {}\n")
+    assert load_templates(str(path)) == ("a {}", "the {}")
+    path.write_text("a cat\n")
+    with pytest.raises(ValueError, match="exactly once"):
+        load_templates(str(path))
+    with pytest.raises(FileNotFoundError, match="paper15"):
+        load_templates("nowhere")
+
+
+def test_palette_is_distinct_and_never_black_or_white() -> None:
+    colors = build_palette(180)
+    assert len(set(colors)) == 180
+    assert build_palette(5) == colors[:5]
+    assert all(20 < np.mean(color) < 235 for color in colors)
+
+
+def test_a_vocabulary_counts_its_parts() -> None:
+    with pytest.raises(ValueError, match="as many"):
+        Vocabulary(("a", "b"), (("a",),), build_palette(2))
