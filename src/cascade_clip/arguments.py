@@ -45,8 +45,9 @@ def call_with_arguments(handler: Callable[..., Any], program: str, words: Sequen
         given = parser.parse_args(words, defaults=False)
     except (jsonargparse.ArgumentError, TypeError) as error:
         raise ArgumentError(" ".join(str(error).split())[:500]) from error
-    values = {name: given.pop(name) for name in parameters if name in given}
-    values |= {name: _take_group(group, given) for name, group in _groups(handler).items()}
+    groups = _groups(handler)
+    values = {name: _take_group(group, given) for name, group in groups.items()}
+    values |= {name: given.pop(name) for name in parameters if name in given and name not in groups}
     if configured:
         settings = _read_yaml(given.pop("settings", ""))
         values[configured] = config_from_dict(Config, _merge(settings, _plain(given)), "settings")
