@@ -107,6 +107,15 @@ def test_images_of_one_name_do_not_overwrite_each_other(
     assert {path.name for path in (tmp_path / "out").glob("*.json")} == {"left_photo.json", "right_photo.json"}
 
 
+def test_without_a_model_the_built_in_one_is_used_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sandbox", "export", "--out", tmp_path / "world", "--train", 0, "--val", 1, capsys=capsys)[0] == 0
+    image = tmp_path / "world" / "images" / "val" / "000000.png"
+    code, out, error = run("segment", image, "--classes", "grass, star", "--out", tmp_path / "out", capsys=capsys)
+    assert code == 0
+    assert "mini knows only the built-in world" in error and "--model" in error
+    assert "wrote" in out
+
+
 def test_import_then_segment(tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": {name: tensor(value) for name, value in read_reference("state").items()}}, tmp_path / "released.pth")
     np.save(tmp_path / "text.npy", read_reference("eval")["text_emb"])
@@ -141,8 +150,8 @@ def test_cost_of_the_published_models(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["fly"], "unknown command 'fly'; choose one of: segment"),
-        (["segment"], "required: images, model"),
+        (["fly"], "unknown command 'fly'; choose one of: quickstart"),
+        (["segment"], "required: images"),
         (["segment", "{photo}", "--model", "nowhere"], "no checkpoint at nowhere"),
         (["segment", "{photo}", "--model", "{model}", "--colour", "red"], "--colour"),
         (["segment", "missing.jpg", "--model", "{model}"], "missing.jpg does not exist"),
