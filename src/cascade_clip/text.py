@@ -56,7 +56,7 @@ class TextEncoder:
         Per word: the mean over templates of unit prompt embeddings, made unit again; then the same over the words of a class.
         """
         cache = _cache_file(self.fingerprint, words, templates)
-        found = _read_cache(cache)
+        found = _read_cache(cache, len(words))
         if found is not None:
             return torch.from_numpy(found)
         flat = [word for group in words for word in group]
@@ -91,23 +91,26 @@ def load_embeddings(path: Path, classes: int, width: int) -> Tensor:
 
 def _cache_file(fingerprint: str, words: Sequence[Sequence[str]], templates: Sequence[str]) -> Path:
     key = json.dumps([1, fingerprint, [list(group) for group in words], list(templates)])
-    base = os.environ.get("CASCADE_CLIP_CACHE")
-    folder = Path(base) if base else Path(tempfile.gettempdir()) if not _home() else cast(Path, _home()) / ".cache" / "cascade_clip"
-    return folder / "text" / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+    return _cache_folder() / "text" / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
 
 
-def _home() -> Path | None:
+def _cache_folder() -> Path:
+    """CASCADE_CLIP_CACHE, else a folder in the home directory, else (without one) the folder for temporary files."""
+    named = os.environ.get("CASCADE_CLIP_CACHE")
     try:
-        return Path.home()
+        return Path(named) if named else Path.home() / ".cache" / "cascade_clip"
     except RuntimeError:
-        return None
+        return Path(tempfile.gettempdir()) / "cascade_clip"
 
 
-def _read_cache(path: Path) -> np.ndarray | None:
+def _read_cache(path: Path, rows: int) -> np.ndarray | None:
+    """The kept embeddings; None when there are none or the file is damaged."""
     try:
-        return cast(np.ndarray, np.load(path, allow_pickle=False))
+        array = cast(np.ndarray, np.load(path, allow_pickle=False))
     except (OSError, ValueError, EOFError):
         return None
+    sound = array.ndim == 2 and len(array) == rows and array.dtype == np.float32 and bool(np.isfinite(array).all())
+    return array if sound else None
 
 
 def _write_cache(path: Path, array: np.ndarray) -> None:
