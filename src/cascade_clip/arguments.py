@@ -15,11 +15,10 @@ from typing import Any
 
 import docstring_parser
 import jsonargparse
-import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from cascade_clip.config import Config
-from cascade_clip.plain_values import config_from_dict
+from cascade_clip.plain_values import config_from_dict, read_yaml
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -49,7 +48,8 @@ def call_with_arguments(handler: Callable[..., Any], program: str, words: Sequen
     values = {name: _take_group(group, given) for name, group in groups.items()}
     values |= {name: given.pop(name) for name in parameters if name in given and name not in groups}
     if configured:
-        settings = _read_yaml(given.pop("settings", ""))
+        file = given.pop("settings", "")
+        settings = read_yaml(Path(file)) if file else {}
         values[configured] = config_from_dict(Config, _merge(settings, _plain(given)), "settings")
     chosen = {name: values.get(name, parameter.default) for name, parameter in parameters.items()}
     ordered = [chosen.pop(name) for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.KEYWORD_ONLY]
@@ -105,21 +105,6 @@ def _groups(handler: Callable[..., Any]) -> dict[str, Any]:
 
 def _take_group(group: Any, given: Namespace) -> Any:
     return group(**{item.name: given.pop(item.name) for item in dataclasses.fields(group) if item.name in given})
-
-
-def _read_yaml(source: str) -> dict[str, Any]:
-    if not source:
-        return {}
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"no settings file {path}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
-    return values
 
 
 def _plain(given: Namespace) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from torch import Tensor
 from cascade_clip.clip import LoadedClip, load_clip
 from cascade_clip.config import ClipConfig, Config
 from cascade_clip.model import Segmenter, build_segmenter
-from cascade_clip.plain_values import config_from_dict, config_to_dict
+from cascade_clip.plain_values import config_from_dict, config_to_dict, read_yaml
 from cascade_clip.text import TextEncoder, build_text_encoder
 from cascade_clip.vocabulary import Vocabulary
 
@@ -150,13 +150,7 @@ def read_config(folder: Path) -> Config:
 
 def load_config(path: Path) -> Config:
     """Settings from a YAML file that states only what differs from the defaults."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no settings at {path}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
-    return config_from_dict(Config, values, str(path))
+    return config_from_dict(Config, read_yaml(path), str(path))
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,10 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import yaml
 
 
 def _check(condition: bool, message: str) -> None:
@@ -15,6 +18,23 @@ def _check(condition: bool, message: str) -> None:
 
 
 Settings = TypeVar("Settings")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, which is never executed.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not YAML, or not a mapping.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no settings file {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
+    return values
 
 
 def config_from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "config") -> Settings:
