@@ -267,9 +267,12 @@ def _finish(image: FloatArray, mask: NDArray[np.uint8], rng: np.random.Generator
     down, across, gain = (float(rng.uniform(-config.light, config.light)) for _ in range(3))
     light = 1 + 0.6 * (down * ramp[:, None] + across * ramp[None, :]) + 0.5 * gain  # (H, W)
     tint = 1 + rng.uniform(-0.04, 0.04, 3).astype(np.float32)
-    image = image * (light[..., None] * tint)
+    image *= light[..., None] * tint
     image += rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(config.noise * rng.uniform(0.3, 1.2))
-    pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)  # (H, W, 3)
+    np.clip(image, 0, 1, out=image)
+    image *= 255
+    image += 0.5
+    pixels = image.astype(np.uint8)  # (H, W, 3)
     area = np.bincount(mask.ravel(), minlength=IGNORE + 1)[: len(CLASS_NAMES)]
     order = [label for label in np.argsort(-area, kind="stable") if area[label] >= config.min_share * mask.size]
     return Scene(pixels, mask, tuple(CLASS_NAMES[label] for label in order))

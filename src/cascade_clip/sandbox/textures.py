@@ -73,7 +73,8 @@ def jitter(rng: np.random.Generator, centre: float, spread: float) -> float:
 
 def blend(low: FloatArray, high: FloatArray, amount: FloatArray) -> FloatArray:
     """Mix two colours (3,) or pictures (H, W, 3) by an amount (H, W)."""
-    mixed: FloatArray = low + (high - low) * np.clip(amount, 0, 1)[..., None]  # (H, W, 3)
+    mixed: FloatArray = (high - low) * np.clip(amount, 0, 1)[..., None]  # (H, W, 3)
+    mixed += low
     return mixed
 
 
@@ -189,16 +190,16 @@ def gravel(view: View, rng: np.random.Generator) -> FloatArray:
     u, v = view.axes()
     column, row = u / side, v / side
     left, top = np.floor(column).astype(np.int64), np.floor(row).astype(np.int64)
-    points = rng.random((24, 24, 3), dtype=np.float32)
+    points = rng.random((24, 24, 3), dtype=np.float32).transpose(2, 0, 1).copy()  # (3, rows, columns)
     nearest = np.full((view.size, view.size), 9.0, np.float32)
     second, tone = nearest.copy(), nearest.copy()
     for step in range(9):
         x, y = left + step % 3 - 1, top + step // 3 - 1
-        point = points[y % 24, x % 24]  # (H, W, 3)
-        distance = (x + point[..., 0] * 0.8 + 0.1 - column) ** 2 + (y + point[..., 1] * 0.8 + 0.1 - row) ** 2
+        across, down, shading = points[:, y % 24, x % 24]  # (H, W) each
+        distance = (x + across * 0.8 + 0.1 - column) ** 2 + (y + down * 0.8 + 0.1 - row) ** 2
         closer = distance < nearest
         second = np.where(closer, nearest, np.minimum(second, distance))
-        tone = np.where(closer, point[..., 2], tone)
+        tone = np.where(closer, shading, tone)
         nearest = np.minimum(nearest, distance)
     pebble = np.clip((np.sqrt(second) - np.sqrt(nearest)) * 2.8, 0, 1)
     hue = jitter(rng, 0.09, 0.04)
