@@ -196,6 +196,11 @@ def test_transductive_runs_both_stages(folders: Path, tmp_path: Path) -> None:
     assert second.config.train.init_from == str(tmp_path / "run" / "stage1" / "model")
 
 
+def test_transductive_on_several_devices_says_how(folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"two stages one after the other.*schedule_steps 8"):
+        fit(tiny_config(folders, protocol="transductive", devices=2), tmp_path / "run")
+
+
 def test_a_run_folder_is_not_overwritten(folders: Path, tmp_path: Path) -> None:
     fit(tiny_config(folders, steps=1), tmp_path / "run")
     with pytest.raises(ValueError, match="holds a run already"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,13 @@ def test_lists_in_files(tmp_path: Path) -> None:
     assert vocabulary.names == ("cat", "traffic light")
     assert vocabulary.label_table()[[0, 7, 300]].tolist() == [IGNORED, 0, 1]  # 16-bit values work
     assert vocabulary.unknown_values([0, 7, 8, 255, 300]) == [8]
+
+
+def test_an_ignore_value_that_is_a_class() -> None:
+    many = Vocabulary(tuple(f"c{index}" for index in range(300)), tuple((f"c{index}",) for index in range(300)), build_palette(300))
+    with pytest.raises(ValueError, match="mask value 255 means both"):
+        many.label_table()
+    assert dataclasses.replace(many, ignore=65535).label_table()[[255, 299, 65535]].tolist() == [255, 299, IGNORED]
 
 
 def test_lists_as_json(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,10 @@ from cascade_clip.config import Config, DataConfig, Device, ModelConfig, Precisi
 from cascade_clip.results import Segmentation
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cascade_clip.evaluate import Report
+    from cascade_clip.predictor import Predictor
 
 console = Console()
 
@@ -55,6 +59,8 @@ class FolderOptions:
     """File (.npy) of text embeddings, one row a class, to use instead of the text tower."""
     limit: int = 0
     """Use the first N images only; 0 means all (300 of the sandbox)."""
+    ignore: int | None = None
+    """Mask value of pixels without a label; by default the one of the class list, mostly 255."""
     seed: int = 2
     """Which scenes of the sandbox."""
 
@@ -124,6 +130,8 @@ def train(config: Config, *, out: Path, resume: bool = False) -> int:
 
     quiet_engine()
     checkpoint = fit(config, out, resume=resume, callbacks=[TrainingProgress(console)])
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process of the run says and does the rest
+        return 0
     console.print(f"wrote {out / 'model'}", markup=False, highlight=False, soft_wrap=True)
     if config.evaluation is not None:
         from cascade_clip.data import build_dataset
@@ -133,7 +141,8 @@ def train(config: Config, *, out: Path, resume: bool = False) -> int:
         dataset = build_dataset(config.evaluation)
         predictor = Predictor(checkpoint, device=config.train.device)
         with _progress("evaluating") as step:
-            report = run_evaluation(predictor, dataset, text=checkpoint.text, progress=step)
+            text = _given_embeddings(config.evaluation, len(dataset.vocabulary), predictor)
+            report = run_evaluation(predictor, dataset, text=text, progress=step)
         _print_report(report)
         console.print(f"wrote {report.save(out / 'report.json')}", markup=False, highlight=False)
     return 0
@@ -156,7 +165,6 @@ def evaluate(
     from cascade_clip.data import build_dataset
     from cascade_clip.evaluate import evaluate as run_evaluation
     from cascade_clip.predictor import load_predictor
-    from cascade_clip.text import load_embeddings
 
     chosen = {name: value for name, value in dataclasses.asdict(data).items() if name != "data"}
     config = DataConfig(name=data.data, **chosen)
@@ -164,9 +172,7 @@ def evaluate(
         config = dataclasses.replace(config, limit=data.limit or 300)
     dataset = build_dataset(config)
     predictor = load_predictor(checkpoint, run.device, run.precision, run.clip_weights or None)
-    names, text = len(dataset.vocabulary.names), None
-    if data.text_embeddings:
-        text = load_embeddings(Path(data.text_embeddings), names, predictor.model.joint_width)
+    text = _given_embeddings(config, len(dataset.vocabulary), predictor)
     with _progress("evaluating") as step:
         report = run_evaluation(predictor, dataset, calibration, text, step)
     _print_report(report)
@@ -244,6 +250,15 @@ def env() -> int:
 def warn(text: str) -> None:
     """Say something on standard error, as it is."""
     Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _given_embeddings(config: DataConfig, classes: int, predictor: Predictor) -> Tensor | None:
+    """Text embeddings from the file that the settings name, if any."""
+    from cascade_clip.text import load_embeddings
+
+    if not config.text_embeddings:
+        return None
+    return load_embeddings(Path(config.text_embeddings), classes, predictor.model.joint_width)
 
 
 def _result_names(images: list[str]) -> list[str]:

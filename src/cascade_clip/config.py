@@ -185,8 +185,8 @@ class DataConfig:
     or a packaged list by name (voc, coco-stuff, context, ...)."""
     unseen: str = ""
     """Unseen class names: a file with one name a line, names separated by commas, or a packaged split by name."""
-    ignore: int = 255
-    """Mask value of pixels without a label."""
+    ignore: int | None = None
+    """Mask value of pixels without a label; null: the one of the class list, 255 unless it says otherwise."""
     templates: str = "single"
     """Prompt templates: `single`, `paper15`, or a text file with one template a line, `{}` standing for the name."""
     text_embeddings: str = ""

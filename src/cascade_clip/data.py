@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -85,4 +86,6 @@ def _build_folder(config: DataConfig) -> LabelledImages:
     if missing:
         raise ValueError(f"{', '.join(missing)} not set: give the image folder, the mask folder and the class list")
     vocabulary = load_vocabulary(config.classes, config.unseen)
+    if config.ignore is not None:
+        vocabulary = dataclasses.replace(vocabulary, ignore=config.ignore)
     return SegmentationFolder(Path(config.images), Path(config.masks), vocabulary, limit=config.limit)

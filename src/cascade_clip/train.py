@@ -248,6 +248,11 @@ def _run_first_stage(config: Config, out: Path, *, resume: bool, callbacks: list
     """The inductive half of a transductive run; returns the settings of the second half."""
     stage = out / "stage1"
     train = config.train
+    if train.devices > 1:
+        raise ValueError(
+            "on several devices run the two stages one after the other: first --train.protocol inductive with "
+            f"--train.schedule_steps {2 * train.steps}, then --train.protocol transductive with --train.init_from RUN/model"
+        )
     if not (stage / "model").is_dir():
         logger.info("transductive run: the inductive half (%d steps of a schedule of %d) comes first", train.steps, 2 * train.steps)
         first = dataclasses.replace(train, protocol="inductive", schedule_steps=2 * train.steps)

@@ -58,6 +58,8 @@ class Vocabulary:
         unknown = [name for name in self.unseen if name not in self.names]
         if unknown:
             raise ValueError(f"unseen names {unknown} are not in the class list of {len(self.names)}: {', '.join(self.names[:12])}, ...")
+        if not 0 <= self.ignore <= 65535:
+            raise ValueError(f"the ignore value must lie in 0..65535, got {self.ignore}")
         if any(not 0 <= part <= 255 for color in self.colors for part in color):
             raise ValueError("colours must be (red, green, blue) in 0..255")
         for words in self.synonyms:
@@ -83,7 +85,16 @@ class Vocabulary:
         return dataclasses.replace(self, unseen=tuple(dict.fromkeys(wanted)))
 
     def label_table(self) -> NDArray[np.int64]:
-        """Label of every raw mask value 0..65535; IGNORED for values that name no class."""
+        """Label of every raw mask value 0..65535; IGNORED for values that name no class.
+
+        Raises:
+            ValueError: the ignore value is also the value of a class.
+        """
+        if self.raw_values is None and 0 <= self.ignore < len(self.names):
+            raise ValueError(
+                f"mask value {self.ignore} means both `ignored` and class {self.names[self.ignore]!r} of {len(self.names)}; "
+                "set the ignore value (data.ignore) to one that no class has, such as 65535"
+            )
         table = np.full(65536, IGNORED, dtype=np.int64)
         pairs = self.raw_values if self.raw_values is not None else [(index, index) for index in range(len(self.names))]
         for raw, label in pairs:
