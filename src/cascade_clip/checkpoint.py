@@ -98,6 +98,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, full: bool = False,
         new.mkdir()
         kept = {name: (tensor.half() if half else tensor).detach().cpu().contiguous() for name, tensor in state.items()}
         save_file(kept, new / WEIGHTS, metadata={"format": "pt"})
+        (new / WEIGHTS).chmod(0o644)
         (new / SETTINGS).write_text(yaml.safe_dump(config_to_dict(checkpoint.config), sort_keys=False), encoding="utf-8")
         record = _build_record(checkpoint, full=full)
         (new / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -269,10 +270,11 @@ def _build_record(checkpoint: Checkpoint, *, full: bool) -> dict[str, Any]:
 def _build_card(checkpoint: Checkpoint, record: Mapping[str, Any]) -> str:
     model, train = checkpoint.config.model, checkpoint.config.train
     parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters() if parameter.requires_grad)
+    clip = model.clip.name if ":" in model.clip.name else f"{model.clip.name}, weights {model.clip.weights}"
     lines = [
         "# Cascade-CLIP checkpoint",
         "",
-        f"- CLIP: {model.clip.name}, weights {model.clip.weights} ({'stored here' if record['clip_stored'] else 'not stored here'})",
+        f"- CLIP: {clip} ({'stored here' if record['clip_stored'] else 'not stored here'})",
         f"- stages: {[list(stage) for stage in model.stages]}, {parameters:,} trained parameters",
         f"- protocol: {record.get('protocol', train.protocol)}, steps: {record.get('steps', 'unknown')}, seed: {train.seed}",
         f"- {len(checkpoint.vocabulary.names)} class names, unseen: {', '.join(checkpoint.vocabulary.unseen) or 'none'}",
