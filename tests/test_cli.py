@@ -17,6 +17,7 @@ from PIL import Image
 
 from cascade_clip.__main__ import COMMANDS, main
 from cascade_clip.arguments import build_parser
+from cascade_clip.checkpoint import find_checkpoint
 from conftest import TINY_SETTINGS, read_reference, tensor
 
 
@@ -116,6 +117,12 @@ def test_without_a_model_the_built_in_one_is_used_and_says_so(tmp_path: Path, ca
     assert "wrote" in out
 
 
+def test_a_folder_called_mini_is_not_in_the_way(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mini").mkdir()
+    assert find_checkpoint("mini").parent.name == "sandbox"
+
+
 def test_import_then_segment(tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": {name: tensor(value) for name, value in read_reference("state").items()}}, tmp_path / "released.pth")
     np.save(tmp_path / "text.npy", read_reference("eval")["text_emb"])
@@ -157,6 +164,7 @@ def test_cost_of_the_published_models(capsys: pytest.CaptureFixture[str]) -> Non
         (["segment", "missing.jpg", "--model", "{model}"], "missing.jpg does not exist"),
         (["segment", "{photo}", "--model", "{model}", "--classes", "cat,,dog"], "a class name is empty"),
         (["segment", "{photo}", "--model", "{model}", "--classes", "cat, cat"], "given twice"),
+        (["segment", "{photo}", "--model", "{model}", "--classes", "clases.txt"], "no class list 'clases.txt'"),
         (["segment", "{photo}", "--model", "{model}", "--device", "abacus"], "abacus"),
         (["segment", "{photo}", "--model", "{model}", "--device", "cuda"], "cuda"),
         (["segment", "{photo}", "--model", "{photo}"], "no checkpoint at"),
@@ -183,8 +191,9 @@ def test_bad_input_is_one_clear_line(
     assert code == 2
     assert message in error
     assert "Traceback" not in error
-    first = error.splitlines()[0]
-    assert first.startswith("cascade-clip: error: ")
+    lines = error.splitlines()
+    assert lines[0].startswith("cascade-clip: error: ")
+    assert all("--help says what it takes" in line for line in lines[1:])  # at most the hint follows
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import re
 import shlex
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from cascade_clip.__main__ import COMMANDS
+from cascade_clip.arguments import build_parser
 from cascade_clip.checkpoint import load_config
 from cascade_clip.data import build_dataset
 from cascade_clip.model import build_segmenter
@@ -49,12 +51,23 @@ def test_readme_python_prints_what_it_says() -> None:
     assert printed.getvalue().strip() == match[2].strip()
 
 
+def known_flags(command: str) -> set[str]:
+    module, _, function = COMMANDS[command].target.partition(":")
+    parser = build_parser(getattr(importlib.import_module(module), function), command)
+    return {option for action in parser._actions for option in action.option_strings}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_commands_and_links_exist(path: Path) -> None:
     text = path.read_text()
     for line in re.findall(r"^\s*(cascade-clip .*?)(?:#.*)?$", text, re.MULTILINE):
-        words = shlex.split(line.rstrip("\\"))
-        assert words[1] in COMMANDS or " ".join(words[1:3]) in COMMANDS or words[1].startswith("-"), line
+        words = shlex.split(line)[1:]
+        if words[0].startswith("-"):
+            continue
+        name = next((name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS), None)
+        assert name, line
+        flags = known_flags(name)
+        assert [word for word in words if word.startswith("--") and word not in flags] == [], line
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("https://") or (path.parent / target).exists(), f"{path.name} links to {target}"
     makefile = (ROOT / "Makefile").read_text()

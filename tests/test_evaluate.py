@@ -13,6 +13,7 @@ import torch
 from cascade_clip.__main__ import main
 from cascade_clip.config import DataConfig
 from cascade_clip.data import SandboxScenes, build_dataset
+from cascade_clip.datasets.folder import Sample
 from cascade_clip.evaluate import default_calibration, evaluate
 from cascade_clip.predictor import Predictor, load_predictor
 
@@ -84,3 +85,20 @@ def test_sandbox_as_a_data_set() -> None:
         dataset.sample(5)
     with pytest.raises(ValueError, match="unicorn"):
         build_dataset(DataConfig(name="sandbox", unseen="unicorn"))
+
+
+def test_across_data_sets_every_class_counts_as_seen_for_calibration(predictor: Predictor) -> None:
+    """The published cross-data-set figures subtract nothing; on the training's own names the protocol decides."""
+    dataset = SandboxScenes(1, seed=0, size=64)
+    assert evaluate(predictor, dataset).calibration == 0.0
+    dataset.vocabulary = predictor.vocabulary
+    dataset.sample = lambda index: Sample(torch.zeros(3, 64, 64, dtype=torch.uint8), torch.zeros(64, 64, dtype=torch.int64), Path("x"))  # type: ignore[method-assign]
+    assert evaluate(predictor, dataset).calibration == 0.1
+
+
+def test_the_split_of_the_model_holds_where_the_data_set_names_none(predictor: Predictor) -> None:
+    dataset = SandboxScenes(1, seed=0, size=64)
+    dataset.vocabulary = dataset.vocabulary.with_unseen([])
+    report = evaluate(predictor, dataset)  # the model holds out grass
+    assert [name for name, seen in zip(report.scores.names, report.scores.seen, strict=True) if not seen] == ["grass"]
+    assert any("1 of them count as unseen: grass" in line for line in report.assumptions)

@@ -105,6 +105,16 @@ def test_layers_of_a_decoder_start_as_copies_and_decoders_differ() -> None:
     assert not torch.equal(first.mask_attention.query.weight, second.mask_attention.query.weight)
 
 
+def test_drop_path_skips_blocks_in_training_only() -> None:
+    model = build({"drop_path": 0.9, "prompts": {"tokens": 3, "dropout": 0.0}})
+    images = torch.randn(2, 3, 64, 64)
+    plain = build({"prompts": {"tokens": 3, "dropout": 0.0}}).eval()
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(model.eval().features(images, [12]).patches[12], plain.features(images, [12]).patches[12])
+        assert not torch.equal(model.train().features(images, [12]).patches[12], plain.features(images, [12]).patches[12])
+
+
 def test_dead_weights_do_not_exist() -> None:
     names = dict(Decoder(32, DecoderConfig(layers=3, heads=4, feedforward=64)).named_parameters())
     assert {name for name in names if name.startswith("mask_attention")} == {

@@ -15,12 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade_clip.checkpoint import load_checkpoint
+from cascade_clip.checkpoint import load_checkpoint, read_record, save_checkpoint
 from cascade_clip.config import Config
 from cascade_clip.data import build_dataset
 from cascade_clip.plain_values import config_from_dict
+from cascade_clip.predictor import load_predictor
+from cascade_clip.text import TextEncoder
 from cascade_clip.train import SegmentationTask, fit, prepare
-from conftest import TINY_MODEL
+from conftest import TINY_MODEL, build_tiny
 
 NAMES = ("cat", "dog", "grass", "sky")
 
@@ -213,3 +215,58 @@ def test_non_finite_loss_stops_the_run(folders: Path, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="at step"):
         fit(tiny_config(folders, loss={"focal": float("inf")}), tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_file_is_one_line(folders: Path, tmp_path: Path, workers: int) -> None:
+    import shutil
+
+    shutil.copytree(folders, tmp_path / "data")
+    image = tmp_path / "data" / "images" / "3.png"
+    image.write_bytes(image.read_bytes()[:300])
+    config = tiny_config(tmp_path / "data")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=workers))
+    with pytest.raises(ValueError, match=r"3\.png") as found:
+        fit(config, tmp_path / "run")
+    assert "\n" not in str(found.value)
+
+
+def test_settings_are_checked_before_anything_runs(folders: Path, tmp_path: Path) -> None:
+    config = tiny_config(folders, protocol="transductive")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, unseen=""))
+    with pytest.raises(ValueError, match="needs unseen classes"):
+        fit(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_embeddings_that_replace_the_text_tower_are_kept(folders: Path, tmp_path: Path) -> None:
+    """A model trained on given rows is asked with the same rows; other words go through the text tower."""
+    rows = np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)
+    np.save(tmp_path / "text.npy", rows)
+    config = tiny_config(folders, steps=1)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, text_embeddings=str(tmp_path / "text.npy")))
+    fit(config, tmp_path / "run")
+    predictor = load_predictor(tmp_path / "run", device="cpu")
+    assert np.array_equal(predictor.bind(["sky", "cat"]).text.numpy(), rows[[3, 0]])
+    assert not np.array_equal(predictor.bind(["sky", "zebra"]).text.numpy()[0], rows[3])
+
+
+def test_a_start_that_carries_its_clip_brings_its_text_tower(folders: Path, tmp_path: Path) -> None:
+    """Class names are embedded by the CLIP that the start stands on, not by the one that the settings name."""
+    torch.manual_seed(1)
+    first = build_tiny()
+    assert first.text_encoder is not None
+    with torch.no_grad():
+        first.text_encoder.tower.token_embedding.weight.add_(torch.randn(49408, 32))
+    encoder = TextEncoder(first.text_encoder.tower, first.text_encoder.tokenizer)
+    save_checkpoint(tmp_path / "start", dataclasses.replace(first, text_encoder=encoder))
+    config = tiny_config(folders, steps=1, init_from=str(tmp_path / "start"))
+    prepared = prepare(config, build_dataset(config.data))
+    expected = load_checkpoint(tmp_path / "start").text_encoder
+    assert expected is not None and prepared.text is not None
+    assert torch.equal(prepared.text, expected.embed([(name,) for name in NAMES], ("a photo of a {}",)))
+
+
+def test_full_checkpoints_need_no_other_file(folders: Path, tmp_path: Path) -> None:
+    fit(tiny_config(folders, steps=1), tmp_path / "run", full=True)
+    assert read_record(tmp_path / "run" / "model")["clip_stored"]

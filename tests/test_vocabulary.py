@@ -12,9 +12,11 @@ from cascade_clip.vocabulary import (
     IGNORED,
     Vocabulary,
     build_palette,
+    default_templates,
     list_vocabularies,
     load_templates,
     load_vocabulary,
+    load_words,
     parse_classes,
 )
 
@@ -125,9 +127,42 @@ def test_lists_as_json(tmp_path: Path) -> None:
     vocabulary = load_vocabulary(str(path))
     assert vocabulary.unseen == ("dog",)
     assert vocabulary.label_table()[[0, 1, 2, 3]].tolist() == [IGNORED, 0, 1, IGNORED]
-    path.write_text('{"names": ["cat"], "raw_values": {"1": "cow"}}')
-    with pytest.raises(ValueError, match="cow"):
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"names": ["cat"], "raw_values": {"1": "cow"}}', "cow"),
+        ('{"names": ["cat"], "raw_values": {"70000": "cat"}}', r"0\.\.65535"),
+        ('{"names": ["cat"], "raw_values": ["cat"]}', "not a class list"),
+        ('{"names": ["cat"], "palette": ["red"]}', "not a class list"),
+        ('{"names": "cat"}', "mapping"),
+        ("[1, 2", "not JSON"),
+    ],
+)
+def test_json_that_is_no_class_list(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
         load_vocabulary(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("voc", 20), ("cat", 1), ("cat, grass", 2), ("coco-stuff", 171)],
+)
+def test_words_for_own_images(text: str, names: int) -> None:
+    assert len(load_words(text)) == names
+
+
+@pytest.mark.parametrize("text", ["clases.txt", "lists/voc", "list.json"])
+def test_what_looks_like_a_file_must_be_one(text: str) -> None:
+    with pytest.raises(FileNotFoundError, match="no class list"):
+        load_words(text)
+
+
+def test_templates_go_with_a_packaged_list() -> None:
+    assert [default_templates(name) for name in ("voc", "context", "coco-stuff", "cat, dog")] == ["single", "paper15", "paper15", "single"]
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,8 @@ class BlockAttention(nn.Module):
     def __init__(self, width: int, heads: int = 8) -> None:
         """Attend with `heads` heads, which must divide the width."""
         super().__init__()
+        if width % heads:
+            raise ValueError(f"model.aggregation.kind attention has {heads} heads, which must divide the joint width {width}")
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

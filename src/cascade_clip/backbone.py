@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import stochastic_depth
 
 from cascade_clip.config import ProjectionConfig, PromptConfig
 
@@ -63,7 +64,8 @@ class Tower(Protocol):
 class PositionEmbedding(nn.Module):
     """Learned positions of one grid, resized bilinearly for other grids and kept per grid.
 
-    The cache holds values that follow from the parameter alone; it is emptied when the parameter changes.
+    The cache holds values that follow from the parameter alone; it is emptied when the parameter changes. A parameter made under
+    inference mode does not say when it changes: then nothing is kept.
     """
 
     def __init__(self, positions: Tensor, grid: Grid) -> None:
@@ -77,6 +79,8 @@ class PositionEmbedding(nn.Module):
         """Positions (N, W) of a grid of patches."""
         if grid == self.grid:
             return self.positions  # (N, W)
+        if self.positions.is_inference():
+            return resize_positions(self.positions, self.grid, grid)
         key = (grid, self.positions.device, self.positions.dtype, self.positions._version, self.positions.data_ptr())
         found = self._cache.get(key)
         if found is None:
@@ -104,6 +108,8 @@ class OpenClipTower(nn.Module):
         super().__init__()
         if getattr(visual, "attn_pool", None) is not None:
             raise ValueError("towers with attentional pooling (CoCa) are not plain ViTs; choose another model")
+        if visual.positional_embedding is None:
+            raise ValueError("this CLIP carries another model already; load it again with load_clip")
         self.class_embedding_twice = class_embedding_twice
         self.width = int(visual.conv1.out_channels)
         self.joint_width = int(visual.proj.shape[1])
@@ -276,7 +282,7 @@ class TapProjections(nn.Module):
 class ImageBackbone(nn.Module):
     """A frozen tower, its prompts, and the projections of the tapped blocks."""
 
-    def __init__(self, tower: Tower, prompts: VisualPrompts | None, taps: TapProjections | None) -> None:
+    def __init__(self, tower: Tower, prompts: VisualPrompts | None, taps: TapProjections | None, drop_path: float = 0.0) -> None:
         """Join the parts; the tower is frozen here. `taps` is None when no block but the last is used."""
         super().__init__()
         module = cast(nn.Module, tower)
@@ -286,6 +292,7 @@ class ImageBackbone(nn.Module):
         self.prompt_norm = None if prompts is None else nn.LayerNorm(tower.width, eps=1e-6)
         self.taps = taps
         self.depth = len(tower.blocks)
+        self.drop_path = drop_path
 
     @property
     def patch_size(self) -> int:
@@ -320,7 +327,10 @@ class ImageBackbone(nn.Module):
             if prompt is not None:
                 tokens = torch.cat([tokens[:, :prefix], prompt.to(tokens.dtype), tokens[:, start:]], dim=1)  # (B, prefix + P + N, W)
                 start = prefix + prompt.shape[1]
-            tokens = tower.run_block(block, tokens)
+            entering, tokens = tokens, tower.run_block(block, tokens)
+            if self.drop_path and self.training:
+                chance = self.drop_path * number / self.depth
+                tokens = entering + stochastic_depth(tokens - entering, chance, mode="row")  # (B, prefix + P + N, W)
             if number in wanted and not projected:
                 found[number] = tokens[:, start:]  # (B, N, W)
             elif self.taps is not None and number in wanted and number < self.depth:

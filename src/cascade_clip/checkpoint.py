@@ -67,7 +67,7 @@ def find_checkpoint(source: str | Path) -> Path:
     folder = Path(source).expanduser()
     if (folder / "model" / RECORD).is_file():  # a run folder
         return folder / "model"
-    if not folder.exists() and str(source) in PACKAGED:
+    if str(source) in PACKAGED and not (folder / RECORD).is_file():
         return Path(str(importlib.resources.files("cascade_clip"))) / "sandbox" / str(source)
     if not folder.is_dir():
         packaged = ", ".join(PACKAGED)
@@ -231,9 +231,11 @@ def _clip_settings(config: Config, record: Mapping[str, Any], clip_weights: str 
         clip = dataclasses.replace(clip, weights="random", tokenizer=record.get("text_stored", True))
         architecture = record.get("clip_architecture")
         return dataclasses.replace(clip, name="stored", architecture=architecture) if architecture else clip
-    if clip_weights is not None:
-        clip = dataclasses.replace(clip, weights=clip_weights, sha256="any")
-    return clip
+    if clip_weights is None:
+        return clip
+    if ":" in clip.name and Path(clip_weights).is_dir():  # a CLIP that came from a folder
+        return dataclasses.replace(clip, name=f"local-dir:{clip_weights}")
+    return dataclasses.replace(clip, weights=clip_weights)
 
 
 def _load_text(clip: LoadedClip, state: dict[str, Tensor], folder: Path) -> TextEncoder | None:

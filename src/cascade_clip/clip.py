@@ -7,6 +7,7 @@ package), or a local file. Nothing is downloaded without a log line saying what,
 from __future__ import annotations
 
 import hashlib
+import http.client
 import importlib.resources
 import json
 import logging
@@ -21,6 +22,7 @@ from typing import Any, cast
 
 import open_clip
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cascade_clip.config import ClipConfig
@@ -64,19 +66,29 @@ def load_clip(config: ClipConfig) -> LoadedClip:
     model: Any
     tokenizer: Tokenizer | None
     if folder is not None:
-        model, tokenizer, architecture = _load_folder(folder)
+        model, tokenizer, architecture = _load_folder(folder, tokenizer=config.tokenizer)
     else:
-        model, tokenizer = _build_named(config), _find_tokenizer(config)
-        if config.weights != "random":
-            load_weights(model, resolve_weights(config), config)
+        settings, tokenizer = _model_settings(config), _find_tokenizer(config)
+        path = None if config.weights == "random" else resolve_weights(config)  # what is missing shows before seconds are spent
+        model = _build_named(settings)
+        if path is not None:
+            load_weights(model, path, config)
     model = model.float().eval().requires_grad_(False)
     known = folder is not None or config.weights != "random"
+    if known:
+        _check_numbers(model, config)
     fingerprint = fingerprint_weights(model.state_dict()) if known else ""
     visual = model.visual
     model.visual = None
     if not config.tokenizer:
         return LoadedClip(visual, None, None, fingerprint, architecture)
     return LoadedClip(visual, model, tokenizer, fingerprint, architecture)
+
+
+def _check_numbers(model: nn.Module, config: ClipConfig) -> None:
+    wrong = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    if wrong:
+        raise ValueError(f"the weights of {config.name} hold values that are no numbers, in {wrong[:3]}: the file is damaged; get it again")
 
 
 def fingerprint_weights(state: Mapping[str, Tensor]) -> str:
@@ -112,7 +124,7 @@ def _find_folder(name: str) -> Path | None:
     finders: dict[str, Callable[[str], Path]] = {"local-dir": Path, "hf-hub": _download_folder, "package": _packaged_folder}
     if not rest or scheme not in finders:
         return None
-    folder = finders[scheme](rest)
+    folder = finders[scheme](rest).expanduser()
     if not (folder / "open_clip_config.json").is_file():
         raise FileNotFoundError(f"{folder} is not a folder in open_clip's format: it holds no open_clip_config.json")
     if not any((folder / file).is_file() for file in _FOLDER_FILES[1:]):
@@ -146,17 +158,25 @@ def _download_folder(repository: str) -> Path:
         ) from error
 
 
-def _load_folder(folder: Path) -> tuple[Any, Tokenizer, dict[str, Any]]:
+def _load_folder(folder: Path, *, tokenizer: bool) -> tuple[Any, Tokenizer | None, dict[str, Any]]:
     try:
         settings = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+        if "trust_remote_code" in settings.get("text_cfg", {}).get("tokenizer_kwargs", {}):
+            raise ValueError("its tokenizer asks to run code of its own (trust_remote_code)")
+        if not (folder / _FOLDER_FILES[1]).is_file():
+            _read_state(folder / _FOLDER_FILES[2])  # refuses a pickle with code in it before open_clip opens it
         model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True, weights_only=True)
-        return model, cast(Tokenizer, open_clip.get_tokenizer(f"local-dir:{folder}")), settings
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError, pickle.UnpicklingError) as error:
+        found = cast(Tokenizer, open_clip.get_tokenizer(f"local-dir:{folder}")) if tokenizer else None
+        return model, found, settings
+    except ImportError as error:
+        raise ImportError(
+            f"the CLIP in {folder} needs a package that is missing ({_first_line(error)}): pip install transformers; or set "
+            "model.clip.tokenizer to false and give text embeddings as an array"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # readers of files from elsewhere raise many kinds
         raise ValueError(f"cannot load the CLIP in {folder}: {_first_line(error)}") from error
-    except Exception as error:  # safetensors raises a class of its own for truncated files
-        if type(error).__module__.split(".")[0] != "safetensors":
-            raise
-        raise ValueError(f"the weights in {folder} are damaged ({_first_line(error)}); get them again") from error
 
 
 # Models by name -----------------------------------------------------------------------------------------------------
@@ -167,19 +187,18 @@ def _model_settings(config: ClipConfig) -> dict[str, Any]:
     if settings is None:
         close = [name for name in open_clip.list_models() if name.startswith(config.name[:5])]
         raise ValueError(f"open_clip knows no model {config.name!r}; close names: {close[:12]} (all: open_clip.list_models())")
+    if "multimodal_cfg" in settings or "hf_model_name" in settings.get("text_cfg", {}):
+        raise ValueError(f"{config.name} is not a plain two-tower CLIP; choose a ViT model such as ViT-B-16-quickgelu")
     return dict(settings)
 
 
-def _build_named(config: ClipConfig) -> Any:
-    settings = _model_settings(config)
+def _build_named(settings: dict[str, Any]) -> Any:
     custom = settings.pop("custom_text", False)
-    if "multimodal_cfg" in settings or "hf_model_name" in settings.get("text_cfg", {}):
-        raise ValueError(f"{config.name} is not a plain two-tower CLIP; choose a ViT model such as ViT-B-16-quickgelu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
             model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
-        except TypeError as error:
+        except (TypeError, AttributeError, AssertionError) as error:
             raise ValueError(f"model.clip.architecture is not an open_clip model configuration: {error}") from error
     return model
 
@@ -187,10 +206,14 @@ def _build_named(config: ClipConfig) -> Any:
 def _find_tokenizer(config: ClipConfig) -> Tokenizer | None:
     if not config.tokenizer:
         return None
-    if config.architecture is not None:
-        length = config.architecture.get("text_cfg", {}).get("context_length", 77)
-        return cast(Tokenizer, open_clip.SimpleTokenizer(context_length=length))
+    text = (config.architecture or {}).get("text_cfg", {})
+    if config.architecture is not None and not text.get("hf_tokenizer_name"):
+        return cast(Tokenizer, open_clip.SimpleTokenizer(context_length=text.get("context_length", 77)))
     try:
+        if config.architecture is not None:
+            arguments = text.get("tokenizer_kwargs", {})
+            name, length = text["hf_tokenizer_name"], text.get("context_length", 77)
+            return cast(Tokenizer, open_clip.tokenizer.HFTokenizer(name, context_length=length, **arguments))
         return cast(Tokenizer, open_clip.get_tokenizer(config.name))
     except Exception as error:  # the hub client raises many kinds
         raise FileNotFoundError(
@@ -251,7 +274,7 @@ def _download_url(url: str, digest: str, hub: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(target), hash_prefix=digest)
         return target
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         try:
             return _download_hub_file(hub)
         except FileNotFoundError:
@@ -296,25 +319,53 @@ def load_weights(model: nn.Module, path: Path, config: ClipConfig) -> None:
     if archive and not _model_settings(config).get("quick_gelu", False):
         raise ValueError(f"{path} is an OpenAI archive, trained with QuickGELU; set model.clip.name to {config.name}-quickgelu")
     try:
+        state = _read_archive(path) if archive else _read_state(path)
+        _check_shapes(state, model)
         if archive:
-            state = _read_archive(path)
             model.load_state_dict(state, strict=True)
         else:
             open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
-    except (RuntimeError, KeyError, ValueError, pickle.UnpicklingError, EOFError) as error:
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # readers of files from elsewhere raise many kinds
         raise ValueError(f"{path} does not hold weights of {config.name}: {_first_line(error)}") from error
-    except Exception as error:  # safetensors raises a class of its own for truncated files
-        if type(error).__module__.split(".")[0] != "safetensors":
-            raise
-        raise ValueError(f"{path} is damaged ({_first_line(error)}); get it again") from error
 
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive (a zip that carries code)."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a pickled state dict, without running anything that a pickle asks for.
+
+    It comes before open_clip's own reading, which opens a pickle a second time, with its code, when the first time raises a TypeError.
+    """
+    if path.suffix == ".safetensors":
+        return dict(load_file(path))
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, TypeError) as error:
+        raise ValueError("damaged, or no plain state dict; nothing in it was run") from error
+    state = saved["state_dict"] if isinstance(saved, dict) and "state_dict" in saved else saved
+    if not (isinstance(state, dict) and state and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())):
+        raise ValueError(f"it holds a {type(state).__name__} that is no state dict of named tensors")
+    return state
+
+
+def _check_shapes(state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuse tensors of another size, which open_clip would resize in silence (position embeddings)."""
+    own = model.state_dict()
+    for name, tensor in state.items():
+        expected = own.get(name.removeprefix("module."))
+        if expected is not None and expected.numel() != tensor.numel():
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}")
 
 
 def _read_archive(path: Path) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cascade_clip.config import Config, DataConfig, Device, ModelConfig, Precision, PromptConfig
+from cascade_clip.plain_values import config_to_dict
 from cascade_clip.results import Segmentation
 
 if TYPE_CHECKING:
@@ -81,21 +82,19 @@ def segment(
     Args:
         images: image files.
         model: checkpoint folder or run folder, or a packaged model of the built-in world: mini, mini-last.
-        classes: class names, "cat, grass, sofa = couch; settee", or a file with one a line; by default those of the checkpoint.
+        classes: class names, "cat, grass, sofa = couch; settee", or a file with one a line, or a packaged
+            list by name (voc, coco-stuff, ...); by default those of the checkpoint.
         out: folder for the results.
         calibration: subtracted from the scores of names that were seen in training.
         run: how to load and run.
     """
-    from cascade_clip.checkpoint import PACKAGED
     from cascade_clip.predictor import load_predictor
     from cascade_clip.transforms import load_image
-    from cascade_clip.vocabulary import Vocabulary, load_vocabulary, parse_classes
+    from cascade_clip.vocabulary import load_words
 
-    vocabulary: Vocabulary | None = None
-    if classes:
-        vocabulary = load_vocabulary(classes) if Path(classes).is_file() else parse_classes(classes)
+    vocabulary = load_words(classes) if classes else None
     predictor = load_predictor(model, run.device, run.precision, run.clip_weights or None)
-    if model in PACKAGED:
+    if predictor.checkpoint.config.data.name == "sandbox":
         warn(f"{model} knows only the built-in world ({', '.join(predictor.vocabulary.names[:5])}, ...): {REAL_MODELS}")
     target = predictor.bind(vocabulary, calibration)
     stems = _result_names(images)
@@ -115,7 +114,7 @@ def segment(
     return 2 if failed else 0
 
 
-def train(config: Config, *, out: Path, resume: bool = False) -> int:
+def train(config: Config, *, out: Path, resume: bool = False, full: bool = False) -> int:
     """Train a model; the first word may be a YAML file, and every setting is a flag.
 
     Writes the checkpoint folder OUT/model, the log OUT/metrics.csv and the state for --resume.
@@ -124,27 +123,32 @@ def train(config: Config, *, out: Path, resume: bool = False) -> int:
         config: settings.
         out: run folder.
         resume: go on from the last saved state of the run in `out`.
+        full: store CLIP's own weights in the checkpoint too, so that it needs no other file.
     """
+    from cascade_clip.checkpoint import save_checkpoint
+    from cascade_clip.data import build_dataset
     from cascade_clip.progress import TrainingProgress, quiet_engine
     from cascade_clip.train import fit
 
     quiet_engine()
-    checkpoint = fit(config, out, resume=resume, callbacks=[TrainingProgress(console)])
+    dataset = None if config.evaluation is None else build_dataset(config.evaluation)  # found before anything runs
+    checkpoint = fit(config, out, resume=resume, full=full, callbacks=[TrainingProgress(console)])
     if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process of the run says and does the rest
         return 0
     console.print(f"wrote {out / 'model'}", markup=False, highlight=False, soft_wrap=True)
-    if config.evaluation is not None:
-        from cascade_clip.data import build_dataset
+    if config.evaluation is not None and dataset is not None:
         from cascade_clip.evaluate import evaluate as run_evaluation
+        from cascade_clip.evaluate import summarise
         from cascade_clip.predictor import Predictor
 
-        dataset = build_dataset(config.evaluation)
         predictor = Predictor(checkpoint, device=config.train.device)
         with _progress("evaluating") as step:
             text = _given_embeddings(config.evaluation, len(dataset.vocabulary), predictor)
             report = run_evaluation(predictor, dataset, text=text, progress=step)
         _print_report(report)
         console.print(f"wrote {report.save(out / 'report.json')}", markup=False, highlight=False)
+        record = {**checkpoint.record, "evaluation": {"data": config_to_dict(config.evaluation), "summary": summarise(report.scores)}}
+        save_checkpoint(out / "model", dataclasses.replace(checkpoint, record=record), full=full)
     return 0
 
 

@@ -123,6 +123,8 @@ class ModelConfig:
     """Whether every stage has its own projection of the class queries, or all share one (paper Table 9)."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """The decoders."""
+    drop_path: float = 0.0
+    """Probability that an image skips the last block while training, rising linearly from the first block. Published: never applied."""
     class_embedding_twice: bool = True
     """Add the class embedding to the class token twice, as the released programs do. Switch off for plain CLIP."""
     position_grid: tuple[int, int] | None = (32, 32)
@@ -134,6 +136,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check the stages."""
+        _check(0 <= self.drop_path < 1, f"model.drop_path must lie in [0, 1), got {self.drop_path}")
         _check(len(self.stages) > 0, "model.stages is empty; name at least one stage, for example [[12]]")
         for stage in self.stages:
             _check(len(stage) > 0, f"model.stages holds an empty stage: {self.stages}")
@@ -187,8 +190,9 @@ class DataConfig:
     """Unseen class names: a file with one name a line, names separated by commas, or a packaged split by name."""
     ignore: int | None = None
     """Mask value of pixels without a label; null: the one of the class list, 255 unless it says otherwise."""
-    templates: str = "single"
-    """Prompt templates: `single`, `paper15`, or a text file with one template a line, `{}` standing for the name."""
+    templates: str = ""
+    """Prompt templates: `single`, `paper15`, or a text file with one template a line, `{}` standing for the name.
+    Empty: those that the paper uses for a packaged class list, else `single`."""
     text_embeddings: str = ""
     """A .npy file (classes, width) to use instead of the text tower, rows in label order."""
     limit: int = 0

@@ -12,7 +12,7 @@ import torch
 from cascade_clip.config import DataConfig
 from cascade_clip.datasets.folder import Sample, SegmentationFolder
 from cascade_clip.sandbox.scenes import CLASS_NAMES, PALETTE, UNSEEN_NAMES, SceneConfig, make_scene
-from cascade_clip.vocabulary import Vocabulary, load_templates, load_vocabulary
+from cascade_clip.vocabulary import Vocabulary, default_templates, load_templates, load_vocabulary
 
 SANDBOX_SCENES = 100_000
 """Length of the built-in data set where no limit is set."""
@@ -71,7 +71,7 @@ def build_dataset(config: DataConfig) -> LabelledImages:
 
 def data_templates(config: DataConfig) -> tuple[str, ...]:
     """The prompt templates of a configuration."""
-    return load_templates(config.templates)
+    return load_templates(config.templates or default_templates(config.classes))
 
 
 def _build_sandbox(config: DataConfig) -> LabelledImages:

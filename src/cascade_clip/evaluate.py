@@ -70,13 +70,20 @@ def evaluate(
 
     Args:
         predictor: the model.
-        dataset: images, labels and class names; all names compete in the argmax.
-        calibration: subtracted from scores of seen classes; by default what the training protocol calls for.
+        dataset: images, labels and class names; all names compete in the argmax. Where it names no unseen class, the model's split holds.
+        calibration: subtracted from scores of seen classes; by default what the training protocol calls for, and 0 on a data set with
+            other class names than the training's.
         text: text embeddings (C, D) to use instead of the text tower.
         progress: called with (done, total) after every image.
     """
-    vocabulary = dataset.vocabulary
-    wanted = default_calibration(predictor.checkpoint) if calibration is None else calibration
+    vocabulary, trained = dataset.vocabulary, predictor.vocabulary
+    same_names = {name.casefold() for name in vocabulary.names} == {name.casefold() for name in trained.names}
+    if not vocabulary.unseen:
+        vocabulary = vocabulary.with_unseen(name for name in trained.unseen if name in vocabulary.names)
+    if calibration is not None:
+        wanted = calibration
+    else:  # across data sets the published figures count every class as seen
+        wanted = default_calibration(predictor.checkpoint) if same_names else 0.0
     target = predictor.bind(vocabulary, wanted, text)
     matrix = ConfusionMatrix(len(vocabulary.names), predictor.device)
     for index in range(len(dataset)):
@@ -86,13 +93,15 @@ def evaluate(
         if progress is not None:
             progress(index + 1, len(dataset))
     found = scores(matrix, vocabulary.names, vocabulary.seen_mask)
-    return Report(found, len(dataset), target.calibration, _assumptions(len(vocabulary.names), found, target.calibration))
+    return Report(found, len(dataset), target.calibration, _assumptions(found, target.calibration))
 
 
-def _assumptions(classes: int, found: Scores, calibration: float) -> tuple[str, ...]:
+def _assumptions(found: Scores, calibration: float) -> tuple[str, ...]:
+    unseen = [name for name, seen in zip(found.names, found.seen, strict=True) if not seen]
     absent = f"left out of the means: {', '.join(found.absent)}" if found.absent else "none is absent from both prediction and labels"
     return (
-        f"all {classes} class names compete in the argmax",
+        f"all {len(found.names)} class names compete in the argmax",
+        f"{len(unseen)} of them count as unseen{': ' + ', '.join(unseen[:20]) if unseen else ''}",
         "no background policy: every pixel gets a class name",
         f"{calibration:g} subtracted from the scores of seen classes",
         f"one confusion matrix over all images; ignored pixels do not count; classes: {absent}",

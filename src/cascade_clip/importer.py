@@ -19,7 +19,7 @@ from cascade_clip.clip import LoadedClip, fingerprint_weights, load_clip
 from cascade_clip.config import Config
 from cascade_clip.model import Segmenter, build_segmenter
 from cascade_clip.text import build_text_encoder, load_embeddings
-from cascade_clip.vocabulary import Vocabulary, load_templates, load_vocabulary
+from cascade_clip.vocabulary import Vocabulary, default_templates, load_templates, load_vocabulary
 
 _LAYER = r"decode_head\.(?:cascade_decoders\.(\d+)|decoder_1)\.layers\.(\d+)\."
 _DEAD = re.compile(_LAYER + r"self_attn\.|" + _LAYER + r"norm1\.|decode_head\.loss_decode\.")
@@ -161,7 +161,15 @@ def import_released(file: Path, config_file: Path, out: Path, *, match_clip: boo
         text = _stored_embeddings(config, vocabulary, model.joint_width)
     record = {"imported_from": file.name, "protocol": config.train.protocol, "steps": config.train.steps, "licence": _LICENCE}
     checkpoint = Checkpoint(
-        model.eval(), encoder, config, vocabulary, load_templates(config.data.templates), fingerprint, clip.architecture, text, record
+        model.eval(),
+        encoder,
+        config,
+        vocabulary,
+        load_templates(config.data.templates or default_templates(config.data.classes)),
+        fingerprint,
+        clip.architecture,
+        text,
+        record,
     )
     save_checkpoint(out, checkpoint)
     return checkpoint

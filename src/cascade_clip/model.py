@@ -78,6 +78,7 @@ class Segmenter(nn.Module):
     def decode(self, features: BlockFeatures, text: Tensor) -> StageMasks:
         """Mask logits of every stage from features made once; ask again with other text embeddings (C, D)."""
         self._check_text(text)
+        self._check_features(features)
         text = text.to(features.class_token)  # (C, D)
         relation = relation_descriptor(features.class_token, text)  # (B, C, 2D)
         masks = []
@@ -90,6 +91,11 @@ class Segmenter(nn.Module):
     def _check_text(self, text: Tensor) -> None:
         if text.ndim != 2 or text.shape[1] != self.joint_width or len(text) == 0:
             raise ValueError(f"text embeddings must have shape (classes, {self.joint_width}), got {tuple(text.shape)}")
+
+    def _check_features(self, features: BlockFeatures) -> None:
+        missing = sorted({block for stage in self.stages for block in stage}.difference(features.patches))
+        if missing:
+            raise ValueError(f"features hold blocks {sorted(features.patches)}, but the stages need {missing} too; leave `blocks` out")
 
 
 def relation_descriptor(class_token: Tensor, text: Tensor) -> Tensor:
@@ -131,7 +137,7 @@ def build_segmenter(config: ModelConfig, clip: LoadedClip | None = None) -> Segm
     taps = TapProjections(middle, tower, config.projection) if middle else None
     projections = len(config.stages) if config.queries == "independent" else 1
     return Segmenter(
-        ImageBackbone(tower, prompts, taps),
+        ImageBackbone(tower, prompts, taps, config.drop_path),
         config.stages,
         [build_aggregation(config.aggregation, len(stage), width) for stage in config.stages],
         [nn.Linear(2 * width, width) for _ in range(projections)],

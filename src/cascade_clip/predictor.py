@@ -161,11 +161,11 @@ class Predictor:
         return Vocabulary(names, tuple((name,) for name in names), build_palette(len(names)))
 
     def _embed(self, vocabulary: Vocabulary) -> Tensor:
-        if self.text_encoder is not None:
-            return self.text_encoder.embed(vocabulary.synonyms, self.checkpoint.templates)
-        stored = self.checkpoint.text
+        stored = self.checkpoint.text  # embeddings that the model was trained with instead of the text tower's
         rows = {name.casefold(): index for index, name in enumerate(self.vocabulary.names)}
         missing = [name for name in vocabulary.names if name.casefold() not in rows]
+        if self.text_encoder is not None and (stored is None or missing):
+            return self.text_encoder.embed(vocabulary.synonyms, self.checkpoint.templates)
         if stored is None or missing:
             raise ValueError(
                 f"this model was stored without a text tower and knows no embedding of {missing or list(vocabulary.names)}; "

@@ -72,8 +72,10 @@ def quickstart(*, out: Path = Path("quickstart"), scenes: int = 200, minutes: fl
     curve: list[tuple[int, float]] = []
     if minutes:
         title = f"cascade, {minutes:g} min"
-        console.print(f"training the cascade from its start for {minutes:g} minutes (the shipped one had longer) ...", highlight=False)
-        trained, curve = train_for(minutes, out / "run", console)
+        console.print(
+            f"training the cascade from its start for {minutes:g} minutes (the shipped one had longer) ...", highlight=False, soft_wrap=True
+        )
+        trained, curve = train_for(minutes, out / "training", console)
         reports = {title: evaluate(trained, dataset), **reports}
     console.print(score_table(reports))
     out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,10 @@ def show_scene(dataset: LabelledImages, index: int, predictors: dict[str, Predic
 
 def train_for(minutes: float, folder: Path, console: Console) -> tuple[Predictor, list[tuple[int, float]]]:
     """Train the shipped cascade's own settings from the start for a while: the model, and its (step, loss) curve."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        if not ((folder / "config.yaml").is_file() and (folder / "metrics.csv").is_file()):
+            raise FileExistsError(f"{folder} exists and is not a run of an earlier tour; choose another --out")
+        shutil.rmtree(folder)
     timer = Timer(timedelta(minutes=minutes), interval="step")
     checkpoint = fit(read_config(find_checkpoint("mini")), folder, callbacks=[TrainingProgress(console, minutes=minutes), timer])
     return Predictor(checkpoint, device="cpu"), read_curve(folder / "metrics.csv")

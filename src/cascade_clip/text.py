@@ -12,7 +12,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -80,13 +79,25 @@ def load_embeddings(path: Path, classes: int, width: int) -> Tensor:
     """Text embeddings from a .npy file, shape (classes, width), float16 or float32, as float32 and not normalised again."""
     if not path.is_file():
         raise FileNotFoundError(f"no text embeddings at {path}")
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is not a .npy file of numbers: {error}") from error
+    array = _read_array(path)
     if array.shape != (classes, width) or array.dtype.kind != "f":
         raise ValueError(f"{path} must hold floats of shape ({classes}, {width}), one row per class name, got {array.dtype} {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{path} holds values that are no numbers")
     return torch.from_numpy(array.astype(np.float32))
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """The array of a .npy file; whatever numpy raises for a damaged one is a ValueError here."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # numpy's reader lets errors of zipfile and tokenize through
+        raise ValueError(f"{path} is not a .npy file of numbers: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} is not a .npy file of numbers but an .npz archive")
+    return array
 
 
 def _cache_file(fingerprint: str, words: Sequence[Sequence[str]], templates: Sequence[str]) -> Path:
@@ -106,8 +117,8 @@ def _cache_folder() -> Path:
 def _read_cache(path: Path, rows: int) -> np.ndarray | None:
     """The kept embeddings; None when there are none or the file is damaged."""
     try:
-        array = cast(np.ndarray, np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError):
+        array = _read_array(path)
+    except (OSError, ValueError, MemoryError):
         return None
     sound = array.ndim == 2 and len(array) == rows and array.dtype == np.float32 and bool(np.isfinite(array).all())
     return array if sound else None

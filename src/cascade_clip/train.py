@@ -143,37 +143,52 @@ class SegmentationTask(lightning.LightningModule):
         return cast(Tensor, self.trainer.strategy.reduce(value.clone(), reduce_op="mean"))
 
 
-def fit(config: Config, out: Path, *, resume: bool = False, callbacks: list[Callback] | None = None) -> Checkpoint:
-    """Train as `config` says and write the checkpoint folder `out/model`.
+def fit(config: Config, out: Path, *, resume: bool = False, full: bool = False, callbacks: list[Callback] | None = None) -> Checkpoint:
+    """Train as `config` says and write the checkpoint folder `out/model`, CLIP's own weights included if `full`.
 
     A transductive run without `train.init_from` first runs its inductive half into `out/stage1`.
 
     Raises:
         ValueError, FileNotFoundError: settings, data or weights that do not fit; `out` holds a run and `resume` is not set.
     """
+    dataset = build_dataset(config.data)
+    seen = torch.tensor(dataset.vocabulary.seen_mask)
+    TrainingProtocol(config.train.protocol, seen)  # a split that makes no sense is found before anything runs
     if config.train.protocol == "transductive" and not config.train.init_from:
         config = _run_first_stage(config, out, resume=resume, callbacks=callbacks)
     _claim_folder(config, out, resume=resume)
-    dataset = build_dataset(config.data)
     checkpoint = prepare(config, dataset)
     assert checkpoint.text is not None
-    task = SegmentationTask(checkpoint.model.train(), checkpoint.text, torch.tensor(checkpoint.vocabulary.seen_mask), config)
+    task = SegmentationTask(checkpoint.model.train(), checkpoint.text, seen, config)
     state = out / "state" / "last.ckpt"
     resumed = state if resume and state.is_file() else None
     batches = TrainingBatches(config, dataset, start=_saved_step(resumed) * config.train.batch_size)
     trainer = build_trainer(config, out, callbacks or [])
+    _run_engine(trainer, task, batches, resumed)
+    record = {"protocol": config.train.protocol, "steps": task.global_step, "images": len(dataset)}
+    kept = checkpoint.text if checkpoint.text_encoder is None or config.data.text_embeddings else None
+    finished = dataclasses.replace(checkpoint, model=task.model.cpu().eval(), text=kept, record=record)
+    if trainer.is_global_zero:
+        save_checkpoint(out / "model", finished, full=full)
+    return finished
+
+
+def _run_engine(trainer: lightning.Trainer, task: SegmentationTask, batches: TrainingBatches, resumed: Path | None) -> None:
+    """Run Lightning without the warnings that do not concern us; errors of loading processes become their own last line."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a resumed run goes on in its folder
         warnings.filterwarnings("ignore", ".*no pre-optimization state was saved.*")  # the state after a step is what we want
-        trainer.fit(task, datamodule=batches, ckpt_path=str(resumed) if resumed else None)
-    record = {"protocol": config.train.protocol, "steps": task.global_step, "images": len(dataset)}
-    text = None if checkpoint.text_encoder is not None else checkpoint.text
-    finished = dataclasses.replace(checkpoint, model=task.model.cpu().eval(), text=text, record=record)
-    if trainer.is_global_zero:
-        save_checkpoint(out / "model", finished)
-    return finished
+        try:
+            trainer.fit(task, datamodule=batches, ckpt_path=str(resumed) if resumed else None)
+        except (ValueError, OSError) as error:
+            if "in DataLoader worker process" not in str(error):
+                raise
+            last = [line for line in str(error).splitlines() if line.strip()][-1]
+            raise ValueError(last.partition("Error: ")[2] or last) from error
+        except SystemExit as error:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from error
 
 
 def prepare(config: Config, dataset: LabelledImages) -> Checkpoint:
@@ -184,8 +199,10 @@ def prepare(config: Config, dataset: LabelledImages) -> Checkpoint:
     encoder = build_text_encoder(clip)
     model = build_segmenter(config.model, clip)
     if config.train.init_from:
-        first = load_checkpoint(Path(config.train.init_from))
-        if first.clip_fingerprint != clip.fingerprint:
+        first = load_checkpoint(config.train.init_from)
+        if not first.clip_fingerprint:  # it carries a CLIP of its own, and the class names must be embedded by that one
+            encoder, clip = first.text_encoder, dataclasses.replace(clip, fingerprint="")
+        elif first.clip_fingerprint != clip.fingerprint:
             raise ValueError(f"{config.train.init_from} stands on another CLIP than {config.model.clip.name} {config.model.clip.weights}")
         load_strictly(model, first.model.state_dict(), Path(config.train.init_from))
     templates = data_templates(config.data)

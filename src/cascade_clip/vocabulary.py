@@ -58,6 +58,8 @@ class Vocabulary:
         unknown = [name for name in self.unseen if name not in self.names]
         if unknown:
             raise ValueError(f"unseen names {unknown} are not in the class list of {len(self.names)}: {', '.join(self.names[:12])}, ...")
+        if any(not 0 <= raw <= 65535 for raw, _ in self.raw_values or ()):
+            raise ValueError("raw mask values must lie in 0..65535")
         if not 0 <= self.ignore <= 65535:
             raise ValueError(f"the ignore value must lie in 0..65535, got {self.ignore}")
         if any(not 0 <= part <= 255 for color in self.colors for part in color):
@@ -112,6 +114,24 @@ class Vocabulary:
 def parse_classes(text: str) -> Vocabulary:
     """A vocabulary from "cat, grass, sofa = couch; settee"."""
     return _build([part for part in text.split(",")])
+
+
+def load_words(text: str) -> Vocabulary:
+    """Class names for one's own images: a packaged list by name, a file, or the names themselves, separated by commas.
+
+    Raises:
+        FileNotFoundError: what looks like a file and is none.
+    """
+    path = Path(text).expanduser()
+    looks_like_a_file = "," not in text and (path.suffix in (".txt", ".json", ".csv") or "/" in text or "\\" in text)
+    if text in list_vocabularies() or _is_file(path) or looks_like_a_file:
+        return load_vocabulary(text)
+    return parse_classes(text)
+
+
+def default_templates(source: str) -> str:
+    """Name of the prompt templates that go with a class list: those of the paper for a packaged list, else `single`."""
+    return str(_packaged(f"{source}.json").get("templates", "single")) if source in list_vocabularies() else "single"
 
 
 def load_vocabulary(source: str, unseen: str = "") -> Vocabulary:
@@ -256,6 +276,14 @@ def _read_json(path: Path) -> Vocabulary:
 
 
 def _from_json(values: Any, where: str) -> Vocabulary:
+    try:
+        return _vocabulary_from(values, where)
+    except (TypeError, AttributeError, ValueError) as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(where) else f"{where} is not a class list: {text}") from error
+
+
+def _vocabulary_from(values: Any, where: str) -> Vocabulary:
     if not isinstance(values, dict) or not isinstance(values.get("names"), list):
         raise ValueError(f'{where} must hold a mapping with "names", and may hold "palette", "unseen", "raw_values", "ignore"')
     vocabulary = _build([str(name) for name in values["names"]])
@@ -267,5 +295,5 @@ def _from_json(values: Any, where: str) -> Vocabulary:
         if unknown:
             raise ValueError(f"{where}: raw_values name {unknown[:5]}, which are not in names")
         raw = tuple((int(value), IGNORED if name is None else labels[name]) for value, name in values["raw_values"].items())
-    colors = tuple(cast(Color, tuple(color)) for color in values.get("palette") or vocabulary.colors)
+    colors = tuple((int(red), int(green), int(blue)) for red, green, blue in values.get("palette") or vocabulary.colors)
     return dataclasses.replace(vocabulary, colors=colors, unseen=tuple(values.get("unseen", ())), raw_values=raw, ignore=ignore)
