@@ -73,6 +73,35 @@ def test_a_timm_trunk_equals_open_clip(siglip: Segmenter) -> None:
     torch.testing.assert_close(features.patches[12], F.normalize(tokens, dim=-1), rtol=0, atol=1e-5)
 
 
+def test_a_timm_trunk_with_another_grid(siglip: Segmenter) -> None:
+    """Its positions are resized as any tower's, and patches stand where the image has them."""
+    images = torch.zeros(1, 3, 40, 64)
+    images[:, :, 16:32, 48:64] = 3.0  # row 1, column 3
+    with torch.inference_mode():
+        plain, other = (siglip.features(batch, [1], projected=False) for batch in (torch.zeros(1, 3, 40, 64), images))
+    assert plain.grid == (3, 4)
+    assert int((plain.patches[1] - other.patches[1]).norm(dim=-1).argmax()) == 1 * 4 + 3
+
+
+def timm_tower(name: str) -> dict[str, Any]:
+    vision = {"image_size": 160, "timm_model_name": name, "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear"}
+    return {"embed_dim": 32, "vision_cfg": vision, "text_cfg": shallow_tower("ViT-B-32")["text_cfg"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("test_vit", "1 prefix tokens are not supported; choose a SigLIP model"),  # a class token of its own
+        ("test_vit_relpos", "no learned position embedding"),
+        ("test_resnet", "not a plain ViT; choose a ViT model"),
+    ],
+)
+def test_timm_trunks_that_are_not_supported(name: str, message: str) -> None:
+    clip = {"name": name, "weights": "random", "architecture": timm_tower(name), "tokenizer": False}
+    with pytest.raises(ValueError, match=message):
+        build_segmenter(config_from_dict(ModelConfig, {**PLAIN, "stages": [[2]], "clip": clip}))
+
+
 def test_a_cascade_on_a_timm_trunk(siglip: Segmenter) -> None:
     with torch.inference_mode():
         logits = siglip(torch.randn(1, 3, 64, 96), torch.randn(5, 768))
@@ -121,6 +150,45 @@ def test_sides_that_the_patch_does_not_divide_are_padded(tiny_model: Segmenter) 
     assert all(torch.equal(first.patches[block], second.patches[block]) for block in first.patches)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 15), (7, 200)])
+def test_images_smaller_than_a_few_patches(tiny_model: Segmenter, size: tuple[int, int]) -> None:
+    with torch.inference_mode():
+        features = tiny_model.features(torch.randn(1, 3, *size))
+    rows, columns = -(-size[0] // 16), -(-size[1] // 16)
+    assert features.grid == (rows, columns)
+    assert all(patches.shape == (1, rows * columns, 32) for patches in features.patches.values())
+
+
+def test_turning_the_image_turns_the_grid(tiny_model: Segmenter) -> None:
+    """Rows and columns play the same part: what is asked of a tall image is asked of a wide one."""
+    wide = torch.randn(1, 3, 32, 96)
+    with torch.inference_mode():
+        assert tiny_model.features(wide).grid == (2, 6)
+        assert tiny_model.features(wide.transpose(2, 3)).grid == (6, 2)
+
+
+def test_hidden_states_are_those_of_the_blocks(tiny_model: Segmenter) -> None:
+    """Any block, tapped or not; asking for some changes nothing in the others; unit vectors once projected."""
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        every = tiny_model.features(images, range(1, 13), projected=False)
+        one = tiny_model.features(images, [3], projected=False)
+        projected = tiny_model.features(images, [6, 12])
+    assert sorted(every.patches) == list(range(1, 13))
+    assert torch.equal(one.patches[3], every.patches[3]) and one.patches[3].shape == (2, 16, 64)
+    assert sorted(projected.patches) == [6, 12]
+    for rows in (*projected.patches.values(), projected.class_token):
+        torch.testing.assert_close(rows.norm(dim=-1), torch.ones(rows.shape[:-1]))
+
+
+def test_the_image_embedding_is_always_that_of_the_last_block(tiny_model: Segmenter) -> None:
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        asked = [tiny_model.features(images, blocks).class_token for blocks in ([12], [6], [])]
+        asked.append(tiny_model.features(images, [1], projected=False).class_token)
+    assert all(torch.equal(asked[0], other) for other in asked[1:])
+
+
 @pytest.mark.parametrize(
     ("blocks", "projected", "message"),
     [
@@ -140,6 +208,20 @@ def test_images_of_another_shape(tiny_model: Segmenter, shape: tuple[int, ...]) 
         tiny_model.features(torch.zeros(shape))
 
 
+@pytest.mark.parametrize(
+    ("old", "table", "new", "expected"),
+    [
+        ((1, 2), [0, 4], (1, 4), [0, 1, 3, 4]),  # bilinear, pixel centres aligned; bicubic would leave the range
+        ((2, 1), [0, 4], (4, 1), [0, 1, 3, 4]),
+        ((2, 3), [0, 0, 0, 6, 6, 6], (2, 2), [0, 0, 6, 6]),  # rows stay rows
+        ((1, 4), [0, 0, 8, 8], (1, 2), [0, 8]),
+        ((1, 6), [9, 0, 9, 9, 0, 9], (1, 2), [0, 0]),  # no antialias: between samples nothing is averaged
+    ],
+)
+def test_resizing_by_hand(old: tuple[int, int], table: list[float], new: tuple[int, int], expected: list[float]) -> None:
+    assert resize_positions(torch.tensor(table).float()[:, None], old, new)[:, 0].tolist() == pytest.approx(expected)
+
+
 def test_positions_are_resized_once_per_grid() -> None:
     embedding = PositionEmbedding(torch.randn(16, 8), (4, 4))
     assert embedding((4, 4)) is embedding.positions
@@ -150,6 +232,44 @@ def test_positions_are_resized_once_per_grid() -> None:
     (torch.ones(15, 8, requires_grad=True) * found).sum().backward()  # filled under inference mode, used in training
     embedding.load_state_dict({"positions": torch.zeros(16, 8)})
     assert float(embedding((5, 3)).abs().max()) == 0  # new weights, new values
+
+
+def test_a_model_made_under_inference_mode_works() -> None:
+    """A user may load inside `torch.inference_mode()`; parameters made there do not say when they change."""
+    with torch.inference_mode():
+        embedding = PositionEmbedding(torch.randn(16, 8), (4, 4))
+        first = embedding((5, 3))
+        embedding.load_state_dict({"positions": torch.zeros(16, 8)})
+        assert float(embedding((5, 3)).abs().max()) == 0 != float(first.abs().max())
+
+
+def test_positions_are_resized_once_at_loading_too() -> None:
+    """Native grid -> the grid of the settings -> the grid of the image: two steps, as the released program does."""
+    model = build_segmenter(tiny_config(position_grid=(8, 6)))
+    native = load_clip(tiny_config().clip).visual.positional_embedding.detach()
+    embedding = model.backbone.tower.position_embedding
+    assert embedding.grid == (8, 6)
+    torch.testing.assert_close(embedding((8, 6)), resize_positions(native[1:], (4, 4), (8, 6)))
+    torch.testing.assert_close(embedding((3, 5)), resize_positions(resize_positions(native[1:], (4, 4), (8, 6)), (8, 6), (3, 5)))
+
+
+def test_a_clip_carries_one_model() -> None:
+    clip = load_clip(tiny_config().clip)
+    build_segmenter(tiny_config(), clip)
+    with pytest.raises(ValueError, match="carries another model already; load it again"):
+        build_segmenter(tiny_config(), clip)
+
+
+def test_deep_prompts_are_replaced_before_every_block(tiny_model: Segmenter) -> None:
+    """Against a loop written out: what becomes of a depth's prompts behind its block is dropped."""
+    backbone, images = tiny_model.backbone, torch.randn(1, 3, 48, 64)
+    with torch.inference_mode():
+        class_token, patches = backbone.tower.embed(images)
+        for index, block in enumerate(backbone.tower.blocks):
+            tokens = block(torch.cat([class_token, backbone.prompts.projection(backbone.prompts.tokens[index])[None], patches], dim=1))
+            class_token, patches = tokens[:, :1], tokens[:, 4:]
+        found = backbone(images, [12], projected=False).patches[12]
+    torch.testing.assert_close(found, patches)
 
 
 def test_shallow_prompts_are_carried_on(tiny_model: Segmenter) -> None:
@@ -180,9 +300,11 @@ def test_initial_prompts_and_their_map() -> None:
     prompts = build_segmenter(tiny_config(prompts=PromptConfig(tokens=40))).backbone.prompts
     bound = math.sqrt(6 / (3 * 16**2 + 64))
     assert prompts.tokens.shape == (12, 40, 64)
-    assert bound * 0.98 < float(prompts.tokens.abs().max()) <= bound
-    assert float(prompts.tokens.std()) == pytest.approx(bound / math.sqrt(3), rel=0.03)
-    assert float(prompts.projection.weight.std()) == pytest.approx(math.sqrt(2 / 64), rel=0.06)
+    assert prompts.projection.weight.shape == (64, 64)  # one map for all depths
+    tokens = prompts.tokens.detach()
+    assert bound * 0.98 < float(tokens.abs().max()) <= bound
+    assert float(tokens.std()) == pytest.approx(bound / math.sqrt(3), rel=0.03)
+    assert float(prompts.projection.weight.detach().std()) == pytest.approx(math.sqrt(2 / 64), rel=0.06)
 
 
 def tiny_config(**changes: Any) -> ModelConfig:

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from cascade_clip.aggregation import WeightedSum, build_aggregation, gaussian_weights
+from cascade_clip.clip import load_clip
 from cascade_clip.config import AggregationConfig, DecoderConfig, ModelConfig
 from cascade_clip.decoder import Decoder, MaskAttention
 from cascade_clip.model import Segmenter, build_segmenter, relation_descriptor
 from cascade_clip.plain_values import config_from_dict
-from conftest import TINY_MODEL
+from conftest import TINY_CLIP, TINY_MODEL
 
 COMPOSITIONS: dict[str, dict[str, Any]] = {
     "cascade": {},
@@ -68,6 +70,15 @@ class TestModelContract:
             assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
         assert not any(parameter.requires_grad for parameter in model.backbone.tower.parameters())
 
+    def test_evaluation_draws_nothing(self, name: str) -> None:
+        changes = COMPOSITIONS[name]
+        parts = {part: {**TINY_MODEL[part], **changes.get(part, {}), "dropout": 0.5} for part in ("prompts", "decoder")}
+        model, images, text = build({**changes, **parts}).eval(), torch.randn(1, 3, 64, 64), torch.randn(3, 32)
+        with torch.inference_mode():
+            assert torch.equal(model(images, text), model(images, text))
+            model.train()
+            assert not torch.equal(model(images, text), model(images, text))
+
     def test_a_class_does_not_see_the_others(self, name: str) -> None:
         model = build(COMPOSITIONS[name]).eval()
         images, text = torch.randn(1, 3, 64, 64), torch.randn(6, 32)
@@ -82,11 +93,57 @@ def test_what_is_trained_in_the_published_cascade() -> None:
     assert trained == {"backbone.prompts", "backbone.prompt_norm", "aggregations.0", "aggregations.1"} | heads
 
 
+@pytest.mark.parametrize(
+    ("changes", "others"),
+    [
+        ({}, {"backbone.prompts", "backbone.prompt_norm"}),
+        ({"projection": {"trained": True}}, {"backbone.prompts", "backbone.prompt_norm", "backbone.taps"}),
+        ({"prompts": {"kind": "none"}}, set()),  # no prompts, no norm of theirs
+        ({"prompts": {"kind": "none"}, "projection": {"init": "clip", "trained": True}}, {"backbone.taps"}),
+    ],
+)
+def test_what_is_trained_beside_the_head(changes: dict[str, Any], others: set[str]) -> None:
+    names = [name for name, parameter in build(changes).named_parameters() if parameter.requires_grad]
+    assert {".".join(name.split(".")[:2]) for name in names if name.startswith("backbone")} == others
+
+
+def test_the_cascade_is_the_sum_of_its_stages() -> None:
+    """Each stage has its own blocks, query map and decoder; the masks of one do not move when another stage changes."""
+    model = build({}).eval()
+    images, text = torch.randn(1, 3, 48, 64), torch.randn(3, 32)
+    with torch.inference_mode():
+        before = model.stage_masks(images, text)
+        torch.testing.assert_close(model(images, text), before.stages[0] + before.stages[1] + before.stages[2])
+        model.queries[1].weight.zero_()
+        model.decoders[1].mask_attention.key.weight.zero_()
+        model.backbone.taps.matrices[3:].zero_()  # blocks 9 to 11
+        after = model.stage_masks(images, text)
+    assert [torch.equal(old, new) for old, new in zip(before.stages, after.stages, strict=True)] == [True, False, True]
+
+
+def test_shared_queries_are_one_map() -> None:
+    assert len(build({}).queries) == 3
+    assert len(build({"queries": "shared"}).queries) == 1
+
+
 def test_projections_from_clip_are_copies() -> None:
     backbone = build({"projection": {"init": "clip"}}).backbone
     assert torch.equal(backbone.taps.matrices[0], backbone.tower.visual.proj)
     assert torch.equal(backbone.taps.norms[0].weight, backbone.tower.visual.ln_post.weight)
-    assert not backbone.taps.matrices.requires_grad
+    assert all(torch.equal(matrix, backbone.taps.matrices[0]) for matrix in backbone.taps.matrices)
+    with torch.no_grad():
+        backbone.tower.visual.proj.zero_()
+        backbone.tower.visual.ln_post.weight.zero_()
+    assert bool(backbone.taps.matrices.any()) and bool(backbone.taps.norms[0].weight.any())  # copies, not the same tensors
+
+
+def test_small_constants_of_the_norms() -> None:
+    clip = load_clip(config_from_dict(ModelConfig, TINY_MODEL).clip)
+    clip.visual.ln_post.eps = 1e-3
+    config = config_from_dict(ModelConfig, {**TINY_MODEL, "projection": {"init": "clip"}})
+    backbone = build_segmenter(config, clip).backbone
+    assert backbone.prompt_norm.eps == 1e-6  # not PyTorch's 1e-5
+    assert {norm.eps for norm in backbone.taps.norms} == {1e-3}  # a copy of CLIP's norm is one in this too
 
 
 def test_random_projections_have_the_published_scale() -> None:
@@ -138,6 +195,16 @@ def test_similarities_stay_float32_under_autocast() -> None:
         assert attention.mask_logits(torch.randn(1, 5, 32), torch.randn(1, 9, 32)).dtype == torch.float32
 
 
+def test_logits_stay_float32_under_autocast() -> None:
+    model, images, text = build({}).eval(), torch.randn(1, 3, 48, 64), torch.randn(3, 32)
+    with torch.inference_mode():
+        exact = model(images, text)
+        with torch.autocast("cpu", torch.bfloat16):
+            features, logits = model.features(images), model(images, text.bfloat16())
+    assert logits.dtype == features.class_token.dtype == features.patches[6].dtype == features.patches[12].dtype == torch.float32
+    assert 0 < float((logits - exact).abs().max()) < 0.1 * float(exact.abs().max())  # the rest does use bfloat16
+
+
 def test_relation_descriptor() -> None:
     result = relation_descriptor(torch.tensor([[2.0, 3.0]]), torch.tensor([[5.0, 7.0], [1.0, 1.0]]))
     assert result.tolist() == [[[10.0, 21.0, 5.0, 7.0], [2.0, 3.0, 1.0, 1.0]]]
@@ -148,7 +215,10 @@ def test_relation_descriptor() -> None:
     [
         (3, 1.0, [0.1353, 0.6065, 1.0]),  # the paper's Table 17
         (2, 1.0, [0.6065, 1.0]),
+        (3, 0.8, [0.0439, 0.4578, 1.0]),  # exp(-4 / 1.28), exp(-1 / 1.28)
+        (3, 1.2, [0.2494, 0.7066, 1.0]),  # exp(-4 / 2.88), exp(-1 / 2.88)
         (3, 2.0, [0.6065, 0.8825, 1.0]),  # wider
+        (1, 1.0, [1.0]),  # the last block always counts in full
     ],
 )
 def test_gaussian_weights(blocks: int, sigma: float, weights: list[float]) -> None:
@@ -168,9 +238,33 @@ def test_aggregations() -> None:
         WeightedSum([1.0, 1.0], trained=True)(maps)  # one map too many
 
 
+def test_concatenation_by_hand() -> None:
+    maps = torch.randn(3, 2, 5, 8).unbind()
+    join = build_aggregation(AggregationConfig("concat"), 3, 8)
+    parts = join.linear.weight.split(8, dim=1)  # one (D, D) matrix per block, first to last
+    expected = sum(feature @ part.T for feature, part in zip(maps, parts, strict=True)) + join.linear.bias
+    torch.testing.assert_close(join(maps), expected)
+
+
+def test_block_attention_by_hand() -> None:
+    """Each patch attends over its own three maps, in 8 heads; the result is the mean over the maps."""
+    maps = torch.randn(3, 2, 5, 16).unbind()
+    attend = build_aggregation(AggregationConfig("attention"), 3, 16)
+    tokens = torch.stack(maps, dim=2)  # (B, N, d, D)
+    query, key, value = F.linear(tokens, attend.attention.in_proj_weight, attend.attention.in_proj_bias).chunk(3, dim=-1)
+    heads = [part.unflatten(-1, (8, 2)) for part in (query, key, value)]
+    shares = torch.einsum("bnlhe,bnmhe->bnhlm", heads[0], heads[1]).div(2**0.5).softmax(dim=-1)
+    mixed = torch.einsum("bnhlm,bnmhe->bnlhe", shares, heads[2]).flatten(-2)
+    torch.testing.assert_close(attend(maps), attend.attention.out_proj(mixed).mean(dim=2), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"clip": {**TINY_MODEL["clip"], "architecture": {**TINY_CLIP, "embed_dim": 36}}, "aggregation": {"kind": "attention"}},
+            "width 36",
+        ),
         ({"stages": [[6], [13]]}, "block 13, but tiny has blocks 1 to 12"),
         ({"decoder": {"heads": 5}}, "heads must divide the joint width 32, got 5"),
     ],
@@ -178,6 +272,12 @@ def test_aggregations() -> None:
 def test_compositions_that_cannot_be_built(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(changes)
+
+
+def test_features_of_too_few_blocks() -> None:
+    model = build({}).eval()
+    with pytest.raises(ValueError, match=r"hold blocks \[9, 12\], but the stages need \[6, 7, 8, 10, 11\] too"):
+        model.decode(model.features(torch.zeros(1, 3, 64, 64), [9, 12]), torch.zeros(2, 32))
 
 
 @pytest.mark.parametrize("shape", [(5, 31), (32,), (0, 32)])

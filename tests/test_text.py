@@ -36,6 +36,48 @@ def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextEncoder:
     return TextEncoder(CountingTower(), tokenize)
 
 
+class NamedTower(nn.Module):
+    """Gives each prompt, known by its length, an embedding from a table."""
+
+    def __init__(self, rows: list[list[float]]) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.tensor(rows))
+
+    def encode_text(self, lengths: Tensor) -> Tensor:
+        return self.table[lengths - 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "templates", "expected"),
+    [
+        ([("1",)], ("{}",), [1.0, 0.0]),  # length 2 becomes 1
+        ([("1", "22")], ("{}",), [0.5**0.5, 0.5**0.5]),  # each word counts the same, whatever its length
+        ([("1",)], ("{}", "{}!"), [0.5**0.5, 0.5**0.5]),  # and each template
+        ([("1", "333")], ("{}", "{}!"), [0.2297529, 0.9732490]),  # words: (1, 1)/sqrt 2 and (-3/5, 1 + 4/5)/norm, then made unit again
+        ([("1",)], ("{}{}{}",), [-0.6, 0.8]),  # every brace is filled
+    ],
+)
+def test_averages_by_hand(
+    words: list[tuple[str, ...]], templates: tuple[str, ...], expected: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CASCADE_CLIP_CACHE", str(tmp_path))
+    rows = [[2.0, 0.0], [0.0, 7.0], [-3.0, 4.0], [0.0, 1.0]]  # prompts of 1, 2, 3 and 4 letters
+    encoder = TextEncoder(NamedTower(rows), lambda prompts: torch.tensor([len(prompt) for prompt in prompts]))
+    assert encoder.embed(words, templates)[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_prompts_go_through_the_tower_in_batches(encoder: TextEncoder) -> None:
+    prompts = [f"word {index}" for index in range(7)]
+    torch.testing.assert_close(encoder.encode(prompts, batch=3), encoder.encode(prompts))
+    assert encoder.tower.calls == 3 + 1
+
+
+def test_embeddings_can_enter_a_training_step(encoder: TextEncoder) -> None:
+    for _ in ("computed", "from the cache"):
+        found = encoder.embed([("cat",)], ("a {}",))
+        (torch.ones(1, 8, requires_grad=True) * found).sum().backward()
+
+
 def test_templates_and_synonyms_are_averaged_as_unit_vectors(encoder: TextEncoder) -> None:
     templates = ("a {}", "the {}")
     found = encoder.embed([("sofa", "couch"), ("cat",)], templates)
@@ -64,14 +106,27 @@ def test_embeddings_are_kept_on_disk(encoder: TextEncoder, tmp_path: Path) -> No
     assert not torch.equal(other.embed([("cat",)], ("a {}",)), first)  # other weights, other key
 
 
-@pytest.mark.parametrize("content", [b"", b"not numpy", "wrong shape", "nan"])
+BROKEN_HEADER = b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'shape': (2, 8), ((("
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not numpy", b"PK\x03\x04", BROKEN_HEADER.ljust(192), "wrong shape", "wrong type", "nan", "folder"]
+)
 def test_a_damaged_cache_is_made_again(encoder: TextEncoder, tmp_path: Path, content: object) -> None:
     first = encoder.embed([("cat",), ("dog",)], ("a {}",))
     (file,) = (tmp_path / "cache").rglob("*.npy")
+    arrays = {
+        "wrong shape": np.zeros((1, 8), dtype=np.float32),
+        "wrong type": np.zeros((2, 8)),
+        "nan": np.full((2, 8), np.nan, dtype=np.float32),
+    }
     if isinstance(content, bytes):
         file.write_bytes(content)
+    elif content == "folder":
+        file.unlink()
+        file.mkdir()
     else:
-        np.save(file, np.zeros((1, 8), dtype=np.float32) if content == "wrong shape" else np.full((2, 8), np.nan, dtype=np.float32))
+        np.save(file, arrays[str(content)])
     assert torch.equal(encoder.embed([("cat",), ("dog",)], ("a {}",)), first)
 
 
@@ -81,19 +136,42 @@ def test_a_cache_that_cannot_be_written_only_costs_time(encoder: TextEncoder, tm
     assert encoder.embed([("cat",)], ("a {}",)).shape == (1, 8)
 
 
+def test_without_a_home_directory(encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("CASCADE_CLIP_CACHE")
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    encoder.embed([("cat",)], ("a {}",))
+    assert [file.suffix for file in (tmp_path / "cascade_clip" / "text").iterdir()] == [".npy"]
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
         (np.zeros((3, 8), dtype=np.float32), r"shape \(2, 8\)"),
         (np.zeros((2, 9), dtype=np.float32), r"shape \(2, 8\)"),
         (np.zeros((2, 8), dtype=np.int64), "must hold floats"),
-        (np.array([object()] * 2), "not a .npy file of numbers"),  # a pickle inside is refused
+        (np.array([object()] * 2), r"not a \.npy file of numbers"),  # a pickle inside is refused
+        (np.full((2, 8), np.inf, dtype=np.float16), "no numbers"),
     ],
 )
 def test_embeddings_that_do_not_fit(tmp_path: Path, array: np.ndarray, message: str) -> None:
     np.save(tmp_path / "text.npy", array)
     with pytest.raises(ValueError, match=message):
         load_embeddings(tmp_path / "text.npy", 2, 8)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04", BROKEN_HEADER.ljust(192), "npz"])
+def test_files_that_hold_no_embeddings(tmp_path: Path, content: bytes | str) -> None:
+    path = tmp_path / "text.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, text=np.zeros((2, 8), dtype=np.float32))
+    with pytest.raises(ValueError, match=r"text\.npz is not a \.npy file of numbers"):
+        load_embeddings(path, 2, 8)
 
 
 def test_embeddings_from_a_file(tmp_path: Path) -> None:
