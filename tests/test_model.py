@@ -159,6 +159,7 @@ def test_layers_of_a_decoder_start_as_copies_and_decoders_differ() -> None:
     for name, value in first.layers[0].state_dict().items():
         assert torch.equal(value, first.layers[1].state_dict()[name])
     assert torch.equal(first.layers[0].attention.query.weight, first.mask_attention.query.weight)
+    assert torch.equal(first.layers[0].attention.key.weight, first.mask_attention.key.weight)
     assert not torch.equal(first.mask_attention.query.weight, second.mask_attention.query.weight)
 
 

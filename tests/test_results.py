@@ -37,6 +37,7 @@ def test_coverage_scores_and_masks() -> None:
         ({"labels": np.full((2, 3), 3)}, "from 3 to 3"),
         ({"labels": np.full((2, 3), -2)}, "from -2"),
         ({"labels": np.zeros((2, 3))}, "whole numbers"),
+        ({"class_names": ("cat", "cat", "sky")}, "must differ"),
         ({"colors": COLORS[:2]}, "as many colours"),
         ({"scores": np.zeros((3, 2), dtype=np.float32)}, r"\(3, 2\)"),
     ],
@@ -88,6 +89,19 @@ def test_overlay_blends_and_draws_borders() -> None:
         Segmentation(LABELS, NAMES, COLORS).overlay(image)
     with pytest.raises(ValueError, match="opacity"):
         Segmentation(labels, NAMES, COLORS).overlay(image, 2.0)
+
+
+def test_labels_of_small_types_count_right() -> None:
+    names = tuple(f"class {index}" for index in range(300))
+    result = Segmentation(np.full((2, 3), 255, dtype=np.uint8), names, build_palette(300))
+    assert result.coverage["class 255"] == 1.0
+    assert Segmentation(np.full((2, 3), 127, dtype=np.int8), names, build_palette(300)).coverage["class 127"] == 1.0
+
+
+@pytest.mark.parametrize("stem", ["../x", "a/b", ""])
+def test_results_stay_in_their_folder(tmp_path: Path, stem: str) -> None:
+    with pytest.raises(ValueError, match="plain file name"):
+        small().save(tmp_path / "out", stem)
 
 
 def test_json_says_everything() -> None:

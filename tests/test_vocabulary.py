@@ -118,6 +118,9 @@ def test_an_ignore_value_that_is_a_class() -> None:
     many = Vocabulary(tuple(f"c{index}" for index in range(300)), tuple((f"c{index}",) for index in range(300)), build_palette(300))
     with pytest.raises(ValueError, match="mask value 255 means both"):
         many.label_table()
+    numbered = dataclasses.replace(load_vocabulary("a, b"), raw_values=((255, 0), (7, 1)))
+    with pytest.raises(ValueError, match="mask value 255 means both"):
+        numbered.label_table()
     assert dataclasses.replace(many, ignore=65535).label_table()[[255, 299, 65535]].tolist() == [255, 299, IGNORED]
 
 

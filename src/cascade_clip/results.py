@@ -41,6 +41,9 @@ class Segmentation:
             raise ValueError(f"labels must be whole numbers, got {self.labels.dtype}")
         if len(self.class_names) != len(self.colors) or not self.class_names:
             raise ValueError(f"{len(self.class_names)} class names need as many colours and at least one, got {len(self.colors)}")
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError("class names must differ, so that each has a coverage of its own")
+        object.__setattr__(self, "labels", self.labels.astype(np.int64))  # small types cannot count beyond their classes
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < UNLABELLED or high >= len(self.class_names):
             raise ValueError(f"labels must lie in -1..{len(self.class_names) - 1}, got values from {low} to {high}")
@@ -121,6 +124,8 @@ class Segmentation:
 
     def save(self, folder: Path | str, stem: str, image: Any = None) -> list[Path]:
         """Write `STEM_index.png`, `STEM.json` and, given the image, `STEM_overlay.png`; each under a temporary name first."""
+        if Path(stem).name != stem:
+            raise ValueError(f"the stem of result files must be a plain file name, got {stem!r}")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         written = [_write(folder / f"{stem}_index.png", lambda path: self.index_image().save(path, "PNG"))]

@@ -92,17 +92,16 @@ class Vocabulary:
         Raises:
             ValueError: the ignore value is also the value of a class.
         """
-        if self.raw_values is None and 0 <= self.ignore < len(self.names):
+        pairs = self.raw_values if self.raw_values is not None else [(index, index) for index in range(len(self.names))]
+        clash = [label for raw, label in pairs if raw == self.ignore and label != IGNORED]
+        if clash:
             raise ValueError(
-                f"mask value {self.ignore} means both `ignored` and class {self.names[self.ignore]!r} of {len(self.names)}; "
+                f"mask value {self.ignore} means both `ignored` and class {self.names[clash[0]]!r} of {len(self.names)}; "
                 "set the ignore value (data.ignore) to one that no class has, such as 65535"
             )
         table = np.full(65536, IGNORED, dtype=np.int64)
-        pairs = self.raw_values if self.raw_values is not None else [(index, index) for index in range(len(self.names))]
         for raw, label in pairs:
             table[raw] = label
-        if self.raw_values is None or self.ignore not in dict(self.raw_values):
-            table[self.ignore] = IGNORED
         return table
 
     def unknown_values(self, values: Iterable[int]) -> list[int]:
