@@ -124,7 +124,7 @@ class Segmentation:
 
     def save(self, folder: Path | str, stem: str, image: Any = None) -> list[Path]:
         """Write `STEM_index.png`, `STEM.json` and, given the image, `STEM_overlay.png`; each under a temporary name first."""
-        if Path(stem).name != stem:
+        if not stem or Path(stem).name != stem:
             raise ValueError(f"the stem of result files must be a plain file name, got {stem!r}")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
