@@ -247,8 +247,10 @@ def _draw_thing(
     rows = (np.arange(top, bottom, dtype=np.float32) + 0.5 - y) / radius
     shading = 1 - 0.14 * rows[:, None] + 0.10 * toward_light * columns[None, :]  # (h, w)
     window = image[top:bottom, left:right]
-    window *= (1 - 0.38 * _shadow(alpha, view.scale))[..., None]
-    window += (layer[..., :3] * shading[..., None] - window) * alpha[..., None]
+    darkening = 1 - 0.38 * _shadow(alpha, view.scale)  # (h, w)
+    for channel in range(3):  # long loops are faster than many loops of three
+        below = window[..., channel] * darkening
+        window[..., channel] = below + (layer[..., channel] * shading - below) * alpha
     mask[top:bottom, left:right][alpha >= 0.5] = CLASS_NAMES.index(placement.name)
 
 
@@ -267,7 +269,8 @@ def _finish(image: FloatArray, mask: NDArray[np.uint8], rng: np.random.Generator
     down, across, gain = (float(rng.uniform(-config.light, config.light)) for _ in range(3))
     light = 1 + 0.6 * (down * ramp[:, None] + across * ramp[None, :]) + 0.5 * gain  # (H, W)
     tint = 1 + rng.uniform(-0.04, 0.04, 3).astype(np.float32)
-    image *= light[..., None] * tint
+    for channel in range(3):
+        image[..., channel] *= light * tint[channel]
     image += rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(config.noise * rng.uniform(0.3, 1.2))
     np.clip(image, 0, 1, out=image)
     image *= 255
