@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+os.environ["CASCADE_CLIP_CACHE"] = tempfile.mkdtemp(prefix="cascade-clip-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import that reads it
+
 import numpy as np
 import pytest
 import torch
@@ -23,8 +26,6 @@ from cascade_clip.predictor import Predictor, load_predictor
 from cascade_clip.text import build_text_encoder
 from cascade_clip.vocabulary import load_vocabulary
 
-os.environ.setdefault("CASCADE_CLIP_CACHE", tempfile.mkdtemp(prefix="cascade-clip-tests-"))
-os.environ["HF_HUB_OFFLINE"] = "1"
 REFERENCE = Path(__file__).parent / "reference"
 
 TINY_CLIP = {

@@ -42,9 +42,16 @@ class MetricsFile(Callback):
 
     def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int) -> None:
         """Add a row."""
+        if trainer.is_global_zero and trainer.global_step % self.every == 0:
+            self._write(trainer)
+
+    def on_train_end(self, trainer: Any, task: Any) -> None:
+        """Add the last step, wherever the run ended."""
+        if trainer.is_global_zero and trainer.global_step % self.every and METRICS[0] in trainer.callback_metrics:
+            self._write(trainer)
+
+    def _write(self, trainer: Any) -> None:
         step = trainer.global_step
-        if not trainer.is_global_zero or (step % self.every and step != trainer.max_steps):
-            return
         values = [f"{float(trainer.callback_metrics[name]):.8g}" for name in METRICS]
         with self.path.open("a", encoding="utf-8") as file:
             file.write(",".join((str(step), f"{time.monotonic() - self.begin:.1f}", *values)) + "\n")
