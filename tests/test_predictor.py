@@ -60,6 +60,12 @@ def test_class_chunks_change_nothing(cascade: Predictor, text: torch.Tensor, chu
     torch.testing.assert_close(expected.scores, scores.max(dim=0).values)
 
 
+def test_of_equal_scores_the_first_class_wins(cascade: Predictor, text: torch.Tensor) -> None:
+    same = text[:1].expand(7, -1)
+    labels = with_settings(cascade, class_chunk=2).label_map(torch.zeros(3, 64, 64, dtype=torch.uint8), cascade.bind(text=same)).labels
+    assert int(labels.max()) <= 1  # never a class of a later chunk
+
+
 def test_windows_in_batches_change_nothing(cascade: Predictor, text: torch.Tensor) -> None:
     image = torch.randint(0, 256, (3, 90, 130), dtype=torch.uint8)
     target = cascade.bind(text=text)

@@ -203,6 +203,14 @@ def test_transductive_on_several_devices_says_how(folders: Path, tmp_path: Path)
         fit(tiny_config(folders, protocol="transductive", devices=2), tmp_path / "run")
 
 
+def test_every_step_has_a_seed_of_its_own(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    loss = SegmentationTask.loss
+    monkeypatch.setattr(SegmentationTask, "loss", lambda self, *batch: (seeds.append(torch.initial_seed()), loss(self, *batch))[1])
+    fit(tiny_config(folders), tmp_path / "run")
+    assert len(set(seeds)) == 4
+
+
 def test_a_run_folder_is_not_overwritten(folders: Path, tmp_path: Path) -> None:
     fit(tiny_config(folders, steps=1), tmp_path / "run")
     with pytest.raises(ValueError, match="holds a run already"):

@@ -90,6 +90,7 @@ def test_own_words(text: str, names: tuple[str, ...], synonyms: tuple[tuple[str,
         ("", "empty"),
         ("cat,,dog", "empty"),
         ("cat, CAT", "twice"),  # case makes no difference to CLIP
+        ("CAT, Cat", "twice"),
         ("cat\x07", "control characters"),
         ("x" * 201, "201 characters"),
         ("sofa = ;", "empty"),
