@@ -48,7 +48,7 @@ class PretrainConfig:
 
     out: str = "mini_clip"
     """Folder to write, in open_clip's format."""
-    steps: int = 3200
+    steps: int = 2600
     """Optimiser steps."""
     batch_size: int = 64
     """Pictures (and captions) per step."""
@@ -64,7 +64,7 @@ class PretrainConfig:
     """Largest magnification of scenes, so that things have the sizes they have in larger pictures too."""
     seed: int = 0
     """Seed of weights, pictures and captions."""
-    save_every: int = 200
+    save_every: int = 100
     """Steps between saved states, from which the same command goes on."""
     workers: int = 1
     """Processes that draw pictures."""
