@@ -12,13 +12,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "cascade_clip"
 LAYERS = (
     ("vocabulary", "results", "config", "plain_values"),
-    ("clip", "backbone", "aggregation", "decoder", "losses", "metrics", "transforms"),
+    ("clip", "backbone", "aggregation", "decoder", "losses", "metrics", "transforms", "terminal"),
     ("text", "model", "protocols", "datasets", "sandbox"),
     ("checkpoint", "data"),
     ("predictor", "importer"),
     ("evaluate", "progress"),
     ("train", "cost", "batch", "export", "analysis", "benchmark", "web"),
-    ("quickstart", "reproduce", "serve", "commands", "arguments"),
+    ("quickstart", "reproduce", "serve", "commands", "segment_commands", "evaluate_commands", "arguments"),
+    ("train_commands",),
     ("__init__",),
     ("__main__",),
 )

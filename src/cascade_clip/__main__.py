@@ -23,9 +23,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "quickstart": Command("cascade_clip.quickstart:quickstart", "five-minute tour on the built-in world, without a download"),
-    "segment": Command("cascade_clip.commands:segment", "label every pixel of your images with your own class names"),
-    "train": Command("cascade_clip.commands:train", "train a model from a YAML file and flags"),
-    "evaluate": Command("cascade_clip.commands:evaluate", "score a model on a folder of images and masks"),
+    "segment": Command("cascade_clip.segment_commands:segment", "label every pixel of your images with your own class names"),
+    "train": Command("cascade_clip.train_commands:train", "train a model from a YAML file and flags"),
+    "evaluate": Command("cascade_clip.evaluate_commands:evaluate", "score a model on a folder of images and masks"),
     "import": Command("cascade_clip.commands:import_file", "turn a state dict of the released programs into a checkpoint folder"),
     "sandbox pretrain": Command("cascade_clip.sandbox.commands:pretrain", "make the mini CLIP of the built-in world again"),
     "sandbox preview": Command("cascade_clip.sandbox.commands:preview", "draw scenes of the built-in world with their masks"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,34 +46,13 @@ class HasSamples(Protocol):
         ...
 
 
-class SegmentationFolder(Dataset[Sample]):
-    """Images and masks of two folders, paired by their path below the folder without suffix, in sorted order.
+class LabelledFiles(Dataset[Sample]):
+    """Pairs of image file and mask file, read when they are asked for."""
 
-    The mask of `a/b.jpg` is `a/b_labelTrainIds.png` if there is one, else `a/b.png` (or .bmp, .tif, .gif, .webp). Folders are
-    searched to any depth. Masks without an image are logged.
-    """
-
-    def __init__(self, images: str | Path, masks: str | Path, vocabulary: Vocabulary, limit: int = 0) -> None:
-        """Find and check the files; `limit` keeps the first of them, 0 all.
-
-        Raises:
-            FileNotFoundError: a folder does not exist, or there are no images.
-            ValueError: images have no mask, or two images have one name.
-        """
-        if limit < 0:
-            raise ValueError(f"limit must be 0 (all) or more, got {limit}")
-        image_folder, mask_folder = _folder(images, "image"), _folder(masks, "mask")
+    def __init__(self, pairs: Sequence[tuple[Path, Path]], vocabulary: Vocabulary) -> None:
+        """Read masks as `vocabulary` says what their values mean."""
+        self.pairs = list(pairs)
         self.vocabulary = vocabulary
-        pairs = _pair(_list_files(image_folder, IMAGE_SUFFIXES, mask_folder), _list_files(mask_folder, MASK_SUFFIXES, image_folder))
-        if not pairs:
-            raise FileNotFoundError(f"no images in {image_folder}: looked for {', '.join(IMAGE_SUFFIXES)}, also in folders below it")
-        missing = [image for image, mask in pairs if mask is None]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} of {len(pairs)} images in {image_folder} have no mask in {mask_folder}: {_listed(missing)}; "
-                f"a mask has the image's name and one of the suffixes {', '.join(MASK_SUFFIXES)}"
-            )
-        self.pairs = [(image, mask) for image, mask in pairs if mask is not None][: limit or None]
         self._labels = torch.from_numpy(vocabulary.label_table())  # (65536,)
         self._known = torch.ones(len(self._labels), dtype=torch.bool)
         self._known[vocabulary.unknown_values(range(len(self._labels)))] = False
@@ -110,6 +89,40 @@ class SegmentationFolder(Dataset[Sample]):
             f"mask {path} holds values that name no class: {', '.join(map(str, values[:LISTED]))}{more}; write the class list with one "
             f"`VALUE NAME` a line (name `ignore` for values to leave out), or set the ignore value, now {self.vocabulary.ignore}"
         )
+
+
+class SegmentationFolder(LabelledFiles):
+    """Images and masks of two folders, paired by their path below the folder without suffix, in sorted order.
+
+    The mask of `a/b.jpg` is `a/b_labelTrainIds.png` if there is one, else `a/b.png` (or .bmp, .tif, .gif, .webp). Folders are
+    searched to any depth. Masks without an image are logged.
+    """
+
+    def __init__(self, images: str | Path, masks: str | Path, vocabulary: Vocabulary, limit: int = 0) -> None:
+        """Find and check the files; `limit` keeps the first of them, 0 all.
+
+        Raises:
+            FileNotFoundError: a folder does not exist, or there are no images.
+            ValueError: images have no mask, or two images have one name.
+        """
+        if limit < 0:
+            raise ValueError(f"limit must be 0 (all) or more, got {limit}")
+        super().__init__(list_pairs(images, masks)[: limit or None], vocabulary)
+
+
+def list_pairs(images: str | Path, masks: str | Path) -> list[tuple[Path, Path]]:
+    """Every image of a folder with its mask in another, in sorted order; errors as `SegmentationFolder`."""
+    image_folder, mask_folder = _folder(images, "image"), _folder(masks, "mask")
+    pairs = _pair(_list_files(image_folder, IMAGE_SUFFIXES, mask_folder), _list_files(mask_folder, MASK_SUFFIXES, image_folder))
+    if not pairs:
+        raise FileNotFoundError(f"no images in {image_folder}: looked for {', '.join(IMAGE_SUFFIXES)}, also in folders below it")
+    missing = [image for image, mask in pairs if mask is None]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(pairs)} images in {image_folder} have no mask in {mask_folder}: {_listed(missing)}; "
+            f"a mask has the image's name and one of the suffixes {', '.join(MASK_SUFFIXES)}"
+        )
+    return [(image, mask) for image, mask in pairs if mask is not None]
 
 
 def _folder(path: str | Path, kind: str) -> Path:

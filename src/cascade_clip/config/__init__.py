@@ -1,0 +1,52 @@
+"""Every setting of the package, as frozen dataclasses whose field docs are the help texts.
+
+Block numbers count from 1, as in the paper. A checkpoint folder stores these settings as `config.yaml`;
+reading it back refuses keys that do not exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cascade_clip.config.data import DataConfig
+from cascade_clip.config.inference import InferenceConfig
+from cascade_clip.config.model import AggregationConfig, ClipConfig, DecoderConfig, ModelConfig, ProjectionConfig, PromptConfig
+from cascade_clip.config.train import AugmentConfig, LossConfig, OptimizerConfig, TrainConfig
+from cascade_clip.config.values import IMAGENET_MEAN, IMAGENET_STD, Device, Precision, Protocol
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "AggregationConfig",
+    "AugmentConfig",
+    "ClipConfig",
+    "Config",
+    "DataConfig",
+    "DecoderConfig",
+    "Device",
+    "InferenceConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Precision",
+    "ProjectionConfig",
+    "PromptConfig",
+    "Protocol",
+    "TrainConfig",
+]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything about one run; a YAML file states only what differs from these defaults."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Training data."""
+    evaluation: DataConfig | None = None
+    """Data of the final evaluation; null skips it."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Training."""
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    """Inference, stored with the checkpoint as its default."""

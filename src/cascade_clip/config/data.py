@@ -1,0 +1,46 @@
+"""Settings of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cascade_clip.config.values import check
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images, masks and class names lie."""
+
+    name: Literal["folder", "sandbox"] = "folder"
+    """`folder`: the two folders below; `sandbox`: the built-in world, which needs no files."""
+    images: str = ""
+    """Folder of images."""
+    masks: str = ""
+    """Folder of index masks with the same file stems (8- or 16-bit PNG)."""
+    classes: str = ""
+    """Class list: a file with one name a line in label order (`sofa = couch; settee` adds synonyms) or with `VALUE NAME` lines,
+    or a packaged list by name (voc, coco-stuff, context, ...)."""
+    unseen: str = ""
+    """Unseen class names: a file with one name a line, names separated by commas, or a packaged split by name."""
+    ignore: int | None = None
+    """Mask value of pixels without a label; null: the one of the class list, 255 unless it says otherwise."""
+    templates: str = ""
+    """Prompt templates: `single`, `paper15`, or a text file with one template a line, `{}` standing for the name.
+    Empty: those that the paper uses for a packaged class list, else `single`."""
+    text_embeddings: str = ""
+    """A .npy file (classes, width) to use instead of the text tower, rows in label order."""
+    limit: int = 0
+    """Use the first N images only; 0 means all (in the sandbox: 100,000 scenes)."""
+    seed: int = 0
+    """Which scenes of the sandbox; other seeds give fresh ones."""
+    size: int = 128
+    """Side of the sandbox's scenes, in pixels."""
+    workers: int = 2
+    """Processes that load and augment images."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(self.size >= 16, f"data.size must be at least 16, got {self.size}")
+        check(self.limit >= 0, f"data.limit must be 0 (all) or more, got {self.limit}")
+        check(self.workers >= 0, f"data.workers must be 0 or more, got {self.workers}")

@@ -1,0 +1,130 @@
+"""Settings of the network. Block numbers count from 1, as in the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cascade_clip.config.values import IMAGENET_MEAN, IMAGENET_STD, check
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Which CLIP carries the method, and where its weights come from."""
+
+    name: str = "ViT-B-16-quickgelu"
+    """Model name of open_clip; or a folder in open_clip's format: `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, `package:mini_clip`."""
+    weights: str = "openai"
+    """Weights tag of open_clip, a local file (OpenAI's ViT-B-16.pt, .safetensors, a state dict), or `random`. Unused with a folder."""
+    architecture: dict[str, Any] | None = None
+    """open_clip model configuration to use instead of the built-in one of `name` (for towers that open_clip does not list)."""
+    sha256: str = ""
+    """Expected SHA-256 of a local weights file. Empty: the published hash of that file name. `any`: trust the file unseen."""
+    tokenizer: bool = True
+    """Whether the text tower is loaded. Without it text embeddings must be given as arrays."""
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Visual prompt tokens, the trained part of the encoder (paper section 3.2)."""
+
+    kind: Literal["deep", "shallow", "none"] = "deep"
+    """`deep`: fresh tokens before every block; `shallow`: tokens before block 1 only, carried on; `none`: plain CLIP."""
+    tokens: int = 10
+    """Number of prompt tokens (the paper: 10 for VOC, 35 for Context, 50 for COCO-Stuff)."""
+    dropout: float = 0.1
+    """Dropout on the projected prompt tokens while training."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(self.tokens >= 1, f"model.prompts.tokens must be at least 1, got {self.tokens}; for none set kind: none")
+        check(0 <= self.dropout < 1, f"model.prompts.dropout must lie in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True)
+class AggregationConfig:
+    """How the blocks of a stage become one feature map (paper section 3.3, Table 8)."""
+
+    kind: Literal["nga", "sum", "concat", "attention"] = "nga"
+    """`nga`: neighbourhood Gaussian aggregation; `sum`: equal weights; `concat`: concatenation + linear; `attention`: across blocks."""
+    sigma: float = 1.0
+    """Standard deviation of the Gaussian that gives the first weights of `nga`."""
+    trained: bool = True
+    """Whether the weights of `nga` and `sum` are trained or stay fixed."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(self.sigma > 0, f"model.aggregation.sigma must be positive, got {self.sigma}")
+
+
+@dataclass(frozen=True)
+class ProjectionConfig:
+    """How the tapped middle blocks reach CLIP's joint space."""
+
+    init: Literal["random", "clip"] = "random"
+    """`random`: a random matrix and a fresh norm per block, as published; `clip`: copies of CLIP's last norm and projection."""
+    trained: bool = False
+    """Whether these projections are trained; the published models leave them frozen."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The text-image decoder that every stage has of its own (paper section 3.2)."""
+
+    layers: int = 3
+    """Number of layers; the last one gives the mask logits."""
+    heads: int = 8
+    """Attention heads."""
+    feedforward: int = 2048
+    """Width of the feed-forward part."""
+    dropout: float = 0.1
+    """Dropout on attention weights, attention output and feed-forward while training."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(self.layers >= 1, f"model.decoder.layers must be at least 1, got {self.layers}")
+        check(self.heads >= 1, f"model.decoder.heads must be at least 1, got {self.heads}")
+        check(0 <= self.dropout < 1, f"model.decoder.dropout must lie in [0, 1), got {self.dropout}")
+
+
+def _default_stages() -> tuple[tuple[int, ...], ...]:
+    return ((6, 7, 8), (9, 10, 11), (12,))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is needed to build a model: CLIP tower x prompts x stages x aggregation x projections x queries x decoder."""
+
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    """The CLIP underneath; always frozen."""
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    """Visual prompt tokens."""
+    stages: tuple[tuple[int, ...], ...] = field(default_factory=_default_stages)
+    """Blocks of every stage, counted from 1. `[[12]]` is ZegCLIP; `[[6,7,8],[9,10,11],[12]]` the published cascade."""
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    """How the blocks of a stage are put together."""
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+    """How middle blocks reach the joint space."""
+    queries: Literal["independent", "shared"] = "independent"
+    """Whether every stage has its own projection of the class queries, or all share one (paper Table 9)."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """The decoders."""
+    drop_path: float = 0.0
+    """Probability that an image skips the last block while training, rising linearly from the first block. Published: never applied."""
+    class_embedding_twice: bool = True
+    """Add the class embedding to the class token twice, as the released programs do. Switch off for plain CLIP."""
+    position_grid: tuple[int, int] | None = (32, 32)
+    """Grid (rows, columns) to which the position embedding is resized once at loading; null keeps CLIP's own."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of the red, green and blue input in [0, 1]; the published models use ImageNet's, not CLIP's."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Standard deviation of the red, green and blue input."""
+
+    def __post_init__(self) -> None:
+        """Check the stages."""
+        check(0 <= self.drop_path < 1, f"model.drop_path must lie in [0, 1), got {self.drop_path}")
+        check(len(self.stages) > 0, "model.stages is empty; name at least one stage, for example [[12]]")
+        for stage in self.stages:
+            check(len(stage) > 0, f"model.stages holds an empty stage: {self.stages}")
+            check(len(set(stage)) == len(stage), f"model.stages names a block twice in one stage: {stage}")
+            check(min(stage) >= 1, f"model.stages counts blocks from 1, got {stage}")

@@ -1,0 +1,131 @@
+"""Settings of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cascade_clip.config.values import Device, Precision, Protocol, check
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Training augmentation (method: random scale, crop, flip, photometric distortion)."""
+
+    scale: tuple[int, int] = (2048, 512)
+    """Long and short side that a picture is fitted into, before the random ratio."""
+    ratio: tuple[float, float] = (0.5, 2.0)
+    """Range of the random ratio."""
+    crop: int = 512
+    """Side of the square crop, in pixels."""
+    largest_share: float = 0.75
+    """A crop is drawn again (ten times at most) while one class fills this share of its labelled pixels."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    photometric: bool = True
+    """Whether brightness, contrast, saturation and hue are distorted."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(self.crop >= 1, f"train.augment.crop must be at least 1, got {self.crop}")
+        check(0 < self.ratio[0] <= self.ratio[1], f"train.augment.ratio must rise from above 0, got {self.ratio}")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Focal and dice loss on the summed mask logits (paper Eq. 8, Table 18)."""
+
+    focal: float = 100.0
+    """Weight of the sigmoid focal loss."""
+    dice: float = 1.0
+    """Weight of the dice loss."""
+    alpha: float = 0.25
+    """Balance of the focal loss between present and absent pixels."""
+    gamma: float = 2.0
+    """Exponent that lowers the focal loss of easy pixels."""
+    ignored: Literal["negative", "masked"] = "negative"
+    """`negative`: unlabelled pixels count as negatives of every class, as published; `masked`: they count nowhere."""
+    class_chunk: int = 32
+    """Number of classes whose full-size mask is held at once; changes memory, never the result."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(self.class_chunk >= 1, f"train.loss.class_chunk must be at least 1, got {self.class_chunk}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and polynomial decay."""
+
+    learning_rate: float = 2e-4
+    """Peak learning rate of prompts and decoders (the published 2e-5 times its factor 10)."""
+    weight_decay: float = 0.01
+    """Weight decay of every trained tensor."""
+    power: float = 0.9
+    """Exponent of the polynomial decay."""
+    final_rate: float = 1e-6
+    """Learning rate at the end."""
+    warmup_steps: int = 1500
+    """Steps of linear warm-up."""
+    warmup_ratio: float = 1e-6
+    """Part of the learning rate at step 0."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(self.learning_rate > 0, f"train.optimizer.learning_rate must be positive, got {self.learning_rate}")
+        check(self.warmup_steps >= 0, f"train.optimizer.warmup_steps must be 0 or more, got {self.warmup_steps}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained."""
+
+    protocol: Protocol = "inductive"
+    """`inductive`: unseen names unknown; `transductive`: unseen names known, pseudo-labels; `supervised`: all labels."""
+    steps: int = 20000
+    """Optimiser steps."""
+    schedule_steps: int = 0
+    """Steps over which the learning rate decays; 0 means `steps` (longer for the inductive half of a transductive run)."""
+    batch_size: int = 16
+    """Images per step over all devices."""
+    micro_batch: int = 0
+    """Images that go through the network at once on one device; 0 means all of its share. Changes memory, not the gradient."""
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+    init_from: str = ""
+    """Checkpoint folder whose weights start the run (stage 1 of a transductive run)."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Loss."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimiser and schedule."""
+    precision: Precision = "fp32"
+    """Number format of matrix products; weights, similarities and losses stay float32."""
+    device: Device = "auto"
+    """Where to train."""
+    devices: int = 1
+    """Number of devices (or CPU processes) that share every batch."""
+    save_every: int = 1000
+    """Steps between checkpoints for `--resume`."""
+    log_every: int = 10
+    """Steps between lines of `metrics.csv`."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(self.steps >= 1, f"train.steps must be at least 1, got {self.steps}")
+        check(self.batch_size >= 1, f"train.batch_size must be at least 1, got {self.batch_size}")
+        check(self.micro_batch >= 0, f"train.micro_batch must be 0 or more, got {self.micro_batch}")
+        check(self.devices >= 1, f"train.devices must be at least 1, got {self.devices}")
+        share, rest = divmod(self.batch_size, self.devices)
+        check(rest == 0, f"train.batch_size {self.batch_size} cannot be shared by {self.devices} devices; make it a multiple")
+        check(
+            self.micro_batch == 0 or share % self.micro_batch == 0,
+            f"train.micro_batch {self.micro_batch} does not divide the {share} images that each device gets",
+        )
+        check(
+            self.schedule_steps == 0 or self.schedule_steps >= self.steps,
+            f"train.schedule_steps {self.schedule_steps} must be 0 or at least train.steps {self.steps}",
+        )
+        check(self.save_every >= 1, f"train.save_every must be at least 1, got {self.save_every}")
+        check(self.log_every >= 1, f"train.log_every must be at least 1, got {self.log_every}")

@@ -1,0 +1,49 @@
+"""What commands share: the screen, a progress bar, and how a model is loaded and run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cascade_clip.config import Device, Precision
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a model is loaded and run."""
+
+    device: Device = "auto"
+    """Where to run: auto takes CUDA, then Apple's MPS, then the CPU."""
+    precision: Precision = "fp32"
+    """Number format of the network; similarities and scores stay float32."""
+    clip_weights: str = ""
+    """Place of CLIP's weights (file or tag) instead of the recorded one; their hash must agree with the checkpoint's."""
+
+
+DEFAULT_RUN = RunOptions()
+
+
+def warn(text: str) -> None:
+    """Say something on standard error, as it is."""
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error; what it yields is called with (done, total)."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def say(text: str) -> None:
+    """Print a line as it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
