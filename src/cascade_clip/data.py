@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +11,8 @@ from typing import Protocol
 import torch
 
 from cascade_clip.config import DataConfig
-from cascade_clip.datasets.folder import Sample, SegmentationFolder
+from cascade_clip.datasets.folder import LabelledFiles, Sample, SegmentationFolder
+from cascade_clip.datasets.layouts import Split, layout_vocabulary, list_layout
 from cascade_clip.sandbox.scenes import CLASS_NAMES, PALETTE, UNSEEN_NAMES, SceneConfig, make_scene
 from cascade_clip.vocabulary import Vocabulary, default_templates, load_templates, load_vocabulary
 
@@ -59,19 +61,19 @@ def sandbox_vocabulary() -> Vocabulary:
     return Vocabulary(CLASS_NAMES, tuple((name,) for name in CLASS_NAMES), PALETTE, UNSEEN_NAMES)
 
 
-def build_dataset(config: DataConfig) -> LabelledImages:
-    """The data set of a configuration, its files found and checked.
+def build_dataset(config: DataConfig, use: Split = "train") -> LabelledImages:
+    """The data set of a configuration, its files found and checked; `use` is the part of a named data set where no split is set.
 
     Raises:
         ValueError, FileNotFoundError: a setting is missing, a folder does not exist, images and masks do not pair up.
     """
     builders: dict[str, Callable[[DataConfig], LabelledImages]] = {"folder": _build_folder, "sandbox": _build_sandbox}
-    return builders[config.name](config)
+    return builders.get(config.name, _build_named)(config if config.split else dataclasses.replace(config, split=use))
 
 
 def data_templates(config: DataConfig) -> tuple[str, ...]:
     """The prompt templates of a configuration."""
-    return load_templates(config.templates or default_templates(config.classes))
+    return load_templates(config.templates or default_templates(config.classes or config.name))
 
 
 def _build_sandbox(config: DataConfig) -> LabelledImages:
@@ -89,3 +91,21 @@ def _build_folder(config: DataConfig) -> LabelledImages:
     if config.ignore is not None:
         vocabulary = dataclasses.replace(vocabulary, ignore=config.ignore)
     return SegmentationFolder(Path(config.images), Path(config.masks), vocabulary, limit=config.limit)
+
+
+def _build_named(config: DataConfig) -> LabelledImages:
+    given = [f"data.{name}" for name in ("images", "masks", "classes") if getattr(config, name)]
+    if given:
+        raise ValueError(f"{', '.join(given)} cannot be set with data.name {config.name}, which has its own; set data.root")
+    pairs = list_layout(config.name, data_root(config), config.split or "train")
+    vocabulary = layout_vocabulary(config.name, pairs)
+    if config.unseen:
+        vocabulary = vocabulary.with_unseen(load_vocabulary(config.name, config.unseen).unseen)
+    if config.ignore is not None:
+        vocabulary = dataclasses.replace(vocabulary, ignore=config.ignore)
+    return LabelledFiles(pairs[: config.limit or None], vocabulary)
+
+
+def data_root(config: DataConfig) -> Path:
+    """The folder in which a named data set is looked for."""
+    return Path(config.root or os.environ.get("CASCADE_CLIP_DATA", "data"))

@@ -65,7 +65,7 @@ def evaluate(
     config = DataConfig(name=data.data, **chosen)
     if data.data == "sandbox":
         config = dataclasses.replace(config, limit=data.limit or 300)
-    dataset = build_dataset(config)
+    dataset = build_dataset(config, "val")
     predictor = load_predictor(checkpoint, run.device, run.precision, run.clip_weights or None)
     text = given_embeddings(config, len(dataset.vocabulary), predictor)
     with progress_bar("evaluating") as step:

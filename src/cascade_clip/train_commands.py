@@ -28,7 +28,7 @@ def train(config: Config, *, out: Path, resume: bool = False, full: bool = False
     from cascade_clip.train import fit
 
     quiet_engine()
-    dataset = None if config.evaluation is None else build_dataset(config.evaluation)  # found before anything runs
+    dataset = None if config.evaluation is None else build_dataset(config.evaluation, "val")  # found before anything runs
     checkpoint = fit(config, out, resume=resume, full=full, callbacks=[TrainingProgress(console)])
     if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process of the run says and does the rest
         return 0

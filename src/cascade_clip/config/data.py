@@ -7,19 +7,27 @@ from typing import Literal
 
 from cascade_clip.config.values import check
 
+DataName = Literal["folder", "sandbox", "voc", "coco-stuff", "context", "context-released", "ade20k", "cityscapes"]
+
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where images, masks and class names lie."""
 
-    name: Literal["folder", "sandbox"] = "folder"
-    """`folder`: the two folders below; `sandbox`: the built-in world, which needs no files."""
+    name: DataName = "folder"
+    """`folder`: the two folders below; `sandbox`: the built-in world, which needs no files; or a named data set below `root`."""
+    root: str = ""
+    """Folder that holds the named data set, in the layout of `cascade-clip data prepare`. Empty: the environment variable
+    CASCADE_CLIP_DATA, else `data`."""
+    split: Literal["", "train", "val"] = ""
+    """Part of the named data set. Empty: `train` to train on, `val` to evaluate on."""
     images: str = ""
     """Folder of images."""
     masks: str = ""
     """Folder of index masks with the same file stems (8- or 16-bit PNG)."""
     classes: str = ""
-    """Class list: a file with one name a line in label order (`sofa = couch; settee` adds synonyms) or with `VALUE NAME` lines,
+    """Class list (a named data set has its own): a file with one name a line in label order (`sofa = couch; settee` adds synonyms)
+    or with `VALUE NAME` lines,
     or a packaged list by name (voc, coco-stuff, context, ...)."""
     unseen: str = ""
     """Unseen class names: a file with one name a line, names separated by commas, or a packaged split by name."""
