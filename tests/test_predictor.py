@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from cascade_clip.predictor import Predictor, find_device, list_windows, load_predictor
+from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 
 
 def with_settings(predictor: Predictor, **changes: object) -> Predictor:
@@ -184,3 +186,114 @@ def test_memory_does_not_grow_with_classes(cascade: Predictor) -> None:
             with_settings(cascade, class_chunk=4).label_map(torch.zeros(3, 200, 300, dtype=torch.uint8), target)
         sizes.append(largest.size)
     assert sizes[0] == sizes[1]
+
+
+def sandbox_pixels(index: int = 0) -> torch.Tensor:
+    return torch.from_numpy(make_scene(5, index, SceneConfig(size=96)).image).permute(2, 0, 1).contiguous()
+
+
+@pytest.fixture(scope="module")
+def mini() -> Predictor:
+    return load_predictor("mini", "cpu")
+
+
+def test_flip_is_the_mean_with_the_mirror_image(mini: Predictor) -> None:
+    pixels = sandbox_pixels()
+    target = mini.bind("grass, water, star")
+    plain, mirrored = mini.scores(pixels, target), mini.scores(pixels.flip(-1), target).flip(-1)
+    both = with_settings(mini, flip=True).scores(pixels, target)
+    torch.testing.assert_close(both, (plain + mirrored) / 2)
+    assert not torch.allclose(both, plain)
+
+
+def test_scales_are_the_mean_over_window_sizes(mini: Predictor) -> None:
+    pixels = sandbox_pixels()
+    target = mini.bind("grass, water, star")
+    parts = [with_settings(mini, scales=(scale,)).scores(pixels, target) for scale in (0.75, 1.0, 1.5)]
+    both = with_settings(mini, scales=(0.75, 1.0, 1.5)).scores(pixels, target)
+    torch.testing.assert_close(both, sum(parts) / 3)
+    torch.testing.assert_close(parts[1], mini.scores(pixels, target), rtol=0, atol=0)
+    bigger = with_settings(mini, window=round(1.5 * mini.settings.window), stride=mini.settings.stride)  # the same image size ...
+    assert not torch.allclose(parts[2], bigger.scores(pixels, target))  # ... but seen through larger windows: not the same thing
+
+
+def test_scales_without_resizing(mini: Predictor) -> None:
+    free = with_settings(mini, resize=False, scales=(2.0,))
+    assert free.scores(sandbox_pixels(), free.bind("grass, star")).shape == (2, 96, 96)
+
+
+def test_background_words_compete_and_mean_one_label(mini: Predictor) -> None:
+    pixels = sandbox_pixels()
+    target = mini.bind("star, tree", background="water, grass, star")  # star is a class name and stays one
+    assert target.names == ("star", "tree", "background")
+    assert target.labels is not None and target.labels.tolist() == [0, 1, 2, 2]
+    found = mini.label_map(pixels, target)
+    flat = mini.label_map(pixels, mini.bind("star, tree, water, grass"))
+    assert torch.equal(found.labels, flat.labels.clamp(max=2))
+    torch.testing.assert_close(found.scores, flat.scores)
+    assert target.background == "words (water, grass)"
+
+
+def test_background_words_take_the_place_of_the_name(mini: Predictor) -> None:
+    target = mini.bind("background, star", background=["water", "grass"])
+    assert target.names == ("background", "star")
+    assert target.labels is not None and target.labels.tolist() == [1, 0, 0]
+    assert mini.bind("background, star").labels is None  # without a policy it is a name like any other
+
+
+def test_threshold_leaves_pixels_unlabelled_or_background(mini: Predictor) -> None:
+    pixels = sandbox_pixels()
+    plain = mini.label_map(pixels, mini.bind("star, tree"))
+    level = float(plain.scores.median())
+    found = mini.label_map(pixels, mini.bind("star, tree", threshold=level))
+    expected = torch.where(plain.scores < level, -1, plain.labels)
+    assert torch.equal(found.labels, expected) and 0.3 < float((found.labels == -1).float().mean()) < 0.7
+    named = mini.bind("background, star, tree", threshold=level)
+    assert torch.equal(mini.label_map(pixels, named).labels, expected + 1)  # -1 -> 0, the place of `background`
+    with pytest.raises(ValueError, match="only class name"):
+        mini.bind(["background"], threshold=0.5)
+
+
+def test_settings_hold_where_a_call_says_nothing(mini: Predictor) -> None:
+    stored = with_settings(mini, background="water, grass", threshold=0.25)
+    target = stored.bind("star")
+    assert target.names == ("star", "background") and target.threshold == 0.25 and target.below == 1
+    assert stored.bind("star", background="tree", threshold=0.5).background == "words (tree) and threshold 0.5"
+
+
+def test_class_maps_are_the_scores_at_lower_resolution(mini: Predictor) -> None:
+    pixels = sandbox_pixels()
+    target = mini.bind("star, tree", background="water, grass")
+    maps = mini.label_map(pixels, target, class_maps=True).class_maps
+    assert maps is not None and maps.shape == (3, 96, 96)
+    scores = mini.scores(pixels, target)  # (4, 96, 96)
+    expected = torch.stack([scores[0], scores[1], scores[2:].max(dim=0).values])
+    torch.testing.assert_close(maps.float(), expected, rtol=0, atol=1e-3)
+    assert mini.label_map(pixels, target).class_maps is None
+
+
+def test_a_list_of_images_gives_a_list(mini: Predictor) -> None:
+    images = [sandbox_pixels(index).permute(1, 2, 0).numpy() for index in range(3)]
+    found = mini.segment(images, "grass, water, star")
+    assert len(found) == 3
+    for image, result in zip(images, found, strict=True):
+        assert np.array_equal(result.labels, mini.segment(image, "grass, water, star").labels)
+
+
+def test_max_memory_changes_the_chunk_and_nothing_else(mini: Predictor) -> None:
+    small = with_settings(mini, max_memory=1)
+    assert small._chunk(96 * 96) == 7  # 2**20 // (4 copies * 4 bytes * 9216)
+    assert small._chunk(10**7) == 1
+    pixels = sandbox_pixels()
+    names = [f"thing {number}" for number in range(9)]
+    assert torch.equal(small.label_map(pixels, small.bind(names)).labels, mini.label_map(pixels, mini.bind(names)).labels)
+
+
+def test_threads_share_a_predictor(mini: Predictor) -> None:
+    images = [sandbox_pixels(index).permute(1, 2, 0).numpy() for index in range(8)]
+    lists = ["grass, star", "water, tree, star"] * 4
+    expected = [mini.segment(image, names) for image, names in zip(images, lists, strict=True)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(mini.segment, images, lists))
+    for one, other in zip(found, expected, strict=True):
+        assert one.class_names == other.class_names and np.array_equal(one.labels, other.labels)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.path import Path as MatplotlibPath
 from PIL import Image
 
 from cascade_clip.results import Segmentation
@@ -115,3 +116,46 @@ def test_loading_something_else(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(ValueError, match="not the JSON of a segmentation"):
         Segmentation.load(tmp_path / "x.json")
+
+
+def test_heatmap_is_the_class_map_at_full_size() -> None:
+    maps = np.zeros((2, 2, 2), dtype=np.float16)
+    maps[1] = [[0.0, 1.0], [0.0, 1.0]]
+    result = Segmentation(np.zeros((4, 4), dtype=np.int64), ("a", "b"), ((1, 2, 3), (4, 5, 6)), class_maps=maps)
+    expected = np.tile(np.array([0.0, 0.25, 0.75, 1.0], dtype=np.float32), (4, 1))  # bilinear, centres of pixels
+    assert np.allclose(result.heatmap("b"), expected)
+    assert not result.heatmap("a").any()
+    picture = np.asarray(result.heatmap_image("b"))
+    assert picture[0, 0].tolist() == [0, 0, 16] and picture[0, 3].tolist() == [255, 243, 176]
+    blended = np.asarray(result.heatmap_image("b", np.zeros((4, 4, 3), dtype=np.uint8), opacity=0.5))
+    assert blended[0, 3].tolist() == [127, 121, 88]
+
+
+def test_heatmaps_need_class_maps_of_every_class() -> None:
+    result = Segmentation(np.zeros((4, 4), dtype=np.int64), ("a",), ((1, 2, 3),))
+    with pytest.raises(ValueError, match="no class maps"):
+        result.heatmap("a")
+    with pytest.raises(ValueError, match="no class 'b'"):
+        result.heatmap("b")
+    with pytest.raises(ValueError, match=r"shape \(1, h, w\)"):
+        Segmentation(np.zeros((4, 4), dtype=np.int64), ("a",), ((1, 2, 3),), class_maps=np.zeros((2, 2, 2), dtype=np.float16))
+
+
+def test_labelme_polygons_draw_the_masks_again() -> None:
+    labels = np.zeros((40, 60), dtype=np.int64)
+    labels[5:25, 10:40] = 1
+    labels[10:20, 15:30] = 0  # a hole
+    labels[30:40, 50:60] = 1  # a second part, at the border
+    labels[2, 2] = 1  # too small to keep
+    result = Segmentation(labels, ("a", "b", "absent"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
+    found = result.to_labelme("photo.jpg")
+    assert (found["imagePath"], found["imageHeight"], found["imageWidth"]) == ("photo.jpg", 40, 60)
+    assert {shape["label"] for shape in found["shapes"]} == {"a", "b"}
+    parts = [shape for shape in found["shapes"] if shape["label"] == "b"]
+    assert [len(part["points"]) for part in parts] == [18, 8]  # corners alone; the cut adds one point at either end
+    rows, columns = np.mgrid[:40, :60] + 0.51  # not quite the centres, which the cut to the hole may run through
+    centres = np.stack([columns.ravel(), rows.ravel()], axis=-1)  # (2400, 2)
+    inside = sum(MatplotlibPath(part["points"]).contains_points(centres).astype(int) for part in parts).reshape(40, 60)
+    mask = result.mask("b").copy()
+    mask[2, 2] = False
+    assert np.array_equal(inside, mask)  # the hole stays open

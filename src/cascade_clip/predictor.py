@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,51 +24,41 @@ from cascade_clip.checkpoint import Checkpoint, load_checkpoint
 from cascade_clip.config import Device, InferenceConfig, Precision
 from cascade_clip.model import Segmenter
 from cascade_clip.results import Segmentation
+from cascade_clip.target import Target as Target
+from cascade_clip.target import Words, as_vocabulary, build_target
 from cascade_clip.transforms import load_image, normalise, resize_image, short_side_shape
-from cascade_clip.vocabulary import Vocabulary, build_palette, parse_classes
+from cascade_clip.vocabulary import Vocabulary
+from cascade_clip.windows import Window, cut_windows
+from cascade_clip.windows import list_windows as list_windows
+
+Picture = str | Path | Image.Image | NDArray[Any]
+Pictures = list[Picture] | tuple[Picture, ...]
+
+COPIES = 4
+"""Full-size score tensors of a chunk that live at once."""
+
+COARSE_SIDE = 128
+"""Longer side of the score maps that a segmentation keeps of every class."""
 
 PIXELS_AT_ONCE = 64_000_000
 """Upper bound on class-chunk size times output pixels; smaller chunks are used for large images."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """Class names bound to a model: what one call compares the pixels with."""
-
-    names: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
-    text: Tensor  # (C, D)
-    seen: Tensor  # (C,), bool
-    calibration: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check that everything counts the same classes."""
-        if not len(self.names) == len(self.colors) == len(self.text) == len(self.seen):
-            raise ValueError(f"{len(self.names)} names need as many colours and rows of text, got {len(self.colors)} and {len(self.text)}")
-
-
-class Window(NamedTuple):
-    """One window of the resized image; it may stick out right and below where the image is smaller."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
 class WindowLogits(NamedTuple):
-    """Mask logits of all windows of one image."""
+    """Mask logits of all windows of one view of an image."""
 
-    logits: Tensor  # (n, C, h, w)
+    logits: Tensor  # (n, R, h, w)
     windows: tuple[Window, ...]
     canvas: Grid  # size of the resized image
+    mirrored: bool = False
 
 
 class LabelMap(NamedTuple):
     """The winning class of every pixel."""
 
-    labels: Tensor  # (H, W), int64
+    labels: Tensor  # (H, W), int64; -1 below a threshold
     scores: Tensor  # (H, W), float32: sigmoid minus calibration
+    class_maps: Tensor | None = None  # (C, h, w), float16: scores of all classes at lower resolution
 
 
 class Predictor:
@@ -88,47 +79,121 @@ class Predictor:
         """The class names that the model was trained with."""
         return self.checkpoint.vocabulary
 
-    def segment(self, image: Any, classes: str | Sequence[str] | Vocabulary | None = None, calibration: float = 0.0) -> Segmentation:
-        """Label every pixel of one image with one of the given class names.
+    @overload
+    def segment(
+        self,
+        image: Picture,
+        classes: Words | None = ...,
+        calibration: float = ...,
+        *,
+        background: Words | None = ...,
+        threshold: float | None = ...,
+    ) -> Segmentation: ...
+
+    @overload
+    def segment(
+        self,
+        image: Pictures,
+        classes: Words | None = ...,
+        calibration: float = ...,
+        *,
+        background: Words | None = ...,
+        threshold: float | None = ...,
+    ) -> list[Segmentation]: ...
+
+    def segment(
+        self,
+        image: Picture | Pictures,
+        classes: Words | None = None,
+        calibration: float = 0.0,
+        *,
+        background: Words | None = None,
+        threshold: float | None = None,
+    ) -> Segmentation | list[Segmentation]:
+        """Label every pixel of an image with one of the given class names.
 
         Args:
-            image: a path, a Pillow image, or an array (H, W), (H, W, 3) or (H, W, 4) of 8-bit values.
+            image: a path, a Pillow image, or an array (H, W), (H, W, 3) or (H, W, 4) of 8-bit values; or a list of these.
             classes: names as a list or as "cat, sofa = couch; settee"; by default the names of the training vocabulary.
             calibration: subtracted from the scores of names that were seen in training (the published evaluation uses 0.1).
+            background: background words that compete with the names and all mean `background`: a list, "sky, wall", a file, or `scenery`.
+            threshold: pixels whose best score (0..1) lies below are left unlabelled, or `background` where that is one of the names.
+
+        Returns:
+            A `Segmentation`; for a list of images, a list of them.
 
         Raises:
             FileNotFoundError, ValueError: no such image, a broken one, or one smaller than a patch; empty or duplicate names.
         """
-        pixels = load_image(image)  # (3, H, W), uint8
-        result = self.label_map(pixels, target := self.bind(classes, calibration))
-        return Segmentation(result.labels.cpu().numpy(), target.names, target.colors, result.scores.cpu().numpy())
+        target = self.bind(classes, calibration, background=background, threshold=threshold)
+        if isinstance(image, (list, tuple)):
+            return [self.segment_with(one, target) for one in image]
+        return self.segment_with(image, target)
 
-    def bind(self, classes: str | Sequence[str] | Vocabulary | None = None, calibration: float = 0.0, text: Tensor | None = None) -> Target:
+    def segment_with(self, image: Picture, target: Target) -> Segmentation:
+        """Label every pixel of one image with names that are bound already."""
+        pixels = load_image(image)  # (3, H, W), uint8
+        result = self.label_map(pixels, target, class_maps=True)
+        maps = None if result.class_maps is None else result.class_maps.cpu().numpy()
+        return Segmentation(result.labels.cpu().numpy(), target.names, target.colors, result.scores.cpu().numpy(), maps)
+
+    def bind(
+        self,
+        classes: Words | None = None,
+        calibration: float = 0.0,
+        text: Tensor | None = None,
+        *,
+        background: Words | None = None,
+        threshold: float | None = None,
+    ) -> Target:
         """Encode class names once, to segment many images with them.
 
         Args:
             classes: names, as in `segment`.
             calibration: subtracted from scores of seen names, unless every name is seen.
-            text: embeddings (C, D) to use instead of the text tower.
+            text: embeddings (C, D) of the names to use instead of the text tower.
+            background: background words; by default those of the inference settings.
+            threshold: lowest score of a labelled pixel; by default that of the inference settings.
         """
-        vocabulary = self._vocabulary(classes)
-        rows = self._embed(vocabulary) if text is None else text
-        known = {name.casefold() for name in self.vocabulary.seen}
-        seen = torch.tensor([name.casefold() in known for name in vocabulary.names])  # (C,)
-        return Target(vocabulary.names, vocabulary.colors, rows, seen, 0.0 if bool(seen.all()) else calibration)
+        return build_target(
+            self.vocabulary if classes is None else as_vocabulary(classes),
+            self._embed,
+            self.vocabulary.seen,
+            calibration=calibration,
+            text=text,
+            background=self.settings.background if background is None else background,
+            threshold=self.settings.threshold if threshold is None else threshold,
+        )
 
     @torch.inference_mode()
-    def label_map(self, pixels: Tensor, target: Target) -> LabelMap:
-        """The winning class of every pixel of an 8-bit image (3, H, W)."""
-        return self.label_map_of_input(self._prepare(pixels), target, (pixels.shape[-2], pixels.shape[-1]))
+    def label_map(self, pixels: Tensor, target: Target, *, class_maps: bool = False) -> LabelMap:
+        """The winning class of every pixel of an 8-bit image (3, H, W); with `class_maps` also coarse score maps of all classes."""
+        return self._label_map(self._views(pixels), target, (pixels.shape[-2], pixels.shape[-1]), class_maps=class_maps)
 
     @torch.inference_mode()
     def label_map_of_input(self, image: Tensor, target: Target, size: Grid | None = None) -> LabelMap:
         """The winning class per pixel for an image that is resized and normalised already, (3, H', W'); default size: its own."""
+        return self._label_map([image], target, size or (image.shape[-2], image.shape[-1]))
+
+    @torch.inference_mode()
+    def scores(self, pixels: Tensor, target: Target) -> Tensor:
+        """Scores of all rows of a target at once, (R, H, W), for an 8-bit image (3, H, W); memory grows with their number."""
+        size = (pixels.shape[-2], pixels.shape[-1])
+        return torch.cat([scores for _, scores in self._score_chunks(self._views(pixels), target, size)])
+
+    @torch.inference_mode()
+    def scores_of_input(self, image: Tensor, target: Target, size: Grid | None = None) -> Tensor:
+        """Scores (R, H, W) for an image that is resized and normalised already, (3, H', W'); default output size: its own."""
         size = size or (image.shape[-2], image.shape[-1])
+        return torch.cat([scores for _, scores in self._score_chunks([image], target, size)])
+
+    def _label_map(self, views: list[Tensor], target: Target, size: Grid, *, class_maps: bool = False) -> LabelMap:
         best: Tensor | None = None
         labels = torch.zeros(size, dtype=torch.int64, device=self.device)
-        for start, scores in self._score_chunks(image, target, size):  # (c, H, W)
+        maps = []
+        for start, scores in self._score_chunks(views, target, size):  # (c, H, W)
+            if class_maps:
+                maps.append(F.interpolate(scores[None], size=_coarse(size), mode="bilinear", align_corners=False)[0].half())
             high, index = scores.max(dim=0)  # (H, W)
             if best is None:
                 best, labels = high, index
@@ -137,28 +202,11 @@ class Predictor:
             best = torch.where(wins, high, best)
             labels = torch.where(wins, index + start, labels)
         assert best is not None
-        return LabelMap(labels, best)
-
-    @torch.inference_mode()
-    def scores(self, pixels: Tensor, target: Target) -> Tensor:
-        """Scores of all classes at once, (C, H, W), for an 8-bit image (3, H, W); memory grows with the number of classes."""
-        return self.scores_of_input(self._prepare(pixels), target, (pixels.shape[-2], pixels.shape[-1]))
-
-    @torch.inference_mode()
-    def scores_of_input(self, image: Tensor, target: Target, size: Grid | None = None) -> Tensor:
-        """Scores (C, H, W) for an image that is resized and normalised already, (3, H', W'); default output size: its own."""
-        size = size or (image.shape[-2], image.shape[-1])
-        return torch.cat([scores for _, scores in self._score_chunks(image, target, size)])
-
-    def _vocabulary(self, classes: str | Sequence[str] | Vocabulary | None) -> Vocabulary:
-        if classes is None:
-            return self.vocabulary
-        if isinstance(classes, Vocabulary):
-            return classes
-        if isinstance(classes, str):
-            return parse_classes(classes)
-        names = tuple(str(name).strip() for name in classes)
-        return Vocabulary(names, tuple((name,) for name in names), build_palette(len(names)))
+        if target.labels is not None:
+            labels = target.labels.to(self.device)[labels]
+        if target.threshold is not None:
+            labels = torch.where(best < target.threshold, target.below, labels)
+        return LabelMap(labels, best, _by_label(torch.cat(maps), target) if maps else None)
 
     def _embed(self, vocabulary: Vocabulary) -> Tensor:
         stored = self.checkpoint.text  # embeddings that the model was trained with instead of the text tower's
@@ -173,27 +221,45 @@ class Predictor:
             )
         return stored[[rows[name.casefold()] for name in vocabulary.names]]  # (C, D)
 
-    def _prepare(self, pixels: Tensor) -> Tensor:
-        """Resize the short side to the window, if so set, and normalise: (3, H', W')."""
+    def _views(self, pixels: Tensor) -> list[Tensor]:
+        """The image in every size of the test-time augmentation, resized and normalised: each (3, H', W')."""
         height, width = pixels.shape[-2:]
         patch = self.model.patch_size
         if min(height, width) < patch:
             raise ValueError(f"an image of {width} x {height} pixels is smaller than one patch ({patch} pixels); give a larger one")
-        if self.settings.resize:
-            pixels = resize_image(pixels, short_side_shape(height, width, self.settings.window))  # (3, H', W')
         config = self.checkpoint.config.model
-        return normalise(pixels.to(self.device), config.mean, config.std)
+        views = []
+        for scale in self.settings.scales:
+            resized = pixels
+            if self.settings.resize:
+                resized = resize_image(pixels, short_side_shape(height, width, max(patch, round(self.settings.window * scale))))
+            elif scale != 1:
+                resized = resize_image(pixels, (max(patch, round(height * scale)), max(patch, round(width * scale))))
+            views.append(normalise(resized.to(self.device), config.mean, config.std))  # (3, H', W')
+        return views
 
-    def _score_chunks(self, image: Tensor, target: Target, size: Grid) -> Iterator[tuple[int, Tensor]]:
-        """Scores (c, H, W) of one chunk of classes after another, with the index of their first class."""
-        found = self._window_logits(image.to(self.device), target.text.to(self.device))
-        chunk = max(1, min(self.settings.class_chunk, PIXELS_AT_ONCE // max(size[0] * size[1], found.canvas[0] * found.canvas[1])))
-        shift = (target.seen.float() * target.calibration).to(self.device)  # (C,)
-        for start in range(0, len(target.names), chunk):
-            scores = self._canvas_scores(found, slice(start, start + chunk), shift[start : start + chunk])  # (c, H', W')
-            if size != found.canvas:
-                scores = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]  # (c, H, W)
-            yield start, scores
+    def _score_chunks(self, views: list[Tensor], target: Target, size: Grid) -> Iterator[tuple[int, Tensor]]:
+        """Scores (c, H, W) of one chunk of rows after another, with the index of their first; the mean over views and mirror images."""
+        found = []
+        for view in views:
+            image, text = view.to(self.device), target.text.to(self.device)
+            found.append(self._window_logits(image, text))
+            if self.settings.flip:
+                found.append(self._window_logits(image.flip(-1), text)._replace(mirrored=True))
+        shift = (target.seen.float() * target.calibration).to(self.device)  # (R,)
+        chunk = self._chunk(max(area(canvas) for canvas in [size, *(logits.canvas for logits in found)]))
+        for start in range(0, len(target.text), chunk):
+            part = slice(start, start + chunk)
+            scores = self._view_scores(found[0], part, shift[part], size)  # (c, H, W)
+            for other in found[1:]:
+                scores = scores + self._view_scores(other, part, shift[part], size)
+            yield start, scores / len(found) if len(found) > 1 else scores
+
+    def _chunk(self, pixels: int) -> int:
+        """Rows whose full-size scores are held at once for an image of so many pixels."""
+        if self.settings.max_memory:
+            return max(1, self.settings.max_memory * 2**20 // (COPIES * 4 * pixels))
+        return max(1, min(self.settings.class_chunk, PIXELS_AT_ONCE // pixels))
 
     def _window_logits(self, image: Tensor, text: Tensor) -> WindowLogits:
         """Run every window through the network, a few at a time."""
@@ -201,25 +267,29 @@ class Predictor:
         windows = list_windows(canvas, self.settings.window, self.settings.stride)
         parts = []
         for start in range(0, len(windows), self.settings.window_batch):
-            batch = torch.stack([self._cut(image, window) for window in windows[start : start + self.settings.window_batch]])
+            batch = cut_windows(image, windows[start : start + self.settings.window_batch], self.settings.window)
             with torch.autocast(self.device.type, dtype=autocast_type(self.settings.precision), enabled=self.settings.precision != "fp32"):
-                parts.append(self.model(batch, text))  # (windows, C, h, w)
+                parts.append(self.model(batch, text))  # (windows, R, h, w)
         return WindowLogits(torch.cat(parts), windows, canvas)
 
-    def _cut(self, image: Tensor, window: Window) -> Tensor:
-        side = self.settings.window
-        part = image[:, window.top : window.top + window.height, window.left : window.left + window.width]
-        return F.pad(part, (0, side - window.width, 0, side - window.height))  # (3, window, window)
+    def _view_scores(self, found: WindowLogits, rows: slice, shift: Tensor, size: Grid) -> Tensor:
+        """Scores (c, H, W) of a chunk of rows from one view."""
+        scores = self._canvas_scores(found, rows, shift)  # (c, H', W')
+        if found.mirrored:
+            scores = scores.flip(-1)
+        if size != found.canvas:
+            scores = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
+        return scores
 
-    def _canvas_scores(self, found: WindowLogits, classes: slice, shift: Tensor) -> Tensor:
-        """Average the windows' scores of a chunk of classes over the resized image: (c, H', W')."""
+    def _canvas_scores(self, found: WindowLogits, rows: slice, shift: Tensor) -> Tensor:
+        """Average the windows' scores of a chunk of rows over the resized image: (c, H', W')."""
         total = found.logits.new_zeros(len(shift), *found.canvas, dtype=torch.float32)  # (c, H', W')
         count = found.logits.new_zeros(found.canvas, dtype=torch.float32)  # (H', W')
         for logits, window in zip(found.logits, found.windows, strict=True):
-            rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
-            scores = self._window_scores(logits[classes], shift)  # (c, window, window)
-            total[:, rows, columns] += scores[:, : window.height, : window.width]
-            count[rows, columns] += 1
+            down, across = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
+            scores = self._window_scores(logits[rows], shift)  # (c, window, window)
+            total[:, down, across] += scores[:, : window.height, : window.width]
+            count[down, across] += 1
         return total / count
 
     def _window_scores(self, logits: Tensor, shift: Tensor) -> Tensor:
@@ -235,15 +305,25 @@ class Predictor:
         return scores[0]  # (c, window, window)
 
 
-def list_windows(canvas: Grid, side: int, stride: int) -> tuple[Window, ...]:
-    """Windows that cover an image, row by row; the last one in each direction is shifted back inside."""
-    tops, lefts = _starts(canvas[0], side, stride), _starts(canvas[1], side, stride)
-    return tuple(Window(top, left, min(side, canvas[0]), min(side, canvas[1])) for top in tops for left in lefts)
+def area(size: Grid) -> int:
+    """Number of pixels."""
+    return size[0] * size[1]
 
 
-def _starts(length: int, side: int, stride: int) -> list[int]:
-    count = max(math.ceil((length - side) / stride), 0) + 1
-    return [max(min(index * stride, length - side), 0) for index in range(count)]
+def _coarse(size: Grid) -> Grid:
+    """The size with its longer side at most COARSE_SIDE."""
+    factor = min(1.0, COARSE_SIDE / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def _by_label(maps: Tensor, target: Target) -> Tensor:
+    """Score maps (R, h, w) of rows to those of labels (C, h, w): the best row of each; 0 for a label without one."""
+    if target.labels is None:
+        return maps
+    found = maps.new_full((len(target.names), *maps.shape[1:]), float("-inf"))
+    index = target.labels.to(maps.device)[:, None, None].expand_as(maps)
+    found.scatter_reduce_(0, index, maps, "amax")
+    return torch.where(found.isinf(), 0, found)
 
 
 def find_device(device: Device) -> torch.device:

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from cascade_clip.polygons import outline_mask
+
 UNLABELLED = -1
 _LEGEND_ROWS = 24
 
@@ -32,6 +34,8 @@ class Segmentation:
     """Red, green and blue of every class, 0..255."""
     scores: NDArray[np.float32] | None = None
     """Score of the winning class per pixel, shape (H, W)."""
+    class_maps: NDArray[np.floating[Any]] | None = None
+    """Scores of every class at lower resolution, shape (C, h, w), for heat maps."""
 
     def __post_init__(self) -> None:
         """Check that everything fits together."""
@@ -49,6 +53,8 @@ class Segmentation:
             raise ValueError(f"labels must lie in -1..{len(self.class_names) - 1}, got values from {low} to {high}")
         if self.scores is not None and self.scores.shape != self.labels.shape:
             raise ValueError(f"scores must have the shape of labels {self.labels.shape}, got {self.scores.shape}")
+        if self.class_maps is not None and (self.class_maps.ndim != 3 or len(self.class_maps) != len(self.class_names)):
+            raise ValueError(f"class maps must have shape ({len(self.class_names)}, h, w), got {self.class_maps.shape}")
 
     @property
     def coverage(self) -> dict[str, float]:
@@ -75,6 +81,37 @@ class Segmentation:
         if name not in self.class_names:
             raise ValueError(f"no class {name!r} in this segmentation; it has {list(self.class_names)}")
         return np.asarray(self.labels == self.class_names.index(name))
+
+    def heatmap(self, name: str) -> NDArray[np.float32]:
+        """The score of one class everywhere, float32 (H, W), whether or not it won; upsampled bilinearly from `class_maps`.
+
+        Raises:
+            ValueError: a name that was not asked for, or a segmentation that was read from files.
+        """
+        self.mask(name)  # refuses unknown names
+        if self.class_maps is None:
+            raise ValueError("this segmentation carries no class maps; segment the image again for heat maps")
+        coarse = Image.fromarray(self.class_maps[self.class_names.index(name)].astype(np.float32))
+        size = (self.labels.shape[1], self.labels.shape[0])
+        return np.asarray(coarse.resize(size, Image.Resampling.BILINEAR), dtype=np.float32)
+
+    def heatmap_image(self, name: str, image: Any = None, opacity: float = 0.7) -> Image.Image:
+        """The heat map of a class, black to yellow over scores 0 to 1; laid over the image if one is given."""
+        shades = Image.fromarray(np.round(255 * self.heatmap(name).clip(0, 1)).astype(np.uint8))
+        colored = ImageOps.colorize(shades, "#000010", "#fff3b0", "#d1495b")
+        return colored if image is None else Image.blend(_open(image), colored, opacity)
+
+    def to_labelme(self, image_name: str) -> dict[str, Any]:
+        """The classes as polygons in the JSON form of the annotation program Labelme; `image_name` is the image's file name."""
+        shapes: list[dict[str, Any]] = [
+            {"label": name, "points": [list(point) for point in part], "group_id": None, "shape_type": "polygon", "flags": {}}
+            for name, share in self.coverage.items()
+            if share > 0
+            for part in outline_mask(self.mask(name))
+        ]
+        height, width = self.labels.shape
+        head: dict[str, Any] = {"version": "5.0.1", "flags": {}, "shapes": shapes, "imagePath": image_name, "imageData": None}
+        return {**head, "imageHeight": height, "imageWidth": width}
 
     def color_image(self) -> Image.Image:
         """The classes in their colours; unlabelled pixels are grey."""

@@ -46,7 +46,7 @@ def segment(
     for source, stem in zip(images, stems, strict=True):
         try:
             pixels = load_image(source)  # (3, H, W)
-            labels, scores = predictor.label_map(pixels, target)
+            labels, scores, _ = predictor.label_map(pixels, target)
         except (ValueError, OSError) as error:
             failed += 1
             warn(f"cascade-clip: error: {error}")
