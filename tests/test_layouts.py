@@ -102,7 +102,7 @@ def test_cityscapes_takes_train_ids_where_all_frames_have_them(tmp_path: Path) -
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASCADE_CLIP_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="voc is not in .*nowhere.*VOCdevkit/VOC2012.*data prepare"):
+    with pytest.raises(FileNotFoundError, match=r"voc is not in .*nowhere.*VOCdevkit/VOC2012.*data prepare"):
         build_dataset(DataConfig(name="voc"))
     write_voc(tmp_path, {"train": ["a"], "val": ["d"]}, [1])
     with pytest.raises(FileNotFoundError, match=r"aug\.txt is missing"):

@@ -132,7 +132,10 @@ class Predictor:
 
     def segment_with(self, image: Picture, target: Target) -> Segmentation:
         """Label every pixel of one image with names that are bound already."""
-        pixels = load_image(image)  # (3, H, W), uint8
+        return self.segment_pixels(load_image(image), target)
+
+    def segment_pixels(self, pixels: Tensor, target: Target) -> Segmentation:
+        """Label every pixel of an 8-bit RGB image (3, H, W)."""
         result = self.label_map(pixels, target, class_maps=True)
         maps = None if result.class_maps is None else result.class_maps.cpu().numpy()
         return Segmentation(result.labels.cpu().numpy(), target.names, target.colors, result.scores.cpu().numpy(), maps)

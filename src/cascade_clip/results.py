@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cascade_clip.polygons import outline_mask
+from cascade_clip.rle import encode_mask
 
 UNLABELLED = -1
+Output = Literal["overlay", "index", "coco", "labelme", "heatmaps"]
 _LEGEND_ROWS = 24
 
 
@@ -159,18 +163,61 @@ class Segmentation:
             ],
         }
 
-    def save(self, folder: Path | str, stem: str, image: Any = None) -> list[Path]:
-        """Write `STEM_index.png`, `STEM.json` and, given the image, `STEM_overlay.png`; each under a temporary name first."""
+    def to_coco_rle(self) -> list[dict[str, Any]]:
+        """The classes that occur as COCO annotations: category_id (label + 1), name, segmentation (RLE), area, bbox, score."""
+        scores = self.mean_scores
+        found: list[dict[str, Any]] = []
+        for index, name in enumerate(self.class_names):
+            rows, columns = np.nonzero(mask := self.labels == index)
+            if len(rows) == 0:
+                continue
+            left, top = int(columns.min()), int(rows.min())
+            box = [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1]
+            annotation = {"category_id": index + 1, "name": name, "segmentation": encode_mask(mask), "area": len(rows), "bbox": box}
+            found.append({**annotation, "iscrowd": 1, "score": scores.get(name)})
+        return found
+
+    def save(
+        self,
+        folder: Path | str,
+        stem: str,
+        image: Any = None,
+        outputs: tuple[Output, ...] = ("overlay", "index"),
+        extra: Mapping[str, Any] | None = None,
+    ) -> list[Path]:
+        """Write the wanted files, each under a temporary name first, and `STEM.json` last.
+
+        Args:
+            folder: where to; made if it is not there.
+            stem: how the files begin.
+            image: the picture, for overlays and heat maps; without it there is no overlay.
+            outputs: `overlay` (STEM_overlay.png), `index` (STEM_index.png), `coco` (STEM_coco.json), `labelme` (STEM_labelme.json),
+                `heatmaps` (STEM_heat_NUMBER_NAME.png for every class that occurs).
+            extra: more values for STEM.json.
+        """
         if not stem or Path(stem).name != stem:
             raise ValueError(f"the stem of result files must be a plain file name, got {stem!r}")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        written = [_write(folder / f"{stem}_index.png", lambda path: self.index_image().save(path, "PNG"))]
-        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
-        written.append(_write(folder / f"{stem}.json", lambda path: path.write_text(text, encoding="utf-8")))
-        if image is not None:
-            overlay = self.overlay(image)
-            written.insert(0, _write(folder / f"{stem}_overlay.png", lambda path: overlay.save(path, "PNG")))
+        pictures: dict[str, Image.Image] = {}
+        texts: dict[str, Any] = {}
+        if "overlay" in outputs and image is not None:
+            pictures["_overlay.png"] = self.overlay(image)
+        if "index" in outputs:
+            pictures["_index.png"] = self.index_image()
+        if "heatmaps" in outputs:
+            for name in (name for name, share in self.coverage.items() if share > 0):
+                number = self.class_names.index(name)
+                pictures[f"_heat_{number:03d}_{file_name(name)}.png"] = self.heatmap_image(name, image)
+        if "coco" in outputs:
+            texts["_coco.json"] = self.to_coco_rle()
+        if "labelme" in outputs:
+            texts["_labelme.json"] = self.to_labelme(f"{stem}.jpg" if extra is None else str(extra.get("source", stem)))
+        texts[".json"] = {**self.to_json(), **(extra or {})}
+        written = [_write(folder / f"{stem}{end}", partial(picture.save, format="PNG")) for end, picture in pictures.items()]
+        for end, values in texts.items():
+            text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+            written.append(_write(folder / f"{stem}{end}", partial(Path.write_text, data=text, encoding="utf-8")))
         return written
 
     @classmethod
@@ -228,6 +275,12 @@ def _borders(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     borders[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     borders[:-1] |= labels[:-1] != labels[1:]
     return borders
+
+
+def file_name(text: str) -> str:
+    """A class name as part of a file name: letters and digits of any script, everything else a dash, at most 60 bytes."""
+    name = re.sub(r"[^\w]+", "-", text).strip("-").encode()[:60].decode(errors="ignore")
+    return name or "class"
 
 
 def _shorten(name: str) -> str:

@@ -39,7 +39,8 @@ def warn(text: str) -> None:
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error; what it yields is called with (done, total)."""
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+    screen = Console(file=sys.stderr)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -1,0 +1,286 @@
+"""Many pictures, one after the other: finding them, segmenting them, writing what people take away, and going on after an interruption.
+
+A picture is done when its JSON file is there: it is written last, under a temporary name, and says what was asked for.
+"""
+
+from __future__ import annotations
+
+import collections
+import glob
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import torch
+from torch import Tensor
+
+from cascade_clip.predictor import Predictor
+from cascade_clip.results import Output, Segmentation
+from cascade_clip.target import Target
+from cascade_clip.transforms import load_image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+MEMORY_SETTINGS = ("class_chunk", "window_batch", "max_memory")
+"""Settings that change no result."""
+
+AHEAD = 4
+"""Pictures that are read before their turn."""
+
+
+class Source(NamedTuple):
+    """One picture to segment, and the name of its results below the output folder."""
+
+    path: Path
+    name: str
+    frame: int | None = None
+    """Number of the frame, counted from 0, of a video."""
+
+
+class Item(NamedTuple):
+    """A picture that was read, or could not be."""
+
+    source: Source
+    pixels: Tensor | None  # (3, H, W)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of one picture."""
+
+    source: Source
+    result: Segmentation | None = None
+    files: tuple[Path, ...] = ()
+    error: str = ""
+    skipped: bool = False
+
+
+def find_sources(words: Iterable[str], stream: TextIO | None = None, every: int = 1) -> list[Source]:
+    """The pictures that some words mean, each once.
+
+    Args:
+        words: files; folders (searched to any depth); patterns with `*`, `?` or `[...]`; `-` for paths, one a line, from `stream`.
+        stream: where `-` reads from.
+        every: of a video, take one frame in so many.
+
+    Raises:
+        FileNotFoundError: a folder or a pattern without pictures, an empty list.
+    """
+    found: list[Source] = []
+    for word in words:
+        if word == "-":
+            lines = [line.strip() for line in stream or () if line.strip()]
+            if not lines:
+                raise FileNotFoundError("the list of pictures on standard input is empty; give one path a line")
+            found += [Source(Path(line), Path(line).stem) for line in lines]
+        else:
+            found += _expand(word)
+    unique = {source.path.absolute(): source for source in reversed(found)}
+    named = _distinct_names([source for source in found if unique.pop(source.path.absolute(), None) is not None])
+    return [part for source in named for part in _frames(source, every)]
+
+
+def _expand(word: str) -> list[Source]:
+    path = Path(word).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and file.is_file())
+        if not files:
+            raise FileNotFoundError(f"no pictures in the folder {path}: looked for {', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}")
+        return [Source(file, file.relative_to(path).with_suffix("").as_posix()) for file in files]
+    if not path.exists() and any(letter in word for letter in "*?["):
+        files = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
+        if not files:
+            raise FileNotFoundError(f"no file fits the pattern {word}")
+        return [Source(file, file.stem) for file in files]
+    return [Source(path, path.stem)]
+
+
+def _distinct_names(sources: list[Source]) -> list[Source]:
+    """Names of which none occurs twice: with the folder in front, then with the suffix, then with a number."""
+    taken: set[str] = set()
+    named = []
+    counts = collections.Counter(source.name for source in sources)
+    for source in sources:
+        name = source.name if counts[source.name] == 1 else f"{source.path.absolute().parent.name}_{source.path.stem}"
+        if name in taken:
+            name += f"_{source.path.suffix.lstrip('.').lower()}"
+        number, base = 2, name
+        while name in taken:
+            name, number = f"{base}_{number}", number + 1
+        taken.add(name)
+        named.append(source._replace(name=name))
+    return named
+
+
+def _frames(source: Source, every: int) -> list[Source]:
+    if source.path.suffix.lower() not in VIDEO_SUFFIXES or not source.path.is_file():
+        return [source]
+    count = sum(1 for _ in read_frames(source.path))
+    return [Source(source.path, f"{source.name}_frames/{frame:06d}", frame) for frame in range(0, count, every)]
+
+
+def read_frames(path: Path) -> Iterator[Any]:
+    """Frames (H, W, 3) of a video, 8-bit RGB.
+
+    Raises:
+        ImportError: PyAV is not installed.
+        ValueError: not a video.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError(f"reading the video {path} needs PyAV: pip install 'cascade-clip[video]'") from error
+    try:
+        with av.open(str(path)) as container:
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24")
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"video {path} cannot be read: {error}") from error
+
+
+def segment_sources(
+    predictor: Predictor,
+    target: Target,
+    sources: list[Source],
+    out: Path,
+    outputs: tuple[Output, ...] = ("overlay", "index"),
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Done]:
+    """Segment pictures and write their results, leaving out those that were done with the same request.
+
+    Args:
+        predictor: the model.
+        target: class names, bound.
+        sources: the pictures (see `find_sources`).
+        out: folder for the results.
+        outputs: kinds of file beside the JSON file of every picture.
+        overwrite: do everything again.
+        progress: called with (done, total) after every picture.
+    """
+    request = request_fingerprint(predictor, target, outputs)
+    waiting = [source for source in sources if overwrite or not is_done(source, out, request)]
+    skipped = len(sources) - len(waiting)
+    for source in [source for source in sources if source not in set(waiting)]:
+        yield Done(source, skipped=True)
+    for number, item in enumerate(_read_ahead(waiting)):
+        yield _segment_one(predictor, target, item, out, outputs, request)
+        if progress is not None:
+            progress(skipped + number + 1, len(sources))
+
+
+def _segment_one(predictor: Predictor, target: Target, item: Item, out: Path, outputs: tuple[Output, ...], request: str) -> Done:
+    if item.pixels is None:
+        return Done(item.source, error=item.error)
+    try:
+        result = predictor.segment_pixels(item.pixels, target)
+    except (ValueError, MemoryError) as error:
+        return Done(item.source, error=f"{item.source.path}: {error}" if str(item.source.path) not in str(error) else str(error))
+    file = out / f"{item.source.name}.json"
+    extra = {"source": str(item.source.path), "bytes": item.source.path.stat().st_size, "frame": item.source.frame, "request": request}
+    written = result.save(file.parent, file.stem, item.pixels.permute(1, 2, 0).numpy(), outputs, extra)
+    return Done(item.source, result, tuple(written))
+
+
+def is_done(source: Source, out: Path, request: str) -> bool:
+    """Whether the results of a picture are there, for the same picture and the same request."""
+    try:
+        values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
+        return bool(values["request"] == request and values["bytes"] == source.path.stat().st_size and values["frame"] == source.frame)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def request_fingerprint(predictor: Predictor, target: Target, outputs: tuple[Output, ...]) -> str:
+    """A hash of all that decides the result files of a picture: weights, settings, class names and kinds of file."""
+    digest = hashlib.sha256()
+    settings = {name: value for name, value in asdict(predictor.settings).items() if name not in MEMORY_SETTINGS}
+    words = [target.names, target.colors, target.calibration, target.threshold, target.below, sorted(outputs), settings]
+    digest.update(json.dumps(words, sort_keys=True).encode())
+    for tensor in (target.text * 1000, target.seen, torch.arange(0) if target.labels is None else target.labels):
+        digest.update(tensor.detach().cpu().round().short().numpy().tobytes() if tensor.is_floating_point() else tensor.numpy().tobytes())
+    digest.update(predictor.checkpoint.clip_fingerprint.encode())
+    for name, parameter in predictor.model.named_parameters():
+        if not predictor.checkpoint.clip_fingerprint or not name.startswith("backbone.tower."):
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write_coco(out: Path, sources: Iterable[Source], file: Path) -> int:
+    """Gather the results of pictures into one COCO file with RLE masks: images, categories and annotations; returns their number."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    categories: list[dict[str, Any]] = []
+    for source in sources:
+        record = out / f"{source.name}.json"
+        if not record.is_file():
+            continue
+        result = Segmentation.load(record)
+        categories = [{"id": index + 1, "name": name} for index, name in enumerate(result.class_names)]
+        height, width = result.labels.shape
+        images.append({"id": len(images) + 1, "file_name": str(source.path), "width": width, "height": height})
+        for part in result.to_coco_rle():
+            annotations.append({"id": len(annotations) + 1, "image_id": len(images), **part})
+    text = json.dumps({"images": images, "categories": categories, "annotations": annotations}) + "\n"
+    partial = file.with_name(f".{file.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+    return len(annotations)
+
+
+def _read_ahead(sources: list[Source]) -> Iterator[Item]:
+    """Pictures in order, the next few being read while one is worked on; frames of a video are decoded in one pass."""
+    with ThreadPoolExecutor(2) as pool:
+        waiting: collections.deque[Future[Item]] = collections.deque()
+        for video, group in _runs(sources):
+            if video is not None:
+                yield from (future.result() for future in waiting)
+                waiting.clear()
+                yield from _read_video(video, group)
+                continue
+            for source in group:
+                waiting.append(pool.submit(_read, source))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
+
+
+def _runs(sources: list[Source]) -> Iterator[tuple[Path | None, list[Source]]]:
+    """Neighbours of one kind: the frames of one video, or still pictures."""
+    group: list[Source] = []
+    for source in sources:
+        if group and _video(group[-1]) != _video(source):
+            yield _video(group[-1]), group
+            group = []
+        group.append(source)
+    if group:
+        yield _video(group[-1]), group
+
+
+def _video(source: Source) -> Path | None:
+    return None if source.frame is None else source.path
+
+
+def _read(source: Source) -> Item:
+    try:
+        return Item(source, load_image(source.path))
+    except (ValueError, OSError, MemoryError) as error:
+        return Item(source, None, str(error) or type(error).__name__)
+
+
+def _read_video(path: Path, sources: list[Source]) -> Iterator[Item]:
+    wanted = {source.frame: source for source in sources}
+    try:
+        for number, frame in enumerate(read_frames(path)):
+            if number in wanted:
+                yield Item(wanted.pop(number), load_image(frame))
+            if not wanted:
+                return
+    except (ValueError, OSError) as error:
+        yield from (Item(source, None, str(error)) for source in wanted.values())
