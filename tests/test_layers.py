@@ -11,14 +11,17 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "cascade_clip"
 LAYERS = (
+    ("polygons", "rle"),
     ("vocabulary", "results", "config", "plain_values"),
-    ("clip", "backbone", "aggregation", "decoder", "losses", "metrics", "transforms", "terminal"),
-    ("text", "model", "protocols", "datasets", "sandbox"),
+    ("towers",),
+    ("clip", "backbone", "aggregation", "decoder", "losses", "metrics", "transforms", "windows", "target", "terminal", "distributed"),
+    ("text", "model", "protocols", "datasets", "sandbox", "run_screen", "wandb_run"),
     ("checkpoint", "data"),
-    ("predictor", "importer"),
-    ("evaluate", "progress"),
-    ("train", "cost", "batch", "export", "analysis", "benchmark", "web"),
-    ("quickstart", "reproduce", "serve", "commands", "segment_commands", "evaluate_commands", "arguments"),
+    ("training_free",),
+    ("predictor", "gallery", "fingerprints", "importer"),
+    ("evaluate", "web_answers", "web_guard", "comparison", "report_page", "progress", "provenance"),
+    ("train", "cost", "sheets", "run_report", "seeds", "batch", "export", "analysis", "benchmark", "report", "web"),
+    ("quickstart", "dry_run", "reproduce", "serve", "commands", "segment_commands", "web_commands", "evaluate_commands", "arguments"),
     ("train_commands",),
     ("__init__",),
     ("__main__",),

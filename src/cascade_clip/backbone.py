@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
-from cascade_clip.config import ProjectionConfig, PromptConfig
-
-Grid = tuple[int, int]
+from cascade_clip.config import LastBlock, ProjectionConfig, PromptConfig
+from cascade_clip.towers import Grid as Grid
+from cascade_clip.towers import OpenClipTower as OpenClipTower
+from cascade_clip.towers import PositionEmbedding as PositionEmbedding
+from cascade_clip.towers import TimmTower as TimmTower
+from cascade_clip.towers import Tower as Tower
+from cascade_clip.towers import resize_positions as resize_positions
 
 
 class BlockFeatures(NamedTuple):
@@ -26,211 +31,6 @@ class BlockFeatures(NamedTuple):
     patches: dict[int, Tensor]  # block -> (B, N, D) unit vectors of the joint space, or (B, N, W) hidden states
     class_token: Tensor  # (B, D), unit vectors
     grid: Grid  # rows and columns of patches, N = rows * columns
-
-
-class Tower(Protocol):
-    """What the backbone needs of an image tower, whatever library it comes from."""
-
-    width: int
-    joint_width: int
-    patch_size: int
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The transformer blocks, first to last."""
-        ...
-
-    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Class token (B, 0 or 1, W) and patch tokens (B, N, W) that enter the first block."""
-        ...
-
-    def run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        """Pass all tokens (B, tokens, W) through one block."""
-        ...
-
-    def project(self, class_token: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Final norm and projection: image embedding (B, D) and patch embeddings (B, N, D)."""
-        ...
-
-    def final_norm(self) -> nn.Module:
-        """The norm after the last block."""
-        ...
-
-    def final_matrix(self) -> Tensor:
-        """The projection into the joint space as a matrix (W, D)."""
-        ...
-
-
-class PositionEmbedding(nn.Module):
-    """Learned positions of one grid, resized bilinearly for other grids and kept per grid.
-
-    The cache holds values that follow from the parameter alone; it is emptied when the parameter changes. A parameter made under
-    inference mode does not say when it changes: then nothing is kept.
-    """
-
-    def __init__(self, positions: Tensor, grid: Grid) -> None:
-        """Hold `positions` of shape (rows * columns, W)."""
-        super().__init__()
-        self.grid = grid
-        self.positions = nn.Parameter(positions.detach().clone(), requires_grad=False)
-        self._cache: dict[tuple[object, ...], Tensor] = {}
-
-    def forward(self, grid: Grid) -> Tensor:
-        """Positions (N, W) of a grid of patches."""
-        if grid == self.grid:
-            return self.positions  # (N, W)
-        if self.positions.is_inference():
-            return resize_positions(self.positions, self.grid, grid)
-        key = (grid, self.positions.device, self.positions.dtype, self.positions._version, self.positions.data_ptr())
-        found = self._cache.get(key)
-        if found is None:
-            self._cache = {known: value for known, value in self._cache.items() if known[1:] == key[1:]}
-            with torch.inference_mode(False), torch.no_grad():
-                found = resize_positions(self.positions.clone(), self.grid, grid)
-            self._cache[key] = found
-        return found
-
-
-def resize_positions(positions: Tensor, old: Grid, new: Grid) -> Tensor:
-    """Resize position embeddings (old rows * columns, W) to another grid: bilinear, align_corners False, no antialias."""
-    table = positions.T.reshape(1, -1, *old)  # (1, W, rows, columns)
-    table = F.interpolate(table, size=new, mode="bilinear", align_corners=False)
-    return table.flatten(2)[0].T.contiguous()  # (N, W)
-
-
-class OpenClipTower(nn.Module):
-    """open_clip's own `VisionTransformer` (OpenAI, LAION, DataComp and MetaCLIP models)."""
-
-    visual: Any
-
-    def __init__(self, visual: Any, position_grid: Grid | None, *, class_embedding_twice: bool) -> None:
-        """Take over `visual`; its position embedding is resized once to `position_grid`, unless that is None."""
-        super().__init__()
-        if getattr(visual, "attn_pool", None) is not None:
-            raise ValueError("towers with attentional pooling (CoCa) are not plain ViTs; choose another model")
-        if visual.positional_embedding is None:
-            raise ValueError("this CLIP carries another model already; load it again with load_clip")
-        self.class_embedding_twice = class_embedding_twice
-        self.width = int(visual.conv1.out_channels)
-        self.joint_width = int(visual.proj.shape[1])
-        self.patch_size = int(visual.conv1.kernel_size[0])
-        native = cast(Grid, tuple(visual.grid_size))
-        table = cast(Tensor, visual.positional_embedding).detach()  # (1 + N, W)
-        grid = position_grid or native
-        spatial = table[1:] if grid == native else resize_positions(table[1:], native, grid)
-        self.position_embedding = PositionEmbedding(spatial, grid)
-        self.class_position = nn.Parameter(table[0].clone())  # (W,)
-        visual.positional_embedding = None  # held in the two tensors above
-        self.visual = visual
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The transformer blocks."""
-        return cast(nn.ModuleList, self.visual.transformer.resblocks)
-
-    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Class token (B, 1, W) and patch tokens (B, N, W) after the first norm."""
-        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
-        patches = self.visual.conv1(images).flatten(2).transpose(1, 2) + self.position_embedding(grid)  # (B, N, W)
-        embedding = cast(Tensor, self.visual.class_embedding)  # (W,)
-        position = self.class_position + embedding if self.class_embedding_twice else self.class_position
-        class_token = (embedding + position).to(patches.dtype).expand(len(images), 1, -1)  # (B, 1, W)
-        tokens = self.visual.ln_pre(torch.cat([class_token, patches], dim=1))  # (B, 1 + N, W)
-        return tokens[:, :1], tokens[:, 1:]
-
-    def run_block(self, block: Any, tokens: Tensor) -> Tensor:
-        """One residual block with torch's fused attention, which is faster than the module's own way at inference."""
-        if not isinstance(getattr(block, "attn", None), nn.MultiheadAttention):  # blocks of other designs run as they are
-            return cast(Tensor, block(tokens))
-        attention = block.attn
-        projected = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)  # (B, tokens, 3W)
-        query, key, value = projected.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, tokens, W/heads)
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (B, tokens, W)
-        tokens = tokens + block.ls_1(attention.out_proj(mixed))
-        result: Tensor = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))  # (B, tokens, W)
-        return result
-
-    def project(self, class_token: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Final norm and projection: image embedding (B, D) and patch embeddings (B, N, D)."""
-        if self.visual.pool_type == "avg":
-            pooled = patches if self.visual.final_ln_after_pool else self.visual.ln_post(patches)
-            class_token = pooled.mean(dim=1, keepdim=True)  # (B, 1, W)
-            normed = self.visual.ln_post(class_token) if self.visual.final_ln_after_pool else class_token
-        else:
-            normed = self.visual.ln_post(class_token)
-        projection = self.final_matrix()  # (W, D)
-        return (normed @ projection)[:, 0], self.visual.ln_post(patches) @ projection
-
-    def final_norm(self) -> nn.Module:
-        """CLIP's `ln_post`."""
-        return cast(nn.Module, self.visual.ln_post)
-
-    def final_matrix(self) -> Tensor:
-        """CLIP's `proj`, (W, D)."""
-        return cast(Tensor, self.visual.proj)
-
-
-class TimmTower(nn.Module):
-    """A timm ViT inside open_clip, such as SigLIP's: no class token, the image embedding is pooled from the patches."""
-
-    visual: Any
-
-    def __init__(self, visual: Any, position_grid: Grid | None) -> None:
-        """Take over open_clip's `TimmModel`; its position embedding is resized once to `position_grid`, unless that is None."""
-        super().__init__()
-        trunk = visual.trunk
-        if getattr(trunk, "pos_embed", None) is None or getattr(trunk, "rope", None) is not None:
-            raise ValueError(f"{type(trunk).__name__} has no learned position embedding; only plain timm ViTs are supported")
-        if trunk.num_prefix_tokens:
-            raise ValueError(f"timm trunks with {trunk.num_prefix_tokens} prefix tokens are not supported; choose a SigLIP model")
-        self.width = int(trunk.embed_dim)
-        self.joint_width = int(visual.head.proj.out_features) if len(visual.head) else self.width
-        self.patch_size = int(trunk.patch_embed.patch_size[0])
-        native = cast(Grid, tuple(trunk.patch_embed.grid_size))
-        table = cast(Tensor, trunk.pos_embed).detach()[0]  # (N, W)
-        grid = position_grid or native
-        spatial = table if grid == native else resize_positions(table, native, grid)
-        self.position_embedding = PositionEmbedding(spatial, grid)
-        trunk.pos_embed = None  # held in the tensor above
-        self.visual = visual
-
-    @property
-    def trunk(self) -> Any:
-        """timm's model."""
-        return self.visual.trunk
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The transformer blocks."""
-        return cast(nn.ModuleList, self.trunk.blocks)
-
-    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """No class token, (B, 0, W), and patch tokens (B, N, W)."""
-        embed = self.trunk.patch_embed
-        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
-        patches = embed.norm(embed.proj(images).flatten(2).transpose(1, 2))  # (B, N, W)
-        patches = self.trunk.norm_pre(patches + self.position_embedding(grid))  # (B, N, W)
-        return patches[:, :0], patches
-
-    def run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        """One block as timm computes it."""
-        return cast(Tensor, block(tokens))
-
-    def project(self, class_token: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Final norm, then the tower's own pooling (B, D) and the projection of the patches (B, N, D)."""
-        normed = self.trunk.norm(patches)  # (B, N, W)
-        pooled = self.visual.head(self.trunk.forward_head(normed))  # (B, D)
-        return pooled, self.visual.head(normed)
-
-    def final_norm(self) -> nn.Module:
-        """The trunk's `norm`."""
-        return cast(nn.Module, self.trunk.norm)
-
-    def final_matrix(self) -> Tensor:
-        """The head's projection, (W, D); the identity when there is none."""
-        if len(self.visual.head):
-            return cast(Tensor, self.visual.head.proj.weight).T
-        return torch.eye(self.width)
 
 
 class VisualPrompts(nn.Module):
@@ -282,9 +82,19 @@ class TapProjections(nn.Module):
 class ImageBackbone(nn.Module):
     """A frozen tower, its prompts, and the projections of the tapped blocks."""
 
-    def __init__(self, tower: Tower, prompts: VisualPrompts | None, taps: TapProjections | None, drop_path: float = 0.0) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        prompts: VisualPrompts | None,
+        taps: TapProjections | None,
+        drop_path: float = 0.0,
+        last_block: LastBlock = "standard",
+    ) -> None:
         """Join the parts; the tower is frozen here. `taps` is None when no block but the last is used."""
         super().__init__()
+        if last_block != "standard" and not isinstance(tower, OpenClipTower):
+            raise ValueError(f"model.last_block {last_block} needs one of open_clip's own ViT towers, not {type(tower).__name__}")
+        self.last_block = last_block
         module = cast(nn.Module, tower)
         module.requires_grad_(False)
         self.tower = module
@@ -293,6 +103,8 @@ class ImageBackbone(nn.Module):
         self.taps = taps
         self.depth = len(tower.blocks)
         self.drop_path = drop_path
+        self.gradient_checkpointing = False
+        """Whether blocks that a gradient flows through are computed again in the backward pass, which saves memory."""
 
     @property
     def patch_size(self) -> int:
@@ -327,7 +139,10 @@ class ImageBackbone(nn.Module):
             if prompt is not None:
                 tokens = torch.cat([tokens[:, :prefix], prompt.to(tokens.dtype), tokens[:, start:]], dim=1)  # (B, prefix + P + N, W)
                 start = prefix + prompt.shape[1]
-            entering, tokens = tokens, tower.run_block(block, tokens)
+            if self.gradient_checkpointing and tokens.requires_grad:  # from the first prompt on
+                entering, tokens = tokens, checkpoint(tower.run_block, block, tokens, use_reentrant=False)
+            else:
+                entering, tokens = tokens, tower.run_block(block, tokens)
             if self.drop_path and self.training:
                 chance = self.drop_path * number / self.depth
                 tokens = entering + stochastic_depth(tokens - entering, chance, mode="row")  # (B, prefix + P + N, W)
@@ -335,7 +150,8 @@ class ImageBackbone(nn.Module):
                 found[number] = tokens[:, start:]  # (B, N, W)
             elif self.taps is not None and number in wanted and number < self.depth:
                 found[number] = F.normalize(self.taps(number, self._norm(tokens[:, start:])).float(), dim=-1)  # (B, N, D)
-        embedding, last = tower.project(self._norm(tokens[:, :prefix]), self._norm(tokens[:, start:]))  # (B, D), (B, N, D)
+        dense = tokens if self.last_block == "standard" else tower.run_dense(tower.blocks[-1], entering, self.last_block)
+        embedding, last = tower.project(self._norm(tokens[:, :prefix]), self._norm(dense[:, start:]))  # (B, D), (B, N, D)
         if self.depth in wanted and projected:
             found[self.depth] = F.normalize(last.float(), dim=-1)  # (B, N, D)
         return BlockFeatures(found, F.normalize(embedding.float(), dim=-1), grid)

@@ -81,6 +81,26 @@ class DecoderLayer(nn.Module):
         return refined
 
 
+class Similarity(nn.Module):
+    """CLIP's own comparison of patches and class names, with nothing trained.
+
+    The mask logit of a class is the log-odds of its probability in the softmax over the class names, so that the sigmoid, which every
+    decoder's logits go through, gives that probability.
+    """
+
+    def __init__(self, scale: float) -> None:
+        """Sharpen cosines by `scale`, CLIP's own logit scale."""
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
+        """Mask logits (B, C, N) of text embeddings (B, C, D) over patches (B, N, D), in float32."""
+        with torch.autocast(queries.device.type, enabled=False):
+            cosines = F.normalize(queries.float(), dim=-1) @ F.normalize(patches.float(), dim=-1).transpose(1, 2)  # (B, C, N)
+            logs = F.log_softmax(self.scale * cosines, dim=1)
+            return logs - torch.log1p(-logs.exp().clamp(max=1 - 1e-6))
+
+
 class Decoder(nn.Module):
     """Layers that refine the class queries, and a last attention whose logits are the masks.
 

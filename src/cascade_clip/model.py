@@ -15,7 +15,7 @@ from cascade_clip.aggregation import build_aggregation
 from cascade_clip.backbone import BlockFeatures, Grid, ImageBackbone, OpenClipTower, TapProjections, TimmTower, Tower, VisualPrompts
 from cascade_clip.clip import LoadedClip, load_clip
 from cascade_clip.config import ModelConfig
-from cascade_clip.decoder import Decoder
+from cascade_clip.decoder import Decoder, Similarity
 
 
 class StageMasks(NamedTuple):
@@ -104,6 +104,14 @@ def relation_descriptor(class_token: Tensor, text: Tensor) -> Tensor:
     return torch.cat([product, text.expand_as(product)], dim=-1)  # (B, C, 2D)
 
 
+class TextQueries(nn.Module):
+    """The text embeddings themselves as class queries."""
+
+    def forward(self, relation: Tensor) -> Tensor:
+        """The text half (B, C, D) of relation descriptors (B, C, 2D)."""
+        return relation[..., relation.shape[-1] // 2 :]
+
+
 def build_tower(visual: nn.Module, position_grid: Grid | None, *, class_embedding_twice: bool) -> Tower:
     """The adapter for one of open_clip's image towers.
 
@@ -136,10 +144,17 @@ def build_segmenter(config: ModelConfig, clip: LoadedClip | None = None) -> Segm
     middle = [block for block in used if block < depth]
     taps = TapProjections(middle, tower, config.projection) if middle else None
     projections = len(config.stages) if config.queries == "independent" else 1
+    scale = _logit_scale(clip)
     return Segmenter(
-        ImageBackbone(tower, prompts, taps, config.drop_path),
+        ImageBackbone(tower, prompts, taps, config.drop_path, config.last_block),
         config.stages,
         [build_aggregation(config.aggregation, len(stage), width) for stage in config.stages],
-        [nn.Linear(2 * width, width) for _ in range(projections)],
-        [Decoder(width, config.decoder) for _ in config.stages],
+        [TextQueries() if config.queries == "text" else nn.Linear(2 * width, width) for _ in range(projections)],
+        [Similarity(scale) if config.decoder.kind == "similarity" else Decoder(width, config.decoder) for _ in config.stages],
     )
+
+
+def _logit_scale(clip: LoadedClip) -> float:
+    """CLIP's learned factor of cosines; OpenAI's, 100, where the text side is not here."""
+    learned = getattr(clip.text, "logit_scale", None)
+    return 100.0 if learned is None else float(learned.detach().exp())

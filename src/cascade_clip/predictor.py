@@ -21,11 +21,12 @@ from torch.nn import functional as F
 
 from cascade_clip.backbone import Grid
 from cascade_clip.checkpoint import Checkpoint, load_checkpoint
-from cascade_clip.config import Device, InferenceConfig, Precision
+from cascade_clip.config import Device, InferenceConfig, LastBlock, Precision
 from cascade_clip.model import Segmenter
 from cascade_clip.results import Segmentation
 from cascade_clip.target import Target as Target
 from cascade_clip.target import Words, as_vocabulary, build_target
+from cascade_clip.training_free import DEFAULT_BLOCK, PREFIX, build_training_free
 from cascade_clip.transforms import load_image, normalise, resize_image, short_side_shape
 from cascade_clip.vocabulary import Vocabulary
 from cascade_clip.windows import Window, cut_windows
@@ -351,17 +352,28 @@ def autocast_type(precision: Precision) -> torch.dtype:
 
 
 def load_predictor(
-    source: str | Path, device: Device = "auto", precision: Precision | None = None, clip_weights: str | None = None
+    source: str | Path,
+    device: Device = "auto",
+    precision: Precision | None = None,
+    clip_weights: str | None = None,
+    last_block: LastBlock | None = None,
 ) -> Predictor:
     """Load a checkpoint folder, ready to segment.
 
     Args:
-        source: a checkpoint folder, a run folder, or a packaged model: `mini`, `mini-last`.
+        source: a checkpoint folder, a run folder, a packaged model (`mini`, `mini-last`), or CLIP alone without training:
+            `clip:ViT-B-16-quickgelu/openai`, `clip:local-dir:FOLDER`, `clip:mini`.
         device: where to run; `auto` takes CUDA, then MPS, then the CPU.
         precision: number format of the network instead of the checkpoint's own.
         clip_weights: CLIP weights (file or tag) instead of the place that the checkpoint names; the hash is still compared.
+        last_block: of a training-free model, how the last block makes patch features (see `ModelConfig.last_block`).
     """
-    checkpoint = load_checkpoint(source, clip_weights)
+    if str(source).startswith(PREFIX):
+        checkpoint = build_training_free(str(source), last_block or DEFAULT_BLOCK)
+    elif last_block is not None:
+        raise ValueError(f"last_block is for training-free models ({PREFIX}NAME/WEIGHTS); {source} has its own")
+    else:
+        checkpoint = load_checkpoint(source, clip_weights)
     settings = checkpoint.config.inference
     if precision is not None:
         settings = dataclasses.replace(settings, precision=precision)

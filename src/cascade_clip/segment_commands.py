@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cascade_clip.batch import Done
     from cascade_clip.predictor import Predictor
 
-REAL_MODELS = "for your own photos train one on CLIP weights (README, section Models) and give it with --model"
+REAL_MODELS = "for your own photos take --model clip:ViT-B-16-quickgelu/openai, or train a model (README, section Models)"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def segment(
 
     Args:
         images: files, folders, patterns such as "photos/*.jpg", videos, or - for a list of paths on standard input.
-        model: checkpoint folder or run folder, or a packaged model of the built-in world: mini, mini-last.
+        model: checkpoint folder or run folder; a packaged model of the built-in world (mini, mini-last); or CLIP alone, without
+            training: clip:ViT-B-16-quickgelu/openai (open_clip model and weights tag or file), clip:local-dir:FOLDER, clip:mini.
         classes: class names, "cat, grass, sofa = couch; settee", or a file with one a line, or a packaged
             list by name (voc, coco-stuff, ...); by default those of the checkpoint.
         out: folder for the results.
@@ -106,10 +107,12 @@ def _parse_outputs(text: str) -> tuple[Output, ...]:
 
 def _load(model: str, options: SegmentOptions, run: RunOptions) -> Predictor:
     from cascade_clip.predictor import load_predictor
+    from cascade_clip.sandbox.scenes import CLASS_NAMES
 
-    predictor = load_predictor(model, run.device, run.precision, run.clip_weights or None)
-    if predictor.checkpoint.config.data.name == "sandbox":
-        warn(f"{model} knows only the built-in world ({', '.join(predictor.vocabulary.names[:5])}, ...): {REAL_MODELS}")
+    predictor = load_predictor(model, run.device, run.precision, run.clip_weights or None, run.last_block)
+    config = predictor.checkpoint.config
+    if config.data.name == "sandbox" or config.model.clip.name == "package:mini_clip":
+        warn(f"{model} knows only the built-in world ({', '.join(CLASS_NAMES[:5])}, ...): {REAL_MODELS}")
     predictor.settings = dataclasses.replace(predictor.settings, flip=options.flip, max_memory=options.max_memory)
     return predictor
 

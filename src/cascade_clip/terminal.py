@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cascade_clip.config import Device, Precision
+from cascade_clip.config import Device, LastBlock, Precision
 
 console = Console()
 
@@ -25,6 +25,8 @@ class RunOptions:
     """Number format of the network; similarities and scores stay float32."""
     clip_weights: str = ""
     """Place of CLIP's weights (file or tag) instead of the recorded one; their hash must agree with the checkpoint's."""
+    last_block: LastBlock | None = None
+    """Of a clip:... model, how the last block makes patch features: clearclip (default), sclip, maskclip, or standard."""
 
 
 DEFAULT_RUN = RunOptions()

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from cascade_clip.config.data import DataConfig
 from cascade_clip.config.inference import InferenceConfig
-from cascade_clip.config.model import AggregationConfig, ClipConfig, DecoderConfig, ModelConfig, ProjectionConfig, PromptConfig
+from cascade_clip.config.model import AggregationConfig, ClipConfig, DecoderConfig, LastBlock, ModelConfig, ProjectionConfig, PromptConfig
 from cascade_clip.config.train import AugmentConfig, LossConfig, OptimizerConfig, TrainConfig
-from cascade_clip.config.values import IMAGENET_MEAN, IMAGENET_STD, Device, Precision, Protocol
+from cascade_clip.config.values import IMAGENET_MEAN, IMAGENET_STD, Device, Precision, Protocol, Resume
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -25,6 +25,7 @@ __all__ = [
     "DecoderConfig",
     "Device",
     "InferenceConfig",
+    "LastBlock",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -32,6 +33,7 @@ __all__ = [
     "ProjectionConfig",
     "PromptConfig",
     "Protocol",
+    "Resume",
     "TrainConfig",
 ]
 

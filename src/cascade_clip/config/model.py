@@ -71,6 +71,8 @@ class ProjectionConfig:
 class DecoderConfig:
     """The text-image decoder that every stage has of its own (paper section 3.2)."""
 
+    kind: Literal["transformer", "similarity"] = "transformer"
+    """`transformer`: the paper's trained decoder; `similarity`: nothing trained, the softmax over class names of CLIP's own similarity."""
     layers: int = 3
     """Number of layers; the last one gives the mask logits."""
     heads: int = 8
@@ -85,6 +87,9 @@ class DecoderConfig:
         check(self.layers >= 1, f"model.decoder.layers must be at least 1, got {self.layers}")
         check(self.heads >= 1, f"model.decoder.heads must be at least 1, got {self.heads}")
         check(0 <= self.dropout < 1, f"model.decoder.dropout must lie in [0, 1), got {self.dropout}")
+
+
+LastBlock = Literal["standard", "maskclip", "sclip", "clearclip"]
 
 
 def _default_stages() -> tuple[tuple[int, ...], ...]:
@@ -105,14 +110,18 @@ class ModelConfig:
     """How the blocks of a stage are put together."""
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     """How middle blocks reach the joint space."""
-    queries: Literal["independent", "shared"] = "independent"
-    """Whether every stage has its own projection of the class queries, or all share one (paper Table 9)."""
+    queries: Literal["independent", "shared", "text"] = "independent"
+    """Whether every stage has its own projection of the class queries, or all share one (paper Table 9); `text`: the text embeddings
+    themselves are the queries."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """The decoders."""
     drop_path: float = 0.0
     """Probability that an image skips the last block while training, rising linearly from the first block. Published: never applied."""
     class_embedding_twice: bool = True
     """Add the class embedding to the class token twice, as the released programs do. Switch off for plain CLIP."""
+    last_block: LastBlock = "standard"
+    """How the last block makes patch features. `standard`: as trained; `maskclip`: values instead of attention (MaskCLIP); `sclip`:
+    query-query plus key-key attention (SCLIP); `clearclip`: query-query attention without residual and feed-forward (ClearCLIP)."""
     position_grid: tuple[int, int] | None = (32, 32)
     """Grid (rows, columns) to which the position embedding is resized once at loading; null keeps CLIP's own."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
