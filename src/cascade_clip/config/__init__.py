@@ -6,7 +6,7 @@ reading it back refuses keys that do not exist.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cascade_clip.config.data import DataConfig
 from cascade_clip.config.inference import InferenceConfig
@@ -52,3 +52,8 @@ class Config:
     """Training."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     """Inference, stored with the checkpoint as its default."""
+
+    def __post_init__(self) -> None:
+        """Look for the evaluation data where the training data lie, unless another place is set."""
+        if self.evaluation is not None and self.data.root and not self.evaluation.root:
+            object.__setattr__(self, "evaluation", replace(self.evaluation, root=self.data.root))

@@ -1,0 +1,126 @@
+"""The published settings: every file is built and trained for three steps at tiny size, on files in the layout it expects."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cascade_clip.checkpoint import load_config
+from cascade_clip.config import AugmentConfig, ClipConfig, Config, OptimizerConfig
+from cascade_clip.train import fit
+from cascade_clip.vocabulary import load_vocabulary
+from conftest import TINY_CLIP
+
+ROOT = Path(__file__).parent.parent
+PUBLISHED = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith("sandbox"))
+FOLDERS = {
+    "voc": ("VOCdevkit/VOC2012/JPEGImages", "VOCdevkit/VOC2012/SegmentationClass"),
+    "context": ("VOCdevkit/VOC2010/JPEGImages", "VOCdevkit/VOC2010/SegmentationClassContext"),
+    "coco-stuff": ("coco_stuff164k/images/train2017", "coco_stuff164k/annotations/train2017"),
+}
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six generated images of every data set, whose masks hold seen and unseen values, and random text embeddings."""
+    base = tmp_path_factory.mktemp("data")
+    draw = np.random.default_rng(0)
+    for name, (images, masks) in FOLDERS.items():
+        vocabulary = load_vocabulary(name)
+        values = [raw for raw, _ in vocabulary.raw_values or ()]
+        (base / images).mkdir(parents=True)
+        (base / masks).mkdir(parents=True)
+        for index in range(6):
+            Image.fromarray(draw.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(base / images / f"{index}.jpg")
+            blocks = draw.choice(values, (6, 8)).repeat(10, axis=0).repeat(10, axis=1)
+            Image.fromarray(blocks.astype(np.uint8)).save(base / masks / f"{index}.png")
+        np.save(base / f"{name}.npy", draw.standard_normal((len(vocabulary), 32)).astype(np.float32))
+    for folder, lists in (
+        ("VOCdevkit/VOC2012/ImageSets/Segmentation", ("train",)),
+        ("VOCdevkit/VOC2010/ImageSets/SegmentationContext", ("train",)),
+    ):
+        (base / folder).mkdir(parents=True)
+        for part in lists:
+            (base / folder / f"{part}.txt").write_text("".join(f"{index}\n" for index in range(6)))
+    (base / "VOCdevkit/VOC2012/ImageSets/Segmentation/aug.txt").write_text("")
+    return base
+
+
+def shrink(config: Config, root: Path) -> Config:
+    """The same settings with a tiny random CLIP, small crops and three steps of three images."""
+    text = root / f"{config.data.name.removesuffix('-released')}.npy"
+    train = dataclasses.replace(
+        config.train,
+        steps=3,
+        batch_size=3,
+        first_batch_size=2 * bool(config.train.first_batch_size),
+        optimizer=OptimizerConfig(warmup_steps=2),
+        augment=AugmentConfig(scale=(256, 64), crop=64),
+        sheet_every=0,
+        device="cpu",
+    )
+    decoder = dataclasses.replace(config.model.decoder, heads=4, feedforward=64)
+    model = dataclasses.replace(config.model, clip=ClipConfig("tiny", "random", TINY_CLIP), decoder=decoder, position_grid=(4, 4))
+    data = dataclasses.replace(config.data, root=str(root), text_embeddings=str(text), workers=0)
+    return dataclasses.replace(config, train=train, model=model, data=data, evaluation=None)
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_every_published_setting_trains(path: Path, root: Path, tmp_path: Path) -> None:
+    config = shrink(load_config(path), root)
+    checkpoint = fit(config, tmp_path / "run")
+    assert checkpoint.record["steps"] == 3
+    assert all(bool(torch.isfinite(value).all()) for value in checkpoint.model.state_dict().values())
+    assert (tmp_path / "run" / "stage1").is_dir() == (config.train.protocol == "transductive")
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert rows[-1].startswith("3,")
+
+
+def test_there_is_one_file_per_published_number() -> None:
+    names = {path.stem for path in PUBLISHED}
+    for method in ("cascade", "zegclip"):
+        for data in ("voc", "coco", "context"):
+            assert {f"{method}-{data}-{protocol}" for protocol in ("inductive", "transductive", "supervised")} <= names
+        assert {f"{method}-context-released-{protocol}" for protocol in ("inductive", "transductive")} <= names
+    for method in ("frozen", "frozen-cascade"):
+        assert {f"{method}-voc-inductive", f"{method}-coco-inductive"} <= names
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_names_say_what_the_settings_are(path: Path) -> None:
+    config = load_config(path)
+    method, protocol = path.stem.split("-")[0], path.stem.rsplit("-", 1)[1]
+    assert config.train.protocol == protocol
+    assert config.model.prompts.kind == ("none" if method == "frozen" else "deep")
+    assert len(config.model.stages) == (
+        1 if method == "zegclip" or path.stem.startswith("frozen-voc") or path.stem.startswith("frozen-coco") else 3
+    )
+    data = path.stem.removeprefix(f"{method}-").removeprefix("cascade-").removesuffix(f"-{protocol}")
+    assert config.data.name == {"coco": "coco-stuff"}.get(data, data)
+    assert config.evaluation is not None and config.evaluation.name == config.data.name
+    steps = {"voc": 20_000, "coco-stuff": 80_000, "context": 40_000, "context-released": 40_000}[config.data.name]
+    assert config.train.steps == (steps // 2 if protocol == "transductive" else steps)
+    assert f"configs/{path.name}" in path.read_text()
+
+
+def test_evaluation_data_lie_beside_the_training_data(tmp_path: Path) -> None:
+    config = load_config(ROOT / "configs" / "cascade-voc-inductive.yaml")
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, root="elsewhere"))
+    assert moved.evaluation is not None and moved.evaluation.root == "elsewhere"
+    assert config.evaluation is not None and config.evaluation.root == ""
+
+
+def test_the_docs_list_every_config_with_its_published_figure() -> None:
+    page = (ROOT / "docs" / "configs.md").read_text()
+    for path in PUBLISHED:
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{path.stem}` |")]
+        found = re.search(r"Published S / U / hIoU: (.*) \(Table (\d+)\)", path.read_text())
+        cells = [cell.strip() for cell in row.split("|")[1:-1]]
+        assert cells[1] == (found[1] if found else "none"), path.stem
+        assert cells[2] == (f"Table {found[2]}" if found else "-")
