@@ -1,0 +1,115 @@
+"""Choosing the score below which a pixel is none of the class names, on a few labelled images.
+
+Letters: C classes of the data set, the background among them; K thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cascade_clip.data import LabelledImages
+from cascade_clip.predictor import Predictor
+from cascade_clip.target import BACKGROUND
+from cascade_clip.vocabulary import IGNORED, Vocabulary
+
+STEPS = 200
+"""Thresholds that are compared, evenly spaced over 0..1."""
+
+
+@dataclass(frozen=True)
+class ThresholdChoice:
+    """The threshold with the highest mIoU, and how mIoU runs over all of them."""
+
+    threshold: float
+    miou: float
+    """At that threshold, over all classes and the background."""
+    miou_without: float
+    """Without a threshold: no pixel is background."""
+    thresholds: NDArray[np.float64]
+    """(K,), rising from 0."""
+    mious: NDArray[np.float64]
+    """(K,)"""
+    images: int
+
+
+def choose_threshold(
+    predictor: Predictor,
+    dataset: LabelledImages,
+    *,
+    calibration: float = 0.0,
+    ignored_is_background: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> ThresholdChoice:
+    """The threshold that suits labelled images best.
+
+    Args:
+        predictor: the model.
+        dataset: images with labels; one class is named `background`, or `ignored_is_background` is set.
+        calibration: subtracted from the scores of seen names, as in the later use.
+        ignored_is_background: pixels without a label are none of the classes (in VOC, say) rather than unknown.
+        progress: called with (done, total) after every image.
+
+    Raises:
+        ValueError: nothing says which pixels are background.
+    """
+    vocabulary = dataset.vocabulary
+    names = [name.casefold() for name in vocabulary.names]
+    if BACKGROUND not in names:
+        if not ignored_is_background:
+            raise ValueError(
+                f"no class of this data set is named {BACKGROUND!r}, so nothing says which pixels are none of the others; "
+                "name it in the class list, or say that pixels without a label are (--ignored-is-background)"
+            )
+        vocabulary = _with_background(vocabulary)
+        names.append(BACKGROUND)
+    place = names.index(BACKGROUND)
+    target = predictor.bind(vocabulary, calibration, threshold=-1.0)  # the name itself does not compete, and no score is as low
+    counts = torch.zeros(len(names), len(names), STEPS, dtype=torch.int64)  # true class, winning class, bin of its score
+    for index in range(len(dataset)):
+        sample = dataset.sample(index)
+        found = predictor.label_map(sample.image, target)
+        labels = torch.where(sample.labels == IGNORED, place, sample.labels) if ignored_is_background else sample.labels
+        counts += count_scores(labels, found.labels.cpu(), found.scores.cpu(), len(names))
+        if progress is not None:
+            progress(index + 1, len(dataset))
+    mious = mious_by_threshold(counts.numpy(), place)
+    best = int(mious.argmax())
+    thresholds = np.arange(STEPS) / STEPS
+    return ThresholdChoice(float(thresholds[best]), float(mious[best]), float(mious[0]), thresholds, mious, len(dataset))
+
+
+def count_scores(labels: Tensor, winners: Tensor, scores: Tensor, classes: int) -> Tensor:
+    """Labelled pixels by true class, winning class and bin of the winner's score: (C, C, K). All inputs (H, W)."""
+    kept = labels != IGNORED
+    bins = (scores[kept] * STEPS).floor().long().clamp(0, STEPS - 1)
+    cells = (labels[kept] * classes + winners[kept]) * STEPS + bins
+    return torch.bincount(cells, minlength=classes * classes * STEPS).view(classes, classes, STEPS)
+
+
+def mious_by_threshold(counts: NDArray[np.int64], background: int) -> NDArray[np.float64]:
+    """mIoU (K,) when winners with a score below each threshold become background, from counts (C, C, K).
+
+    A class absent from both labels and predictions is left out of the mean.
+    """
+    kept = counts[..., ::-1].cumsum(axis=-1)[..., ::-1].copy()  # (C, C, K): winners at or above each threshold
+    lost = counts.sum(axis=(1, 2))[:, None] - kept.sum(axis=1)  # (C, K): pixels that fall below
+    kept[:, background] += lost
+    hits = np.einsum("cck->ck", kept).astype(np.float64)  # (C, K)
+    union = kept.sum(axis=0) + kept.sum(axis=1) - hits  # (C, K)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou = np.where(union > 0, hits / union, np.nan)
+    means: NDArray[np.float64] = np.nanmean(iou, axis=0)
+    return means
+
+
+def _with_background(vocabulary: Vocabulary) -> Vocabulary:
+    """The class names and `background` after them."""
+    return Vocabulary(
+        (*vocabulary.names, BACKGROUND), (*vocabulary.synonyms, (BACKGROUND,)), (*vocabulary.colors, (0, 0, 0)), unseen=vocabulary.unseen
+    )

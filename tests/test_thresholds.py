@@ -1,0 +1,77 @@
+"""The threshold of a few labelled images, against counting every threshold by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cascade_clip.config import DataConfig
+from cascade_clip.data import build_dataset
+from cascade_clip.datasets.folder import Sample
+from cascade_clip.metrics import ConfusionMatrix, scores
+from cascade_clip.predictor import Predictor, load_predictor
+from cascade_clip.thresholds import STEPS, choose_threshold, count_scores, mious_by_threshold
+from cascade_clip.vocabulary import IGNORED, Vocabulary, parse_classes
+
+
+class Relabelled:
+    """Scenes of the built-in world of which some classes are asked for; all others are background or unlabelled."""
+
+    def __init__(self, names: str, other: int, count: int = 6) -> None:
+        self.scenes = build_dataset(DataConfig(name="sandbox", seed=4, limit=count))
+        self.vocabulary: Vocabulary = parse_classes(names)
+        old = list(self.scenes.vocabulary.names)
+        self.table = torch.full((len(old),), other)
+        for index, name in enumerate(self.vocabulary.names):
+            if name in old:
+                self.table[old.index(name)] = index
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def sample(self, index: int) -> Sample:
+        sample = self.scenes.sample(index)
+        return Sample(sample.image, self.table[sample.labels], sample.path)
+
+
+@pytest.fixture(scope="module")
+def mini() -> Predictor:
+    return load_predictor("mini", "cpu")
+
+
+def test_mious_by_hand() -> None:
+    labels = torch.tensor([[0, 0, 1, 2, IGNORED]])  # 2 is the background
+    winners = torch.tensor([[0, 1, 1, 0, 0]])
+    level = torch.tensor([[0.9, 0.4, 0.6, 0.2, 0.1]])
+    mious = mious_by_threshold(count_scores(labels, winners, level, 3).numpy(), background=2)
+    # no threshold: class 0: 1 hit of 3, class 1: 1 of 2, background 0 of 1
+    assert mious[0] == pytest.approx((1 / 3 + 1 / 2 + 0) / 3)
+    # 0.3: the background pixel falls below, and is right
+    assert mious[round(0.3 * STEPS)] == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
+    # 0.5: the wrong pixel of class 0 falls below, too
+    assert mious[round(0.5 * STEPS)] == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)
+    # 0.95: everything is background; class 1 and 0 are missed
+    assert mious[round(0.95 * STEPS)] == pytest.approx((0 + 0 + 1 / 4) / 3)
+
+
+def test_the_choice_is_what_evaluation_gives(mini: Predictor) -> None:
+    dataset = Relabelled("background, grass, water, star, tree", other=0)
+    found = choose_threshold(mini, dataset)
+    for threshold, expected in ((found.threshold, found.miou), (float(found.thresholds[90]), float(found.mious[90]))):
+        target = mini.bind(dataset.vocabulary, threshold=threshold)
+        matrix = ConfusionMatrix(5)
+        for index in range(len(dataset)):
+            sample = dataset.sample(index)
+            matrix.update(mini.label_map(sample.image, target).labels, sample.labels)
+        assert scores(matrix, dataset.vocabulary.names, (True,) * 5).miou == pytest.approx(expected, abs=2e-4)
+    assert found.miou > found.miou_without and 0 < found.threshold < 1
+    assert np.all(found.mious <= found.miou)
+
+
+def test_pixels_without_a_label_can_stand_for_background(mini: Predictor) -> None:
+    named = choose_threshold(mini, Relabelled("grass, water, star, tree, background", other=4))
+    ignored = choose_threshold(mini, Relabelled("grass, water, star, tree", other=IGNORED), ignored_is_background=True)
+    assert ignored.threshold == named.threshold and ignored.miou == pytest.approx(named.miou)
+    with pytest.raises(ValueError, match="no class of this data set is named 'background'"):
+        choose_threshold(mini, Relabelled("grass, water", other=IGNORED))
