@@ -1,0 +1,168 @@
+"""The commands that look inside a model and draw what they see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cascade_clip.terminal import DEFAULT_RUN, RunOptions, progress_bar, say
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from cascade_clip.predictor import Predictor
+
+
+def similarity(
+    image: Path,
+    *,
+    model: str = "mini",
+    point: str = "",
+    blocks: str = "",
+    out: Path = Path("similarity.png"),
+    run: RunOptions = DEFAULT_RUN,
+) -> int:
+    """Draw how alike every patch is to one point, block by block (cosine of hidden states).
+
+    Args:
+        image: the picture.
+        model: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS.
+        point: pixel as X,Y; by default the middle.
+        blocks: block numbers separated by commas; by default six, evenly spaced, the last among them.
+        out: where to draw.
+        run: how to load and run.
+    """
+    from cascade_clip.analysis import patch_similarity
+    from cascade_clip.transforms import load_image
+
+    predictor = _load(model, run)
+    pixels = load_image(image)  # (3, H, W)
+    place = _numbers(point, "--point") if point else [pixels.shape[2] // 2, pixels.shape[1] // 2]
+    if len(place) != 2:
+        raise ValueError(f"--point wants X,Y, got {point!r}")
+    depth = predictor.model.backbone.depth
+    chosen = _numbers(blocks, "--blocks") if blocks else sorted({max(1, round(depth * part / 6)) for part in range(1, 7)})
+    maps = patch_similarity(predictor, image, (place[0], place[1]), chosen)
+    figure, axes = _figure(1 + len(chosen))
+    axes[0].imshow(pixels.permute(1, 2, 0).numpy())
+    axes[0].plot(place[0], place[1], "o", color="white", markeredgecolor="black", markersize=9)
+    axes[0].set_title("picture")
+    for axis, block in zip(axes[1:], chosen, strict=True):
+        axis.imshow(maps[block], cmap="magma", vmin=0, vmax=1)
+        axis.set_title(f"block {block}")
+    return _save(figure, out)
+
+
+def stages(image: Path, *, model: str = "mini", classes: str = "", out: Path = Path("stages.png"), run: RunOptions = DEFAULT_RUN) -> int:
+    """Draw the masks of every stage alone, and as stages are added up.
+
+    Args:
+        image: the picture.
+        model: checkpoint folder, run folder, or packaged model.
+        classes: class names, a file of them, or a packaged list; by default the model's own.
+        out: where to draw.
+        run: how to load and run.
+    """
+    from cascade_clip.analysis import compare_stages
+    from cascade_clip.transforms import load_image
+    from cascade_clip.vocabulary import load_words
+
+    predictor = _load(model, run)
+    pixels = load_image(image).permute(1, 2, 0).numpy()  # (H, W, 3)
+    found = compare_stages(predictor, image, predictor.bind(load_words(classes) if classes else None))
+    figure, axes = _figure(1 + len(found))
+    axes[0].imshow(pixels)
+    axes[0].set_title("picture")
+    for axis, (numbers, result) in zip(axes[1:], found, strict=True):
+        axis.imshow(result.overlay(pixels, 0.75, legend=False))
+        blocks = predictor.model.stages[numbers[0] - 1]
+        axis.set_title(f"stage {numbers[0]}\n{_block_names(blocks)}" if len(numbers) == 1 else "+".join(map(str, numbers)))
+    return _save(figure, out)
+
+
+def cka(
+    *, model: str = "mini", images: Path | None = None, limit: int = 128, out: Path = Path("cka.png"), run: RunOptions = DEFAULT_RUN
+) -> int:
+    """Draw how alike the features of all pairs of blocks are (centred kernel alignment, minibatches, unbiased).
+
+    Args:
+        model: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS (before training).
+        images: folder of pictures, cut to squares; by default scenes of the built-in world.
+        limit: pictures to use.
+        out: where to draw.
+        run: how to load and run.
+    """
+    from cascade_clip.analysis import block_alignment
+    from cascade_clip.batch import find_sources
+    from cascade_clip.sandbox.scenes import SceneConfig, make_scene
+    from cascade_clip.transforms import load_image
+
+    predictor = _load(model, run)
+    if images is None:
+        pictures = [make_scene(9, index, SceneConfig()).image for index in range(limit)]
+    else:
+        pictures = [load_image(source.path).permute(1, 2, 0).numpy() for source in find_sources([str(images)])[:limit]]
+    with progress_bar("blocks") as step:
+        alignment = block_alignment(predictor, _squares(predictor, pictures, step))
+    figure, axes = _figure(1, size=4.5)
+    drawn = axes[0].imshow(
+        alignment, cmap="magma", vmin=0, vmax=1, origin="lower", extent=(0.5, len(alignment) + 0.5, 0.5, len(alignment) + 0.5)
+    )
+    axes[0].set_axis_on()
+    axes[0].set_xlabel("block")
+    axes[0].set_ylabel("block")
+    figure.colorbar(drawn, ax=axes[0], shrink=0.8)
+    say(f"{len(pictures)} pictures; blocks 1 and {len(alignment)}: {alignment[0, -1]:.3f}, the last two: {alignment[-2, -1]:.3f}")
+    return _save(figure, out)
+
+
+def _load(model: str, run: RunOptions) -> Predictor:
+    from cascade_clip.predictor import load_predictor
+
+    return load_predictor(model, run.device, run.precision, run.clip_weights or None, run.last_block)
+
+
+def _squares(predictor: Predictor, pictures: list[Any], step: Callable[[int, int], None]) -> Iterator[Tensor]:
+    """The middle squares of pictures, of the window's size, normalised."""
+    import torch
+
+    from cascade_clip.transforms import normalise, resize_image
+
+    side, config = predictor.settings.window, predictor.checkpoint.config.model
+    for number, picture in enumerate(pictures):
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)
+        short = min(pixels.shape[1:])
+        top, left = (pixels.shape[1] - short) // 2, (pixels.shape[2] - short) // 2
+        square = pixels[:, top : top + short, left : left + short]
+        yield normalise(resize_image(square, (side, side)), config.mean, config.std)
+        step(number + 1, len(pictures))
+
+
+def _block_names(blocks: tuple[int, ...]) -> str:
+    return f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {', '.join(map(str, blocks))}"
+
+
+def _numbers(text: str, flag: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{flag} wants whole numbers separated by commas, got {text!r}") from None
+
+
+def _figure(count: int, size: float = 2.4) -> tuple[Figure, list[Any]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(size * count, size + 0.7), layout="constrained", dpi=110)
+    axes = [figure.add_subplot(1, count, index + 1) for index in range(count)]
+    for axis in axes:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def _save(figure: Figure, out: Path) -> int:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+    say(f"wrote {out}")
+    return 0

@@ -1,0 +1,162 @@
+"""Reading tar and zip archives and folders as one stream of members, safely, and writing files that are never half there.
+
+Nothing is unpacked to where an archive says: callers choose the members they want and where each goes. A wanted member is refused when
+its name is absolute or leads upwards, when it is a link or a device, or when its bytes do not agree with the size it declares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+LARGEST_MEMBER = 256 << 20
+"""Bytes that one member may declare at most; images and masks are far smaller."""
+SPARE_SPACE = 64 << 20
+"""Bytes that stay free on the disk."""
+
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, RuntimeError, NotImplementedError)
+
+
+class Member(NamedTuple):
+    """One file in an archive or folder."""
+
+    name: PurePosixPath
+    """Path inside the archive, as it stands there."""
+    size: int
+    """Declared size in bytes."""
+    is_file: bool
+    """Whether it is a plain file (no link, no device)."""
+    load: Callable[[], bytes]
+    source: Path
+    """The archive or folder that holds it."""
+    path: Path | None = None
+    """The file itself, in a folder."""
+
+    def read(self) -> bytes:
+        """The content.
+
+        Raises:
+            ValueError: unsafe name, no plain file, too large, damaged, or another length than declared.
+        """
+        where = f"{self.source}: {str(self.name)!r}"
+        if self.name.is_absolute() or ".." in self.name.parts or "\\" in str(self.name) or ":" in self.name.parts[0]:
+            raise ValueError(f"{where} is an unsafe name; this is not the original archive")
+        if not self.is_file:
+            raise ValueError(f"{where} is a link or a device; this is not the original archive")
+        if self.size > LARGEST_MEMBER:
+            raise ValueError(f"{where} declares {self.size} bytes; nothing in these data sets is so large")
+        with _reading(self.source):
+            content = self.load()
+        if len(content) != self.size:
+            raise ValueError(f"{where} has {len(content)} bytes and declares {self.size}; download the archive again")
+        return content
+
+
+def list_members(source: Path) -> Iterator[Member]:
+    """Files of a folder, a zip archive or a tar archive (plain or compressed), one after the other.
+
+    Members of an archive must be read while they are current. Hidden files (and so the side files of macOS) are left out; names in a folder
+    begin with the name of the folder.
+
+    Raises:
+        ValueError: the archive cannot be read.
+    """
+    members = _folder if source.is_dir() else _zip if zipfile.is_zipfile(source) else _tar
+    with _reading(source):
+        for member in members(source):
+            if member.name.name and not member.name.name.startswith("."):
+                yield member
+
+
+def unpacked_bytes(source: Path) -> int:
+    """Bytes that the files of a source take, at most, on disk; of a compressed tar: its own size."""
+    if source.is_dir():
+        return sum(member.size for member in _folder(source))
+    if zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            return sum(info.file_size for info in archive.infolist())
+    return source.stat().st_size
+
+
+def file_digest(path: Path, kind: str, step: Callable[[int, int], None]) -> str:
+    """Hexadecimal hash of a file; `kind` is sha256 or md5 (which finds damage, not forgery)."""
+    digest = hashlib.new(kind, usedforsecurity=False)
+    total, done = path.stat().st_size, 0
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(4 << 20), b""):
+            digest.update(block)
+            done += len(block)
+            step(done >> 20, total >> 20)
+    return digest.hexdigest()
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise OSError when the disk that holds `folder` has not `needed` bytes and a little more."""
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_SPACE:
+        raise OSError(f"the disk of {folder} has {free / 1e9:.1f} GB free and needs {(needed + SPARE_SPACE) / 1e9:.1f} GB; free some space")
+
+
+def write_file(path: Path, content: bytes, parts: Path) -> None:
+    """Write a file in one piece: under a temporary name in `parts` (on the same disk), then renamed; its folder is made."""
+    check_space(parts, len(content))
+    part = parts / f"{os.getpid()}-{path.name}"
+    part.write_bytes(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(part, path)
+
+
+@contextlib.contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    """Turn what the archive libraries raise on damaged archives into one line."""
+    try:
+        yield
+    except _DAMAGED as error:
+        raise ValueError(f"{source} cannot be read to its end ({str(error) or type(error).__name__}); download it again") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk's, not that of a damaged archive
+            raise
+        raise ValueError(f"{source} cannot be read to its end ({error}); download it again") from error
+
+
+def _folder(source: Path) -> Iterator[Member]:
+    for place, folders, files in os.walk(source):
+        folders.sort()
+        for file in sorted(files):
+            path = Path(place) / file
+            name = PurePosixPath(source.name, *path.relative_to(source).parts)
+            yield Member(name, path.stat().st_size, path.is_file(), path.read_bytes, source, path)
+
+
+def _zip(source: Path) -> Iterator[Member]:
+    with zipfile.ZipFile(source) as archive:
+        for info in archive.infolist():
+            if not info.is_dir():
+                is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
+                yield Member(PurePosixPath(info.filename), info.file_size, is_file, functools.partial(archive.read, info), source)
+
+
+def _tar(source: Path) -> Iterator[Member]:
+    with tarfile.open(source) as archive:
+        for info in archive:
+            if not info.isdir():
+                load = functools.partial(_tar_content, archive, info)
+                yield Member(PurePosixPath(info.name), info.size, info.isreg(), load, source)
+
+
+def _tar_content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(info)
+    if file is None:
+        raise ValueError(f"{info.name} has no content")
+    with file:
+        return file.read()

@@ -1,0 +1,87 @@
+"""The command `data prepare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cascade_clip.terminal import progress_bar, say
+
+if TYPE_CHECKING:
+    from cascade_clip.datasets.prepare import Source
+    from cascade_clip.datasets.prepare_recipes import Download, Recipe
+
+
+def prepare(
+    name: Literal["voc", "coco-stuff", "context", "ade20k"],
+    *,
+    raw: Path,
+    out: Path = Path("data"),
+    workers: int = 2,
+    no_verify: bool = False,
+) -> int:
+    """Bring the original downloads of a data set into the folders that training and evaluation read.
+
+    Says first which files are needed, how large they are and under which terms they stand; nothing is downloaded. May be stopped at any
+    point: started again, it goes on.
+
+    Args:
+        name: voc (with SBD), coco-stuff, context or ade20k.
+        raw: folder with the downloads, as they were downloaded or unpacked.
+        out: folder to write to.
+        workers: processes that convert masks.
+        no_verify: do not compare sizes and hashes of the downloads with the published ones.
+    """
+    from cascade_clip.datasets.prepare import check_download, prepare_dataset
+    from cascade_clip.datasets.prepare_recipes import RECIPES
+
+    recipe = RECIPES[name]
+    raw, out = raw.expanduser(), out.expanduser()
+    sources = _find_downloads(recipe, raw)
+    for source in sources:
+        if not no_verify:
+            with progress_bar(f"checking {source.path.name} (MB)") as step:
+                check_download(source, step)
+    out.mkdir(parents=True, exist_ok=True)
+    with progress_bar(f"preparing {name}") as step:
+        found = prepare_dataset(recipe, sources, out, workers=workers, step=step)
+    say(f"wrote {out / recipe.folder}")
+    for place, images in found.items():
+        say(f"  {images:>7,} images in {place}")
+    return 0
+
+
+def _find_downloads(recipe: Recipe, raw: Path) -> list[Source]:
+    """Say what is needed and what is there.
+
+    Raises:
+        FileNotFoundError: something is missing; the message names every missing file and its place.
+    """
+    from cascade_clip.datasets.prepare import find_source
+
+    say(f"{recipe.title} needs, in {raw}:")
+    sources, missing = [], []
+    for choices in recipe.needs:
+        source = find_source(choices, raw)
+        _say_choices(choices, source)
+        if source is None:
+            missing.append(" or ".join(f"{download.file} ({download.url})" for download in choices))
+        else:
+            sources.append(source)
+    if missing:
+        raise FileNotFoundError(f"not in {raw}: {', '.join(missing)}; download what is missing and put it there")
+    return sources
+
+
+def _say_choices(choices: Sequence[Download], source: Source | None) -> None:
+    for number, download in enumerate(choices):
+        if source is not None and source.download is download:
+            state = f"found {source.path.name}" if source.path.is_file() else f"found unpacked: {source.path}"
+        else:
+            state = "missing" if source is None else "not needed"
+        size = f"{download.size / 1e9:.2f} GB" if download.size else download.about or "size not published"
+        kind = download.digest.partition(":")[0]
+        say(f"  {'or ' if number else ''}{download.file}: {size}, {f'{kind} known' if kind else 'no published hash'}; {state}")
+        say(f"      {download.url}")
+        say(f"      {download.terms}")

@@ -1,0 +1,135 @@
+"""From the masks of the original data sets to index PNGs; each function takes the raw content and returns the bytes of a grey 8-bit PNG."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from cascade_clip.rle import decode_mask
+from cascade_clip.vocabulary import load_vocabulary
+
+TRAIN_IDS_ENDING = "_labelTrainIds"
+"""Behind the stem of masks that hold train ids, as mmsegmentation names them; the original mask stays beside it."""
+VOC_CLASSES = 20
+CONTEXT_NAMES = 459
+"""Names of the full PASCAL Context label list; value 0 is no label."""
+
+CONTEXT_IDS = (
+    2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98,
+    104, 105, 113, 115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308,
+    324, 326, 347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
+)  # fmt: skip
+"""Numbers of the 59 frequent classes in the list of 459, which is alphabetical: the k-th of them is mask value k.
+
+Source: mmsegmentation, tools/dataset_converters/pascal_context.py.
+"""
+
+
+class DetailMasks(NamedTuple):
+    """The masks of one image in a PASCAL in Detail file."""
+
+    height: int
+    width: int
+    regions: Sequence[tuple[int, Any]]
+    """Category number and run-length encoding; a later one lies over the earlier ones."""
+
+
+def sbd_mask(content: bytes) -> bytes:
+    """The class mask (0 background, 1..20) of an SBD `cls/*.mat` file: struct `GTcls`, field `Segmentation`."""
+    found = _load_matlab(content)
+    try:
+        mask = np.asarray(found["GTcls"][0, 0]["Segmentation"])
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError("no field GTcls.Segmentation; is this a file of SBD's folder cls?") from error
+    return _png(_checked(mask, VOC_CLASSES))
+
+
+def context_mask(content: bytes) -> bytes:
+    """The 59-class mask (0 other, 1..59) of a PASCAL Context `.mat` file: array `LabelMap` of values 0..459."""
+    found = _load_matlab(content)
+    if "LabelMap" not in found:
+        raise ValueError("no array LabelMap; is this a file of the 459-class archive?")
+    return _png(_context_table()[_checked(np.asarray(found["LabelMap"]), CONTEXT_NAMES)])
+
+
+def detail_mask(masks: DetailMasks) -> bytes:
+    """The 59-class mask (0 other, 1..59) of one image of a PASCAL in Detail file.
+
+    Raises:
+        ValueError: unknown category, damaged encoding, or a region of another size than its image.
+    """
+    labels = np.zeros((masks.height, masks.width), dtype=np.int64)
+    for category, encoded in masks.regions:
+        region = decode_mask(encoded)
+        if region.shape != labels.shape:
+            raise ValueError(f"a region of shape {region.shape} in an image of shape {labels.shape}")
+        if not 0 <= category <= CONTEXT_NAMES:
+            raise ValueError(f"category {category}; PASCAL Context has 1..{CONTEXT_NAMES}")
+        labels[region] = category
+    return _png(_context_table()[labels])
+
+
+def train_id_mask(content: bytes) -> bytes:
+    """Train ids 0..170 (255 unlabelled) of a `stuffthingmaps` PNG of COCO-Stuff."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.mode not in ("L", "P"):
+                raise ValueError(f"a PNG of mode {image.mode}; stuffthingmaps have one channel of 8 bits")
+            mask = np.asarray(image)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"not a readable PNG ({error})") from error
+    table, unknown = _train_id_table()
+    strange = np.unique(mask[unknown[mask]])
+    if strange.size:
+        raise ValueError(
+            f"mask values {strange.tolist()} that COCO-Stuff does not use; are these the pixel maps of stuffthingmaps_trainval2017?"
+        )
+    return _png(table[mask])
+
+
+def _load_matlab(content: bytes) -> dict[str, Any]:
+    from scipy.io import loadmat
+
+    try:
+        found: dict[str, Any] = loadmat(io.BytesIO(content))
+    except Exception as error:  # on damaged bytes the reader raises almost anything
+        raise ValueError(f"not a readable MATLAB file ({error})") from error
+    return found
+
+
+def _checked(mask: NDArray[Any], largest: int) -> NDArray[Any]:
+    if mask.ndim != 2 or mask.dtype.kind not in "iu" or mask.size == 0:
+        raise ValueError(f"a mask must be whole numbers of shape (H, W), got {mask.dtype} of shape {mask.shape}")
+    if int(mask.min()) < 0 or int(mask.max()) > largest:
+        raise ValueError(f"mask values must lie in 0..{largest}, got {int(mask.min())}..{int(mask.max())}")
+    return mask
+
+
+def _png(mask: NDArray[Any]) -> bytes:
+    """The same bytes for the same mask: no metadata, fixed compression."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8)).save(buffer, format="PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+@functools.cache
+def _context_table() -> NDArray[np.uint8]:
+    table = np.zeros(CONTEXT_NAMES + 1, dtype=np.uint8)
+    table[list(CONTEXT_IDS)] = np.arange(1, len(CONTEXT_IDS) + 1)
+    return table
+
+
+@functools.cache
+def _train_id_table() -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Train id of each raw value, and which raw values nobody uses."""
+    vocabulary = load_vocabulary("coco-stuff")
+    labels = vocabulary.label_table()[:256]
+    unknown = np.zeros(256, dtype=bool)
+    unknown[vocabulary.unknown_values(range(256))] = True
+    return np.where(labels < 0, vocabulary.ignore, labels).astype(np.uint8), unknown
