@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from cascade_clip.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
-from cascade_clip.datasets.folder import Sample, SegmentationFolder, StepSampler, TrainingSet
+from cascade_clip.datasets.folder import UNKNOWN, MaskReader, Sample, SegmentationFolder, StepSampler, TrainingSet, find_files
 from cascade_clip.transforms import TrainTransform
 from cascade_clip.vocabulary import Vocabulary, load_vocabulary, parse_classes
 
@@ -107,6 +107,15 @@ def test_masks_without_image_are_logged(tmp_path: Path, caplog: pytest.LogCaptur
     assert "2 masks have no image and are not used: b.png, c_labelTrainIds.png" in caplog.text
 
 
+def test_everything_that_does_not_pair_up_is_found(tmp_path: Path) -> None:
+    images, masks = fill(tmp_path, ["a.jpg", "a.png", "b.jpg", "c.jpg"], ["a.png", "a.tif", "x/b.png", "c_labelTrainIds.png"])
+    found = find_files(images, masks)
+    assert found.pairs == [(images / "a.jpg", masks / "a.png"), (images / "c.jpg", masks / "c_labelTrainIds.png")]
+    assert (found.images, found.masks) == (3, 3)  # files of one name count once
+    assert (found.images_alone, found.masks_alone) == ([images / "b.jpg"], [masks / "x" / "b.png"])
+    assert found.clashes == [(images / "a.jpg", images / "a.png"), (masks / "a.png", masks / "a.tif")]
+
+
 def test_images_without_mask_are_an_error_that_names_five(tmp_path: Path) -> None:
     images = [f"{letter}.jpg" for letter in "abcdefgh"]
     with pytest.raises(ValueError, match=r"7 of 8 images .* have no mask in .*: b\.jpg, c\.jpg, d\.jpg, e\.jpg, f\.jpg, \.\.\.; a mask"):
@@ -175,15 +184,79 @@ def test_class_list_with_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.full((4, 6), 3, dtype=np.uint8), r"a\.png holds values that name no class: 3; .*VALUE NAME.*ignore value, now 255"),
-        (np.arange(24, dtype=np.uint8).reshape(4, 6), r"3, 4, 5, 6, 7, \.\.\.;"),  # many
+        (np.full((4, 6), 3, dtype=np.uint8), r"a\.png holds values that name no class: 3 \(24 pixels\); .*VALUE NAME.*value, now 255"),
+        (np.arange(24, dtype=np.uint8).reshape(4, 6), r"3 \(1 pixels\), .*, 7 \(1 pixels\) and 16 more;"),  # many
         (np.full((4, 5), 0, dtype=np.uint8), r"images.a\.png has 6 x 4 pixels .*masks.a\.png has 5 x 4"),
-        (np.zeros((4, 6, 3), dtype=np.uint8), "index images"),
+        (
+            np.zeros((4, 6, 3), dtype=np.uint8),
+            r"a\.png is a colour picture, but the class list gives no colours; .*`#rrggbb NAME` a line .*: #000000 \(24 pixels\)",
+        ),
     ],
 )
 def test_masks_that_do_not_fit(mask: np.ndarray, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         one_pair(tmp_path, mask).sample(0)
+
+
+# Masks by colour
+
+COLORS = "# a comment\n0 0 0 ignore\n#804080 road\n70, 130, 180 sky = heaven\n0 0 142 car\n#0000e6 car\n"
+ROAD, SKY, CAR, BIKE, NOTHING, OTHER = (128, 64, 128), (70, 130, 180), (0, 0, 142), (0, 0, 230), (0, 0, 0), (1, 2, 3)
+
+
+def color_list(folder: Path, text: str = COLORS) -> Vocabulary:
+    (folder / "colors.txt").write_text(text)
+    return load_vocabulary(str(folder / "colors.txt"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours_become_labels(mode: str, tmp_path: Path) -> None:
+    rows = np.array([[ROAD, SKY, CAR, BIKE, NOTHING, ROAD]] * 4, dtype=np.uint8)
+    mask = Image.fromarray(rows)
+    if mode == "P":
+        mask = mask.quantize(256)
+    elif mode == "RGBA":
+        mask.putalpha(7)  # transparency has no meaning
+    (tmp_path / "masks").mkdir()
+    write(tmp_path / "images" / "a.png", (1, 2, 3))
+    mask.save(tmp_path / "masks" / "a.png")
+    assert Image.open(tmp_path / "masks" / "a.png").mode == mode
+    labels = SegmentationFolder(tmp_path / "images", tmp_path / "masks", color_list(tmp_path)).sample(0).labels
+    assert labels.dtype == torch.int64
+    assert labels[0].tolist() == [0, 1, 2, 2, -1, 0]  # two colours of a car, black is ignored
+
+
+def test_grey_masks_of_a_colour_list_are_colours(tmp_path: Path) -> None:
+    vocabulary = color_list(tmp_path, "0 0 0 null\n255 255 255 building\n")
+    mask = np.array([[0, 255, 255, 0, 0, 255]] * 4, dtype=np.uint8)
+    assert one_pair(tmp_path, mask, vocabulary).sample(0).labels[0].tolist() == [-1, 0, 0, -1, -1, 0]
+
+
+def test_a_list_of_values_and_colours_reads_both(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text('{"names": ["cat", "dog"], "raw_values": {"5": "dog"}, "mask_colors": {"#804080": "cat"}}')
+    vocabulary = load_vocabulary(str(tmp_path / "list.json"))
+    assert one_pair(tmp_path / "grey", np.full((4, 6), 5, dtype=np.uint8), vocabulary).sample(0).labels.unique().tolist() == [1]
+    assert one_pair(tmp_path / "color", np.full((4, 6, 3), ROAD, dtype=np.uint8), vocabulary).sample(0).labels.unique().tolist() == [0]
+
+
+def test_unknown_colours_are_named_with_their_pixels(tmp_path: Path) -> None:
+    rows = np.array([[ROAD, OTHER, SKY, SKY, OTHER, (255, 255, 255)]] * 4, dtype=np.uint8)
+    with pytest.raises(
+        ValueError, match=r"a\.png holds colours that name no class: #010203 \(8 pixels\), #ffffff \(4 pixels\); .*`R G B NAME`"
+    ):
+        one_pair(tmp_path, rows, color_list(tmp_path)).sample(0)
+
+
+@pytest.mark.parametrize("classes", [1, 19, 300])
+def test_colour_labels_equal_a_search_pixel_by_pixel(classes: int, tmp_path: Path) -> None:
+    draws = np.random.default_rng(classes)
+    codes = draws.choice(2**24, classes + 1, replace=False)  # the last one is left out of the list
+    colors = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in codes]
+    reader = MaskReader(color_list(tmp_path, "".join(f"{r} {g} {b} class {i}\n" for i, (r, g, b) in enumerate(colors[:-1]))))
+    expected = draws.integers(0, classes + 1, (37, 53))
+    Image.fromarray(np.array(colors, dtype=np.uint8)[expected]).save(tmp_path / "mask.png")
+    labels = reader.labels(reader.read(tmp_path / "mask.png"))
+    assert labels.tolist() == np.where(expected == classes, UNKNOWN, expected).tolist()
 
 
 # Training

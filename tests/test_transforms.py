@@ -22,6 +22,8 @@ from cascade_clip.transforms import (
     draw_crop,
     draw_distortion,
     hsv_to_rgb,
+    is_color_mask,
+    load_color_mask,
     load_image,
     load_mask,
     normalise,
@@ -167,7 +169,7 @@ def jpeg_bytes() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("load", [load_image, load_mask])
+@pytest.mark.parametrize("load", [load_image, load_mask, load_color_mask])
 @pytest.mark.parametrize("content", [b"", b"hello", jpeg_bytes()[:600], b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
 def test_damaged_files_are_named_in_one_line(load: Callable[[Path], torch.Tensor], content: bytes, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(content)
@@ -211,8 +213,36 @@ def test_masks_keep_raw_values(picture: Image.Image, value: int, tmp_path: Path)
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_coloured_masks_are_refused(mode: str, tmp_path: Path) -> None:
     Image.new(mode, (6, 4)).save(tmp_path / "m.png")
-    with pytest.raises(ValueError, match=r"m\.png.*must be index images"):
+    with pytest.raises(ValueError, match=r"m\.png.*must be index images.*`#rrggbb NAME`"):
         load_mask(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize(
+    ("picture", "code", "colored"),
+    [
+        (Image.new("RGB", (6, 4), (1, 2, 3)), 0x010203, True),
+        (Image.new("RGB", (6, 4), (255, 254, 253)), 0xFFFEFD, True),
+        (Image.new("RGBA", (6, 4), (1, 2, 3, 0)), 0x010203, True),  # transparency is left out
+        (Image.new("LA", (6, 4), (7, 0)), 0x070707, True),
+        (palette(1, [0, 0, 0, 9, 8, 7]), 0x090807, False),  # the colour; an index image all the same
+        (Image.new("L", (6, 4), 7), 0x070707, False),
+        (Image.new("1", (6, 4), 1), 0xFFFFFF, False),
+    ],
+)
+def test_colours_of_masks(picture: Image.Image, code: int, colored: bool, tmp_path: Path) -> None:
+    picture.save(tmp_path / "m.png")
+    mask = load_color_mask(tmp_path / "m.png")
+    assert mask.shape == (4, 6) and mask.dtype == torch.int32
+    assert (mask == code).all()
+    assert is_color_mask(tmp_path / "m.png") is colored
+
+
+def test_masks_that_hold_no_colours(tmp_path: Path) -> None:
+    grey16(300).save(tmp_path / "m.png")
+    (tmp_path / "damaged.png").write_bytes(b"hello")
+    with pytest.raises(ValueError, match=r"m\.png is a picture of mode I.*convert it to RGB"):
+        load_color_mask(tmp_path / "m.png")
+    assert not any(is_color_mask(tmp_path / name) for name in ("m.png", "damaged.png", "missing.png"))
 
 
 def test_mask_values_beyond_16_bits_are_refused(tmp_path: Path) -> None:

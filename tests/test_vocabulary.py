@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cascade_clip.config import DataConfig
 from cascade_clip.vocabulary import (
     IGNORED,
     Vocabulary,
@@ -115,6 +117,75 @@ def test_lists_in_files(tmp_path: Path) -> None:
     assert vocabulary.unknown_values([0, 7, 8, 255, 300]) == [8]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0 0 0 null\n128 64 128 road\n70 130 180 sky = heaven; blue\n0 0 142 road\n",
+        "# R G B NAME\n0,0,0,ignore\n128,64,128: road\n70,130,180 sky = heaven; blue\n0, 0, 142 road\n",
+        "#comment\n#000000 Void\n#804080 road\n#4682B4 sky = heaven; blue\n#00008e road\n",
+    ],
+)
+def test_lists_with_mask_colours(text: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(text)
+    vocabulary = load_vocabulary(str(tmp_path / "list.txt"), "sky")
+    assert vocabulary.names == ("road", "sky")
+    assert vocabulary.synonyms == (("road",), ("sky", "heaven", "blue"))
+    assert vocabulary.mask_colors == (((0, 0, 0), IGNORED), ((128, 64, 128), 0), ((70, 130, 180), 1), ((0, 0, 142), 0))
+    assert vocabulary.colors == ((128, 64, 128), (70, 130, 180))  # people see the first colour of a class
+    assert vocabulary.raw_values is None
+    codes, labels = vocabulary.color_table()
+    assert codes.tolist() == [0, 0x00008E, 0x4682B4, 0x804080]
+    assert labels.tolist() == [IGNORED, 0, 1, 0]
+
+
+def test_colours_in_a_json_list(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text('{"names": ["road", "sky", "car"], "mask_colors": {"70 130 180": "sky", "#804080": "road", "#000000": null}}')
+    vocabulary = load_vocabulary(str(path))
+    assert vocabulary.mask_colors == (((70, 130, 180), 1), ((128, 64, 128), 0), ((0, 0, 0), IGNORED))
+    assert vocabulary.colors == ((128, 64, 128), (70, 130, 180), build_palette(3)[2])
+    path.write_text('{"names": ["road"], "mask_colors": {"#804080": "road"}, "palette": [[1, 2, 3]]}')
+    assert load_vocabulary(str(path)).colors == ((1, 2, 3),)  # a palette of its own goes before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 0 0 road\n1 2 3 sky\n128 64 car\n", "'128 64 car' is not `R G B NAME`"),  # a number is missing
+        ("#000000 road\n#010203 sky\n#80408 car\n", "'#80408 car' is not"),  # a digit is missing: no comment
+        ("0 0 0 road\n0 0 256 sky\n", r"list\.txt: colours must be \(red, green, blue\) in 0\.\.255"),
+        ("0 0 0 road\n#000000 sky\n", "mask colours are given twice: #000000"),
+        ("0 0 0 null\n", "no class names"),
+    ],
+)
+def test_colour_lists_that_cannot_be_read(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_vocabulary(str(tmp_path / "list.txt"))
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("#facade is a comment\ncat\ndog\n", ("cat", "dog")),  # six hex letters, but the list has no colours
+        ("#added later\n0 cat\n1 2 3 go\n2 dog\n", ("cat", "2 3 go", "dog")),  # `VALUE NAME` with a strange name
+    ],
+)
+def test_lists_that_only_look_like_colours(text: str, names: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(text)
+    vocabulary = load_vocabulary(str(tmp_path / "list.txt"))
+    assert vocabulary.names == names
+    assert vocabulary.mask_colors is None and not len(vocabulary.color_table()[0])
+
+
+def test_synonyms_in_a_json_list(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text('{"names": ["cat", "sofa = couch"], "synonyms": {"sofa": ["settee", "couch", " divan "]}}')
+    vocabulary = load_vocabulary(str(path))
+    assert vocabulary.names == ("cat", "sofa")
+    assert vocabulary.synonyms == (("cat",), ("sofa", "couch", "settee", "divan"))
+
+
 def test_an_ignore_value_that_is_a_class() -> None:
     many = Vocabulary(tuple(f"c{index}" for index in range(300)), tuple((f"c{index}",) for index in range(300)), build_palette(300))
     with pytest.raises(ValueError, match="mask value 255 means both"):
@@ -140,6 +211,12 @@ def test_lists_as_json(tmp_path: Path) -> None:
         ('{"names": ["cat"], "raw_values": {"70000": "cat"}}', r"0\.\.65535"),
         ('{"names": ["cat"], "raw_values": ["cat"]}', "not a class list"),
         ('{"names": ["cat"], "palette": ["red"]}', "not a class list"),
+        ('{"names": ["cat"], "mask_colors": {"#000000": "cow"}}', "mask_colors name .'cow'"),
+        ('{"names": ["cat"], "mask_colors": {"red": "cat"}}', "'red' is no colour; write #rrggbb"),
+        ('{"names": ["cat"], "mask_colors": {"0 0 300": "cat"}}', r"0\.\.255"),
+        ('{"names": ["cat"], "synonyms": {"cow": ["ox"]}}', "synonyms name .'cow'"),
+        ('{"names": ["cat"], "synonyms": {"cat": "kitten"}}', "must be lists"),
+        ('{"names": ["cat"], "synonyms": {"cat": [""]}}', "empty"),
         ('{"names": "cat"}', "mapping"),
         ("[1, 2", "not JSON"),
     ],
@@ -191,8 +268,21 @@ def test_templates(tmp_path: Path) -> None:
     path.write_text("a cat\n")
     with pytest.raises(ValueError, match="exactly once"):
         load_templates(str(path))
-    with pytest.raises(FileNotFoundError, match="paper15"):
+    with pytest.raises(FileNotFoundError, match="choose one of imagenet80, paper15, single, or give a text file"):
         load_templates("nowhere")
+
+
+def test_the_templates_of_imagenet() -> None:
+    templates = load_templates("imagenet80")
+    assert len(set(templates)) == len(templates) == 80
+    assert all(template.count("{}") == 1 for template in templates)
+    assert (templates[0], templates[-1]) == ("a bad photo of a {}.", "a tattoo of the {}.")
+
+
+def test_the_help_names_every_template_set() -> None:
+    source = inspect.getsource(DataConfig)
+    text = source[source.index("templates: str") : source.index("text_embeddings: str")]
+    assert all(f"`{name}`" in text for name in ("single", "paper15", "imagenet80"))
 
 
 def test_palette_is_distinct_and_never_black_or_white() -> None:

@@ -92,6 +92,8 @@ def _add_flag(parser: ArgumentParser, name: str, hint: Any, default: list[Any] |
     extra: dict[str, Any] = {"required": True} if default is None else {"default": default[0]}
     if hint is bool:
         extra = {"action": "store_true"}
+    elif typing.get_origin(hint) is list:  # may be given several times
+        extra |= {"type": typing.get_args(hint)[0], "action": "append"}
     else:
         extra["type"] = hint
     parser.add_argument("--" + name.replace("_", "-"), dest=name, help=" ".join(text.split()), **extra)

@@ -29,6 +29,9 @@ BRIGHTNESS = 32.0  # largest step added to 8-bit values
 FACTOR = (0.5, 1.5)  # range of contrast and saturation
 HUE = 18  # largest turn, of 180
 
+_INDEX_MODES = ("1", "L", "P")  # and those of 16 and 32 bits, which begin with I
+_COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
+
 # What Pillow raises on damaged files, beside its own exceptions.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error)
 
@@ -61,15 +64,43 @@ def load_mask(path: str | Path) -> Tensor:
         ValueError: the file is damaged, or holds colours instead of indices.
     """
     mask = _read(path, f"mask {path}")
-    if mask.mode not in ("1", "L", "P") and not mask.mode.startswith("I"):
+    if mask.mode not in _INDEX_MODES and not mask.mode.startswith("I"):
         raise ValueError(
             f"mask {path} is a picture of mode {mask.mode}; masks must be index images (8- or 16-bit grey, or palette PNG) "
-            "whose pixel values are the labels: convert its colours to label values first"
+            "whose pixel values are the labels, unless the class list says what each colour means: one `R G B NAME` or "
+            "`#rrggbb NAME` a line"
         )
     values = np.array(mask).astype(np.int64)  # (H, W)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"mask {path} has values from {values.min()} to {values.max()}; labels must lie in 0..65535")
     return torch.from_numpy(values.astype(np.int32))
+
+
+def load_color_mask(path: str | Path) -> Tensor:
+    """Read the colours of a mask: an int32 tensor of shape (H, W) of red * 65536 + green * 256 + blue.
+
+    A palette picture gives its colours, grey and one bit are colours of three equal parts, transparency is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds no 8-bit colours.
+    """
+    mask = _read(path, f"mask {path}")
+    if mask.mode not in _COLOR_MODES:
+        raise ValueError(
+            f"mask {path} is a picture of mode {mask.mode}, which the colour table of a class list cannot name; convert it to RGB"
+        )
+    colors = np.array(mask.convert("RGB")).astype(np.int32)  # (H, W, 3)
+    return torch.from_numpy(colors[..., 0] << 16 | colors[..., 1] << 8 | colors[..., 2])  # (H, W)
+
+
+def is_color_mask(path: str | Path) -> bool:
+    """Whether a mask file is a colour picture and not an index image, by its header; False where that cannot be read."""
+    try:
+        with Image.open(path) as mask:
+            return mask.mode in _COLOR_MODES and mask.mode not in _INDEX_MODES
+    except (*_DAMAGE, Image.DecompressionBombError):
+        return False
 
 
 def _read(source: str | Path | Image.Image, name: str) -> Image.Image:

@@ -34,7 +34,8 @@ class DataConfig:
     ignore: int | None = None
     """Mask value of pixels without a label; null: the one of the class list, 255 unless it says otherwise."""
     templates: str = ""
-    """Prompt templates: `single`, `paper15`, or a text file with one template a line, `{}` standing for the name.
+    """Prompt templates: `single`, `paper15`, `imagenet80` (the 80 that CLIP used for ImageNet), or a text file with one template a
+    line, `{}` standing for the name.
     Empty: those that the paper uses for a packaged class list, else `single`."""
     text_embeddings: str = ""
     """A .npy file (classes, width) to use instead of the text tower, rows in label order."""

@@ -10,6 +10,7 @@ IMAGENET_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Protocol = Literal["inductive", "transductive", "supervised"]
+Resume = Literal["never", "auto", "always"]
 
 
 def check(condition: bool, message: str) -> None:

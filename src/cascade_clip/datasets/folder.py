@@ -1,10 +1,10 @@
-"""A folder of images and a folder of index masks as a data set, and the order in which training walks through one."""
+"""A folder of images and a folder of index or colour masks as a data set, and the order in which training walks through one."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from cascade_clip.transforms import TrainTransform, load_image, load_mask
-from cascade_clip.vocabulary import Vocabulary
+from cascade_clip.transforms import TrainTransform, is_color_mask, load_color_mask, load_image, load_mask
+from cascade_clip.vocabulary import Vocabulary, color_name
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp")  # no JPEG: its compression changes labels
 MASK_ENDING = "_labelTrainIds"
 LISTED = 5
+UNKNOWN = -2
+"""Label of mask values and colours that the class list does not name."""
 
 _logger = logging.getLogger(__name__)
 
@@ -46,6 +48,76 @@ class HasSamples(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class RawMask:
+    """What the pixels of a mask file hold."""
+
+    values: Tensor  # (H, W), int32
+    colored: bool
+    """Whether the values are colours, red * 65536 + green * 256 + blue."""
+
+    def describe(self, value: int) -> str:
+        """A value as people write it: a number, or #rrggbb."""
+        return color_name(value) if self.colored else str(value)
+
+
+class MaskReader:
+    """Reads mask files, and turns their values or colours into labels as a vocabulary says.
+
+    Colour pictures are read by colour; so are palette and 8-bit grey pictures where the vocabulary has a colour table and no table
+    of values. Everything else is an index image.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        """Make the tables."""
+        self.vocabulary = vocabulary
+        self.by_color = vocabulary.mask_colors is not None and vocabulary.raw_values is None
+        self._labels = torch.empty(0) if self.by_color else _value_labels(vocabulary)  # (65536,), unused where masks are read by colour
+        self._codes, self._color_labels = vocabulary.color_table()  # (K,), (K,)
+
+    def read(self, path: Path) -> RawMask:
+        """The raw values of a file, named or not; errors as `load_mask` and `load_color_mask`."""
+        if self.by_color or is_color_mask(path):
+            return RawMask(load_color_mask(path), colored=True)
+        return RawMask(load_mask(path), colored=False)
+
+    def labels(self, raw: RawMask) -> Tensor:
+        """int64 labels of shape (H, W): IGNORED where they do not count, UNKNOWN where the vocabulary does not name the value."""
+        if not raw.colored:
+            return self._labels[raw.values.long()]
+        if not len(self._codes):
+            return torch.full(raw.values.shape, UNKNOWN)
+        values = raw.values.numpy()
+        place = np.searchsorted(self._codes, values).clip(max=len(self._codes) - 1)
+        return torch.from_numpy(np.where(self._codes[place] == values, self._color_labels[place], UNKNOWN))
+
+    def refuse(self, raw: RawMask, path: Path) -> None:
+        """Raise the error that names the values without a meaning, how many pixels have them, and what to write."""
+        values, counts = raw.values[self.labels(raw) == UNKNOWN].unique(return_counts=True)
+        order = counts.argsort(descending=True, stable=True) if raw.colored else torch.arange(len(values))
+        named = [f"{raw.describe(int(values[index]))} ({int(counts[index])} pixels)" for index in order[:LISTED]]
+        more = f" and {len(values) - LISTED} more" if len(values) > LISTED else ""
+        found, kind = ", ".join(named) + more, "colours" if raw.colored else "values"
+        if raw.colored and self.vocabulary.mask_colors is None:
+            raise ValueError(
+                f"mask {path} is a colour picture, but the class list gives no colours; write it as one `R G B NAME` or `#rrggbb NAME` "
+                f"a line (name `ignore` for colours to leave out), or give index masks; the colours here: {found}"
+            )
+        form = "`R G B NAME`" if raw.colored else "`VALUE NAME`"
+        other = "" if raw.colored else f", or set the ignore value, now {self.vocabulary.ignore}"
+        raise ValueError(
+            f"mask {path} holds {kind} that name no class: {found}; write the class list with one {form} a line "
+            f"(name `ignore` for {kind} to leave out){other}"
+        )
+
+
+def _value_labels(vocabulary: Vocabulary) -> Tensor:
+    """Label of every value 0..65535, int64: IGNORED where it does not count, UNKNOWN where it is not named."""
+    table = vocabulary.label_table()
+    table[vocabulary.unknown_values(range(len(table)))] = UNKNOWN
+    return torch.from_numpy(table)
+
+
 class LabelledFiles(Dataset[Sample]):
     """Pairs of image file and mask file, read when they are asked for."""
 
@@ -53,9 +125,7 @@ class LabelledFiles(Dataset[Sample]):
         """Read masks as `vocabulary` says what their values mean."""
         self.pairs = list(pairs)
         self.vocabulary = vocabulary
-        self._labels = torch.from_numpy(vocabulary.label_table())  # (65536,)
-        self._known = torch.ones(len(self._labels), dtype=torch.bool)
-        self._known[vocabulary.unknown_values(range(len(self._labels)))] = False
+        self._reader = MaskReader(vocabulary)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -69,26 +139,20 @@ class LabelledFiles(Dataset[Sample]):
         """Read one image and its labels.
 
         Raises:
-            ValueError: image and mask differ in size, the mask holds values that the vocabulary does not know, or a file is damaged.
+            ValueError: image and mask differ in size, the mask holds values or colours that the vocabulary does not know, or a file is
+                damaged.
         """
         image_path, mask_path = self.pairs[index]
-        image, raw = load_image(image_path), load_mask(mask_path).long()  # (3, H, W), (H, W)
-        if image.shape[1:] != raw.shape:
+        image, raw = load_image(image_path), self._reader.read(mask_path)
+        labels = self._reader.labels(raw)  # (H, W)
+        if image.shape[1:] != labels.shape:
             raise ValueError(
                 f"image {image_path} has {image.shape[2]} x {image.shape[1]} pixels (width x height, turned as its EXIF says) but mask "
-                f"{mask_path} has {raw.shape[1]} x {raw.shape[0]}; they must be the same"
+                f"{mask_path} has {labels.shape[1]} x {labels.shape[0]}; they must be the same"
             )
-        if not bool(self._known[raw].all()):
-            self._refuse_values(raw, mask_path)
-        return Sample(image, self._labels[raw], image_path)
-
-    def _refuse_values(self, raw: Tensor, path: Path) -> None:
-        values = raw[~self._known[raw]].unique().tolist()
-        more = ", ..." if len(values) > LISTED else ""
-        raise ValueError(
-            f"mask {path} holds values that name no class: {', '.join(map(str, values[:LISTED]))}{more}; write the class list with one "
-            f"`VALUE NAME` a line (name `ignore` for values to leave out), or set the ignore value, now {self.vocabulary.ignore}"
-        )
+        if bool((labels == UNKNOWN).any()):
+            self._reader.refuse(raw, mask_path)
+        return Sample(image, labels, image_path)
 
 
 class SegmentationFolder(LabelledFiles):
@@ -110,19 +174,57 @@ class SegmentationFolder(LabelledFiles):
         super().__init__(list_pairs(images, masks)[: limit or None], vocabulary)
 
 
+@dataclass(frozen=True)
+class FoundFiles:
+    """What two folders hold, whether it fits together or not."""
+
+    pairs: list[tuple[Path, Path]]
+    images: int
+    masks: int
+    images_alone: list[Path]
+    """Images without a mask."""
+    masks_alone: list[Path]
+    """Masks without an image."""
+    clashes: list[tuple[Path, Path]]
+    """Two images or two masks of one name, of which the first is taken."""
+
+
 def list_pairs(images: str | Path, masks: str | Path) -> list[tuple[Path, Path]]:
     """Every image of a folder with its mask in another, in sorted order; errors as `SegmentationFolder`."""
-    image_folder, mask_folder = _folder(images, "image"), _folder(masks, "mask")
-    pairs = _pair(_list_files(image_folder, IMAGE_SUFFIXES, mask_folder), _list_files(mask_folder, MASK_SUFFIXES, image_folder))
-    if not pairs:
-        raise FileNotFoundError(f"no images in {image_folder}: looked for {', '.join(IMAGE_SUFFIXES)}, also in folders below it")
-    missing = [image for image, mask in pairs if mask is None]
-    if missing:
+    found = find_files(images, masks)
+    for first, second in found.clashes:
+        raise ValueError(f"{first} and {second} have one name, so that masks and images cannot be paired; remove or rename one")
+    if found.masks_alone:
+        _logger.warning("%d masks have no image and are not used: %s", len(found.masks_alone), listed(found.masks_alone))
+    if found.images_alone:
         raise ValueError(
-            f"{len(missing)} of {len(pairs)} images in {image_folder} have no mask in {mask_folder}: {_listed(missing)}; "
+            f"{len(found.images_alone)} of {found.images} images in {images} have no mask in {masks}: {listed(found.images_alone)}; "
             f"a mask has the image's name and one of the suffixes {', '.join(MASK_SUFFIXES)}"
         )
-    return [(image, mask) for image, mask in pairs if mask is not None]
+    return found.pairs
+
+
+def find_files(images: str | Path, masks: str | Path) -> FoundFiles:
+    """Pair two folders and say what does not pair up.
+
+    Raises:
+        FileNotFoundError: a folder does not exist, or there are no images.
+    """
+    image_folder, mask_folder = _folder(images, "image"), _folder(masks, "mask")
+    image_files, image_clashes = _list_files(image_folder, IMAGE_SUFFIXES, mask_folder)
+    mask_files, mask_clashes = _list_files(mask_folder, MASK_SUFFIXES, image_folder)
+    if not image_files:
+        raise FileNotFoundError(f"no images in {image_folder}: looked for {', '.join(IMAGE_SUFFIXES)}, also in folders below it")
+    masked = [(image_files[key], mask_files.get(key + MASK_ENDING, mask_files.get(key))) for key in sorted(image_files)]
+    spare = [path for key, path in mask_files.items() if key not in image_files and key.removesuffix(MASK_ENDING) not in image_files]
+    return FoundFiles(
+        pairs=[(image, mask) for image, mask in masked if mask is not None],
+        images=len(image_files),
+        masks=len(mask_files),
+        images_alone=[image for image, mask in masked if mask is None],
+        masks_alone=sorted(spare),
+        clashes=image_clashes + mask_clashes,
+    )
 
 
 def _folder(path: str | Path, kind: str) -> Path:
@@ -133,9 +235,13 @@ def _folder(path: str | Path, kind: str) -> Path:
     return folder
 
 
-def _list_files(folder: Path, suffixes: tuple[str, ...], other: Path) -> dict[str, Path]:
-    """Files below a folder by their path without suffix, links followed; `other`, the partner folder, is left out if it lies below."""
+def _list_files(folder: Path, suffixes: tuple[str, ...], other: Path) -> tuple[dict[str, Path], list[tuple[Path, Path]]]:
+    """Files below a folder by their path without suffix, and pairs of files that share one.
+
+    Links are followed; `other`, the partner folder, is left out if it lies below.
+    """
     found: dict[str, Path] = {}
+    clashes: list[tuple[Path, Path]] = []
     visited: set[Path] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         here = Path(root).resolve()
@@ -149,21 +255,14 @@ def _list_files(folder: Path, suffixes: tuple[str, ...], other: Path) -> dict[st
                 continue
             key = path.relative_to(folder).with_suffix("").as_posix()
             if key in found:
-                raise ValueError(f"{found[key]} and {path} have one name, so that masks and images cannot be paired; remove or rename one")
-            found[key] = path
-    return found
+                clashes.append((found[key], path))
+            else:
+                found[key] = path
+    return found, clashes
 
 
-def _pair(images: Mapping[str, Path], masks: Mapping[str, Path]) -> list[tuple[Path, Path | None]]:
-    """Every image with its mask or None, in sorted order; masks without an image are logged."""
-    pairs = [(images[key], masks.get(key + MASK_ENDING, masks.get(key))) for key in sorted(images)]
-    spare = [path for key, path in masks.items() if key not in images and key.removesuffix(MASK_ENDING) not in images]
-    if spare and images:
-        _logger.warning("%d masks have no image and are not used: %s", len(spare), _listed(sorted(spare)))
-    return pairs
-
-
-def _listed(paths: list[Path]) -> str:
+def listed(paths: list[Path]) -> str:
+    """The names of the first files, for messages."""
     return ", ".join(path.name for path in paths[:LISTED]) + (", ..." if len(paths) > LISTED else "")
 
 

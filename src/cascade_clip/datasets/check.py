@@ -1,0 +1,121 @@
+"""Does a data set hold what its class list says? Reads every image and mask, and says what is wrong with them.
+
+One problem never hides another: everything is collected.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cascade_clip.datasets.check_facts import Count, PairFacts, Tally, read_facts, tally_facts
+from cascade_clip.datasets.check_findings import Evidence, Finding, list_findings
+from cascade_clip.datasets.check_order import OrderCheck, check_order
+from cascade_clip.datasets.check_sheet import draw_sheet
+from cascade_clip.datasets.folder import FoundFiles
+from cascade_clip.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found."""
+
+    files: FoundFiles
+    facts: tuple[PairFacts, ...]
+    """One entry for each pair that was read."""
+    tally: Tally
+    vocabulary: Vocabulary
+    order: OrderCheck
+    findings: tuple[Finding, ...]
+
+    @property
+    def wrong(self) -> list[Finding]:
+        """Things that need work before training or scoring."""
+        return [finding for finding in self.findings if finding.level == "wrong"]
+
+    @property
+    def notes(self) -> list[Finding]:
+        """Things that are worth knowing."""
+        return [finding for finding in self.findings if finding.level == "note"]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        tally = self.tally
+        seen = self.vocabulary.seen_mask
+        classes = [{**self._row(row), "label": label, "seen": seen[label]} for label, row in enumerate(tally.classes)]
+        return {
+            "images": self.files.images,
+            "masks": self.files.masks,
+            "pairs": len(self.files.pairs),
+            "pairs_read": len(self.facts),
+            "images_without_mask": [str(path) for path in self.files.images_alone],
+            "masks_without_image": [str(path) for path in self.files.masks_alone],
+            "unreadable": {
+                str(path): text
+                for item in self.facts
+                for path, text in ((item.image, item.image_problem), (item.mask, item.mask_problem))
+                if text
+            },
+            "other_size": [str(item.mask) for item in self.facts if item.image_size and item.mask_size and not item.fits],
+            "pixels": tally.pixels,
+            "classes": classes,
+            "ignored": self._row(tally.ignored),
+            "unknown": [self._row(row) for row in tally.unknown],
+            "class_order": {name: value for name, value in vars(self.order).items() if name != "text"},
+            "findings": [vars(finding) for finding in self.findings],
+        }
+
+    def _row(self, row: Count) -> dict[str, Any]:
+        return {"name": row.text, "pixels": row.pixels, "share": round(self.tally.share(row), 8), "images": row.images}
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write `check.json` and, where a pair can be shown, the preview sheet `check.png`; each under a temporary name first."""
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet = draw_sheet(self.facts, self.vocabulary, self.tally)
+        written = [_write(folder / "check.png", sheet.save)] if sheet is not None else []
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+        written.append(_write(folder / "check.json", lambda path: path.write_text(text, encoding="utf-8")))
+        return written
+
+
+def check_data(
+    files: FoundFiles, vocabulary: Vocabulary, limit: int = 0, workers: int = 0, step: Callable[[int, int], None] | None = None
+) -> CheckReport:
+    """Read pairs of image and mask, and compare what they hold with the class list.
+
+    Args:
+        files: what the folders hold.
+        vocabulary: the class list, with what mask values or colours mean.
+        limit: pairs to read, taken at even distances; 0 means all.
+        workers: processes that read; 0 reads in this one.
+        step: called with (done, total).
+
+    Raises:
+        ValueError: the ignore value of the class list is also that of a class.
+    """
+    facts = tuple(read_facts(spread(files.pairs, limit), vocabulary, workers, step))
+    tally = tally_facts(facts, vocabulary)
+    order = check_order(tally.values, tally.masks, vocabulary)
+    findings = list_findings(Evidence(files, facts, tally, vocabulary, order))
+    return CheckReport(files, facts, tally, vocabulary, order, tuple(findings))
+
+
+def spread(pairs: Sequence[tuple[Path, Path]], limit: int) -> list[tuple[Path, Path]]:
+    """At most `limit` of the pairs at even distances, the first among them; 0 means all."""
+    if not 0 < limit < len(pairs):
+        return list(pairs)
+    return [pairs[place * len(pairs) // limit] for place in range(limit)]
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> Path:
+    part = path.with_name(f".part-{os.getpid()}{path.suffix}")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
