@@ -115,6 +115,11 @@ def test_scores_equal_torchmetrics(seed: int) -> None:
         np.testing.assert_allclose(theirs, np.nan_to_num(expected), rtol=1e-6)  # they give an absent class 0
     accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=-1, multidim_average="global")(prediction, target)
     assert found.pixel_accuracy == pytest.approx(float(accuracy), rel=1e-6)
+    for average, expected in (("none", found.accuracy), ("macro", found.mean_accuracy)):
+        theirs = MulticlassAccuracy(classes, average=average, ignore_index=-1)(prediction, target)
+        np.testing.assert_allclose(theirs, np.nan_to_num(expected), rtol=1e-6)
+    assert found.absent == (("c6",) if seed % 2 else ())
+    assert math.isnan(found.iou[6]) is math.isnan(found.accuracy[6]) is bool(seed % 2)
 
 
 # Tables

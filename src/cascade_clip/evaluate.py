@@ -3,20 +3,48 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cascade_clip.checkpoint import Checkpoint
+from cascade_clip.checkpoint import Checkpoint, find_checkpoint, read_config, read_record, read_versions
+from cascade_clip.config import DataConfig, InferenceConfig
 from cascade_clip.data import LabelledImages
+from cascade_clip.distributed import Ranks
+from cascade_clip.fingerprints import hash_dataset
+from cascade_clip.gallery import Gallery, ImageRecord, image_scores
 from cascade_clip.metrics import ConfusionMatrix, Scores, scores
-from cascade_clip.predictor import Predictor
+from cascade_clip.plain_values import config_from_dict, config_to_dict
+from cascade_clip.predictor import Predictor, Target
+from cascade_clip.results import UNLABELLED
+from cascade_clip.vocabulary import Color, Vocabulary
+
+ALONE = Ranks()
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where model and data of a report come from, as far as whoever asked for it says."""
+
+    checkpoint: str = ""
+    """The checkpoint as it was named."""
+    checkpoint_sha256: str = ""
+    """Hash of its weight file."""
+    data: DataConfig | None = None
+    """Settings of the data set."""
+
+
+UNKNOWN_ORIGIN = Origin()
+
+
+@dataclass(frozen=True, eq=False)
 class Report:
     """Scores of one model on one data set, with what they rest on."""
 
@@ -24,6 +52,26 @@ class Report:
     images: int
     calibration: float
     assumptions: tuple[str, ...]
+    counts: NDArray[np.int64]
+    """Pixels of each true class (rows) by predicted class, (C, C + 1); the last column has no prediction."""
+    colors: tuple[Color, ...]
+    inference: dict[str, Any]
+    """Settings of inference: window, stride, precision and the like, and the prompt templates."""
+    data_sha256: str
+    """See `fingerprints.hash_dataset`; empty for data sets without files."""
+    clip_sha256: str = ""
+    """Hash of the CLIP underneath, see `clip.fingerprint_weights`; empty for random weights."""
+    origin: Origin = UNKNOWN_ORIGIN
+    worst: tuple[ImageRecord, ...] = ()
+    """The images with the lowest mIoU over their present classes, lowest first."""
+    best: tuple[ImageRecord, ...] = ()
+    """Those with the highest, highest first; none is among `worst`."""
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Those hashes that are known, by what they are of."""
+        found = {"the data set": self.data_sha256, "the checkpoint's weights": self.origin.checkpoint_sha256, "CLIP": self.clip_sha256}
+        return {label: value for label, value in found.items() if value}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; full precision."""
@@ -33,13 +81,31 @@ class Report:
             "assumptions": list(self.assumptions),
             "summary": summarise(self.scores),
             **self.scores.to_json(),
+            "checkpoint": {"name": self.origin.checkpoint, "sha256": self.origin.checkpoint_sha256, "clip_sha256": self.clip_sha256},
+            "data": {"settings": None if self.origin.data is None else config_to_dict(self.origin.data), "sha256": self.data_sha256},
+            "inference": self.inference,
+            "worst": [record.to_json() for record in self.worst],
+            "best": [record.to_json() for record in self.best],
+            "versions": read_versions(),
+            "confusion": self.counts.tolist(),
         }
 
     def save(self, path: Path) -> Path:
-        """Write the report as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        return path
+        """Write the report as JSON, one row of the confusion matrix a line; under a temporary name first."""
+        values = self.to_json()
+        rows = ",\n".join(f"  {json.dumps(row)}" for row in values.pop("confusion"))
+        text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
+        return write_whole(path, f'{text[:-2]},\n "confusion": [\n{rows}\n ]\n}}\n')
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text file so that nobody ever finds half of it; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        part = Path(folder) / path.name
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    return path
 
 
 def summarise(found: Scores) -> dict[str, float | None]:
@@ -53,10 +119,56 @@ def summarise(found: Scores) -> dict[str, float | None]:
     }
 
 
+def evaluation_record(report: Report, config: DataConfig) -> dict[str, Any]:
+    """What a checkpoint keeps of its evaluation, so that `cascade-clip verify` can repeat it."""
+    return {
+        "data": config_to_dict(config),
+        "data_sha256": report.data_sha256,
+        "images": report.images,
+        "calibration": report.calibration,
+        "summary": summarise(report.scores),
+    }
+
+
+@dataclass(frozen=True)
+class StoredEvaluation:
+    """What a checkpoint keeps of its evaluation."""
+
+    data: DataConfig
+    summary: dict[str, float | None]
+    calibration: float | None
+    """None where it was not stored: what the protocol calls for."""
+    data_sha256: str
+    """Empty where it was not stored."""
+
+
+def read_evaluation(source: str | Path) -> StoredEvaluation:
+    """The evaluation in the record of a checkpoint folder, a run folder or a packaged model.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: it stores no figures, or does not say of which data.
+    """
+    folder = find_checkpoint(source)
+    stored = read_record(folder).get("evaluation")
+    if not isinstance(stored, dict) or not isinstance(stored.get("summary"), dict):
+        raise ValueError(f"{source} stores no figures to verify: it was not evaluated after training (setting `evaluation`)")
+    where = f"the evaluation of {source}"
+    data = stored.get("data")
+    config = config_from_dict(DataConfig, data, where) if isinstance(data, dict) else read_config(folder).evaluation
+    if config is None:
+        raise ValueError(f"{where} does not say on which data its figures rest")
+    return StoredEvaluation(config, stored["summary"], stored.get("calibration"), str(stored.get("data_sha256", "")))
+
+
+def training_protocol(checkpoint: Checkpoint) -> str:
+    """inductive, transductive or supervised."""
+    return str(checkpoint.record.get("protocol", checkpoint.config.train.protocol))
+
+
 def default_calibration(checkpoint: Checkpoint) -> float:
     """What is subtracted from seen classes: the inference setting after inductive training, else 0."""
-    protocol = checkpoint.record.get("protocol", checkpoint.config.train.protocol)
-    return checkpoint.config.inference.calibration if protocol == "inductive" else 0.0
+    return checkpoint.config.inference.calibration if training_protocol(checkpoint) == "inductive" else 0.0
 
 
 def evaluate(
@@ -65,6 +177,9 @@ def evaluate(
     calibration: float | None = None,
     text: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
+    keep: int = 0,
+    origin: Origin = UNKNOWN_ORIGIN,
+    ranks: Ranks = ALONE,
 ) -> Report:
     """Segment every image of a data set with its own class names and compare with its labels.
 
@@ -74,8 +189,54 @@ def evaluate(
         calibration: subtracted from scores of seen classes; by default what the training protocol calls for, and 0 on a data set with
             other class names than the training's.
         text: text embeddings (C, D) to use instead of the text tower.
-        progress: called with (done, total) after every image.
+        progress: called with (done, total) after every image of this process.
+        keep: how many of the worst and of the best images the report holds.
+        origin: what the report says about where model and data come from.
+        ranks: the processes that share the images; each returns the report of all.
     """
+    vocabulary, target = _bind(predictor, dataset, calibration, text)
+    matrix = ConfusionMatrix(len(vocabulary.names), predictor.device)
+    gallery = Gallery(keep)
+    share = ranks.share(len(dataset))
+    for done, index in enumerate(share, 1):
+        matrix += _count(predictor, target, dataset, index, gallery)
+        if progress is not None:
+            progress(done, len(share))
+    matrix.counts = ranks.sum(matrix.counts)
+    for records in ranks.gather(gallery.records):
+        gallery.extend(records)
+    found = scores(matrix, vocabulary.names, vocabulary.seen_mask)
+    return Report(
+        scores=found,
+        images=len(dataset),
+        calibration=target.calibration,
+        assumptions=_assumptions(found, target, predictor, len(dataset), origin.data),
+        counts=matrix.counts.cpu().numpy(),
+        colors=vocabulary.colors,
+        inference={**config_to_dict(predictor.settings), "templates": list(predictor.checkpoint.templates)},
+        data_sha256=hash_dataset(dataset),
+        clip_sha256=predictor.checkpoint.clip_fingerprint,
+        origin=origin,
+        worst=gallery.worst,
+        best=gallery.best,
+    )
+
+
+def _count(predictor: Predictor, target: Target, dataset: LabelledImages, index: int, gallery: Gallery) -> ConfusionMatrix:
+    """The matrix of one image, on the model's device; the image is offered to the gallery."""
+    sample = dataset.sample(index)
+    single = ConfusionMatrix(len(dataset.vocabulary), predictor.device)
+    labels = predictor.label_map(sample.image, target).labels  # (H, W)
+    labels = labels.where(labels < single.classes, UNLABELLED)  # a background that is no class of the data set
+    single.update(labels, sample.labels.to(predictor.device))
+    figures = image_scores(single) if gallery.keep else None
+    if figures is not None and gallery.wants(index, figures.miou):
+        gallery.add(ImageRecord.make(index, sample, labels, figures))
+    return single
+
+
+def _bind(predictor: Predictor, dataset: LabelledImages, calibration: float | None, text: Tensor | None) -> tuple[Vocabulary, Target]:
+    """The class names of a data set with the split that holds, and bound to the model."""
     vocabulary, trained = dataset.vocabulary, predictor.vocabulary
     same_names = {name.casefold() for name in vocabulary.names} == {name.casefold() for name in trained.names}
     if not vocabulary.unseen:
@@ -84,25 +245,36 @@ def evaluate(
         wanted = calibration
     else:  # across data sets the published figures count every class as seen
         wanted = default_calibration(predictor.checkpoint) if same_names else 0.0
-    target = predictor.bind(vocabulary, wanted, text)
-    matrix = ConfusionMatrix(len(vocabulary.names), predictor.device)
-    for index in range(len(dataset)):
-        sample = dataset.sample(index)
-        labels = predictor.label_map(sample.image, target).labels  # (H, W)
-        matrix.update(labels, sample.labels.to(predictor.device))
-        if progress is not None:
-            progress(index + 1, len(dataset))
-    found = scores(matrix, vocabulary.names, vocabulary.seen_mask)
-    return Report(found, len(dataset), target.calibration, _assumptions(found, target.calibration))
+    return vocabulary, predictor.bind(vocabulary, wanted, text)
 
 
-def _assumptions(found: Scores, calibration: float) -> tuple[str, ...]:
+def _assumptions(found: Scores, target: Target, predictor: Predictor, images: int, data: DataConfig | None) -> tuple[str, ...]:
     unseen = [name for name, seen in zip(found.names, found.seen, strict=True) if not seen]
-    absent = f"left out of the means: {', '.join(found.absent)}" if found.absent else "none is absent from both prediction and labels"
+    absent = f"left out of the means as absent from both prediction and labels: {_some(found.absent) or 'none'}"
+    part = f"the first {images} images of the data set, as a limit was set" if data is not None and data.limit else f"all {images} images"
+    background = "no background policy: every pixel gets a class name"
+    if target.background != "none":
+        background = f"background policy: {target.background}; a labelled pixel that gets no class of the data set is an error"
     return (
         f"all {len(found.names)} class names compete in the argmax",
-        f"{len(unseen)} of them count as unseen{': ' + ', '.join(unseen[:20]) if unseen else ''}",
-        "no background policy: every pixel gets a class name",
-        f"{calibration:g} subtracted from the scores of seen classes",
-        f"one confusion matrix over all images; ignored pixels do not count; classes: {absent}",
+        f"{len(unseen)} of them count as unseen{': ' + _some(unseen) if unseen else ''}",
+        background,
+        f"{target.calibration:g} subtracted from the scores of seen classes",
+        f"one confusion matrix over all images; ignored pixels do not count; {absent}",
+        part,
+        f"training protocol of the model: {training_protocol(predictor.checkpoint)}",
+        _describe_inference(predictor.settings),
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    """At most 20 names in a row."""
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _describe_inference(settings: InferenceConfig) -> str:
+    resize = f"short side resized to {settings.window} pixels" if settings.resize else "images at their own size"
+    views = [] if settings.scales == (1.0,) else [f"scales {', '.join(f'{scale:g}' for scale in settings.scales)}"]
+    views += ["mirrored too"] if settings.flip else []
+    augmentation = f"test-time augmentation: {', '.join(views)}" if views else "no test-time augmentation"
+    return f"{resize}, windows of {settings.window} pixels every {settings.stride}, {settings.precision}; {augmentation}"

@@ -5,26 +5,34 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
-from cascade_clip.config import DataConfig
-from cascade_clip.terminal import DEFAULT_RUN, RunOptions, console, progress_bar
+from cascade_clip.config import DataConfig, InferenceConfig
+from cascade_clip.config.data import DataName
+from cascade_clip.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cascade_clip.comparison import Comparison, Row
+    from cascade_clip.data import LabelledImages
+    from cascade_clip.distributed import Ranks
     from cascade_clip.evaluate import Report
     from cascade_clip.predictor import Predictor
 
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """A labelled data set in two folders."""
+    """A labelled data set."""
 
-    data: Literal["folder", "sandbox"] = "folder"
-    """`folder`: the two folders below; `sandbox`: fresh scenes of the built-in world, which need no files."""
+    data: DataName = "folder"
+    """`folder`: the two folders below; `sandbox`: fresh scenes of the built-in world, which need no files; or a named data set."""
+    root: str = ""
+    """Folder that holds the named data set; by default the environment variable CASCADE_CLIP_DATA, else `data`."""
+    split: Literal["", "train", "val"] = ""
+    """Part of the named data set; by default val."""
     images: str = ""
     """Folder of images."""
     masks: str = ""
@@ -42,38 +50,175 @@ class FolderOptions:
     seed: int = 2
     """Which scenes of the sandbox."""
 
+    def to_config(self) -> DataConfig:
+        """The settings of the data set."""
+        chosen = {name: value for name, value in dataclasses.asdict(self).items() if name != "data"}
+        config = DataConfig(name=self.data, **chosen)
+        return dataclasses.replace(config, limit=self.limit or 300) if self.data == "sandbox" else config
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """What replaces the inference settings of a checkpoint."""
+
+    window: int | None = None
+    """Side of the window in pixels; by default the checkpoint's."""
+    stride: int | None = None
+    """Step between windows in pixels; by default the checkpoint's."""
+    flip: bool = False
+    """Test-time augmentation: average the scores with those of the mirrored image."""
+    scales: str = ""
+    """Test-time augmentation: sizes whose scores are averaged, as parts of the window, such as "0.75, 1, 1.25"."""
+    background: str = ""
+    """Background words ("sky, wall"), a file of them, or `scenery`: they compete and all mean `background`; by default the checkpoint's."""
+    threshold: float | None = None
+    """Pixels whose best score (0..1) lies below get no class name; by default the checkpoint's."""
+
+    def apply(self, settings: InferenceConfig) -> InferenceConfig:
+        """The checkpoint's settings with what is given here."""
+        given = _given(dataclasses.asdict(self))
+        if self.scales:
+            given["scales"] = _read_scales(self.scales)
+        return dataclasses.replace(settings, **given)
+
+
+DEFAULT_INFERENCE = InferenceOptions()
+
 
 def evaluate(
-    checkpoint: str, *, data: FolderOptions, run: RunOptions = DEFAULT_RUN, calibration: float | None = None, out: Path | None = None
+    checkpoint: str,
+    *,
+    data: FolderOptions,
+    run: RunOptions = DEFAULT_RUN,
+    inference: InferenceOptions = DEFAULT_INFERENCE,
+    calibration: float | None = None,
+    out: Path | None = None,
+    against: str = "",
+    pictures: int = 6,
 ) -> int:
-    """Score a model on a folder of images and a folder of index masks.
+    """Score a model on labelled images.
 
-    Prints S, U, hIoU and pixel accuracy with the assumptions they rest on, and every class.
+    Prints S, U, hIoU and pixel accuracy with the assumptions they rest on, and every class. Under torchrun several processes share the
+    images and count the same.
+
+    Args:
+        checkpoint: checkpoint folder, run folder, a packaged model (mini, mini-last), or CLIP alone, such as
+            clip:ViT-B-16-quickgelu/openai.
+        data: the data set.
+        run: how to load and run.
+        inference: other settings of inference than the checkpoint's.
+        calibration: subtracted from scores of seen classes; by default 0.1 after inductive training, else 0.
+        out: folder for report.json and report.html, or a file name that ends with .json; by default nothing is written.
+        against: a report.json, the folder of one, or a checkpoint to evaluate on the same images: what has changed since.
+        pictures: how many of the worst and of the best images report.html shows.
+    """
+    from cascade_clip.comparison import check_same_data, compare
+    from cascade_clip.data import build_dataset
+    from cascade_clip.distributed import join_ranks
+    from cascade_clip.fingerprints import hash_dataset
+
+    keep = pictures if out is not None and out.suffix != ".json" else 0
+    earlier = _find_report(against) if against else None
+    config = data.to_config()
+    dataset = build_dataset(config, "val")
+    if earlier is not None:  # before hours are spent
+        check_same_data(earlier, len(dataset), hash_dataset(dataset))
+    with join_ranks() as ranks:
+        report = _score(checkpoint, config, dataset, run, inference, calibration, ranks, keep)
+        if against and earlier is None:
+            earlier = _score(against, config, dataset, run, inference, calibration, ranks).to_json()
+    if not ranks.rank:
+        _conclude(report, out, None if earlier is None else compare(earlier, report.to_json()))
+    return 0
+
+
+def _conclude(report: Report, out: Path | None, comparison: Comparison | None) -> None:
+    """Print and write what came out."""
+    print_report(report)
+    if comparison is not None:
+        print_comparison(comparison)
+    if out is not None:
+        from cascade_clip.report import write_report
+
+        written = [report.save(out)] if out.suffix == ".json" else write_report(report, out, comparison)
+        say(f"wrote {' and '.join(str(path) for path in written)}")
+
+
+def verify(
+    checkpoint: str,
+    *,
+    run: RunOptions = DEFAULT_RUN,
+    images: str = "",
+    masks: str = "",
+    classes: str = "",
+    root: str = "",
+    tolerance: float = 1e-3,
+) -> int:
+    """Evaluate a checkpoint again on what its record says, and compare with the stored figures.
+
+    It takes all the images that the figures rest on, so there is no --limit; `cascade-clip evaluate --limit` gives an estimate. The exit
+    code is 0 when every figure agrees, 1 when one differs, 2 when no figures are stored.
 
     Args:
         checkpoint: checkpoint folder, run folder, or a packaged model: mini, mini-last.
-        data: the data set.
         run: how to load and run.
-        calibration: subtracted from scores of seen classes; by default 0.1 after inductive training, else 0.
-        out: where to write report.json; by default nowhere.
+        images: folder of images, where they now lie elsewhere.
+        masks: folder of masks, where they now lie elsewhere.
+        classes: class list, where it now lies elsewhere.
+        root: folder of the named data set, where it now lies elsewhere.
+        tolerance: largest difference that still agrees, as a share (0.001 is 0.1 points of mIoU).
     """
+    from cascade_clip.comparison import compare_figures
     from cascade_clip.data import build_dataset
-    from cascade_clip.evaluate import evaluate as run_evaluation
-    from cascade_clip.predictor import load_predictor
+    from cascade_clip.distributed import join_ranks
+    from cascade_clip.evaluate import read_evaluation, summarise
 
-    chosen = {name: value for name, value in dataclasses.asdict(data).items() if name != "data"}
-    config = DataConfig(name=data.data, **chosen)
-    if data.data == "sandbox":
-        config = dataclasses.replace(config, limit=data.limit or 300)
+    if tolerance < 0:
+        raise ValueError(f"--tolerance must be 0 or more, got {tolerance}")
+    stored = read_evaluation(checkpoint)
+    moved = {"images": images, "masks": masks, "classes": classes, "root": root}
+    config = dataclasses.replace(stored.data, **_given(moved))
     dataset = build_dataset(config, "val")
-    predictor = load_predictor(checkpoint, run.device, run.precision, run.clip_weights or None)
+    with join_ranks() as ranks:
+        report = _score(checkpoint, config, dataset, run, DEFAULT_INFERENCE, stored.calibration, ranks)
+    if ranks.rank:
+        return 0
+    for assumption in report.assumptions:
+        say(f"- {assumption}")
+    if stored.data_sha256 and stored.data_sha256 != report.data_sha256:
+        say(f"the data set is not the recorded one: its hash is {report.data_sha256[:12]}, recorded was {stored.data_sha256[:12]}")
+    rows = compare_figures(stored.summary, summarise(report.scores))
+    console.print(_row_table(f"{report.images} images", ("", "stored", "now", "difference"), rows))
+    differing = [row.label for row in rows if not row.agrees(tolerance)]
+    say(f"differs by more than {tolerance:g}: {', '.join(differing)}" if differing else f"every figure agrees within {tolerance:g}")
+    return 1 if differing else 0
+
+
+def _score(
+    checkpoint: str,
+    config: DataConfig,
+    dataset: LabelledImages,
+    run: RunOptions,
+    inference: InferenceOptions,
+    calibration: float | None,
+    ranks: Ranks,
+    keep: int = 0,
+) -> Report:
+    """Load a checkpoint and evaluate it; the first process shows a progress bar."""
+    from cascade_clip.evaluate import Origin
+    from cascade_clip.evaluate import evaluate as run_evaluation
+    from cascade_clip.fingerprints import hash_checkpoint
+    from cascade_clip.predictor import load_predictor
+    from cascade_clip.training_free import PREFIX
+
+    predictor = load_predictor(checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block)
+    predictor.settings = inference.apply(predictor.settings)
     text = given_embeddings(config, len(dataset.vocabulary), predictor)
-    with progress_bar("evaluating") as step:
-        report = run_evaluation(predictor, dataset, calibration, text, step)
-    print_report(report)
-    if out is not None:
-        console.print(f"wrote {report.save(out)}", markup=False, highlight=False)
-    return 0
+    origin = Origin(checkpoint, "" if checkpoint.startswith(PREFIX) else hash_checkpoint(checkpoint), config)
+    if ranks.rank:
+        return run_evaluation(predictor, dataset, calibration, text, None, keep, origin, ranks)
+    with progress_bar(f"evaluating {Path(checkpoint).name}") as step:
+        return run_evaluation(predictor, dataset, calibration, text, step, keep, origin, ranks)
 
 
 def given_embeddings(config: DataConfig, classes: int, predictor: Predictor) -> Tensor | None:
@@ -96,9 +241,57 @@ def print_report(report: Report) -> None:
         table.add_row(name + mark, _percent(float(iou)), _percent(float(accuracy)))
     console.print(table)
     line = f"S {_percent(found.seen_miou)}  U {_percent(found.unseen_miou)}  hIoU {_percent(found.hiou)}"
-    console.print(f"{line}  mIoU {_percent(found.miou)}  pixel accuracy {_percent(found.pixel_accuracy)}", highlight=False)
+    say(f"{line}  mIoU {_percent(found.miou)}  pixel accuracy {_percent(found.pixel_accuracy)}")
     for assumption in report.assumptions:
-        console.print(f"- {assumption}", markup=False, highlight=False)
+        say(f"- {assumption}")
+    for label, value in report.hashes.items():
+        say(f"- SHA-256 of {label}: {value}")
+
+
+def print_comparison(found: Comparison) -> None:
+    """Two reports side by side."""
+    heads = ("", *found.titles, "difference")
+    console.print(_row_table("side by side", heads, found.figures))
+    if found.classes:
+        console.print(_row_table("classes whose IoU differs most (* unseen)", heads, found.classes))
+
+
+def _row_table(title: str, heads: tuple[str, ...], rows: tuple[Row, ...]) -> Table:
+    table = Table(title=title)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left")
+    for row in rows:
+        change = "-" if row.difference is None else f"{100 * row.difference:+.2f}"
+        table.add_row(row.label, _percent(row.first), _percent(row.second), change)
+    return table
+
+
+def _find_report(source: str) -> dict[str, Any] | None:
+    """The report that `--against` names; None where it names a checkpoint."""
+    from cascade_clip.checkpoint import find_checkpoint
+    from cascade_clip.comparison import read_report
+    from cascade_clip.training_free import PREFIX
+
+    path = Path(source).expanduser()
+    if path.suffix == ".json":
+        return read_report(path)
+    if (path / "report.json").is_file() and not (path / "model").is_dir():
+        return read_report(path / "report.json")
+    if not source.startswith(PREFIX):
+        find_checkpoint(source)  # missing ones are refused before anything runs
+    return None
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Those flags that were given."""
+    return {name: value for name, value in values.items() if value not in (None, "", False)}
+
+
+def _read_scales(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f'--scales must be numbers separated by commas, such as "0.75, 1, 1.25", got {text!r}') from None
 
 
 def _percent(value: float | None) -> str:

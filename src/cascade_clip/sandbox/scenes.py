@@ -25,6 +25,8 @@ UNSEEN_NAMES: tuple[str, ...] = ("sand", "brick wall", "star", "fish", "mushroom
 """The classes whose masks a zero-shot learner must not see."""
 IGNORE = 255
 """Label of pixels without a class; only single-thing pictures on a plain background have it."""
+SCENES_VERSION = 1
+"""Counted up whenever a pair (seed, index) comes to mean another picture; part of the data-set hash in reports."""
 
 PALETTE: tuple[tuple[int, int, int], ...] = (
     (135, 196, 250), (60, 160, 60), (30, 90, 200), (235, 210, 140), (235, 240, 250), (165, 70, 45), (125, 85, 50),

@@ -1,0 +1,130 @@
+"""Two reports side by side, and a report beside the figures that a checkpoint stores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FIGURES = {
+    "seen_miou": "S: mIoU of seen classes",
+    "unseen_miou": "U: mIoU of unseen classes",
+    "hiou": "hIoU",
+    "miou": "mIoU",
+    "pixel_accuracy": "pixel accuracy",
+}
+"""What every report sums up, and how it is called."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure in two places, each in 0..1, or None where it cannot be computed."""
+
+    label: str
+    first: float | None
+    second: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """Second minus first."""
+        return None if self.first is None or self.second is None else self.second - self.first
+
+    def agrees(self, tolerance: float) -> bool:
+        """Whether both are None, or at most `tolerance` apart."""
+        if self.first is None or self.second is None:
+            return self.first is self.second
+        return abs(self.second - self.first) <= tolerance
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two reports on one data set."""
+
+    titles: tuple[str, str]
+    figures: tuple[Row, ...]
+    classes: tuple[Row, ...]
+    """IoU of the classes that differ most, largest difference first; unseen ones are marked."""
+
+
+def compare_figures(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[Row, ...]:
+    """The figures of two summaries (see `evaluate.summarise`) side by side."""
+    return tuple(Row(label, first.get(key), second.get(key)) for key, label in FIGURES.items())
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A report that `cascade-clip evaluate --out` wrote.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or no report of this program.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no report {path}; `cascade-clip evaluate CHECKPOINT --out FOLDER` writes one")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    wanted = {"images", "summary", "classes", "data", "checkpoint"}
+    if not isinstance(values, dict) or not wanted <= values.keys():
+        raise ValueError(f"{path} is not a report of this version: {sorted(wanted)} expected; make it again with `cascade-clip evaluate`")
+    return values
+
+
+def compare(first: Mapping[str, Any], second: Mapping[str, Any], count: int = 10) -> Comparison:
+    """Two reports, as plain values, side by side.
+
+    Args:
+        first: the report to compare with.
+        second: the report whose change is of interest.
+        count: at most so many classes.
+
+    Raises:
+        ValueError: they rest on different images, class lists or splits, so that their figures cannot be compared.
+    """
+    titles = _titles(first, second)
+    check_same_data(first, second["images"], str(second["data"].get("sha256", "")), titles[1])
+    _check_same_split(first, second)
+    rows = [
+        Row(before["name"] + ("" if before["seen"] else " *"), before["iou"], after["iou"])
+        for before, after in zip(first["classes"], second["classes"], strict=True)
+    ]
+    changed = [row for row in rows if row.difference]
+    changed.sort(key=lambda row: -abs(row.difference or 0.0))
+    return Comparison(titles, compare_figures(first["summary"], second["summary"]), tuple(changed[:count]))
+
+
+def check_same_data(report: Mapping[str, Any], images: int, sha256: str, title: str = "now") -> None:
+    """Refuse a report whose images or class list are not those of a data set with this number of images and this hash.
+
+    Raises:
+        ValueError: they differ; both are named.
+    """
+    stored = str(report["data"].get("sha256", ""))
+    if stored == sha256 and report["images"] == images:
+        return
+    parts = [
+        f"{name}: {number} images, data-set hash {digest[:12] or 'unknown'}"
+        for name, number, digest in (
+            (report["checkpoint"].get("name") or "unnamed", report["images"], stored),
+            (title, images, sha256),
+        )
+    ]
+    raise ValueError(f"the reports rest on different data and cannot be compared ({'; '.join(parts)}); evaluate both on the same images")
+
+
+def _check_same_split(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    splits = [{entry["name"]: entry["seen"] for entry in values["classes"]} for values in (first, second)]
+    differing = [name for name, seen in splits[0].items() if splits[1].get(name) is not seen]
+    if differing:
+        raise ValueError(
+            f"the reports count other classes as unseen and cannot be compared ({', '.join(differing[:5])}); set --unseen for both"
+        )
+
+
+def _titles(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, str]:
+    """The names of the two checkpoints, shortened to their last parts where these differ."""
+    full = [str(values["checkpoint"].get("name") or "unnamed") for values in (first, second)]
+    short = [Path(name).name or name for name in full]
+    before, after = short if short[0] != short[1] else full
+    return (before, after) if before != after else (f"{before} (before)", f"{after} (now)")

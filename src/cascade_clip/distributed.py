@@ -1,0 +1,82 @@
+"""Several processes that share one evaluation, each with a part of the images; torchrun says which is which."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process among those that work together; by default it is alone."""
+
+    rank: int = 0
+    """Number of this process; 0 prints and writes."""
+    world: int = 1
+    """Number of processes."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank must lie in 0..{self.world - 1}, got {self.rank}")
+
+    def share(self, length: int) -> range:
+        """The indices below `length` that are this process's: every world-th, so that no part is all easy images."""
+        return range(self.rank, length, self.world)
+
+    def sum(self, counts: Tensor) -> Tensor:
+        """The sum of every process's whole numbers, on the device and with the shape of its own."""
+        if self.world == 1:
+            return counts
+        total = counts.cpu()  # gloo sums on the host, whatever device the counts were made on
+        total = total.clone() if total is counts else total
+        dist.all_reduce(total)
+        return total.to(counts.device)
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every process's value, in the order of ranks; what is sent is pickled."""
+        if self.world == 1:
+            return [value]
+        found: list[Value | None] = [None] * self.world
+        dist.all_gather_object(found, value)
+        return [item for item in found if item is not None]
+
+
+@contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """Join the processes that torchrun started together (its RANK, WORLD_SIZE and LOCAL_RANK); without it, one process alone.
+
+    Every process takes the CUDA device of its local number, where there are any.
+
+    Raises:
+        ValueError: variables that are missing or no numbers.
+    """
+    world = _read("WORLD_SIZE", 1)
+    if world <= 1:
+        yield Ranks()
+        return
+    ranks = Ranks(_read("RANK"), world)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(_read("LOCAL_RANK", 0) % torch.cuda.device_count())
+    dist.init_process_group("gloo", rank=ranks.rank, world_size=world)
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+def _read(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name, "" if default is None else str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"the environment variable {name} must be a whole number, got {text!r}; start with torchrun") from None

@@ -1,0 +1,133 @@
+"""The worst and the best images of an evaluation; only so many are held, whatever the number of images.
+
+Letters: C classes, H x W pixels of an image, h x w of its reduced picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from cascade_clip.datasets.folder import Sample
+from cascade_clip.metrics import ConfusionMatrix
+
+LONGEST_SIDE = 384
+"""Side in pixels to which pictures are reduced."""
+
+
+class ImageScores(NamedTuple):
+    """Figures of one image, in 0..1."""
+
+    miou: float
+    """Mean IoU over the classes that are present in its labels."""
+    pixel_accuracy: float
+
+
+def image_scores(matrix: ConfusionMatrix) -> ImageScores | None:
+    """The figures of an image from its own matrix; None where no pixel has a label."""
+    counts = matrix.counts
+    right = counts.diagonal()  # (C,)
+    labelled = counts.sum(dim=1)  # (C,)
+    union = labelled + matrix.matrix.sum(dim=0) - right  # (C,)
+    right, labelled, union = right.cpu(), labelled.cpu(), union.cpu()
+    present = labelled > 0
+    if not bool(present.any()):
+        return None
+    iou = right[present].double() / union[present].double()
+    return ImageScores(float(iou.mean()), int(right.sum()) / int(labelled.sum()))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRecord:
+    """One image with its figures, reduced so that its longer side has at most `LONGEST_SIDE` pixels."""
+
+    index: int
+    """Its place in the data set."""
+    name: str
+    miou: float
+    pixel_accuracy: float
+    image: NDArray[np.uint8]  # (h, w, 3)
+    truth: NDArray[np.int16]  # (h, w), -1 where there is no label
+    prediction: NDArray[np.int16]  # (h, w), -1 where there is none
+
+    @classmethod
+    def make(cls, index: int, sample: Sample, labels: Tensor, figures: ImageScores) -> ImageRecord:
+        """The record of a sample and the labels (H, W) that the model gives it."""
+        height, width = sample.labels.shape
+        scale = min(1.0, LONGEST_SIDE / max(height, width))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        picture = Image.fromarray(sample.image.permute(1, 2, 0).cpu().numpy()).resize(size, Image.Resampling.BILINEAR)
+        truth, prediction = (_reduce(values, size) for values in (sample.labels, labels))
+        return cls(index, sample.path.name, *figures, np.asarray(picture), truth, prediction)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without the picture."""
+        return {"index": self.index, "name": self.name, "miou": self.miou, "pixel_accuracy": self.pixel_accuracy}
+
+
+class Gallery:
+    """At most `keep` worst and `keep` best images; of two images with one mIoU the earlier one counts as the worse."""
+
+    def __init__(self, keep: int) -> None:
+        """An empty gallery."""
+        if keep < 0:
+            raise ValueError(f"the number of worst and best images must be 0 or more, got {keep}")
+        self.keep = keep
+        """Most images of each kind."""
+        self._worst: list[ImageRecord] = []
+        self._best: list[ImageRecord] = []
+
+    def wants(self, index: int, miou: float) -> bool:
+        """Whether an image would stay."""
+        if len(self._worst) < self.keep:
+            return True
+        if not self.keep:
+            return False
+        return (miou, index) < _worst_first(self._worst[-1]) or (-miou, -index) < _best_first(self._best[-1])
+
+    def add(self, record: ImageRecord) -> None:
+        """Take an image in, and put out those that it beats; one that is here already is not taken twice."""
+        if any(record.index == other.index for other in self.records):
+            return
+        self._worst = sorted([*self._worst, record], key=_worst_first)[: self.keep]
+        self._best = sorted([*self._best, record], key=_best_first)[: self.keep]
+
+    def extend(self, records: Iterable[ImageRecord]) -> None:
+        """Take in the images of another gallery."""
+        for record in records:
+            self.add(record)
+
+    @property
+    def records(self) -> list[ImageRecord]:
+        """Every image that is held, once."""
+        return [*self._worst, *(record for record in self._best if all(record is not other for other in self._worst))]
+
+    @property
+    def worst(self) -> tuple[ImageRecord, ...]:
+        """The lowest mIoU, lowest first; half of the images where there are fewer than twice `keep`."""
+        return tuple(self._worst[: (len(self.records) + 1) // 2])
+
+    @property
+    def best(self) -> tuple[ImageRecord, ...]:
+        """The highest mIoU, highest first; none of `worst`."""
+        return tuple(self._best[: len(self.records) // 2])
+
+
+def _worst_first(record: ImageRecord) -> tuple[float, int]:
+    return record.miou, record.index
+
+
+def _best_first(record: ImageRecord) -> tuple[float, int]:
+    return -record.miou, -record.index
+
+
+def _reduce(labels: Tensor, size: tuple[int, int]) -> NDArray[np.int16]:
+    """Labels (H, W) at another size (width, height), by the nearest pixel."""
+    image = Image.fromarray(labels.cpu().numpy().astype(np.int32))
+    return np.asarray(image.resize(size, Image.Resampling.NEAREST)).astype(np.int16)
