@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from cascade_clip.__main__ import COMMANDS
 from cascade_clip.arguments import build_parser
 from cascade_clip.checkpoint import load_config
+from cascade_clip.config import DataConfig
 from cascade_clip.data import build_dataset
 from cascade_clip.model import build_segmenter
 
@@ -31,6 +33,9 @@ def test_there_is_something_to_test() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configurations_build_and_run_a_batch(path: Path) -> None:
     config = load_config(path)
+    if not path.stem.startswith("sandbox"):
+        assert f"configs/{path.name}" in path.read_text()  # tests/test_configs.py builds and trains it
+        return
     model = build_segmenter(config.model).eval()
     vocabulary = build_dataset(config.data).vocabulary
     side = config.train.augment.crop
@@ -49,6 +54,20 @@ def test_readme_python_prints_what_it_says() -> None:
     with contextlib.redirect_stdout(printed):
         exec(compile(match[1], "README.md", "exec"), {})
     assert printed.getvalue().strip() == match[2].strip()
+
+
+def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block of docs/python.md, one after the other, as a reader types them."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 5
+    monkeypatch.chdir(tmp_path)
+    scene = build_dataset(DataConfig(name="sandbox", seed=5, limit=4)).sample(3)
+    Image.fromarray(scene.image.permute(1, 2, 0).numpy()).save("photo.png")
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), names)
+    assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "overlay.png", "star.png", "output"}
+    assert names["some"].class_names == ("star", "tree", "background")  # type: ignore[attr-defined]
 
 
 def known_flags(command: str) -> set[str]:

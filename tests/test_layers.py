@@ -35,7 +35,7 @@ LAYERS = (
         "evaluate_commands",
         "arguments",
     ),
-    ("train_commands",),
+    ("train_commands", "threshold_commands"),
     ("__init__",),
     ("__main__",),
 )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cascade_clip.config import DataConfig
 from cascade_clip.data import build_dataset
@@ -75,3 +79,24 @@ def test_pixels_without_a_label_can_stand_for_background(mini: Predictor) -> Non
     assert ignored.threshold == named.threshold and ignored.miou == pytest.approx(named.miou)
     with pytest.raises(ValueError, match="no class of this data set is named 'background'"):
         choose_threshold(mini, Relabelled("grass, water", other=IGNORED))
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cascade_clip.__main__ import main
+
+    dataset = Relabelled("background, grass, water, star, tree", other=0)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for index in range(len(dataset)):
+        sample = dataset.sample(index)
+        Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(tmp_path / "images" / f"{index}.png")
+        Image.fromarray(sample.labels.numpy().astype(np.uint8)).save(tmp_path / "masks" / f"{index}.png")
+    (tmp_path / "classes.txt").write_text("background\ngrass\nwater\nstar\ntree\n")
+    words = ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks"), "--classes", str(tmp_path / "classes.txt")]
+    assert main(["threshold", "mini", *words, "--out", str(tmp_path / "curve.json")]) == 0
+    expected = choose_threshold(load_predictor("mini", "cpu"), dataset)
+    assert f"--threshold {expected.threshold:g} is best here: mIoU {100 * expected.miou:.2f}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "curve.json").read_text())["threshold"] == expected.threshold
+    (tmp_path / "classes.txt").write_text("ground\ngrass\nwater\nstar\ntree\n")
+    assert main(["threshold", "mini", *words]) == 2
+    assert "--ignored-is-background" in capsys.readouterr().err

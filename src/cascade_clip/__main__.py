@@ -24,13 +24,22 @@ class Command(NamedTuple):
 COMMANDS = {
     "quickstart": Command("cascade_clip.quickstart:quickstart", "five-minute tour on the built-in world, without a download"),
     "segment": Command("cascade_clip.segment_commands:segment", "label every pixel of your images with your own class names"),
+    "web": Command("cascade_clip.web_commands:web", "open a local web page: upload a picture, type names, see the result"),
     "train": Command("cascade_clip.train_commands:train", "train a model from a YAML file and flags"),
-    "evaluate": Command("cascade_clip.evaluate_commands:evaluate", "score a model on a folder of images and masks"),
+    "evaluate": Command("cascade_clip.evaluate_commands:evaluate", "score a model on labelled images"),
+    "threshold": Command("cascade_clip.threshold_commands:threshold", "choose the score below which a pixel is none of the names"),
+    "verify": Command("cascade_clip.evaluate_commands:verify", "evaluate a checkpoint again and compare with its stored figures"),
     "import": Command("cascade_clip.commands:import_file", "turn a state dict of the released programs into a checkpoint folder"),
+    "data prepare": Command("cascade_clip.datasets.prepare_commands:prepare", "bring the original downloads of a data set into its folders"),
+    "data check": Command("cascade_clip.datasets.check_command:check", "say whether images, masks and class list fit together"),
     "sandbox pretrain": Command("cascade_clip.sandbox.commands:pretrain", "make the mini CLIP of the built-in world again"),
     "sandbox preview": Command("cascade_clip.sandbox.commands:preview", "draw scenes of the built-in world with their masks"),
     "sandbox export": Command("cascade_clip.sandbox.commands:export", "write the built-in world as image and mask folders"),
     "cost": Command("cascade_clip.commands:cost", "print parameters and operations, our way and the published way"),
+    "analyse similarity": Command("cascade_clip.analyse_commands:similarity", "draw how alike patches are, block by block"),
+    "analyse stages": Command("cascade_clip.analyse_commands:stages", "draw the masks of every stage, and as they are added"),
+    "analyse cka": Command("cascade_clip.analyse_commands:cka", "draw how alike blocks are (centred kernel alignment)"),
+    "benchmark": Command("cascade_clip.benchmark_commands:benchmark", "measure this machine"),
     "env": Command("cascade_clip.commands:env", "print versions and devices, for bug reports"),
 }
 
