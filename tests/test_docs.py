@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -68,6 +69,20 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         exec(compile(block, "docs/python.md", "exec"), names)
     assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "overlay.png", "star.png", "output"}
     assert names["some"].class_names == ("star", "tree", "background")  # type: ignore[attr-defined]
+
+
+def test_the_notebook_runs() -> None:
+    """Every cell of docs/tour.ipynb in order, in one namespace, as a kernel would."""
+    notebook = json.loads((ROOT / "docs" / "tour.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) >= 5
+    assert all(not cell.get("outputs") for cell in notebook["cells"])  # kept without outputs
+    names: dict[str, object] = {}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for number, cell in enumerate(cells):
+            exec(compile(cell, f"docs/tour.ipynb cell {number}", "exec"), names)
+    assert "(1, 2, 3)" in printed.getvalue() and "hIoU 0." in printed.getvalue()
 
 
 def known_flags(command: str) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,73 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from cascade_clip.checkpoint import load_checkpoint, read_record, save_checkpoint
 from cascade_clip.config import Config
 from cascade_clip.data import build_dataset
-from cascade_clip.plain_values import config_from_dict
+from cascade_clip.plain_values import config_to_dict
 from cascade_clip.predictor import load_predictor
 from cascade_clip.text import TextEncoder
 from cascade_clip.train import SegmentationTask, fit, prepare
-from conftest import TINY_MODEL, build_tiny
-
-NAMES = ("cat", "dog", "grass", "sky")
+from conftest import build_tiny
+from tiny_runs import DROPOUT, NAMES, ZERO_GRADIENT, largest_gap, tiny_config, weights, write_folders
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight images with masks of four classes and some ignored pixels."""
-    root = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    for kind in ("images", "masks"):
-        (root / kind).mkdir()
-    for index in range(8):
-        mask = generator.integers(0, 4, (3, 4)).repeat(24, 0).repeat(24, 1).astype(np.uint8)
-        mask[:4] = 255
-        pixels = (mask[..., None] * 50 + generator.integers(0, 50, (*mask.shape, 3))).astype(np.uint8)
-        Image.fromarray(mask).save(root / "masks" / f"{index}.png")
-        Image.fromarray(pixels).save(root / "images" / f"{index}.png")
-    (root / "classes.txt").write_text("\n".join(NAMES))
-    return root
-
-
-def tiny_config(folders: Path, model: dict[str, Any] | None = None, **train: Any) -> Config:
-    values = {
-        "model": {**TINY_MODEL, **(model or {})},
-        "data": {
-            "images": str(folders / "images"),
-            "masks": str(folders / "masks"),
-            "classes": str(folders / "classes.txt"),
-            "unseen": "sky",
-            "workers": 0,
-        },
-        "train": {
-            "steps": 4,
-            "batch_size": 4,
-            "augment": {"scale": [128, 64], "crop": 64},
-            "optimizer": {"warmup_steps": 2, "learning_rate": 1e-3},
-            "device": "cpu",
-            "save_every": 2,
-            "log_every": 1,
-            **train,
-        },
-        "inference": {"window": 64, "stride": 48},
-    }
-    return config_from_dict(Config, values)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(load_checkpoint(folder / "model").model.state_dict())
-
-
-def largest_gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], leave_out: str = "nothing") -> float:
-    assert first.keys() == second.keys()
-    return max(float((first[name] - second[name]).abs().max()) for name in first if not re.search(leave_out, name))
-
-
-ZERO_GRADIENT = r"attention\.key\.bias"
-"""A softmax does not see a shift, so the true gradient of these is 0; AdamW turns its rounding noise into whole steps."""
+    return write_folders(tmp_path_factory.mktemp("data"))
 
 
 def test_a_run_writes_a_checkpoint_and_a_log(folders: Path, tmp_path: Path) -> None:
@@ -124,35 +73,49 @@ def test_micro_batches_give_the_gradient_of_the_batch(folders: Path, protocol: s
 
 
 def test_two_processes_train_as_one(folders: Path, tmp_path: Path) -> None:
-    """Two ranks with half of the batch each: same losses and weights to 1e-5, the normaliser averaged over ranks included."""
+    """Two ranks with half of the batch each, through both stages of a transductive run in one call.
+
+    Same losses and weights to 1e-5, the normaliser averaged over ranks included.
+    """
     script = (
-        "import sys, pickle; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
-        "from test_train import tiny_config; from cascade_clip.train import fit\n"
-        "fit(tiny_config(Path(sys.argv[2]), devices=int(sys.argv[4])), Path(sys.argv[3]))\n"
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "from tiny_runs import tiny_config; from cascade_clip.train import fit\n"
+        "fit(tiny_config(Path(sys.argv[2]), protocol='transductive', devices=2), Path(sys.argv[3]))\n"
     )
     (tmp_path / "run.py").write_text(script)
-    for devices in (1, 2):
-        command = [
-            sys.executable,
-            tmp_path / "run.py",
-            str(Path(__file__).parent),
-            str(folders),
-            str(tmp_path / str(devices)),
-            str(devices),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert largest_gap(weights(tmp_path / "1"), weights(tmp_path / "2"), ZERO_GRADIENT) < 1e-5
-    logs = [np.genfromtxt(tmp_path / str(devices) / "metrics.csv", delimiter=",", names=True) for devices in (1, 2)]
+    command = [sys.executable, tmp_path / "run.py", str(Path(__file__).parent), str(folders), str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    fit(tiny_config(folders, protocol="transductive"), tmp_path / "one")
+    check_two_as_one(tmp_path / "one", tmp_path / "two")
+    check_two_as_one(tmp_path / "one" / "stage1", tmp_path / "two" / "stage1")
+
+
+def check_two_as_one(one: Path, two: Path) -> None:
+    assert largest_gap(weights(one), weights(two), ZERO_GRADIENT) < 1e-5
+    logs = [np.genfromtxt(folder / "metrics.csv", delimiter=",", names=True) for folder in (one, two)]
     assert np.allclose(logs[0]["loss"], logs[1]["loss"], rtol=1e-5)
     assert np.allclose(logs[0]["masks"], 2 * logs[1]["masks"])  # M is the mean over ranks
+
+
+@pytest.mark.slow
+def test_torchrun_trains_as_one(folders: Path, tmp_path: Path) -> None:
+    """The command under torchrun with two processes, which stand for two nodes or two devices."""
+    config = tiny_config(folders, devices=2)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cascade_clip", "train"]
+    words = [str(tmp_path / "run.yaml"), "--out", str(tmp_path / "two")]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("a step of 4 images = 1 nodes x 2 devices x 1 passes x 2 images") == 1
+    fit(tiny_config(folders), tmp_path / "one")
+    check_two_as_one(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_run_is_the_uninterrupted_run(folders: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, with dropout and whatever the number of workers."""
-    dropout = {"prompts": {"tokens": 3, "dropout": 0.1}, "decoder": {"heads": 4, "feedforward": 128, "dropout": 0.1}}
-    config = tiny_config(folders, dropout)
+    config = tiny_config(folders, DROPOUT)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=workers))
     fit(config, tmp_path / "whole")
 
@@ -170,7 +133,7 @@ def test_resumed_run_is_the_uninterrupted_run(folders: Path, tmp_path: Path, wor
     with pytest.raises(Killed):
         fit(config, tmp_path / "part")
     monkeypatch.setattr(SegmentationTask, "training_step", step)
-    fit(config, tmp_path / "part", resume=True)
+    fit(config, tmp_path / "part", resume="always")
     assert largest_gap(weights(tmp_path / "whole"), weights(tmp_path / "part")) == 0
 
 
@@ -198,11 +161,6 @@ def test_transductive_runs_both_stages(folders: Path, tmp_path: Path) -> None:
     assert second.config.train.init_from == str(tmp_path / "run" / "stage1" / "model")
 
 
-def test_transductive_on_several_devices_says_how(folders: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"two stages one after the other.*schedule_steps 8"):
-        fit(tiny_config(folders, protocol="transductive", devices=2), tmp_path / "run")
-
-
 def test_every_step_has_a_seed_of_its_own(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
     loss = SegmentationTask.loss
@@ -215,8 +173,8 @@ def test_a_run_folder_is_not_overwritten(folders: Path, tmp_path: Path) -> None:
     fit(tiny_config(folders, steps=1), tmp_path / "run")
     with pytest.raises(ValueError, match="holds a run already"):
         fit(tiny_config(folders, steps=1), tmp_path / "run")
-    with pytest.raises(ValueError, match="other settings"):
-        fit(tiny_config(folders, steps=2), tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match=r"other settings \(train.steps\); choose another"):
+        fit(tiny_config(folders, steps=2), tmp_path / "run", resume="auto")
 
 
 def test_non_finite_loss_stops_the_run(folders: Path, tmp_path: Path) -> None:

@@ -75,9 +75,10 @@ class DecoderLayer(nn.Module):
 
     def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
         """Refine class queries (B, C, D) with patches (B, N, D)."""
-        queries = self.attention_norm(queries + self.dropout(self.attention(queries, patches)))  # (B, C, D)
+        attended = queries + self.dropout(self.attention(queries, patches))  # (B, C, D)
+        queries = self.attention_norm(attended.float())  # (B, C, D), norms are float32 whatever the autocast
         hidden = self.dropout(F.relu(self.expand(queries)))  # (B, C, feedforward)
-        refined: Tensor = self.feedforward_norm(queries + self.dropout(self.contract(hidden)))  # (B, C, D)
+        refined: Tensor = self.feedforward_norm((queries + self.dropout(self.contract(hidden))).float())  # (B, C, D)
         return refined
 
 

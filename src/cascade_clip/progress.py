@@ -1,15 +1,28 @@
-"""What a person sees while a model trains."""
+"""What a person, a program and a plotting tool see while a model trains."""
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
+import os
 import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cascade_clip.run_screen import RunLog, RunScreen
+
+METRICS = ("loss", "focal", "dice", "masks", "learning_rate")
+COLUMNS = ("step", "seconds", *METRICS, "images_per_second", "memory_mb")
 
 
 def quiet_engine() -> None:
@@ -18,7 +31,42 @@ def quiet_engine() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-METRICS = ("loss", "focal", "dice", "masks", "learning_rate")
+def used_memory(device: torch.device | str) -> int:
+    """Bytes: the most that CUDA has held for this process, elsewhere what the process holds now."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a run goes at one step."""
+
+    seconds: float
+    """Since the run, or its resumption, began."""
+    images_per_second: float
+    eta: float
+    """Seconds that are left at this speed."""
+
+
+class Meter:
+    """Speed of the last readings, and the time that is left."""
+
+    def __init__(self, step: int, total: int, batch_size: int, *, window: int = 20, minutes: float = 0.0) -> None:
+        """Begin at `step` of `total`; the speed is that of the last `window` readings. `minutes`: the run also ends by time."""
+        self.total, self.batch_size, self.minutes = total, batch_size, minutes
+        self.points = deque([(time.monotonic(), step)], maxlen=window + 1)
+        self.begin = self.points[0][0]
+
+    def read(self, step: int) -> Reading:
+        """Take the time at a step that was just finished."""
+        now = time.monotonic()
+        self.points.append((now, step))
+        speed = (step - self.points[0][1]) / max(now - self.points[0][0], 1e-9)  # steps a second
+        left = max(self.total - step, 0) / max(speed, 1e-9)
+        if self.minutes:
+            left = min(left, max(60 * self.minutes - (now - self.begin), 0.0))
+        return Reading(now - self.begin, speed * self.batch_size, left)
 
 
 class MetricsFile(Callback):
@@ -33,49 +81,92 @@ class MetricsFile(Callback):
         """Write the head, keeping the rows of steps that the run does not repeat."""
         if not trainer.is_global_zero:
             return
-        kept: list[str] = []
-        if self.path.is_file():
-            rows = self.path.read_text(encoding="utf-8").splitlines()[1:]
-            kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= trainer.global_step]
-        self.path.write_text("\n".join([",".join(("step", "seconds", *METRICS)), *kept, ""]), encoding="utf-8")
-        self.begin = time.monotonic()
+        kept = [row for row in read_metrics(self.path) if row["step"] <= trainer.global_step]
+        temporary = self.path.with_suffix(".part")
+        temporary.write_text(_csv_text(kept, head=True), encoding="utf-8")
+        os.replace(temporary, self.path)
+        self.before = kept[-1].get("seconds", 0.0) if kept else 0.0
+        self.meter = Meter(trainer.global_step, trainer.max_steps, task.config.train.batch_size, window=1)
 
     def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int) -> None:
         """Add a row."""
         if trainer.is_global_zero and trainer.global_step % self.every == 0:
-            self._write(trainer)
+            self._write(trainer, task)
 
     def on_train_end(self, trainer: Any, task: Any) -> None:
         """Add the last step, wherever the run ended."""
         if trainer.is_global_zero and trainer.global_step % self.every and METRICS[0] in trainer.callback_metrics:
-            self._write(trainer)
+            self._write(trainer, task)
 
-    def _write(self, trainer: Any) -> None:
+    def _write(self, trainer: Any, task: Any) -> None:
         step = trainer.global_step
-        values = [f"{float(trainer.callback_metrics[name]):.8g}" for name in METRICS]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(",".join((str(step), f"{time.monotonic() - self.begin:.1f}", *values)) + "\n")
+        now = self.meter.read(step)
+        speed = {"images_per_second": now.images_per_second, "memory_mb": used_memory(task.device) / 1e6}
+        row = {
+            "step": step,
+            "seconds": f"{self.before + now.seconds:.1f}",
+            **{name: f"{float(trainer.callback_metrics[name]):.8g}" for name in METRICS},
+            **{name: f"{value:.5g}" for name, value in speed.items()},
+        }
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_csv_text([row]))
+        for logger in trainer.loggers:
+            logger.log_metrics(speed, step)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics file, without one that a kill cut off; empty when there is no file."""
+    if not path.is_file():
+        return []
+    rows = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                rows.append({name: float(value) for name, value in row.items() if value != ""})
+            except (TypeError, ValueError):  # cut off
+                continue
+    return [row for row in rows if "step" in row]
+
+
+def _csv_text(rows: Sequence[Mapping[str, Any]], *, head: bool = False) -> str:
+    """Rows as CSV text, below the names of the columns with `head`."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+    if head:
+        writer.writeheader()
+    for row in rows:
+        writer.writerow({name: f"{value:.8g}" if isinstance(value, float) else value for name, value in row.items()})
+    return buffer.getvalue()
 
 
 class TrainingProgress(Callback):
-    """A bar with step, loss parts, learning rate, images/s and the time that remains; a line now and then where there is no terminal."""
+    """A bar with step, loss parts, learning rate, images/s, memory and the time that remains; where there is no terminal, lines.
+
+    The lines go into the run's log in any case.
+    """
 
     def __init__(self, console: Console, lines: int = 20, minutes: float = 0.0) -> None:
         """Draw on `console`; without a terminal print about `lines` lines in all. `minutes` says that a run ends by time."""
         self.console = console
+        self.screen = RunScreen()
         self.lines = lines
         self.minutes = minutes
+        self.progress = self._build_bar()
+        self.drawn = console.is_terminal and not console.quiet
+
+    def _build_bar(self) -> Progress:
         columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=console)
+        return Progress(*columns, console=self.console)
 
     def on_train_start(self, trainer: Any, task: Any) -> None:
         """Start the bar at the step that the run starts from."""
         if not trainer.is_global_zero:
             return
-        self.first = trainer.global_step
         self.total = trainer.max_steps
-        self.row = self.progress.add_task("", total=self.total, completed=self.first)
-        if self.console.is_terminal:
+        self.meter = Meter(trainer.global_step, self.total, task.config.train.batch_size, minutes=self.minutes)
+        self.progress = self._build_bar()  # a run of two stages has a bar for each
+        self.row = self.progress.add_task("", total=self.total, completed=trainer.global_step)
+        if self.drawn:
             self.progress.start()
 
     def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int) -> None:
@@ -83,18 +174,16 @@ class TrainingProgress(Callback):
         if not trainer.is_global_zero:
             return
         step = trainer.global_step
-        every = max(1, self.total // self.lines)
-        if not self.console.is_terminal and step % every and step != self.total:
-            return
-        values = trainer.callback_metrics
-        parts = " ".join(f"{name} {float(values[name]):.3g}" for name in ("loss", "focal", "dice", "learning_rate") if name in values)
-        elapsed = self.progress.tasks[self.row].elapsed if self.console.is_terminal else None
-        speed = (step - self.first) * task.config.train.batch_size / elapsed if elapsed else None
-        text = parts + (f" {speed:.1f} images/s" if speed else "")
-        if self.console.is_terminal:
+        now = self.meter.read(step)
+        text = describe_step(trainer.callback_metrics, now, used_memory(task.device))
+        if self.drawn:
             self.progress.update(self.row, completed=step, description=text)
-        else:
-            self.console.print(f"step {step}/{self.total} {text}", markup=False, highlight=False)
+        if step % max(1, self.total // self.lines) and step != self.total:
+            return
+        line = f"step {step}/{self.total} {text} {_clock(now.eta)} left"
+        self.screen.note(line)
+        if not self.drawn:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def on_train_end(self, trainer: Any, task: Any) -> None:
         """Leave the finished bar on the screen."""
@@ -103,3 +192,52 @@ class TrainingProgress(Callback):
     def on_exception(self, trainer: Any, task: Any, exception: BaseException) -> None:
         """Give the terminal back."""
         self.progress.stop()
+
+
+def describe_step(metrics: Mapping[str, Any], now: Reading, memory: int) -> str:
+    """Loss parts, learning rate, images/s and memory in one line."""
+    parts = [f"{name} {float(metrics[name]):.3g}" for name in ("loss", "focal", "dice", "learning_rate") if name in metrics]
+    return " ".join([*parts, f"{now.images_per_second:.1f} images/s", f"{memory / 1e9:.2f} GB"])
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class StepEvents(Callback):
+    """The `start` and `step` events of json mode, and the opening of the log file once the run has its folder."""
+
+    def __init__(self, screen: RunScreen, log: RunLog) -> None:
+        """Write events to `screen`."""
+        self.screen, self.run_log = screen, log
+
+    def setup(self, trainer: Any, task: Any, stage: str) -> None:
+        """Open the log file: settings and data are found good by now."""
+        if trainer.is_global_zero:
+            self.run_log.open()
+
+    def on_train_start(self, trainer: Any, task: Any) -> None:
+        """Say where the run begins."""
+        if trainer.is_global_zero:
+            self.meter = Meter(trainer.global_step, trainer.max_steps, task.config.train.batch_size)
+            self.screen.event("start", protocol=task.config.train.protocol, step=trainer.global_step, steps=trainer.max_steps)
+
+    def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+        """One event for every row of metrics.csv, the last step included."""
+        step = trainer.global_step
+        if not trainer.is_global_zero or (step % task.config.train.log_every and step != trainer.max_steps):
+            return
+        now = self.meter.read(step)
+        values = {name: float(trainer.callback_metrics[name]) for name in METRICS}
+        self.screen.event(
+            "step",
+            step=step,
+            steps=trainer.max_steps,
+            **values,
+            images_per_second=round(now.images_per_second, 3),
+            memory_bytes=used_memory(task.device),
+            seconds=round(now.seconds, 3),
+            eta_seconds=round(now.eta, 1),
+        )

@@ -16,8 +16,10 @@ from cascade_clip.vocabulary import IGNORED
 class TrainingProtocol:
     """One protocol over a vocabulary whose unseen classes are known."""
 
-    def __init__(self, name: Protocol, seen: Tensor) -> None:
+    def __init__(self, name: Protocol, seen: Tensor, threshold: float = 0.0) -> None:
         """Prepare the look-up of labels; `seen` is bool (C,).
+
+        `threshold` is the least score of a pseudo-label; a pixel below it is IGNORED. 0 lets every one through.
 
         Raises:
             ValueError: a protocol that needs unseen classes without any, or nothing seen at all.
@@ -28,6 +30,7 @@ class TrainingProtocol:
             raise ValueError("protocol transductive needs unseen classes; name them with data.unseen, or choose supervised")
         self.name = name
         self.seen = seen
+        self.threshold = threshold
         ranks = torch.cumsum(seen, 0) - 1  # (C,), rank among the seen classes
         own = torch.arange(len(seen))
         tables = {
@@ -45,7 +48,8 @@ class TrainingProtocol:
         """Labels (B, H, W) of the vocabulary as indices of queries, IGNORED where they do not count.
 
         In the transductive protocol a pixel whose class is unseen gets a pseudo-label instead of its own: the unseen class with the
-        highest score in the current mask logits (B, Q, h, w). The true unseen label is used for nothing else.
+        highest score in the mask logits (B, Q, h, w), or IGNORED where that score is below the threshold. The true unseen label is
+        used for nothing else.
         """
         targets = self._table.to(labels.device)[labels]  # (B, H, W); index -1 is the last row
         if self.name != "transductive":
@@ -54,5 +58,6 @@ class TrainingProtocol:
         hidden = (labels != IGNORED) & ~self.seen.to(labels.device)[labels.clamp(min=0)]  # (B, H, W)
         with torch.no_grad():
             scores = upsample(logits[:, unseen].detach().float(), patch_size, (labels.shape[-2], labels.shape[-1])).sigmoid()
-            guesses = unseen[scores.argmax(dim=1)]  # (B, H, W)
+            best, position = scores.max(dim=1)  # (B, H, W) each
+            guesses = torch.where(best < self.threshold, IGNORED, unseen[position])  # (B, H, W)
         return torch.where(hidden, guesses, targets)

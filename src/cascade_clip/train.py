@@ -11,36 +11,35 @@ import dataclasses
 import logging
 import math
 import os
-import warnings
 from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as lightning
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from cascade_clip.checkpoint import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
+from cascade_clip.batches import TrainingBatches
+from cascade_clip.checkpoint import Checkpoint, load_checkpoint, load_strictly, read_record, save_checkpoint
 from cascade_clip.clip import load_clip
-from cascade_clip.config import Config, OptimizerConfig
+from cascade_clip.config import Config, OptimizerConfig, Resume, TrainConfig
 from cascade_clip.data import LabelledImages, build_dataset, data_templates
-from cascade_clip.datasets.folder import StepSampler, TrainingSet
+from cascade_clip.diagnosis import describe, find_cause
+from cascade_clip.engine import build_trainer, is_first_process, run_engine
 from cascade_clip.losses import MaskLoss, mask_loss
 from cascade_clip.model import Segmenter, build_segmenter
-from cascade_clip.plain_values import config_to_dict
-from cascade_clip.predictor import find_device
-from cascade_clip.progress import MetricsFile
+from cascade_clip.plain_values import config_to_dict, read_yaml
 from cascade_clip.protocols import TrainingProtocol
+from cascade_clip.provenance import summarise_run, write_run_file
+from cascade_clip.states import list_states, newest_state, saved_step
+from cascade_clip.teacher import EmaTeacher
 from cascade_clip.text import build_text_encoder, load_embeddings
-from cascade_clip.transforms import TrainTransform
 
 logger = logging.getLogger(__name__)
 
-_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _FROZEN = "model.backbone.tower."
 
 
@@ -56,6 +55,11 @@ def learning_rate(step: int, total: int, config: OptimizerConfig) -> float:
 class SegmentationTask(lightning.LightningModule):
     """The training step of one model, for any protocol, batch split and number of devices."""
 
+    queries: Tensor
+
+    checkpoint: Checkpoint
+    """All that is needed to predict with the model as it is now; `fit` sets it for callbacks."""
+
     def __init__(self, model: Segmenter, text: Tensor, seen: Tensor, config: Config) -> None:
         """Train `model` with text embeddings (C, D) of which `seen` (C,) may be learned."""
         super().__init__()
@@ -63,13 +67,18 @@ class SegmentationTask(lightning.LightningModule):
         self.strict_loading = False
         self.model = model
         self.config = config
-        self.protocol = TrainingProtocol(config.train.protocol, seen)
+        train = config.train
+        self.protocol = TrainingProtocol(train.protocol, seen, train.pseudo_threshold)
+        self.teacher = EmaTeacher(model, train.ema_teacher) if train.ema_teacher and train.protocol == "transductive" else None
+        model.backbone.gradient_checkpointing = train.gradient_checkpointing
+        self.run_model = torch.compile(model.forward) if train.compile else model.forward
         self.register_buffer("queries", self.protocol.queries(text).float(), persistent=False)
 
     def loss(self, images: Tensor, labels: Tensor) -> MaskLoss:
         """Loss sums of normalised images (B, 3, H, W) with labels (B, H, W) of the vocabulary; divide by M afterwards."""
-        logits = self.model(images, self.queries)  # (B, Q, h, w)
-        targets = self.protocol.targets(labels, logits, self.model.patch_size)  # (B, H, W)
+        logits = self.run_model(images, self.queries)  # (B, Q, h, w)
+        guide = logits if self.teacher is None else self.teacher(self.model, images, self.queries)  # (B, Q, h, w)
+        targets = self.protocol.targets(labels, guide, self.model.patch_size)  # (B, H, W)
         return mask_loss(logits, targets, self.model.patch_size, self.config.train.loss)
 
     def accumulate_gradients(self, images: Tensor, labels: Tensor) -> MaskLoss:
@@ -94,15 +103,20 @@ class SegmentationTask(lightning.LightningModule):
         return MaskLoss(total, focal, dice, masks)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """One optimiser step."""
-        torch.manual_seed(hash((self.config.train.seed, self.global_step, self.global_rank)) % 2**63)
+        """One optimiser step.
+
+        Raises:
+            FloatingPointError: the loss or a gradient is not finite; with fp16 a gradient that overflows skips the step instead.
+        """
+        torch.manual_seed(self._step_seed())
         optimizer = cast(Any, self.optimizers())
         rate = self.set_learning_rate(optimizer, self.global_step)
         optimizer.zero_grad(set_to_none=True)
         result = self.accumulate_gradients(*batch)
-        if not math.isfinite(float(result.total)):
-            raise FloatingPointError(f"the loss is {float(result.total)} at step {self.global_step}; the last checkpoint is kept")
+        self._refuse_non_finite(result.total, batch[0])
         optimizer.step()
+        if self.teacher is not None:
+            self.teacher.update(self.model)
         values = {"loss": result.total, "focal": result.focal, "dice": result.dice, "masks": result.masks}
         self.log_dict(values, prog_bar=True)
         self.log("learning_rate", rate, prog_bar=True)
@@ -119,11 +133,34 @@ class SegmentationTask(lightning.LightningModule):
         """AdamW over what is trained; frozen parts hold no state."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         settings = self.config.train.optimizer
-        return torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        fused = self.config.train.fused or None
+        return torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen CLIP out of training states."""
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith(_FROZEN)}
+
+    def _step_seed(self) -> int:
+        return hash((self.config.train.seed, self.global_step, self.global_rank)) % 2**63
+
+    def _refuse_non_finite(self, loss: Tensor, images: Tensor) -> None:
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        largest = torch.stack(torch._foreach_norm(gradients, math.inf)).max() if gradients else loss.new_zeros(())
+        value, size = torch.stack([loss.float(), largest.float()]).tolist()
+        if math.isfinite(value) and math.isfinite(size):
+            return
+        precision = self.trainer.precision_plugin
+        scaler = precision.scaler if isinstance(precision, MixedPrecision) else None
+        if math.isfinite(value) and scaler is not None and scaler.get_scale() >= 1:
+            logger.info(
+                "step %d is skipped: its fp16 gradients overflow at scale %g, which is halved", self.global_step, scaler.get_scale()
+            )
+            return
+        torch.manual_seed(self._step_seed())
+        share = self.config.train.images_at_once
+        cause = find_cause(self.model, lambda batch: torch.cat([self.model(part, self.queries) for part in batch.split(share)]), images)
+        paths = cast(TrainingBatches, cast(Any, self.trainer).datamodule).paths(self.global_step)
+        raise FloatingPointError(f"{describe(cause, value, self.global_step, paths)}; states saved before are kept")
 
     def _backward(self, loss: Tensor) -> None:
         if self._trainer is None:  # used without an engine
@@ -143,52 +180,60 @@ class SegmentationTask(lightning.LightningModule):
         return cast(Tensor, self.trainer.strategy.reduce(value.clone(), reduce_op="mean"))
 
 
-def fit(config: Config, out: Path, *, resume: bool = False, full: bool = False, callbacks: list[Callback] | None = None) -> Checkpoint:
+def fit(config: Config, out: Path, *, resume: Resume = "never", full: bool = False, callbacks: list[Callback] | None = None) -> Checkpoint:
     """Train as `config` says and write the checkpoint folder `out/model`, CLIP's own weights included if `full`.
 
-    A transductive run without `train.init_from` first runs its inductive half into `out/stage1`.
+    A transductive run without `train.init_from` first runs its inductive half into `out/stage1`. `resume` is `never`: the folder must
+    hold no run; `auto`: go on from the last state if there is one, else start; `always`: go on, and refuse to start. A run that went on
+    is bit for bit the run that was not interrupted; one that has ended is returned as it is.
 
     Raises:
-        ValueError, FileNotFoundError: settings, data or weights that do not fit; `out` holds a run and `resume` is not set.
+        ValueError, FileNotFoundError: settings, data or weights that do not fit; `out` holds a run, or none, against `resume`.
+        FloatingPointError: a loss or gradient is not finite.
+        OSError: the state of the run cannot be written.
+        Stopped: a scheduler asked the run to end, and its state is saved.
     """
     dataset = build_dataset(config.data)
-    seen = torch.tensor(dataset.vocabulary.seen_mask)
-    TrainingProtocol(config.train.protocol, seen)  # a split that makes no sense is found before anything runs
+    TrainingProtocol(config.train.protocol, torch.tensor(dataset.vocabulary.seen_mask))  # a split that makes no sense is found first
+    _claim_folder(config, out, resume)
     if config.train.protocol == "transductive" and not config.train.init_from:
-        config = _run_first_stage(config, out, resume=resume, callbacks=callbacks)
-    _claim_folder(config, out, resume=resume)
+        config = _run_first_stage(config, out, dataset, resume, callbacks or [])
+    return _run_stage(config, out, dataset, resume, callbacks or [], full=full)
+
+
+def _run_stage(
+    config: Config, out: Path, dataset: LabelledImages, resume: Resume, callbacks: list[Callback], *, full: bool = False
+) -> Checkpoint:
+    """Train one protocol into a folder, from its last state on or from the start."""
+    if resume != "never" and _has_ended(config, out):
+        logger.info("%s has been trained to its end already", out)
+        return load_checkpoint(out / "model")
     checkpoint = prepare(config, dataset)
     assert checkpoint.text is not None
-    task = SegmentationTask(checkpoint.model.train(), checkpoint.text, seen, config)
-    state = out / "state" / "last.ckpt"
-    resumed = state if resume and state.is_file() else None
-    batches = TrainingBatches(config, dataset, start=_saved_step(resumed) * config.train.batch_size)
-    trainer = build_trainer(config, out, callbacks or [])
-    _run_engine(trainer, task, batches, resumed)
-    record = {"protocol": config.train.protocol, "steps": task.global_step, "images": len(dataset)}
+    task = SegmentationTask(checkpoint.model.train(), checkpoint.text, torch.tensor(dataset.vocabulary.seen_mask), config)
+    task.checkpoint = checkpoint
+    state = newest_state(out / "state") if resume != "never" else None
+    batches = TrainingBatches(config, dataset, start=saved_step(state) * config.train.batch_size if state else 0)
+    trainer, saver = build_trainer(config, out, callbacks)
+    if is_first_process():
+        logger.info("%s", describe_batch(config.train))
+    run = write_run_file(out, config, dataset, write=is_first_process())
+    run_engine(trainer, saver, task, batches, state)
+    record = {"protocol": config.train.protocol, "steps": task.global_step, "images": len(dataset), "run": summarise_run(run)}
     kept = checkpoint.text if checkpoint.text_encoder is None or config.data.text_embeddings else None
     finished = dataclasses.replace(checkpoint, model=task.model.cpu().eval(), text=kept, record=record)
     if trainer.is_global_zero:
         save_checkpoint(out / "model", finished, full=full)
+    trainer.strategy.barrier("checkpoint")  # other processes may read it now
     return finished
 
 
-def _run_engine(trainer: lightning.Trainer, task: SegmentationTask, batches: TrainingBatches, resumed: Path | None) -> None:
-    """Run Lightning without the warnings that do not concern us; errors of loading processes become their own last line."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-        warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a resumed run goes on in its folder
-        warnings.filterwarnings("ignore", ".*no pre-optimization state was saved.*")  # the state after a step is what we want
-        try:
-            trainer.fit(task, datamodule=batches, ckpt_path=str(resumed) if resumed else None)
-        except (ValueError, OSError) as error:
-            if "in DataLoader worker process" not in str(error):
-                raise
-            last = [line for line in str(error).splitlines() if line.strip()][-1]
-            raise ValueError(last.partition("Error: ")[2] or last) from error
-        except SystemExit as error:  # Lightning's answer to Ctrl-C
-            raise KeyboardInterrupt from error
+def describe_batch(train: TrainConfig) -> str:
+    """How a step's images are shared, in one line."""
+    return (
+        f"a step of {train.batch_size} images = {train.num_nodes} nodes x {train.devices} devices x {train.accumulation} passes x "
+        f"{train.images_at_once} images"
+    )
 
 
 def prepare(config: Config, dataset: LabelledImages) -> Checkpoint:
@@ -215,82 +260,66 @@ def prepare(config: Config, dataset: LabelledImages) -> Checkpoint:
     return Checkpoint(model, encoder, config, vocabulary, templates, clip.fingerprint, clip.architecture, text)
 
 
-class TrainingBatches(lightning.LightningDataModule):
-    """Batches of augmented crops, the same whatever the number of workers and devices."""
+def _run_first_stage(config: Config, out: Path, dataset: LabelledImages, resume: Resume, callbacks: list[Callback]) -> Config:
+    """The inductive half of a transductive run; returns the settings of the second half, which starts from its checkpoint.
 
-    def __init__(self, config: Config, dataset: LabelledImages, start: int) -> None:
-        """Serve the batches of a run; `start` counts images that it has used already."""
-        super().__init__()
-        self.config, self.dataset, self.start = config, dataset, start
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of this rank, from `start` on."""
-        train = self.config.train
-        world = self.trainer.world_size if self.trainer else 1
-        rank = self.trainer.global_rank if self.trainer else 0
-        order = StepSampler(len(self.dataset), train.batch_size, train.seed, start=self.start, rank=rank, world=world)
-        return DataLoader(
-            TrainingSet(self.dataset, TrainTransform(train.augment, self.config.model.mean, self.config.model.std), seed=train.seed),
-            batch_size=train.batch_size // world,
-            sampler=order,
-            num_workers=self.config.data.workers,
-            persistent_workers=self.config.data.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-
-def build_trainer(config: Config, out: Path, callbacks: list[Callback]) -> lightning.Trainer:
-    """Lightning's engine with our settings."""
-    train = config.train
-    device = find_device(train.device)
-    saver = ModelCheckpoint(out / "state", filename="last", every_n_train_steps=train.save_every, enable_version_counter=False)
-    return lightning.Trainer(
-        accelerator={"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[device.type],
-        devices=train.devices,
-        strategy=DDPStrategy(process_group_backend="gloo" if device.type == "cpu" else None) if train.devices > 1 else "auto",
-        precision=cast(Any, _PRECISIONS[train.precision]),
-        max_steps=train.steps,
-        max_epochs=-1,
-        logger=TensorBoardLogger(out, name="", version="tensorboard"),
-        log_every_n_steps=train.log_every,
-        callbacks=[saver, MetricsFile(out / "metrics.csv", train.log_every), *callbacks],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-    )
-
-
-def _run_first_stage(config: Config, out: Path, *, resume: bool, callbacks: list[Callback] | None) -> Config:
-    """The inductive half of a transductive run; returns the settings of the second half."""
+    Raises:
+        ValueError: the checkpoint of the first half is missing or not whole.
+    """
     stage = out / "stage1"
     train = config.train
-    if train.devices > 1:
-        raise ValueError(
-            "on several devices run the two stages one after the other: first --train.protocol inductive with "
-            f"--train.schedule_steps {2 * train.steps}, then --train.protocol transductive with --train.init_from RUN/model"
-        )
-    if not (stage / "model").is_dir():
+    off = {"pseudo_threshold": 0.0, "ema_teacher": 0.0, "first_batch_size": 0}
+    batch = train.first_batch_size or train.batch_size
+    inductive = dataclasses.replace(train, protocol="inductive", schedule_steps=2 * train.steps, batch_size=batch, **cast(Any, off))
+    first = dataclasses.replace(config, train=inductive)
+    _claim_folder(first, stage, "never" if resume == "never" else "auto")
+    if is_first_process() and not _has_ended(first, stage):
         logger.info("transductive run: the inductive half (%d steps of a schedule of %d) comes first", train.steps, 2 * train.steps)
-        first = dataclasses.replace(train, protocol="inductive", schedule_steps=2 * train.steps)
-        fit(dataclasses.replace(config, train=first), stage, resume=resume, callbacks=callbacks)
+    _run_stage(first, stage, dataset, resume, callbacks)
+    if not _has_ended(first, stage):
+        raise ValueError(f"the self-training stage needs all {train.steps} steps of stage 1 in {stage}; go on with --resume auto")
     return dataclasses.replace(config, train=dataclasses.replace(train, init_from=str(stage / "model")))
 
 
-def _claim_folder(config: Config, out: Path, *, resume: bool) -> None:
+def _has_ended(config: Config, out: Path) -> bool:
+    """Whether a folder holds the checkpoint of a run that came to its end.
+
+    Raises:
+        ValueError: there is a checkpoint, and it is not whole.
+    """
+    if not (out / "model").exists():
+        return False
+    try:
+        return int(read_record(out / "model").get("steps", 0)) >= config.train.steps
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{error}; remove {out / 'model'} and go on with --resume auto") from error
+
+
+def _claim_folder(config: Config, out: Path, resume: Resume) -> None:
+    """Make `out` the folder of this run, or see that it is; the first process does it for all."""
+    if not is_first_process():
+        return
     settings = out / "config.yaml"
     text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
-    if os.environ.get("LOCAL_RANK", "0") != "0":  # another process of the same run
-        return
-    if settings.is_file() and not resume:
-        raise ValueError(f"{out} holds a run already; continue it with --resume, or choose another --out")
-    if settings.is_file() and settings.read_text(encoding="utf-8") != text:
-        raise ValueError(f"{out} holds a run with other settings; choose another --out, or use {settings}")
+    if settings.is_file():
+        if resume == "never":
+            raise ValueError(f"{out} holds a run already; continue it with --resume auto, or choose another --out")
+        changed = _differences(read_yaml(settings), yaml.safe_load(text))
+        if changed:
+            raise ValueError(f"{out} holds a run with other settings ({', '.join(changed)}); choose another --out, or use {settings}")
+        text = settings.read_text(encoding="utf-8")
+    begun = any(list_states(folder / "state") or (folder / "model").exists() for folder in (out, out / "stage1"))
+    if resume == "always" and not begun:
+        raise FileNotFoundError(f"{out} holds no state to go on from; start with --resume auto or without --resume")
     out.mkdir(parents=True, exist_ok=True)
-    settings.write_text(text, encoding="utf-8")
+    temporary = settings.with_suffix(".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, settings)
 
 
-def _saved_step(state: Path | None) -> int:
-    if state is None:
-        return 0
-    return int(torch.load(state, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Dotted names of the settings in which two nested mappings differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [found for key in keys for found in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))]
+    return [] if old == new else [name]

@@ -88,12 +88,20 @@ class TrainConfig:
     """Steps over which the learning rate decays; 0 means `steps` (longer for the inductive half of a transductive run)."""
     batch_size: int = 16
     """Images per step over all devices."""
+    first_batch_size: int = 0
+    """Images per step in the inductive half of a transductive run; 0 means `batch_size`."""
     micro_batch: int = 0
     """Images that go through the network at once on one device; 0 means all of its share. Changes memory, not the gradient."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
     init_from: str = ""
     """Checkpoint folder whose weights start the run (stage 1 of a transductive run)."""
+    pseudo_threshold: float = 0.0
+    """Self-training only: an unseen pixel whose best score over the unseen names is below this gets no pseudo-label and counts as
+    ignored (see `train.loss.ignored`). 0 is off, as published."""
+    ema_teacher: float = 0.0
+    """Self-training only: pseudo-labels come from an exponential moving average of the trained weights with this decay per step, run
+    without dropout. 0 is off, as published: they come from the model's own output of the same step."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -105,11 +113,21 @@ class TrainConfig:
     device: Device = "auto"
     """Where to train."""
     devices: int = 1
-    """Number of devices (or CPU processes) that share every batch."""
+    """Number of devices (or CPU processes) of each node that share every batch."""
+    num_nodes: int = 1
+    """Number of machines that share every batch; start the same command on each with torchrun or srun."""
+    gradient_checkpointing: bool = False
+    """Compute CLIP's blocks a second time in the backward pass instead of keeping what is inside them: less memory, same gradients."""
+    compile: bool = False
+    """Compile the network with torch.compile before training."""
+    fused: bool = False
+    """Use AdamW's fused kernel: faster on a GPU, last bits differ."""
     save_every: int = 1000
-    """Steps between checkpoints for `--resume`."""
+    """Steps between the states that `--resume` goes on from; the last two are kept."""
     log_every: int = 10
     """Steps between lines of `metrics.csv`."""
+    sheet_every: int | None = None
+    """Steps between sheets of predictions (`sheets/*.png`); null: a tenth of the run, 0: none."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -117,15 +135,35 @@ class TrainConfig:
         check(self.batch_size >= 1, f"train.batch_size must be at least 1, got {self.batch_size}")
         check(self.micro_batch >= 0, f"train.micro_batch must be 0 or more, got {self.micro_batch}")
         check(self.devices >= 1, f"train.devices must be at least 1, got {self.devices}")
-        share, rest = divmod(self.batch_size, self.devices)
-        check(rest == 0, f"train.batch_size {self.batch_size} cannot be shared by {self.devices} devices; make it a multiple")
+        check(self.num_nodes >= 1, f"train.num_nodes must be at least 1, got {self.num_nodes}")
+        share, rest = divmod(self.batch_size, self.processes)
+        shared_by = f"{self.devices} devices" + (f" on each of {self.num_nodes} nodes" if self.num_nodes > 1 else "")
+        check(rest == 0, f"train.batch_size {self.batch_size} cannot be shared by {shared_by}; make it a multiple")
         check(
             self.micro_batch == 0 or share % self.micro_batch == 0,
             f"train.micro_batch {self.micro_batch} does not divide the {share} images that each device gets",
         )
+        check(0 <= self.pseudo_threshold < 1, f"train.pseudo_threshold must lie in 0..1 without 1, got {self.pseudo_threshold}")
+        check(0 <= self.ema_teacher < 1, f"train.ema_teacher must lie in 0..1 without 1, got {self.ema_teacher}")
         check(
             self.schedule_steps == 0 or self.schedule_steps >= self.steps,
             f"train.schedule_steps {self.schedule_steps} must be 0 or at least train.steps {self.steps}",
         )
         check(self.save_every >= 1, f"train.save_every must be at least 1, got {self.save_every}")
         check(self.log_every >= 1, f"train.log_every must be at least 1, got {self.log_every}")
+        check(self.sheet_every is None or self.sheet_every >= 0, f"train.sheet_every must be 0 or more, got {self.sheet_every}")
+
+    @property
+    def processes(self) -> int:
+        """Processes that share every batch: devices of all nodes."""
+        return self.devices * self.num_nodes
+
+    @property
+    def images_at_once(self) -> int:
+        """Images that go through the network at once on one device."""
+        return self.micro_batch or self.batch_size // self.processes
+
+    @property
+    def accumulation(self) -> int:
+        """Passes whose gradients one device adds up for a step; nodes x devices x images at once x passes is the batch size."""
+        return self.batch_size // (self.processes * self.images_at_once)

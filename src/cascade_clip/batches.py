@@ -1,0 +1,62 @@
+"""The batches of a run: the same images in the same order, whatever the number of workers, devices and interruptions."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+from torch.utils.data import DataLoader
+
+from cascade_clip.config import Config
+from cascade_clip.data import LabelledImages
+from cascade_clip.datasets.folder import StepSampler, TrainingSet
+from cascade_clip.transforms import TrainTransform
+
+
+class TrainingBatches(lightning.LightningDataModule):
+    """Batches of augmented crops, from any step on."""
+
+    def __init__(self, config: Config, dataset: LabelledImages, start: int) -> None:
+        """Serve the batches of a run; `start` counts images that it has used already."""
+        super().__init__()
+        self.config, self.dataset, self.start = config, dataset, start
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of this rank, from `start` on."""
+        train = self.config.train
+        workers = self.config.data.workers
+        return DataLoader(
+            TrainingSet(self.dataset, TrainTransform(train.augment, self.config.model.mean, self.config.model.std), seed=train.seed),
+            batch_size=train.batch_size // self._world(),
+            sampler=self._order(self.start),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_run if workers else None,
+        )
+
+    def paths(self, step: int) -> list[Path]:
+        """The files of the images that this rank gets in a step counted from 0."""
+        size = self.config.train.batch_size
+        places = itertools.islice(self._order(step * size), size // self._world())
+        return [self.dataset.sample(index).path for _, index in places]
+
+    def _order(self, start: int) -> StepSampler:
+        train = self.config.train
+        rank = self.trainer.global_rank if self.trainer else 0
+        return StepSampler(len(self.dataset), train.batch_size, train.seed, start=start, rank=rank, world=self._world())
+
+    def _world(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Schedulers send their signals to every process of a run; loading must go on until the step has ended and the state is saved."""
+    for name in ("SIGTERM", "SIGUSR1"):
+        with contextlib.suppress(AttributeError):  # Windows knows only the first
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,0 +1,81 @@
+"""Why a step is not finite: the first layer and the images where it goes wrong.
+
+Letters: B images, Q queries, D joint width, h x w patches, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Cause(NamedTuple):
+    """What a forward pass over a failing batch shows."""
+
+    place: str
+    """The first parameter, input, layer or gradient that is not finite, in words."""
+    images: tuple[int, ...]
+    """Positions in the batch whose masks are not finite; empty where that does not tell."""
+
+
+def find_cause(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor) -> Cause:
+    """Where normalised images (B, 3, H, W) first become non-finite on their way through `forward` to mask logits (B, Q, h, w).
+
+    Parameters are looked at first, then the images, then the outputs of the layers in the order in which they are computed, then
+    the gradients that the failed step has left.
+    """
+    place = _first("the parameter", model.named_parameters())
+    if place is None and not bool(torch.isfinite(images).all()):
+        place = "the images"
+    with torch.no_grad(), _watch_outputs(model) as layers:
+        logits = forward(images)  # (B, Q, h, w)
+    bad = ~torch.isfinite(logits).flatten(1).all(dim=1)  # (B,)
+    if place is None and layers:
+        place = f"the output of the layer {layers[0]}"
+    if place is None and bool(bad.any()):
+        place = "the mask logits"
+    if place is None:
+        gradients = ((name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None)
+        place = _first("the gradient of", gradients) or "the loss itself"
+    return Cause(place, tuple(bad.nonzero()[:, 0].tolist()))
+
+
+def describe(cause: Cause, loss: float, step: int, paths: Sequence[Path]) -> str:
+    """One line for people: what is not finite at which step, where it starts, and the files."""
+    what = "a gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
+    batch = ", ".join(str(path) for path in paths)
+    guilty = [paths[index] for index in cause.images if index < len(paths)]
+    narrowed = f"; it shows in {', '.join(str(path) for path in guilty)}" if 0 < len(guilty) < len(paths) else ""
+    return f"{what} at step {step}; the first value that is not finite is in {cause.place}{narrowed}; images of the batch: {batch}"
+
+
+def _first(word: str, tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The first tensor that is not finite, after the word for its kind."""
+    return next((f"{word} {name}" for name, tensor in tensors if not bool(torch.isfinite(tensor).all())), None)
+
+
+@contextmanager
+def _watch_outputs(model: nn.Module) -> Iterator[list[str]]:
+    """Names of the layers whose outputs were not finite, in the order of computation, while the context is open."""
+    found: list[str] = []
+
+    def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            tensors = output if isinstance(output, tuple) else (output,)
+            if any(isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()) for value in tensors):
+                found.append(name)
+
+        return hook
+
+    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

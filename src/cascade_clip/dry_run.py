@@ -1,0 +1,231 @@
+"""A look before a run: parameters, memory, steps and data, and one step on real images; nothing is kept."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cascade_clip.config import Config
+from cascade_clip.cost import Cost, count_cost
+from cascade_clip.data import LabelledImages, build_dataset
+from cascade_clip.datasets.folder import StepSampler, TrainingSet
+from cascade_clip.predictor import autocast_type, find_device
+from cascade_clip.progress import used_memory
+from cascade_clip.provenance import describe_batch
+from cascade_clip.train import SegmentationTask, prepare
+from cascade_clip.transforms import TrainTransform
+
+COUNTED_IMAGES = 100
+"""Images whose labels are looked at."""
+COUNTING_SECONDS = 10.0
+"""Where reading them is slow, fewer are."""
+_NAMED = 40
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """AdamW's two moments of every trained number."""
+    activations: int
+    """What the backward pass of one micro-batch keeps, counted as it was kept in the step that was run."""
+    peak: int | None
+    """The most that CUDA held in that step; None elsewhere."""
+
+    @property
+    def total(self) -> int:
+        """Weights, gradients, optimiser state and activations; without what torch and the short-lived results of single operations take."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the training data holds."""
+
+    images: int
+    seen: int
+    unseen: int
+    looked_at: int
+    """Number of images that `per_class` counts."""
+    per_class: dict[str, int]
+    """Images, among those looked at, that hold a class."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would be."""
+
+    cost: Cost
+    memory: Memory
+    counts: Counts
+    batch: dict[str, int]
+    steps: int
+    stages: int
+    """2 for a transductive run that makes its own inductive half."""
+    epochs: float
+    """Passes over the training images, of all stages together."""
+    loss: float
+    """Of the one step, at the start of the schedule."""
+    seconds: float
+    """That the step took, from images in memory to new weights."""
+    device: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def dry_run(config: Config) -> DryRun:
+    """Prepare a run and do one step of one device's share.
+
+    Raises:
+        ValueError, FileNotFoundError: settings, data or weights that do not fit, as in a real run.
+    """
+    dataset = build_dataset(config.data)
+    seen = torch.tensor(dataset.vocabulary.seen_mask)
+    train = config.train
+    queries = int(seen.sum()) if train.protocol == "inductive" else len(seen)
+    cost = count_cost(config.model, queries, train.augment.crop)
+    checkpoint = prepare(config, dataset)
+    assert checkpoint.text is not None
+    device = find_device(train.device)
+    task = SegmentationTask(checkpoint.model.train(), checkpoint.text, seen, config).to(device)
+    images, labels = (part.to(device) for part in first_share(config, dataset))
+    batch = describe_batch(train)
+    kept = measure_activations(task, images[: batch["per_device"]], labels[: batch["per_device"]])
+    loss, seconds = run_step(task, images, labels)
+    stages = 2 if train.protocol == "transductive" and not train.init_from else 1
+    return DryRun(
+        cost,
+        measure_memory(task, kept, device),
+        count_images(dataset),
+        batch,
+        train.steps,
+        stages,
+        stages * train.steps * train.batch_size / len(dataset),
+        loss,
+        seconds,
+        str(device),
+    )
+
+
+def first_share(config: Config, dataset: LabelledImages) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) and labels (B, H, W) that the first device gets in the first step."""
+    train = config.train
+    batches = TrainingSet(dataset, TrainTransform(train.augment, config.model.mean, config.model.std), seed=train.seed)
+    order = StepSampler(len(dataset), train.batch_size, train.seed, steps=1, world=train.processes)
+    pairs = [batches[place] for place in order]
+    return torch.stack([image for image, _ in pairs]), torch.stack([labels for _, labels in pairs])
+
+
+def measure_activations(task: SegmentationTask, images: Tensor, labels: Tensor) -> int:
+    """Bytes that the backward pass of these images (B, 3, H, W) with labels (B, H, W) keeps besides the model itself."""
+    own = {value.untyped_storage().data_ptr() for value in (*task.parameters(), *task.buffers(), images, labels)}
+    found: dict[int, int] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), _autocast(task):
+        result = task.loss(images, labels)
+    del result
+    return sum(found.values())
+
+
+def run_step(task: SegmentationTask, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """One optimiser step: its loss and its seconds."""
+    optimizer = task.configure_optimizers()
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    with _autocast(task):
+        result = task.accumulate_gradients(images, labels)
+    task.set_learning_rate(optimizer, 0)
+    optimizer.step()
+    loss = float(result.total)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return loss, time.perf_counter() - begin
+
+
+def measure_memory(task: SegmentationTask, activations: int, device: torch.device) -> Memory:
+    """The parts of a step's memory."""
+    weights = sum(value.numel() * value.element_size() for value in (*task.parameters(), *task.buffers()))
+    trained = sum(value.numel() * value.element_size() for value in task.parameters() if value.requires_grad)
+    return Memory(weights, trained, 2 * trained, activations, used_memory(device) if device.type == "cuda" else None)
+
+
+def count_images(dataset: LabelledImages) -> Counts:
+    """Images that hold each class, among the first ones."""
+    vocabulary = dataset.vocabulary
+    counts = torch.zeros(len(vocabulary.names), dtype=torch.int64)
+    end = time.monotonic() + COUNTING_SECONDS
+    looked_at = 0
+    for index in range(min(COUNTED_IMAGES, len(dataset))):
+        labels = dataset.sample(index).labels
+        present = labels[labels >= 0].unique()
+        counts[present] += 1
+        looked_at += 1
+        if time.monotonic() > end:
+            break
+    per_class = dict(zip(vocabulary.names, counts.tolist(), strict=True))
+    return Counts(len(dataset), len(vocabulary.seen), len(vocabulary.unseen), looked_at, per_class)
+
+
+def describe_dry_run(found: DryRun, unseen: tuple[str, ...]) -> list[str]:
+    """The lines that people read."""
+    cost, memory, counts, batch = found.cost, found.memory, found.counts, found.batch
+    rare = [name for name, number in counts.per_class.items() if not number]
+    often = sorted(((number, name) for name, number in counts.per_class.items() if number), key=lambda row: -row[0])
+    per_class = _listed([f"{name}{' *' if name in unseen else ''} {number}" for number, name in often])
+    steps = f"{found.steps:,} steps" if found.stages == 1 else f"2 x {found.steps:,} steps (inductive half, then self-training)"
+    lines = [
+        f"parameters   {cost.parameters + cost.text_parameters:,} in all, {cost.trained:,} trained",
+        f"             counted the published way: {cost.published_parameters:,} in all, {cost.published_trained:,} trained",
+        f"             {cost.flops / 1e9:.1f} GFLOP forward per image of {cost.image_side} x {cost.image_side} pixels",
+        f"memory       {_size(memory.total)} on {found.device}: weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, "
+        f"optimiser {_size(memory.optimizer)}, activations {_size(memory.activations)}",
+        f"             activations counted in one step with {batch['per_device']} images at once, the rest follows from the parameters;",
+        "             torch itself and short-lived results come on top"
+        + (f"; CUDA's peak in the step was {_size(memory.peak)}" if memory.peak else ""),
+        f"batch        {batch['effective']} images = {batch['devices']} devices x {batch['per_device']} at once x "
+        f"{batch['accumulation']} passes",
+        f"length       {steps}, {found.epochs:.2f} epochs",
+        f"data         {counts.images:,} images, {counts.seen} classes seen, {counts.unseen} unseen",
+        f"             images per class among the first {counts.looked_at} (* unseen): {per_class or 'no labels'}",
+        *([f"             in none of them: {_listed(rare)}"] if rare else []),
+        f"one step     loss {found.loss:.4f}, {found.seconds:.2f} s; {found.stages * found.steps:,} such steps are "
+        f"{_hours(found.seconds * found.steps * found.stages)}, without loading",
+    ]
+    return lines
+
+
+def _autocast(task: SegmentationTask) -> torch.autocast:
+    precision = task.config.train.precision
+    return torch.autocast(task.device.type, dtype=autocast_type(precision), enabled=precision != "fp32")
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+def _listed(items: list[str]) -> str:
+    return ", ".join(items[:_NAMED]) + (f" and {len(items) - _NAMED} more" if len(items) > _NAMED else "")
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"

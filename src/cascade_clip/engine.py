@@ -1,0 +1,194 @@
+"""Lightning with our settings: devices, precision, states, and what happens when a run is stopped from outside.
+
+SIGTERM (a scheduler's pre-emption) and SIGUSR1 (SLURM's warning before the time limit) end a run after the step that is under way:
+its state is saved and the process ends with exit code 75, "try again later". `--resume` then goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from cascade_clip.config import Config, TrainConfig
+from cascade_clip.predictor import find_device
+from cascade_clip.progress import MetricsFile
+from cascade_clip.states import StateFiles, state_path
+
+STOPPED = 75
+"""Exit code of a run that was stopped from outside and has saved its state (EX_TEMPFAIL: try again later)."""
+
+_RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+_PARENT = "CASCADE_CLIP_PARENT"
+_logger = logging.getLogger(__name__)
+
+
+class Stopped(SystemExit):
+    """A scheduler asked the run to end, and its state is saved; ends the process with code `STOPPED` unless it is caught."""
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a run that writes its files and talks; known before the engine starts."""
+    return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
+
+
+class StateSaver(Checkpoint):
+    """Saves the state of the run every few steps, and once more when the run is asked to stop."""
+
+    def __init__(self, folder: Path, every: int) -> None:
+        """Save into `folder` every `every` steps."""
+        self.folder, self.every = folder, every
+        self.asked = False
+        self.stopped = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGTERM and SIGUSR1 as the wish to stop while the context is open; only a main thread can."""
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            signals = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+            before = {number: signal.signal(number, self._note) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def on_train_start(self, trainer: Any, task: Any) -> None:
+        """Take the signals back from the engine, whose own handler would talk to other processes in the middle of a step."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)):
+                signal.signal(number, self._note)
+
+    def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Save where it is time to; all processes agree on whether to stop."""
+        step = trainer.global_step
+        stop = step < trainer.max_steps and bool(trainer.strategy.reduce_boolean_decision(self.asked, all=False))
+        if stop or step % self.every == 0:
+            trainer.save_checkpoint(state_path(self.folder, step))
+        if stop:
+            self.stopped = trainer.should_stop = True
+
+
+def build_trainer(config: Config, out: Path, callbacks: list[Callback]) -> tuple[lightning.Trainer, StateSaver]:
+    """Lightning's engine with our settings, and what saves its states."""
+    train = config.train
+    device = find_device(train.device)
+    saver = StateSaver(out / "state", train.save_every)
+    plugins: list[Any] = [StateFiles(), build_precision(train, device.type)]
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save in the middle of a step
+    trainer = lightning.Trainer(
+        accelerator={"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[device.type],
+        devices=train.devices,
+        num_nodes=train.num_nodes,
+        strategy=_build_strategy(device.type) if train.processes > 1 else "auto",
+        plugins=plugins,
+        max_steps=train.steps,
+        max_epochs=-1,
+        logger=TensorBoardLogger(out, name="", version="tensorboard"),
+        log_every_n_steps=train.log_every,
+        callbacks=[saver, MetricsFile(out / "metrics.csv", train.log_every), *callbacks],
+        default_root_dir=out,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    return trainer, saver
+
+
+def build_precision(train: TrainConfig, device: str) -> Precision:
+    """Number format of matrix products; weights and optimiser state are float32 in every case.
+
+    With fp16 a scaler keeps small gradients from vanishing; it skips steps whose gradients overflow and halves its factor. It starts lower
+    than torch's 65536, because what goes backward is the sum over masks, which is divided by their number afterwards.
+    """
+    if train.precision == "fp32":
+        return Precision()
+    if train.precision == "bf16":
+        return MixedPrecision("bf16-mixed", device)
+    return MixedPrecision("16-mixed", device, torch.amp.GradScaler(device, init_scale=2.0**10))
+
+
+def run_engine(
+    trainer: lightning.Trainer,
+    saver: StateSaver,
+    task: lightning.LightningModule,
+    batches: lightning.LightningDataModule,
+    start: Path | None,
+) -> None:
+    """Train to the end, or to the step after which a scheduler wants the run to stop.
+
+    Lightning's warnings that do not concern us are left out; errors of loading processes become their own last line.
+
+    Raises:
+        Stopped: the run was asked to stop, and its state is saved.
+    """
+    _end_with_parent(trainer)
+    with warnings.catch_warnings(), saver.listening():
+        for text in ("does not have many workers", "isinstance.treespec, LeafSpec"):
+            warnings.filterwarnings("ignore", f".*{text}.*")
+        try:
+            trainer.fit(task, datamodule=batches, ckpt_path=None if start is None else str(start))
+        except (ValueError, OSError) as error:
+            if "in DataLoader worker process" not in str(error):
+                raise
+            last = [line for line in str(error).splitlines() if line.strip()][-1]
+            raise ValueError(last.partition("Error: ")[2] or last) from error
+        except SIGTERMException as error:  # asked between two hooks; the state of the last step is saved all the same
+            if not saver.stopped:
+                raise Stopped(STOPPED) from error
+        except SystemExit as error:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from error
+    if saver.stopped:
+        if trainer.is_global_zero:
+            _logger.warning("stopped after step %d, as asked; its state is saved: go on with --resume auto", trainer.global_step)
+        raise Stopped(0 if _launched_by_us() else STOPPED)
+
+
+def _build_strategy(device: str) -> DDPStrategy:
+    """Every process works on its share of each batch; buffers are constants, so that they need no exchange."""
+    return DDPStrategy(process_group_backend="gloo" if device == "cpu" else None, broadcast_buffers=False)
+
+
+def _launched_by_us() -> bool:
+    """Whether this process is one that the first process of a run on several devices has started."""
+    return os.environ.get("LOCAL_RANK", "0") != "0" and _PARENT in os.environ
+
+
+def _end_with_parent(trainer: lightning.Trainer) -> None:
+    """Let the processes that Lightning starts end with the one that started them, however that ends; a kill would leave them waiting."""
+    if _launched_by_us():
+        threading.Thread(target=_watch_parent, args=(int(os.environ[_PARENT]),), name="watch-parent", daemon=True).start()
+        return
+    environment = trainer.strategy.cluster_environment if isinstance(trainer.strategy, DDPStrategy) else None
+    if environment is not None and not environment.creates_processes_externally:
+        os.environ[_PARENT] = str(os.getpid())
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -1,0 +1,142 @@
+"""Where a run comes from: settings, data, code, machine and command line, kept in `run.json` and in the checkpoint's record."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cascade_clip.checkpoint import read_versions
+from cascade_clip.config import Config, TrainConfig
+from cascade_clip.fingerprints import hash_dataset
+from cascade_clip.plain_values import config_to_dict
+
+RUN_FILE = "run.json"
+
+_logger = logging.getLogger(__name__)
+
+
+def describe_run(config: Config, dataset: Any, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Everything that decides a run's figures, as plain values.
+
+    Args:
+        config: its settings.
+        dataset: its training data.
+        earlier: the description of the run that this one resumes; its starts are kept before the present one.
+    """
+    vocabulary = dataset.vocabulary
+    data = {"sha256": hash_dataset(dataset), "images": len(dataset)}
+    starts = list(earlier.get("starts", [])) if earlier else []
+    if earlier and earlier.get("data", {}).get("sha256") not in (None, data["sha256"]):
+        _logger.warning("the training data is not what this run began with: other files, sizes or class names")
+    return {
+        "seed": config.train.seed,
+        "protocol": config.train.protocol,
+        "batch": describe_batch(config.train),
+        "data": data,
+        "split": {"seen": list(vocabulary.seen), "unseen": list(vocabulary.unseen)},
+        "starts": [*starts, describe_start()],
+        "vocabulary": {"names": list(vocabulary.names), "synonyms": [list(group) for group in vocabulary.synonyms]},
+        "config": config_to_dict(config),
+    }
+
+
+def describe_start() -> dict[str, Any]:
+    """Time, command line, versions, state of the code and machine of this process."""
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command_line(),
+        "versions": read_versions(),
+        "git": read_git(),
+        "hardware": read_hardware(),
+    }
+
+
+def command_line() -> str:
+    """How this process was called, ready for a shell; the program without its folder."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def describe_batch(train: TrainConfig) -> dict[str, int]:
+    """How the images of one step are shared: devices x images at once x accumulation = images a step."""
+    return {
+        "devices": train.processes,
+        "per_device": train.images_at_once,
+        "accumulation": train.accumulation,
+        "effective": train.batch_size,
+    }
+
+
+def read_git(folder: Path | None = None) -> dict[str, Any] | None:
+    """Commit and whether tracked files differ from it, of the git repository that holds `folder` (default: the working directory).
+
+    None where there is no repository, no commit or no git.
+    """
+
+    def ask(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+
+
+def read_hardware() -> dict[str, Any]:
+    """Names of the processor and of the graphics cards."""
+    return {
+        "platform": platform.platform(),
+        "cpu": _processor_name(),
+        "cpu_cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def _processor_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except (OSError, UnicodeDecodeError):
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def write_run_file(out: Path, config: Config, dataset: Any, *, write: bool = True) -> dict[str, Any]:
+    """Describe a run that starts or goes on in the folder `out`, in `out/run.json`; returns the description.
+
+    Without `write` it is only returned: of several processes one writes.
+    """
+    path = out / RUN_FILE
+    run = describe_run(config, dataset, read_run_file(out))
+    if not write:
+        return run
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return run
+
+
+def read_run_file(out: Path) -> dict[str, Any] | None:
+    """The description in a run folder; None when there is none that can be read."""
+    try:
+        found = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def summarise_run(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What the checkpoint's record keeps of a run: all but settings, vocabulary and split, which stand in its own files."""
+    return {name: value for name, value in run.items() if name not in ("config", "vocabulary", "split")}

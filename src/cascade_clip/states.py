@@ -1,0 +1,124 @@
+"""States of a run that did not end: what `--resume` goes on from.
+
+A state is written under a temporary name, flushed to the disk and renamed, and the newest two are kept: neither a kill nor a full disk
+nor one damaged file loses a run. Reading one never executes anything.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+KEPT = 2
+"""States that are kept: the newest, and the one before it in case the newest is damaged."""
+
+_NAME = re.compile(r"step-(\d+)\.ckpt")
+_logger = logging.getLogger(__name__)
+
+
+def state_path(folder: Path, step: int) -> Path:
+    """Where the state after `step` optimiser steps lies."""
+    return folder / f"step-{step:08d}.ckpt"
+
+
+def list_states(folder: Path) -> list[Path]:
+    """The states of a folder, newest first."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=saved_step, reverse=True)
+
+
+def saved_step(state: Path) -> int:
+    """The number of optimiser steps behind a state, from its name."""
+    match = _NAME.fullmatch(state.name)
+    if match is None:
+        raise ValueError(f"{state} is no state of a run; its name must be step-NUMBER.ckpt")
+    return int(match[1])
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The newest state that is whole, or None where there is none at all; damaged ones are warned of and passed over.
+
+    Raises:
+        ValueError: there are states, and every one is damaged.
+    """
+    states = list_states(folder)
+    for state in states:
+        damage = find_damage(state)
+        if damage is None:
+            return state
+        _logger.warning("%s is damaged (%s) and is passed over", state, damage)
+    if states:
+        raise ValueError(f"every state in {folder} is damaged, so that the run cannot go on; remove the folder to start again")
+    return None
+
+
+def find_damage(state: Path) -> str | None:
+    """What is wrong with a state file, judged by the checksums in it; None when it is whole."""
+    try:
+        with zipfile.ZipFile(state) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        return str(error)
+    return f"its part {broken} has a wrong checksum" if broken else None
+
+
+class StateFiles(TorchCheckpointIO):
+    """How Lightning writes and reads states."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+        """Write a state whole or not at all, then remove those that are older than the last two.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written; states that were there are still there.
+        """
+        final = Path(path)
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        temporary = final.with_name(f".{final.name}.part")
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            _write_through(temporary, buffer.getbuffer())
+            os.replace(temporary, final)
+            _flush_folder(final.parent)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            kept = next((f"{state} is kept" for state in list_states(final.parent)), "there is none before it")
+            raise OSError(
+                f"the state of the run could not be written to {final} ({error.strerror or error}); {kept}: "
+                "make room and go on with --resume auto"
+            ) from error
+        for old in list_states(final.parent)[KEPT:]:
+            old.unlink(missing_ok=True)
+        for left in final.parent.glob(".step-*.part"):  # of a run that was killed while it wrote
+            left.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a state; nothing but tensors and plain values is accepted, whatever `weights_only` says."""
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return loaded
+
+
+def _write_through(path: Path, content: memoryview) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last; folders can be opened on POSIX systems alone."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
