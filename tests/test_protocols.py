@@ -53,3 +53,12 @@ def test_which_unseen_class_a_pixel_has_makes_no_difference(protocol: str) -> No
 def test_splits_that_make_no_sense(protocol: str, seen: list[bool], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainingProtocol(protocol, torch.tensor(seen))
+
+
+def test_what_augmentation_may_see() -> None:
+    seen = torch.tensor([True, False, True, False])
+    labels = torch.tensor([[0, 1, 2], [3, -1, 0]])
+    assert TrainingProtocol("inductive", seen).hide(labels).tolist() == [[0, -1, 2], [-1, -1, 0]]
+    assert TrainingProtocol("transductive", seen).hide(labels).tolist() == [[0, 1, 2], [1, -1, 0]]  # that it is unseen, not which
+    assert TrainingProtocol("supervised", seen).hide(labels).tolist() == labels.tolist()
+    assert TrainingProtocol("supervised", torch.tensor([True, True])).hide(torch.tensor([[1, -1]])).tolist() == [[1, -1]]

@@ -30,7 +30,9 @@ COMMANDS = {
     "threshold": Command("cascade_clip.threshold_commands:threshold", "choose the score below which a pixel is none of the names"),
     "verify": Command("cascade_clip.evaluate_commands:verify", "evaluate a checkpoint again and compare with its stored figures"),
     "import": Command("cascade_clip.commands:import_file", "turn a state dict of the released programs into a checkpoint folder"),
-    "data prepare": Command("cascade_clip.datasets.prepare_commands:prepare", "bring the original downloads of a data set into its folders"),
+    "data prepare": Command(
+        "cascade_clip.datasets.prepare_commands:prepare", "bring the original downloads of a data set into its folders"
+    ),
     "data check": Command("cascade_clip.datasets.check_command:check", "say whether images, masks and class list fit together"),
     "sandbox pretrain": Command("cascade_clip.sandbox.commands:pretrain", "make the mini CLIP of the built-in world again"),
     "sandbox preview": Command("cascade_clip.sandbox.commands:preview", "draw scenes of the built-in world with their masks"),

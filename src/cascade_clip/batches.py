@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,26 @@ from torch.utils.data import DataLoader
 
 from cascade_clip.config import Config
 from cascade_clip.data import LabelledImages
-from cascade_clip.datasets.folder import StepSampler, TrainingSet
+from cascade_clip.datasets.folder import Sample, StepSampler, TrainingSet
+from cascade_clip.protocols import TrainingProtocol
 from cascade_clip.transforms import TrainTransform
+
+
+class HiddenLabels:
+    """A data set whose labels hold only what the protocol may know; cropping must not look at unseen classes either."""
+
+    def __init__(self, dataset: LabelledImages, protocol: TrainingProtocol) -> None:
+        """Show `dataset` as `protocol` may see it."""
+        self.dataset, self.protocol = dataset, protocol
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.dataset)
+
+    def sample(self, index: int) -> Sample:
+        """One image; labels (H, W) without unseen classes."""
+        sample = self.dataset.sample(index)
+        return replace(sample, labels=self.protocol.hide(sample.labels))
 
 
 class TrainingBatches(lightning.LightningDataModule):
@@ -30,8 +49,10 @@ class TrainingBatches(lightning.LightningDataModule):
         """Batches of this rank, from `start` on."""
         train = self.config.train
         workers = self.config.data.workers
+        protocol = TrainingProtocol(train.protocol, torch.tensor(self.dataset.vocabulary.seen_mask))
+        transform = TrainTransform(train.augment, self.config.model.mean, self.config.model.std)
         return DataLoader(
-            TrainingSet(self.dataset, TrainTransform(train.augment, self.config.model.mean, self.config.model.std), seed=train.seed),
+            TrainingSet(HiddenLabels(self.dataset, protocol), transform, seed=train.seed),
             batch_size=train.batch_size // self._world(),
             sampler=self._order(self.start),
             num_workers=workers,

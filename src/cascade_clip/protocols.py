@@ -38,7 +38,21 @@ class TrainingProtocol:
             "transductive": own,
             "supervised": own,
         }
+        first_unseen = 0 if bool(seen.all()) else int((~seen).nonzero()[0])
+        shown = {
+            "inductive": torch.where(seen, own, IGNORED),
+            "transductive": torch.where(seen, own, first_unseen),
+            "supervised": own,
+        }
+        self._hidden = torch.cat([shown[name], torch.tensor([IGNORED])])  # (C + 1,)
         self._table = torch.cat([tables[name], torch.tensor([IGNORED])])  # (C + 1,), the last row answers for IGNORED = -1
+
+    def hide(self, labels: Tensor) -> Tensor:
+        """Labels (H, W) of one image without what the protocol must not know, before anything (cropping too) looks at them.
+
+        Inductive: unseen classes are IGNORED. Transductive: they are one and the same class, the first unseen one. Supervised: unchanged.
+        """
+        return self._hidden[labels]  # index -1 is the last row
 
     def queries(self, text: Tensor) -> Tensor:
         """The rows of T (C, D) that are queries in training: (Q, D)."""
