@@ -27,7 +27,7 @@ from cascade_clip.results import Segmentation
 from cascade_clip.run_report import build_run_page, changed_settings
 from cascade_clip.sheets import Row, SheetWriter, draw_sheet
 from cascade_clip.train import SegmentationTask, fit, prepare
-from cascade_clip.train_commands import start_from
+from cascade_clip.train_commands import TrainOptions, start_from, train
 from conftest import TINY_MODEL
 
 NAMES = ("cat", "dog", "grass", "sky")
@@ -411,3 +411,18 @@ def test_no_git_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_batch_of_several_devices() -> None:
     train = config_from_dict(Config, {"train": {"batch_size": 16, "devices": 2, "micro_batch": 4}}).train
     assert describe_batch(train) == {"devices": 2, "per_device": 4, "accumulation": 2, "effective": 16}
+
+
+def test_devices_are_a_short_flag() -> None:
+
+    found: list[Config] = []
+
+    def look(config: Config, screen: object) -> int:
+        found.append(config)
+        return 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cascade_clip.train_commands._look_ahead", look)
+        train(Config(), out=Path("unused"), options=TrainOptions(devices=4, num_nodes=2, dry_run=True))
+        train(Config(), out=Path("unused"), options=TrainOptions(dry_run=True))
+    assert [(config.train.devices, config.train.num_nodes) for config in found] == [(4, 2), (1, 1)]

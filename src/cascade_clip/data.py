@@ -109,3 +109,11 @@ def _build_named(config: DataConfig) -> LabelledImages:
 def data_root(config: DataConfig) -> Path:
     """The folder in which a named data set is looked for."""
     return Path(config.root or os.environ.get("CASCADE_CLIP_DATA", "data"))
+
+
+def describe_data(dataset: LabelledImages) -> str:
+    """What was found, in one line."""
+    vocabulary = dataset.vocabulary
+    unseen = f", {len(vocabulary.unseen)} unseen: {', '.join(vocabulary.unseen[:12])}" if vocabulary.unseen else ", none unseen"
+    values = "" if isinstance(dataset, SandboxScenes) else f"; mask value {vocabulary.ignore} is ignored"
+    return f"{len(dataset):,} images, {len(vocabulary)} class names{unseen}{', ...' if len(vocabulary.unseen) > 12 else ''}{values}"

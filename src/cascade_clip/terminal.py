@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,11 +41,16 @@ def warn(text: str) -> None:
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error; what it yields is called with (done, total)."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    speed = TextColumn("{task.fields[speed]}")
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), speed, TimeElapsedColumn(), TimeRemainingColumn())
     screen = Console(file=sys.stderr)
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task, begin = progress.add_task(title, total=None, speed=""), time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, speed=f"{done / (time.monotonic() - begin):.1f}/s")
+
+        yield show
 
 
 def say(text: str) -> None:

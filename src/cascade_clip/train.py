@@ -26,7 +26,7 @@ from cascade_clip.batches import TrainingBatches
 from cascade_clip.checkpoint import Checkpoint, load_checkpoint, load_strictly, read_record, save_checkpoint
 from cascade_clip.clip import load_clip
 from cascade_clip.config import Config, OptimizerConfig, Resume, TrainConfig
-from cascade_clip.data import LabelledImages, build_dataset, data_templates
+from cascade_clip.data import LabelledImages, build_dataset, data_templates, describe_data
 from cascade_clip.diagnosis import describe, find_cause
 from cascade_clip.engine import build_trainer, is_first_process, run_engine
 from cascade_clip.losses import MaskLoss, mask_loss
@@ -216,6 +216,7 @@ def _run_stage(
     batches = TrainingBatches(config, dataset, start=saved_step(state) * config.train.batch_size if state else 0)
     trainer, saver = build_trainer(config, out, callbacks)
     if is_first_process():
+        logger.info("%s", describe_data(dataset))
         logger.info("%s", describe_batch(config.train))
     run = write_run_file(out, config, dataset, write=is_first_process())
     run_engine(trainer, saver, task, batches, state)

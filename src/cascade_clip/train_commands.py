@@ -34,6 +34,10 @@ class TrainOptions:
     seeds: str = ""
     """Seeds such as 0,1,2: one run after the other into OUT/seed-0 and so on, then mean and standard deviation. Finished ones are not
     repeated and an interrupted one goes on, so the same command may be given again."""
+    devices: int = 0
+    """Devices (or CPU processes) of each node, the same as --train.devices; 0 leaves it to the settings."""
+    num_nodes: int = 0
+    """Machines, the same as --train.num_nodes; 0 leaves it to the settings."""
     dry_run: bool = False
     """Print parameters, memory, steps and data counts, do one step, and write nothing."""
     wandb: str = ""
@@ -71,7 +75,8 @@ def train(config: Config, *, out: Path, resume: Resume = "never", full: bool = F
 
     quiet_engine()
     screen = RunScreen("json" if options.json_lines else "quiet" if options.quiet else "normal")
-    config = start_from(config, options.init_from)
+    given = {name: value for name in ("devices", "num_nodes") if (value := getattr(options, name))}
+    config = start_from(dataclasses.replace(config, train=dataclasses.replace(config.train, **given)), options.init_from)
     if options.dry_run:
         return _look_ahead(config, screen)
     if options.seeds:
