@@ -11,17 +11,18 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "cascade_clip"
 LAYERS = (
-    ("polygons", "rle"),
-    ("vocabulary", "results", "config", "plain_values"),
+    ("polygons", "rle", "fonts"),
+    ("vocabulary", "results", "config", "plain_values", "serve_options", "serve_queue", "serve_docs"),
     ("towers",),
-    ("clip", "backbone", "aggregation", "decoder", "losses", "metrics", "transforms", "windows", "target", "terminal", "distributed"),
+    ("clip", "backbone", "aggregation", "decoder", "losses", "metrics", "transforms", "windows", "scores", "target", "terminal", "distributed"),
     ("text", "model", "protocols", "states", "diagnosis", "teacher", "datasets", "sandbox", "run_screen", "wandb_run"),
     ("checkpoint", "data"),
     ("training_free",),
     ("predictor", "batches", "gallery", "fingerprints", "importer"),
-    ("evaluate", "thresholds", "web_answers", "web_guard", "comparison", "report_page", "progress", "provenance"),
-    ("engine",),
-    ("train", "cost", "sheets", "run_report", "seeds", "batch", "export", "analysis", "benchmark", "report", "web"),
+    ("evaluate", "thresholds", "web_answers", "web_guard", "comparison", "report_page", "progress", "provenance", "serve_batch"),
+    ("engine", "serve_work", "serve_guard"),
+    ("train", "cost", "sheets", "run_report", "seeds", "batch", "manifest", "export", "analysis", "benchmark", "report", "web"),
+    ("ray_engine",),
     (
         "quickstart",
         "dry_run",
@@ -35,7 +36,7 @@ LAYERS = (
         "evaluate_commands",
         "arguments",
     ),
-    ("train_commands", "threshold_commands"),
+    ("train_commands", "threshold_commands", "serve_commands"),
     ("__init__",),
     ("__main__",),
 )

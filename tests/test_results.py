@@ -9,6 +9,7 @@ import pytest
 from matplotlib.path import Path as MatplotlibPath
 from PIL import Image
 
+from cascade_clip.fonts import drawable, font_for
 from cascade_clip.results import Segmentation
 from cascade_clip.vocabulary import build_palette
 
@@ -159,3 +160,23 @@ def test_labelme_polygons_draw_the_masks_again() -> None:
     mask = result.mask("b").copy()
     mask[2, 2] = False
     assert np.array_equal(inside, mask)  # the hole stays open
+
+
+def legend_of(name: str) -> np.ndarray:
+    """The pixels of the legend beside a one-coloured picture."""
+    result = Segmentation(np.zeros((60, 60), dtype=np.int64), (name,), ((10, 20, 30),))
+    return np.asarray(result.overlay(np.zeros((60, 60, 3), dtype=np.uint8)))[:, 60:]
+
+
+def test_legends_in_other_scripts_are_readable() -> None:
+    """Letters that Pillow's font lacks come from another font: two different words do not both become boxes of one width."""
+    first, second = (
+        legend_of("\u0442\u0440\u0430\u0432\u0430"),
+        legend_of("\u043d\u0435\u0431\u043e\u0431"),
+    )  # five letters of Cyrillic each
+    narrow = min(first.shape[1], second.shape[1])
+    assert not np.array_equal(first[:, :narrow], second[:, :narrow])
+    assert font_for("\u0442\u0440\u0430\u0432\u0430", 12).getname()[0].startswith("DejaVu")
+    assert font_for("grass \u00e9", 12).getname()[0] == "Aileron"
+    assert drawable("caf\u00e9\u2026") == "caf\u00e9\u2026"
+    assert drawable("\U000f0000x") == "U+F0000 x"  # private use: in no font

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from cascade_clip.fonts import drawable, font_for
 from cascade_clip.polygons import outline_mask
 from cascade_clip.rle import encode_mask
 
@@ -245,7 +246,7 @@ class Segmentation:
         size = min(max(12, picture.height // 28), 32)
         font = ImageFont.load_default(size)
         gap, line = size // 2, int(size * 1.7)
-        names = max(int(font.getlength(name)) for _, name, _ in rows)
+        names = max(int(font_for(name, size).getlength(drawable(name))) for _, name, _ in rows)
         shares = max(int(font.getlength(share)) for _, _, share in rows)
         width = gap + size + gap + names + 2 * gap + shares + gap
         canvas = Image.new("RGB", (picture.width + width, max(picture.height, line * len(rows) + gap)), "white")
@@ -255,7 +256,7 @@ class Segmentation:
             left, top = picture.width + gap, gap + number * line
             draw.rectangle((left, top, left + size, top + size), fill=color)
             middle = top + size // 2
-            draw.text((left + size + gap, middle), name, fill=(20, 20, 20), font=font, anchor="lm")
+            draw.text((left + size + gap, middle), drawable(name), fill=(20, 20, 20), font=font_for(name, size), anchor="lm")
             draw.text((canvas.width - gap, middle), share, fill=(90, 90, 90), font=font, anchor="rm")
         return canvas
 
