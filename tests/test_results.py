@@ -173,7 +173,7 @@ def test_legends_in_other_scripts_are_readable() -> None:
     first, second = (
         legend_of("\u0442\u0440\u0430\u0432\u0430"),
         legend_of("\u043d\u0435\u0431\u043e\u0431"),
-    )  # five letters of Cyrillic each
+    )  # five letters each
     narrow = min(first.shape[1], second.shape[1])
     assert not np.array_equal(first[:, :narrow], second[:, :narrow])
     assert font_for("\u0442\u0440\u0430\u0432\u0430", 12).getname()[0].startswith("DejaVu")

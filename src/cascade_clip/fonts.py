@@ -9,7 +9,6 @@ from pathlib import Path
 from PIL import ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-REPLACEMENT = "\ufffd"
 
 
 def font_for(text: str, size: int) -> Font:
@@ -47,9 +46,10 @@ def _fonts() -> tuple[tuple[str, frozenset[int]], ...]:
 
     found: dict[str, frozenset[int]] = {}
     own = Path(font_manager.findfont("DejaVu Sans"))
-    system = [
-        entry.fname for entry in font_manager.fontManager.ttflist if entry.style == "normal" and entry.weight in (400, "normal", "regular")
+    regular = [
+        entry for entry in font_manager.fontManager.ttflist if entry.style == "normal" and entry.weight in (400, "normal", "regular")
     ]
+    system = [entry.fname for entry in regular if "Last Resort" not in entry.name]  # it draws boxes
     for path in [str(own), *sorted(set(system))]:
         try:
             found[path] = frozenset(ft2font.FT2Font(path).get_charmap())
