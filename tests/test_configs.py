@@ -90,6 +90,8 @@ def test_there_is_one_file_per_published_number() -> None:
         assert {f"{method}-context-released-{protocol}" for protocol in ("inductive", "transductive")} <= names
     for method in ("frozen", "frozen-cascade"):
         assert {f"{method}-voc-inductive", f"{method}-coco-inductive"} <= names
+    for method in ("spt", "spt-cascade"):
+        assert {f"{method}-{data}-{protocol}" for data in ("voc", "coco") for protocol in ("inductive", "transductive")} <= names
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
@@ -98,9 +100,9 @@ def test_names_say_what_the_settings_are(path: Path) -> None:
     method, protocol = path.stem.split("-")[0], path.stem.rsplit("-", 1)[1]
     assert config.train.protocol == protocol
     assert config.model.prompts.kind == ("none" if method == "frozen" else "deep")
-    assert len(config.model.stages) == (
-        1 if method == "zegclip" or path.stem.startswith("frozen-voc") or path.stem.startswith("frozen-coco") else 3
-    )
+    assert len(config.model.stages) == (3 if "cascade" in path.stem else 1)
+    spectral = (config.model.prompts.spectral, config.model.decoder.kind, config.train.loss.dice, config.train.loss.ssim)
+    assert spectral == ((True, "spectral", 0.0, 1.0) if method == "spt" else (False, "transformer", 1.0, 0.0))
     data = path.stem.removeprefix(f"{method}-").removeprefix("cascade-").removesuffix(f"-{protocol}")
     assert config.data.name == {"coco": "coco-stuff"}.get(data, data)
     assert config.evaluation is not None and config.evaluation.name == config.data.name
@@ -124,3 +126,49 @@ def test_the_docs_list_every_config_with_its_published_figure() -> None:
         cells = [cell.strip() for cell in row.split("|")[1:-1]]
         assert cells[1] == (found[1] if found else "none"), path.stem
         assert cells[2] == (f"Table {found[2]}" if found else "-")
+
+
+TOKENS = {
+    ("cascade", "voc"): 10,
+    ("cascade", "context"): 35,
+    ("cascade", "coco"): 50,
+    ("zegclip", "voc"): 10,
+    ("zegclip", "context"): 35,
+    ("zegclip", "coco"): 100,
+}
+FIGURES = {  # paper, Tables 2, 3 and 10
+    "cascade-voc-inductive": "92.7 / 83.1 / 87.7",
+    "cascade-voc-transductive": "93.3 / 93.4 / 93.4",
+    "cascade-voc-supervised": "93.7 / 94.6 / -",
+    "cascade-coco-inductive": "41.1 / 43.4 / 42.2",
+    "cascade-coco-transductive": "41.7 / 62.5 / 50.0",
+    "cascade-coco-supervised": "41.5 / 64.0 / -",
+    "cascade-context-released-inductive": "55.9 / 47.2 / 51.2",
+    "cascade-context-released-transductive": "56.4 / 55.0 / 55.7",
+    "zegclip-voc-inductive": "91.9 / 77.8 / 84.3",
+    "zegclip-voc-transductive": "92.3 / 89.9 / 91.1",
+    "zegclip-voc-supervised": "92.4 / 90.9 / -",
+    "zegclip-coco-inductive": "40.2 / 41.4 / 40.8",
+    "zegclip-coco-transductive": "40.7 / 59.9 / 48.5",
+    "zegclip-coco-supervised": "40.7 / 63.2 / -",
+    "zegclip-context-released-inductive": "53.8 / 45.5 / 49.3",
+    "zegclip-context-released-transductive": "54.5 / 41.4 / 47.1",
+    "frozen-voc-inductive": "85.9 / 59.5 / -",
+    "frozen-coco-inductive": "32.3 / 32.5 / -",
+    "frozen-cascade-voc-inductive": "89.0 / 69.7 / -",
+    "frozen-cascade-coco-inductive": "36.3 / 35.3 / -",
+}
+
+
+@pytest.mark.parametrize("path", [path for path in PUBLISHED if not path.stem.startswith("spt")], ids=lambda path: path.stem)
+def test_decisive_values_are_the_published_ones(path: Path) -> None:
+    config = load_config(path)
+    method, data = path.stem.split("-")[0], path.stem.removeprefix("frozen-cascade-").split("-")[-2 if "released" not in path.stem else -3]
+    if method != "frozen":
+        assert config.model.prompts.tokens == TOKENS[method, data]
+    pseudo = path.stem == "cascade-voc-transductive"
+    assert (config.train.batch_size, config.train.first_batch_size) == ((32, 16) if pseudo else (16, 0))
+    assert config.model.stages == (((12,),) if len(config.model.stages) == 1 else ((6, 7, 8), (9, 10, 11), (12,)))
+    assert (config.train.optimizer.learning_rate, config.train.optimizer.warmup_steps) == (2e-4, 1500)
+    found = re.search(r"Published S / U / hIoU: (.*) \(Table", path.read_text())
+    assert (found[1] if found else None) == FIGURES.get(path.stem)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,8 @@ from torch import Tensor, nn
 from cascade_clip.batches import TrainingBatches
 from cascade_clip.config import TrainConfig
 from cascade_clip.data import build_dataset
-from cascade_clip.engine import build_trainer, is_first_process
+from cascade_clip.diagnosis import Cause, describe, merge_causes
+from cascade_clip.engine import Stopped, build_trainer, check_launch, is_first_process, stopping_at_once
 from cascade_clip.protocols import TrainingProtocol
 from cascade_clip.teacher import EmaTeacher
 from cascade_clip.train import SegmentationTask, describe_batch, fit, prepare
@@ -193,3 +198,41 @@ def test_options_beyond_the_paper_act_in_self_training_alone(folders: Path, tmp_
         prepare(plain, build_dataset(plain.data)).model, torch.randn(4, 32), torch.tensor([True] * 4), tiny_config(folders, ema_teacher=0.9)
     )
     assert inductive.teacher is None
+
+
+@pytest.mark.parametrize(("started", "devices", "nodes", "fits"), [(2, 1, 1, False), (2, 2, 1, True), (4, 2, 2, True), (4, 4, 2, False)])
+def test_a_launcher_must_start_what_the_settings_share(
+    monkeypatch: pytest.MonkeyPatch, started: int, devices: int, nodes: int, fits: bool
+) -> None:
+    """Without the check each process would train alone into the same folder."""
+    train = TrainConfig(devices=devices, num_nodes=nodes)
+    check_launch(train)  # no launcher
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", str(started))
+    if fits:
+        check_launch(train)
+    else:
+        with pytest.raises(ValueError, match=f"torchrun started {started} processes, but .* = {devices * nodes}; set --devices"):
+            check_launch(train)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_scheduler_may_stop_loading_and_evaluating(name: str) -> None:
+    before = signal.getsignal(getattr(signal, name))
+    with pytest.raises(Stopped) as stopped, stopping_at_once():
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(5)
+    assert stopped.value.code == 75
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
+def test_the_cause_of_a_step_is_that_of_the_rank_that_knows_it() -> None:
+    """A rank whose own masks are right sees only the sum of the gradients."""
+    ranks = [
+        (Cause("the gradient of backbone.prompts.tokens", ()), [Path("a"), Path("b")]),
+        (Cause("the images", (1,)), [Path("c"), Path("d")]),
+    ]
+    cause, files = merge_causes(ranks)
+    assert cause == Cause("the images", (3,)) and files == [Path(name) for name in "abcd"]
+    assert "it shows in d; images of the batch: a, b, c, d" in describe(cause, math.nan, 7, files)
+    assert merge_causes(ranks[:1])[0].place.startswith("the gradient")

@@ -73,14 +73,14 @@ def test_micro_batches_give_the_gradient_of_the_batch(folders: Path, protocol: s
 
 
 def test_two_processes_train_as_one(folders: Path, tmp_path: Path) -> None:
-    """Two ranks with half of the batch each, through both stages of a transductive run in one call.
+    """Two ranks with half of the batch each, image by image, through both stages of a transductive run in one call.
 
     Same losses and weights to 1e-5, the normaliser averaged over ranks included.
     """
     script = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
         "from tiny_runs import tiny_config; from cascade_clip.train import fit\n"
-        "fit(tiny_config(Path(sys.argv[2]), protocol='transductive', devices=2), Path(sys.argv[3]))\n"
+        "fit(tiny_config(Path(sys.argv[2]), protocol='transductive', devices=2, micro_batch=1), Path(sys.argv[3]))\n"
     )
     (tmp_path / "run.py").write_text(script)
     command = [sys.executable, tmp_path / "run.py", str(Path(__file__).parent), str(folders), str(tmp_path / "two")]
@@ -138,17 +138,24 @@ def test_resumed_run_is_the_uninterrupted_run(folders: Path, tmp_path: Path, wor
 
 
 def test_unseen_labels_leave_no_trace(folders: Path, tmp_path: Path) -> None:
-    """Inductive training with the unseen labels scrambled into ignored pixels gives the same bits; cropping does not look either."""
-    scrambled = tmp_path / "scrambled"
-    scrambled.mkdir()
-    for path in (folders / "masks").iterdir():
-        mask = np.array(Image.open(path))
-        Image.fromarray(np.where(mask == 3, 255, mask).astype(np.uint8)).save(scrambled / path.name)
-    first = tiny_config(folders, augment={"scale": [128, 64], "crop": 48, "largest_share": 0.3})  # most crops are drawn again
-    second = dataclasses.replace(first, data=dataclasses.replace(first.data, masks=str(scrambled)))
-    fit(first, tmp_path / "first")
-    fit(second, tmp_path / "second")
-    assert largest_gap(weights(tmp_path / "first"), weights(tmp_path / "second")) == 0
+    """Scrambled unseen labels give the same bits; cropping does not look at them either.
+
+    Inductive: dog and sky become each other or ignored at random. Transductive: they become each other.
+    """
+    draw = np.random.default_rng(0)
+    for kind, choices in (("inductive", (1, 3, 255)), ("transductive", (1, 3))):
+        (tmp_path / kind).mkdir()
+        for path in (folders / "masks").iterdir():
+            mask = np.array(Image.open(path))
+            scrambled = draw.choice(np.array(choices, dtype=np.uint8), mask.shape)
+            Image.fromarray(np.where((mask == 1) | (mask == 3), scrambled, mask).astype(np.uint8)).save(tmp_path / kind / path.name)
+        train = {"protocol": kind, "steps": 2, "augment": {"scale": [128, 64], "crop": 48, "largest_share": 0.3}}  # crops are drawn again
+        first = tiny_config(folders, **train)
+        first = dataclasses.replace(first, data=dataclasses.replace(first.data, unseen="dog, sky"))
+        second = dataclasses.replace(first, data=dataclasses.replace(first.data, masks=str(tmp_path / kind)))
+        fit(first, tmp_path / f"{kind}-first")
+        fit(second, tmp_path / f"{kind}-second")
+        assert largest_gap(weights(tmp_path / f"{kind}-first"), weights(tmp_path / f"{kind}-second")) == 0
 
 
 def test_transductive_runs_both_stages(folders: Path, tmp_path: Path) -> None:
@@ -235,3 +242,47 @@ def test_a_start_that_carries_its_clip_brings_its_text_tower(folders: Path, tmp_
 def test_full_checkpoints_need_no_other_file(folders: Path, tmp_path: Path) -> None:
     fit(tiny_config(folders, steps=1), tmp_path / "run", full=True)
     assert read_record(tmp_path / "run" / "model")["clip_stored"]
+
+
+def test_a_run_that_was_refused_leaves_the_folder_free(folders: Path, tmp_path: Path) -> None:
+    """Text embeddings that are not there are found after the folder was claimed; the corrected command starts."""
+    config = tiny_config(folders, steps=1)
+    wrong = dataclasses.replace(config, data=dataclasses.replace(config.data, text_embeddings=str(tmp_path / "nowhere.npy")))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        fit(wrong, tmp_path / "run")
+    assert fit(config, tmp_path / "run").record["steps"] == 1
+    with pytest.raises(ValueError, match="holds a run already"):
+        fit(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"first_batch_size": -3, "protocol": "transductive"}, r"train\.first_batch_size must be 0"),
+        ({"first_batch_size": 2}, "first_batch_size is for transductive runs"),
+        ({"first_batch_size": 2, "protocol": "transductive", "micro_batch": 4}, r"does not divide the 2 images of train\.first_batch_size"),
+        ({"first_batch_size": 3, "protocol": "transductive", "devices": 2}, r"train\.first_batch_size 3 cannot be shared"),
+        ({"seed": -1}, r"train\.seed must lie in"),
+        ({"seed": 2**32}, r"train\.seed must lie in"),
+        ({"augment": {"flip": 7}}, "probability"),
+        ({"augment": {"scale": [0, 0]}}, "two sides"),
+        ({"augment": {"largest_share": -1}}, "largest_share"),
+        ({"loss": {"gamma": -1}}, "gamma"),
+        ({"loss": {"alpha": 9}}, "alpha"),
+        ({"loss": {"focal": float("nan")}}, "focal"),
+        ({"optimizer": {"warmup_ratio": -3}}, "warmup_ratio"),
+        ({"optimizer": {"final_rate": -1}}, "final_rate"),
+        ({"optimizer": {"power": -1}}, "power"),
+        ({"optimizer": {"weight_decay": -1}}, "weight_decay"),
+        ({"optimizer": {"learning_rate": float("inf")}}, "learning_rate"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(folders: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_config(folders, **change)
+
+
+def test_the_first_half_has_its_own_batch(folders: Path, tmp_path: Path) -> None:
+    fit(tiny_config(folders, protocol="transductive", steps=2, first_batch_size=2), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "stage1" / "model").config.train.batch_size == 2
+    assert load_checkpoint(tmp_path / "run" / "model").config.train.batch_size == 4

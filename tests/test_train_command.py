@@ -276,6 +276,26 @@ def test_dry_run(data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert found["cost"]["trained"] == trained
 
 
+def test_the_step_of_a_dry_run_is_the_first_of_the_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where crops are drawn again, and where the inductive half with a batch of its own comes first."""
+    train = {"augment": {"scale": [128, 64], "crop": 48, "largest_share": 0.3}, "protocol": "transductive", "first_batch_size": 2}
+    values = settings(data)
+    values["train"] |= train
+    config = write_settings(tmp_path / "settings.yaml", values)
+    assert main(["train", str(config), "--out", str(tmp_path / "run"), "--dry-run", "--json-lines"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["epochs"] == pytest.approx((4 * 2 + 4 * 4) / 6)
+    fit(config_from_dict(Config, values), tmp_path / "run")
+    first = read_metrics(tmp_path / "run" / "stage1" / "metrics.csv")[0]
+    assert found["loss"] == pytest.approx(first["loss"], rel=1e-6)
+
+
+def test_early_errors_are_events_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--out", str(tmp_path / "x"), "--json-lines", "--init-from", str(tmp_path / "nowhere")]) == 2
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events] == ["error"] and "nowhere" in events[0]["text"]
+
+
 def test_dry_run_of_both_stages(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_settings(tmp_path / "settings.yaml", settings(data, protocol="transductive"))
     assert main(["train", str(config), "--out", str(tmp_path / "run"), "--dry-run"]) == 0

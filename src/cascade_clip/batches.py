@@ -37,6 +37,13 @@ class HiddenLabels:
         return replace(sample, labels=self.protocol.hide(sample.labels))
 
 
+def training_set(config: Config, dataset: LabelledImages) -> TrainingSet:
+    """Augmented crops of a data set, with labels as the protocol may see them."""
+    protocol = TrainingProtocol(config.train.protocol, torch.tensor(dataset.vocabulary.seen_mask))
+    transform = TrainTransform(config.train.augment, config.model.mean, config.model.std)
+    return TrainingSet(HiddenLabels(dataset, protocol), transform, seed=config.train.seed)
+
+
 class TrainingBatches(lightning.LightningDataModule):
     """Batches of augmented crops, from any step on."""
 
@@ -49,10 +56,8 @@ class TrainingBatches(lightning.LightningDataModule):
         """Batches of this rank, from `start` on."""
         train = self.config.train
         workers = self.config.data.workers
-        protocol = TrainingProtocol(train.protocol, torch.tensor(self.dataset.vocabulary.seen_mask))
-        transform = TrainTransform(train.augment, self.config.model.mean, self.config.model.std)
         return DataLoader(
-            TrainingSet(HiddenLabels(self.dataset, protocol), transform, seed=train.seed),
+            training_set(self.config, self.dataset),
             batch_size=train.batch_size // self._world(),
             sampler=self._order(self.start),
             num_workers=workers,

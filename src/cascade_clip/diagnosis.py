@@ -46,6 +46,20 @@ def find_cause(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Te
     return Cause(place, tuple(bad.nonzero()[:, 0].tolist()))
 
 
+def merge_causes(found: Sequence[tuple[Cause, list[Path]]]) -> tuple[Cause, list[Path]]:
+    """One cause of a step from those that the ranks found in their shares of the batch, with all files in order.
+
+    A rank whose masks are not finite knows more than one that sees only the sum of the gradients.
+    """
+    place = next((cause.place for cause, _ in found if cause.images), found[0][0].place)
+    files: list[Path] = []
+    guilty: list[int] = []
+    for cause, paths in found:
+        guilty += [len(files) + index for index in cause.images]
+        files += paths
+    return Cause(place, tuple(guilty)), files
+
+
 def describe(cause: Cause, loss: float, step: int, paths: Sequence[Path]) -> str:
     """One line for people: what is not finite at which step, where it starts, and the files."""
     what = "a gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"

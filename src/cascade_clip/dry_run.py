@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cascade_clip.batches import training_set
 from cascade_clip.config import Config
 from cascade_clip.cost import Cost, count_cost
 from cascade_clip.data import LabelledImages, build_dataset
-from cascade_clip.datasets.folder import StepSampler, TrainingSet
+from cascade_clip.datasets.folder import StepSampler
 from cascade_clip.predictor import autocast_type, find_device
 from cascade_clip.progress import used_memory
 from cascade_clip.provenance import describe_batch
-from cascade_clip.train import SegmentationTask, prepare
-from cascade_clip.transforms import TrainTransform
+from cascade_clip.train import SegmentationTask, inductive_half, prepare
 
 COUNTED_IMAGES = 100
 """Images whose labels are looked at."""
@@ -90,6 +90,9 @@ def dry_run(config: Config) -> DryRun:
     """
     dataset = build_dataset(config.data)
     seen = torch.tensor(dataset.vocabulary.seen_mask)
+    second = config.train
+    stages = 2 if second.protocol == "transductive" and not second.init_from else 1
+    config = inductive_half(config) if stages == 2 else config  # the step that is done is the run's first
     train = config.train
     queries = int(seen.sum()) if train.protocol == "inductive" else len(seen)
     cost = count_cost(config.model, queries, train.augment.crop)
@@ -101,7 +104,7 @@ def dry_run(config: Config) -> DryRun:
     batch = describe_batch(train)
     kept = measure_activations(task, images[: batch["per_device"]], labels[: batch["per_device"]])
     loss, seconds = run_step(task, images, labels)
-    stages = 2 if train.protocol == "transductive" and not train.init_from else 1
+    images_used = train.steps * train.batch_size + (second.steps * second.batch_size if stages == 2 else 0)
     return DryRun(
         cost,
         measure_memory(task, kept, device),
@@ -109,7 +112,7 @@ def dry_run(config: Config) -> DryRun:
         batch,
         train.steps,
         stages,
-        stages * train.steps * train.batch_size / len(dataset),
+        images_used / len(dataset),
         loss,
         seconds,
         str(device),
@@ -119,7 +122,7 @@ def dry_run(config: Config) -> DryRun:
 def first_share(config: Config, dataset: LabelledImages) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) and labels (B, H, W) that the first device gets in the first step."""
     train = config.train
-    batches = TrainingSet(dataset, TrainTransform(train.augment, config.model.mean, config.model.std), seed=train.seed)
+    batches = training_set(config, dataset)
     order = StepSampler(len(dataset), train.batch_size, train.seed, steps=1, world=train.processes)
     pairs = [batches[place] for place in order]
     return torch.stack([image for image, _ in pairs]), torch.stack([labels for _, labels in pairs])

@@ -50,6 +50,48 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
 
 
+def check_launch(train: TrainConfig) -> None:
+    """See that a launcher started as many processes as the settings share a batch among.
+
+    Raises:
+        ValueError: torchrun or srun started another number; each would train alone into the same folder.
+    """
+    if TorchElasticEnvironment.detect():
+        launcher, started = "torchrun", int(os.environ["WORLD_SIZE"])
+    elif SLURMEnvironment.detect():
+        launcher, started = "srun", int(os.environ.get("SLURM_NTASKS", "1"))
+    else:
+        return
+    if started != train.processes:
+        raise ValueError(
+            f"{launcher} started {started} processes, but the settings share a batch among {train.num_nodes} nodes x {train.devices} "
+            f"devices = {train.processes}; set --devices and --num-nodes to what {launcher} starts"
+        )
+
+
+@contextlib.contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Take SIGTERM and SIGUSR1 outside of training (loading, evaluating) as the end of the process with code `STOPPED`."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _logger.warning("stopped, as asked; go on with --resume auto")
+        raise Stopped(STOPPED)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, stop) for number in _signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _signals() -> list[signal.Signals]:
+    """Those that schedulers send and this system knows."""
+    return [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
 class StateSaver(Checkpoint):
     """Saves the state of the run every few steps, and once more when the run is asked to stop."""
 
@@ -64,8 +106,7 @@ class StateSaver(Checkpoint):
         """Take SIGTERM and SIGUSR1 as the wish to stop while the context is open; only a main thread can."""
         before = {}
         if threading.current_thread() is threading.main_thread():
-            signals = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-            before = {number: signal.signal(number, self._note) for number in signals}
+            before = {number: signal.signal(number, self._note) for number in _signals()}
         try:
             yield
         finally:
@@ -78,7 +119,7 @@ class StateSaver(Checkpoint):
     def on_train_start(self, trainer: Any, task: Any) -> None:
         """Take the signals back from the engine, whose own handler would talk to other processes in the middle of a step."""
         if threading.current_thread() is threading.main_thread():
-            for number in (getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)):
+            for number in _signals():
                 signal.signal(number, self._note)
 
     def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int) -> None:
@@ -148,7 +189,7 @@ def run_engine(
     """
     _end_with_parent(trainer)
     with warnings.catch_warnings(), saver.listening():
-        for text in ("does not have many workers", "isinstance.treespec, LeafSpec"):
+        for text in ("does not have many workers", "isinstance.treespec, LeafSpec", "broadcast_buffers"):
             warnings.filterwarnings("ignore", f".*{text}.*")
         try:
             trainer.fit(task, datamodule=batches, ckpt_path=None if start is None else str(start))

@@ -36,6 +36,7 @@ class RunScreen:
         """Write to standard output as `mode` says."""
         self.mode = mode
         self.console = Console(quiet=mode != "normal")
+        self._failed = False
         _SAID.propagate = False
         _SAID.setLevel(logging.INFO)
         if not _SAID.handlers:
@@ -65,6 +66,21 @@ class RunScreen:
             sys.stdout.flush()
 
     @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """While it lasts, an error becomes an event, however early it comes."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(error)
+            raise
+
+    def fail(self, error: BaseException) -> None:
+        """The event of an error, once."""
+        if not self._failed:
+            self.event("error", text=str(error) or type(error).__name__)
+        self._failed = True
+
+    @contextmanager
     def logging_to(self, path: Path) -> Iterator[RunLog]:
         """While it lasts, log messages and Python's warnings go to `path` too, once `RunLog.open` was called.
 
@@ -89,7 +105,7 @@ class RunScreen:
         except BaseException as error:
             text = str(error) or type(error).__name__
             _SAID.error("stopped by an error: %s", text)
-            self.event("error", text=text)
+            self.fail(error)
             raise
         finally:
             logging.captureWarnings(False)

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import lightning.pytorch as lightning
 import torch
@@ -27,10 +27,11 @@ from cascade_clip.checkpoint import Checkpoint, load_checkpoint, load_strictly, 
 from cascade_clip.clip import load_clip
 from cascade_clip.config import Config, OptimizerConfig, Resume, TrainConfig
 from cascade_clip.data import LabelledImages, build_dataset, data_templates, describe_data
-from cascade_clip.diagnosis import describe, find_cause
-from cascade_clip.engine import build_trainer, is_first_process, run_engine
-from cascade_clip.losses import MaskLoss, mask_loss
+from cascade_clip.diagnosis import describe, find_cause, merge_causes
+from cascade_clip.engine import build_trainer, check_launch, is_first_process, run_engine
+from cascade_clip.losses import present_pairs
 from cascade_clip.model import Segmenter, build_segmenter
+from cascade_clip.objective import StepLoss, step_loss
 from cascade_clip.plain_values import config_to_dict, read_yaml
 from cascade_clip.protocols import TrainingProtocol
 from cascade_clip.provenance import summarise_run, write_run_file
@@ -41,6 +42,7 @@ from cascade_clip.text import build_text_encoder, load_embeddings
 logger = logging.getLogger(__name__)
 
 _FROZEN = "model.backbone.tower."
+T = TypeVar("T")
 
 
 def learning_rate(step: int, total: int, config: OptimizerConfig) -> float:
@@ -74,33 +76,46 @@ class SegmentationTask(lightning.LightningModule):
         self.run_model = torch.compile(model.forward) if train.compile else model.forward
         self.register_buffer("queries", self.protocol.queries(text).float(), persistent=False)
 
-    def loss(self, images: Tensor, labels: Tensor) -> MaskLoss:
-        """Loss sums of normalised images (B, 3, H, W) with labels (B, H, W) of the vocabulary; divide by M afterwards."""
+    def loss(self, images: Tensor, labels: Tensor, masks_per_image: Tensor | None = None) -> StepLoss:
+        """Loss sums of normalised images (B, 3, H, W) with labels (B, H, W) of the vocabulary; divide by M afterwards.
+
+        `masks_per_image` is M / B of the whole step, where these images are a part of it (see `step_loss`).
+        """
         logits = self.run_model(images, self.queries)  # (B, Q, h, w)
         guide = logits if self.teacher is None else self.teacher(self.model, images, self.queries)  # (B, Q, h, w)
         targets = self.protocol.targets(labels, guide, self.model.patch_size)  # (B, H, W)
-        return mask_loss(logits, targets, self.model.patch_size, self.config.train.loss)
+        weights = self.config.train.loss
+        if masks_per_image is None and weights.per_image:
+            masks_per_image = self._masks_per_image(targets)
+        return step_loss(logits, targets, self.model.patch_size, weights, masks_per_image)
 
-    def accumulate_gradients(self, images: Tensor, labels: Tensor) -> MaskLoss:
+    def _masks_per_image(self, targets: Tensor) -> Tensor:
+        """M / B of targets (B, H, W), M averaged over ranks and at least 1."""
+        masks = present_pairs(targets, len(self.queries)).sum().float()
+        return self._mean_over_ranks(masks).clamp(min=1) / len(targets)
+
+    def accumulate_gradients(self, images: Tensor, labels: Tensor) -> StepLoss:
         """Gradients of one optimiser step: undivided sums of every micro-batch, divided once by M of the whole batch.
 
         Returns the losses as they are reported: divided by M, which is averaged over ranks and at least 1.
         """
         share = self.config.train.micro_batch or len(images)
         parts = list(zip(images.split(share), labels.split(share), strict=True))
-        sums = torch.zeros(4, device=images.device)
+        sums = torch.zeros(len(StepLoss._fields), device=images.device)
+        ahead = None
+        if len(parts) > 1 and self.config.train.loss.per_image:  # not in self-training: the labels alone give the targets
+            ahead = self._masks_per_image(self.protocol.targets(labels, images, self.model.patch_size))
         for index, (micro_images, micro_labels) in enumerate(parts):
             with self._without_sync(index < len(parts) - 1):
-                result = self.loss(micro_images, micro_labels)
+                result = self.loss(micro_images, micro_labels, ahead)
                 self._backward(result.total)
             sums += torch.stack([value.detach() for value in result])
         sums = self._mean_over_ranks(sums)
-        masks = sums[3].clamp(min=1)
+        masks = sums[-1].clamp(min=1)
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(masks)
-        total, focal, dice = sums[:3] / masks
-        return MaskLoss(total, focal, dice, masks)
+        return StepLoss(*(sums[:-1] / masks).unbind(), masks)  # type: ignore[call-arg]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """One optimiser step.
@@ -118,6 +133,8 @@ class SegmentationTask(lightning.LightningModule):
         if self.teacher is not None:
             self.teacher.update(self.model)
         values = {"loss": result.total, "focal": result.focal, "dice": result.dice, "masks": result.masks}
+        weights = self.config.train.loss
+        values |= {name: getattr(result, name) for name in ("ssim", "cross_entropy") if getattr(weights, name)}
         self.log_dict(values, prog_bar=True)
         self.log("learning_rate", rate, prog_bar=True)
 
@@ -160,7 +177,16 @@ class SegmentationTask(lightning.LightningModule):
         share = self.config.train.images_at_once
         cause = find_cause(self.model, lambda batch: torch.cat([self.model(part, self.queries) for part in batch.split(share)]), images)
         paths = cast(TrainingBatches, cast(Any, self.trainer).datamodule).paths(self.global_step)
+        cause, paths = merge_causes(self._gather((cause, paths)))  # the same words on every rank
         raise FloatingPointError(f"{describe(cause, value, self.global_step, paths)}; states saved before are kept")
+
+    def _gather(self, value: T) -> list[T]:
+        """The values of all ranks, in order."""
+        if self.trainer.world_size == 1:
+            return [value]
+        found: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(found, value)
+        return found
 
     def _backward(self, loss: Tensor) -> None:
         if self._trainer is None:  # used without an engine
@@ -193,6 +219,7 @@ def fit(config: Config, out: Path, *, resume: Resume = "never", full: bool = Fal
         OSError: the state of the run cannot be written.
         Stopped: a scheduler asked the run to end, and its state is saved.
     """
+    check_launch(config.train)
     dataset = build_dataset(config.data)
     TrainingProtocol(config.train.protocol, torch.tensor(dataset.vocabulary.seen_mask))  # a split that makes no sense is found first
     _claim_folder(config, out, resume)
@@ -261,6 +288,15 @@ def prepare(config: Config, dataset: LabelledImages) -> Checkpoint:
     return Checkpoint(model, encoder, config, vocabulary, templates, clip.fingerprint, clip.architecture, text)
 
 
+def inductive_half(config: Config) -> Config:
+    """The settings of the first half of a transductive run."""
+    train = config.train
+    off = {"pseudo_threshold": 0.0, "ema_teacher": 0.0, "first_batch_size": 0}
+    batch = train.first_batch_size or train.batch_size
+    inductive = dataclasses.replace(train, protocol="inductive", schedule_steps=2 * train.steps, batch_size=batch, **cast(Any, off))
+    return dataclasses.replace(config, train=inductive)
+
+
 def _run_first_stage(config: Config, out: Path, dataset: LabelledImages, resume: Resume, callbacks: list[Callback]) -> Config:
     """The inductive half of a transductive run; returns the settings of the second half, which starts from its checkpoint.
 
@@ -269,17 +305,14 @@ def _run_first_stage(config: Config, out: Path, dataset: LabelledImages, resume:
     """
     stage = out / "stage1"
     train = config.train
-    off = {"pseudo_threshold": 0.0, "ema_teacher": 0.0, "first_batch_size": 0}
-    batch = train.first_batch_size or train.batch_size
-    inductive = dataclasses.replace(train, protocol="inductive", schedule_steps=2 * train.steps, batch_size=batch, **cast(Any, off))
-    first = dataclasses.replace(config, train=inductive)
+    first = inductive_half(config)
     _claim_folder(first, stage, "never" if resume == "never" else "auto")
     if is_first_process() and not _has_ended(first, stage):
         logger.info("transductive run: the inductive half (%d steps of a schedule of %d) comes first", train.steps, 2 * train.steps)
     _run_stage(first, stage, dataset, resume, callbacks)
     if not _has_ended(first, stage):
         raise ValueError(f"the self-training stage needs all {train.steps} steps of stage 1 in {stage}; go on with --resume auto")
-    return dataclasses.replace(config, train=dataclasses.replace(train, init_from=str(stage / "model")))
+    return dataclasses.replace(config, train=dataclasses.replace(train, init_from=str(stage / "model"), first_batch_size=0))
 
 
 def _has_ended(config: Config, out: Path) -> bool:
@@ -302,14 +335,14 @@ def _claim_folder(config: Config, out: Path, resume: Resume) -> None:
         return
     settings = out / "config.yaml"
     text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
-    if settings.is_file():
+    begun = any(list_states(folder / "state") or (folder / "model").exists() for folder in (out, out / "stage1"))
+    if settings.is_file() and (begun or (out / "metrics.csv").exists()):  # else it was refused before its first step
         if resume == "never":
             raise ValueError(f"{out} holds a run already; continue it with --resume auto, or choose another --out")
         changed = _differences(read_yaml(settings), yaml.safe_load(text))
         if changed:
             raise ValueError(f"{out} holds a run with other settings ({', '.join(changed)}); choose another --out, or use {settings}")
         text = settings.read_text(encoding="utf-8")
-    begun = any(list_states(folder / "state") or (folder / "model").exists() for folder in (out, out / "stage1"))
     if resume == "always" and not begun:
         raise FileNotFoundError(f"{out} holds no state to go on from; start with --resume auto or without --resume")
     out.mkdir(parents=True, exist_ok=True)

@@ -75,13 +75,14 @@ def train(config: Config, *, out: Path, resume: Resume = "never", full: bool = F
 
     quiet_engine()
     screen = RunScreen("json" if options.json_lines else "quiet" if options.quiet else "normal")
-    given = {name: value for name in ("devices", "num_nodes") if (value := getattr(options, name))}
-    config = start_from(dataclasses.replace(config, train=dataclasses.replace(config.train, **given)), options.init_from)
-    if options.dry_run:
-        return _look_ahead(config, screen)
-    if options.seeds:
-        return _train_seeds(config, out, screen, options, full=full)
-    _train_one(config, out, screen, options, resume=resume, full=full)
+    with screen.reporting():
+        given = {name: value for name in ("devices", "num_nodes") if (value := getattr(options, name))}
+        config = start_from(dataclasses.replace(config, train=dataclasses.replace(config.train, **given)), options.init_from)
+        if options.dry_run:
+            return _look_ahead(config, screen)
+        if options.seeds:
+            return _train_seeds(config, out, screen, options, full=full)
+        _train_one(config, out, screen, options, resume=resume, full=full)
     return 0
 
 
@@ -122,6 +123,9 @@ def _shape_differences(model: ModelConfig, start: ModelConfig) -> list[str]:
         "queries": (model.queries, start.queries),
         "prompts.kind": (model.prompts.kind, start.prompts.kind),
         "prompts.tokens": (model.prompts.tokens, start.prompts.tokens),
+        "prompts.spectral": (model.prompts.spectral, start.prompts.spectral),
+        "decoder.kind": (model.decoder.kind, start.decoder.kind),
+        "decoder.low_share": (model.decoder.low_share, start.decoder.low_share),
         "decoder.layers": (model.decoder.layers, start.decoder.layers),
         "decoder.heads": (model.decoder.heads, start.decoder.heads),
         "decoder.feedforward": (model.decoder.feedforward, start.decoder.feedforward),
@@ -177,11 +181,11 @@ def _train_seeds(config: Config, out: Path, screen: RunScreen, options: TrainOpt
 def _train_one(config: Config, out: Path, screen: RunScreen, options: TrainOptions, *, resume: Resume, full: bool) -> None:
     """Train, evaluate and report one run; its messages go into its log file."""
     from cascade_clip.data import build_dataset
-    from cascade_clip.engine import is_first_process
+    from cascade_clip.engine import is_first_process, stopping_at_once
     from cascade_clip.provenance import command_line
     from cascade_clip.train import fit
 
-    with screen.logging_to(out / LOG_FILE) as log:
+    with stopping_at_once(), screen.logging_to(out / LOG_FILE) as log:
         dataset = None if config.evaluation is None else build_dataset(config.evaluation, "val")  # found before anything runs
         callbacks = _build_callbacks(config, out, screen, options, log, dataset)
         screen.note(f"command: {command_line()}")

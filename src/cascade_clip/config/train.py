@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,17 +29,26 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         check(self.crop >= 1, f"train.augment.crop must be at least 1, got {self.crop}")
-        check(0 < self.ratio[0] <= self.ratio[1], f"train.augment.ratio must rise from above 0, got {self.ratio}")
+        check(0 < self.ratio[0] <= self.ratio[1] < math.inf, f"train.augment.ratio must rise from above 0, got {self.ratio}")
+        check(min(self.scale) >= 1, f"train.augment.scale must be two sides in pixels, got {self.scale}")
+        check(self.largest_share > 0, f"train.augment.largest_share must be above 0, got {self.largest_share}")
+        check(0 <= self.flip <= 1, f"train.augment.flip is a probability, got {self.flip}")
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Focal and dice loss on the summed mask logits (paper Eq. 8, Table 18)."""
+    """Loss on the summed mask logits: focal and dice (paper Eq. 8, Table 18), and the terms of other methods."""
 
     focal: float = 100.0
     """Weight of the sigmoid focal loss."""
     dice: float = 1.0
     """Weight of the dice loss."""
+    ssim: float = 0.0
+    """Weight of 1 - SSIM between mask and 0/1 map, the mean over images, classes and pixels (SPT-SEG)."""
+    ssim_on: Literal["logits", "sigmoid"] = "logits"
+    """What SSIM compares with the 0/1 map: the raw `logits`, as released, or their `sigmoid`."""
+    cross_entropy: float = 0.0
+    """Weight of the cross-entropy of the softmax over classes, the mean over labelled pixels, then over images (ZegCLIP's baseline)."""
     alpha: float = 0.25
     """Balance of the focal loss between present and absent pixels."""
     gamma: float = 2.0
@@ -51,6 +61,17 @@ class LossConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         check(self.class_chunk >= 1, f"train.loss.class_chunk must be at least 1, got {self.class_chunk}")
+        weights = {"focal": self.focal, "dice": self.dice, "ssim": self.ssim, "cross_entropy": self.cross_entropy}
+        for name, weight in weights.items():
+            check(0 <= weight < math.inf, f"train.loss.{name} must be 0 or more, got {weight}")
+        check(0 <= self.alpha <= 1, f"train.loss.alpha must lie in 0..1, got {self.alpha}")
+        check(0 <= self.gamma < math.inf, f"train.loss.gamma must be 0 or more, got {self.gamma}")
+        check(any(weights.values()), f"every weight of train.loss is 0; set one of {', '.join(weights)}")
+
+    @property
+    def per_image(self) -> bool:
+        """Whether a term is a mean over images, beside those that are sums over masks."""
+        return bool(self.ssim or self.cross_entropy)
 
 
 @dataclass(frozen=True)
@@ -72,7 +93,11 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check(self.learning_rate > 0, f"train.optimizer.learning_rate must be positive, got {self.learning_rate}")
+        check(0 < self.learning_rate < math.inf, f"train.optimizer.learning_rate must be positive, got {self.learning_rate}")
+        check(0 <= self.weight_decay < math.inf, f"train.optimizer.weight_decay must be 0 or more, got {self.weight_decay}")
+        check(0 <= self.final_rate < math.inf, f"train.optimizer.final_rate must be 0 or more, got {self.final_rate}")
+        check(0 <= self.power < math.inf, f"train.optimizer.power must be 0 or more, got {self.power}")
+        check(0 <= self.warmup_ratio <= 1, f"train.optimizer.warmup_ratio must lie in 0..1, got {self.warmup_ratio}")
         check(self.warmup_steps >= 0, f"train.optimizer.warmup_steps must be 0 or more, got {self.warmup_steps}")
 
 
@@ -136,12 +161,18 @@ class TrainConfig:
         check(self.micro_batch >= 0, f"train.micro_batch must be 0 or more, got {self.micro_batch}")
         check(self.devices >= 1, f"train.devices must be at least 1, got {self.devices}")
         check(self.num_nodes >= 1, f"train.num_nodes must be at least 1, got {self.num_nodes}")
-        share, rest = divmod(self.batch_size, self.processes)
-        shared_by = f"{self.devices} devices" + (f" on each of {self.num_nodes} nodes" if self.num_nodes > 1 else "")
-        check(rest == 0, f"train.batch_size {self.batch_size} cannot be shared by {shared_by}; make it a multiple")
+        check(0 <= self.seed < 2**32, f"train.seed must lie in 0..{2**32 - 1}, got {self.seed}")
+        check(self.first_batch_size >= 0, f"train.first_batch_size must be 0 (the batch size) or more, got {self.first_batch_size}")
         check(
-            self.micro_batch == 0 or share % self.micro_batch == 0,
-            f"train.micro_batch {self.micro_batch} does not divide the {share} images that each device gets",
+            not self.first_batch_size or (self.protocol == "transductive" and not self.init_from),
+            "train.first_batch_size is for transductive runs that make their own inductive half; leave it at 0",
+        )
+        self._check_share("batch_size", self.batch_size)
+        self._check_share("first_batch_size", self.first_batch_size)
+        check(
+            not (self.loss.per_image and self.protocol == "transductive" and self.accumulation > 1),
+            "train.loss.ssim and cross_entropy in self-training need all images of a device at once, as the number of masks is known only "
+            "then; set train.micro_batch to 0, or more devices",
         )
         check(0 <= self.pseudo_threshold < 1, f"train.pseudo_threshold must lie in 0..1 without 1, got {self.pseudo_threshold}")
         check(0 <= self.ema_teacher < 1, f"train.ema_teacher must lie in 0..1 without 1, got {self.ema_teacher}")
@@ -152,6 +183,16 @@ class TrainConfig:
         check(self.save_every >= 1, f"train.save_every must be at least 1, got {self.save_every}")
         check(self.log_every >= 1, f"train.log_every must be at least 1, got {self.log_every}")
         check(self.sheet_every is None or self.sheet_every >= 0, f"train.sheet_every must be 0 or more, got {self.sheet_every}")
+
+    def _check_share(self, name: str, images: int) -> None:
+        """See that a batch can be shared by the processes and their micro-batches."""
+        share, rest = divmod(images, self.processes)
+        shared_by = f"{self.devices} devices" + (f" on each of {self.num_nodes} nodes" if self.num_nodes > 1 else "")
+        check(rest == 0, f"train.{name} {images} cannot be shared by {shared_by}; make it a multiple")
+        check(
+            self.micro_batch == 0 or share % self.micro_batch == 0,
+            f"train.micro_batch {self.micro_batch} does not divide the {share} images of train.{name} {images} that each device gets",
+        )
 
     @property
     def processes(self) -> int:
