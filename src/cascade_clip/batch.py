@@ -152,6 +152,7 @@ def segment_sources(
     *,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    request: str = "",
 ) -> Iterator[Done]:
     """Segment pictures and write their results, leaving out those that were done with the same request.
 
@@ -163,11 +164,13 @@ def segment_sources(
         outputs: kinds of file beside the JSON file of every picture.
         overwrite: do everything again.
         progress: called with (done, total) after every picture.
+        request: the request fingerprint, if it is known already.
     """
-    request = request_fingerprint(predictor, target, outputs)
+    request = request or request_fingerprint(predictor, target, outputs)
     waiting = [source for source in sources if overwrite or not is_done(source, out, request)]
     skipped = len(sources) - len(waiting)
-    for source in [source for source in sources if source not in set(waiting)]:
+    left = set(waiting)
+    for source in [source for source in sources if source not in left]:
         yield Done(source, skipped=True)
     for number, item in enumerate(_read_ahead(waiting)):
         yield _segment_one(predictor, target, item, out, outputs, request)

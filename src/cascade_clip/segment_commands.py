@@ -7,14 +7,17 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 from cascade_clip.results import Output, Segmentation
 from cascade_clip.terminal import DEFAULT_RUN, RunOptions, progress_bar, say, warn
 
 if TYPE_CHECKING:
-    from cascade_clip.batch import Done
-    from cascade_clip.predictor import Predictor
+    from collections.abc import Callable
+
+    from cascade_clip.batch import Done, Source
+    from cascade_clip.predictor import Predictor, Target
+    from cascade_clip.ray_engine import Recipe
 
 REAL_MODELS = "for your own photos take --model clip:ViT-B-16-quickgelu/openai, or train a model (README, section Models)"
 
@@ -26,9 +29,11 @@ class SegmentOptions:
     calibration: float = 0.0
     """Subtracted from the scores of names that were seen in training."""
     background: str = ""
-    """Background words ("sky, wall, tree"), a file of them, or `scenery`: they compete with the names and all mean `background`."""
-    threshold: float | None = None
-    """Pixels whose best score (0..1) lies below are unlabelled, or `background` where that is one of the names."""
+    """Background words ("sky, wall, tree"), a file of them, or `scenery`: they compete with the names and all mean `background`; `none`:
+    no background words; by default the checkpoint's."""
+    threshold: float | Literal["none"] | None = None
+    """Pixels whose best score (0..1) lies below are unlabelled, or `background` where that is one of the names; `none`: every pixel gets a
+    name; by default the checkpoint's."""
     outputs: str = "overlay,index"
     """Files beside the JSON file of every picture, separated by commas: overlay, index, heatmaps, labelme, coco (also all in coco.json)."""
     flip: bool = False
@@ -41,6 +46,17 @@ class SegmentOptions:
     """Do pictures again whose results are there."""
     quiet: bool = False
     """Print errors and the last line only."""
+    engine: Literal["local", "ray"] = "local"
+    """`local` works in this process; `ray` in the actors of a Ray cluster (RAY_ADDRESS, else one on this machine), with a manifest."""
+    actors: int = 0
+    """Of the engine `ray`: number of actors; 0 takes one per GPU, or one per processor without GPUs."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.every < 1:
+            raise ValueError(f"--every must be at least 1, got {self.every}")
+        if self.actors < 0 or (self.actors and self.engine != "ray"):
+            raise ValueError(f"--actors is a positive number that goes with --engine ray, got {self.actors} with --engine {self.engine}")
 
 
 DEFAULT_OPTIONS = SegmentOptions()
@@ -70,31 +86,93 @@ def segment(
         options: what to do.
         run: how to load and run.
     """
-    from cascade_clip.batch import find_sources, segment_sources, write_coco
+    from cascade_clip.batch import find_sources, write_coco
     from cascade_clip.vocabulary import load_words
 
     outputs = _parse_outputs(options.outputs)
-    if options.every < 1:
-        raise ValueError(f"--every must be at least 1, got {options.every}")
+    on_cluster = options.engine == "ray"
+    if on_cluster:
+        from cascade_clip.ray_engine import require_ray
+
+        require_ray()
     sources = find_sources(images, sys.stdin, options.every)
     vocabulary = load_words(classes) if classes else None
-    predictor = _load(model, options, run)
-    target = predictor.bind(vocabulary, options.calibration, background=options.background, threshold=options.threshold)
-    begin, done, failed, skipped = time.monotonic(), 0, 0, 0
+    here = dataclasses.replace(run, device="auto") if on_cluster and run.device == "cuda" else run  # the actors have the GPUs
+    predictor = _load(model, options, here)
+    target = predictor.bind(vocabulary, options.calibration, background=options.background or None, threshold=options.threshold)
+    begin = time.monotonic()
     with progress_bar("segmenting") as step:
-        for one in segment_sources(predictor, target, sources, out, outputs, overwrite=options.overwrite, progress=step):
-            done, failed, skipped = done + (one.result is not None), failed + bool(one.error), skipped + one.skipped
-            _tell(one, quiet=options.quiet)
+        if on_cluster:
+            recipe = _write_recipe(predictor, target, outputs, model, run, out, overwrite=options.overwrite)
+            counts = _segment_on_cluster(recipe, sources, options, step)
+        else:
+            counts = _segment_here(predictor, target, sources, out, outputs, options, step)
     if "coco" in outputs:
         count = write_coco(out, sources, out / "coco.json")
         say(f"wrote {out / 'coco.json'}: {count} masks")
-    if len(sources) > 1:
-        seconds = time.monotonic() - begin
-        speed = f", {done / seconds:.2f} pictures/s" if done else ""
-        say(f"{done} pictures segmented{speed}, {skipped} done before, {failed} failed")
-    elif skipped:
-        say(f"{images[0]} is done already, see {out}; --overwrite does it again")
-    return 2 if failed else 0
+    _summarise(counts, time.monotonic() - begin, images[0], out)
+    return 2 if counts.failed else 0
+
+
+class _Counts(NamedTuple):
+    """Pictures by what became of them."""
+
+    done: int
+    skipped: int
+    failed: int
+
+
+def _segment_here(
+    predictor: Predictor,
+    target: Target,
+    sources: list[Source],
+    out: Path,
+    outputs: tuple[Output, ...],
+    options: SegmentOptions,
+    step: Callable[[int, int], None],
+) -> _Counts:
+    from cascade_clip.batch import segment_sources
+
+    done, skipped, failed = 0, 0, 0
+    for one in segment_sources(predictor, target, sources, out, outputs, overwrite=options.overwrite, progress=step):
+        done, skipped, failed = done + (one.result is not None), skipped + one.skipped, failed + bool(one.error)
+        _tell(one, quiet=options.quiet)
+    return _Counts(done, skipped, failed)
+
+
+def _segment_on_cluster(recipe: Recipe, sources: list[Source], options: SegmentOptions, step: Callable[[int, int], None]) -> _Counts:
+    from cascade_clip.manifest import FOLDER
+    from cascade_clip.ray_engine import segment_on_cluster
+
+    done, skipped, failed = 0, 0, 0
+    for report in segment_on_cluster(recipe, sources, options.actors, step):
+        done, skipped, failed = done + report.done, skipped + report.skipped, failed + len(report.errors)
+        for error in report.errors:
+            warn(f"cascade-clip: error: {error}")
+    if not options.quiet:
+        say(f"wrote {recipe.out / FOLDER}: {len(sources)} rows")
+    return _Counts(done, skipped, failed)
+
+
+def _write_recipe(
+    predictor: Predictor, target: Target, outputs: tuple[Output, ...], model: str, run: RunOptions, out: Path, *, overwrite: bool
+) -> Recipe:
+    """What the actors need to do the same as this process would."""
+    from cascade_clip.batch import request_fingerprint
+    from cascade_clip.ray_engine import Recipe
+
+    request = request_fingerprint(predictor, target, outputs)
+    labels = None if target.labels is None else target.labels.cpu()
+    moved = dataclasses.replace(target, text=target.text.cpu(), seen=target.seen.cpu(), labels=labels)
+    return Recipe(model, run, predictor.settings, moved, outputs, out.absolute(), request, overwrite, Path.cwd())
+
+
+def _summarise(counts: _Counts, seconds: float, first: str, out: Path) -> None:
+    if sum(counts) > 1:
+        speed = f", {counts.done / seconds:.2f} pictures/s" if counts.done else ""
+        say(f"{counts.done} pictures segmented{speed}, {counts.skipped} done before, {counts.failed} failed")
+    elif counts.skipped:
+        say(f"{first} is done already, see {out}; --overwrite does it again")
 
 
 def _parse_outputs(text: str) -> tuple[Output, ...]:

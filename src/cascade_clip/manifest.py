@@ -1,0 +1,162 @@
+"""The list of what became of many pictures, as Parquet files: one per block of pictures, each whole or not there.
+
+The name of a file is a hash of its block and of the request, so a block that is done twice replaces its own rows. Files whose name
+begins with a dot are notes of blocks that are under way; readers of Parquet folders leave them out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cascade_clip.clip import file_sha256
+
+if TYPE_CHECKING:
+    from cascade_clip.batch import Source
+
+FOLDER = "manifest"
+BLOCKS = 64
+"""Blocks that a call is cut into, as long as they are not too small or too large."""
+
+SMALLEST, LARGEST = 8, 1000
+"""Pictures of a block."""
+
+
+class Block(NamedTuple):
+    """Pictures that one actor does together."""
+
+    part: str
+    """Name of the file that holds their rows."""
+    sources: tuple[Source, ...]
+
+
+def cut_blocks(sources: Sequence[Source], request: str) -> list[Block]:
+    """Share pictures out to blocks, in order; all frames of a video stay together, because they are decoded in one pass."""
+    size = max(SMALLEST, min(LARGEST, -(-len(sources) // BLOCKS)))
+    blocks: list[Block] = []
+    waiting: list[Source] = []
+    for group in group_files(sources):
+        waiting += group
+        if len(waiting) >= size:
+            blocks.append(Block(_part_name(waiting, request), tuple(waiting)))
+            waiting = []
+    return [*blocks, Block(_part_name(waiting, request), tuple(waiting))] if waiting else blocks
+
+
+def group_files(sources: Iterable[Source]) -> list[list[Source]]:
+    """Neighbours that lie in one file: the frames of a video, or a picture alone."""
+    return [list(group) for _, group in itertools.groupby(sources, key=lambda source: source.path)]
+
+
+def _part_name(sources: Sequence[Source], request: str) -> str:
+    words = [request, [[source.name, str(source.path), source.frame] for source in sources]]
+    return f"part-{hashlib.sha256(json.dumps(words).encode()).hexdigest()[:24]}.parquet"
+
+
+def make_schema() -> Any:
+    """Columns of a manifest (a pyarrow schema).
+
+    `name` of the results below the output folder, unique; `path` and `frame` of the picture; `sha256` of its file; `classes` and
+    `coverage`, lists in label order; `unlabelled`, share of pixels without a class; `output`, the JSON file below the output folder;
+    `request`, the hash of what was asked for; `error`, null where all went well. Of a picture that failed, only name, path, frame,
+    sha256 (null where there is no file), request and error are given.
+    """
+    import pyarrow as pa
+
+    words, shares = pa.list_(pa.string()), pa.list_(pa.float64())
+    plain = {name: pa.string() for name in ("name", "path", "sha256", "output", "request", "error")}
+    kinds = {**plain, "frame": pa.int64(), "classes": words, "coverage": shares, "unlabelled": pa.float64()}
+    order = ("name", "path", "frame", "sha256", "classes", "coverage", "unlabelled", "output", "request", "error")
+    return pa.schema([(name, kinds[name]) for name in order])
+
+
+def make_row(source: Source, out: Path, request: str, error: str = "") -> dict[str, Any]:
+    """The row of a picture whose results lie below `out`, or that failed with an error."""
+    digest = _hash_file(source.path) if source.path.is_file() else None
+    row = {"name": source.name, "path": str(source.path), "frame": source.frame, "sha256": digest, "request": request}
+    if error:
+        return {**row, "error": error}
+    values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
+    names, shares = ([entry[key] for entry in values["classes"]] for key in ("name", "coverage"))
+    return {**row, "classes": names, "coverage": shares, "unlabelled": values["unlabelled"], "output": f"{source.name}.json"}
+
+
+@lru_cache(maxsize=1)
+def _hash_of(path: Path, size: int, changed: int) -> str:
+    return file_sha256(path)
+
+
+def _hash_file(path: Path) -> str:
+    """SHA-256 of a file; of a video, whose frames follow one another, once."""
+    state = path.stat()
+    return _hash_of(path, state.st_size, state.st_mtime_ns)
+
+
+def write_part(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows of a block, under a temporary name first."""
+    import pyarrow as pa
+
+    _write(file, pa.Table.from_pylist(list(rows), schema=make_schema()))
+
+
+def _write(file: Path, table: Any) -> None:
+    import pyarrow.parquet as pq
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    pq.write_table(table, partial)
+    os.replace(partial, file)
+
+
+def is_complete(folder: Path, block: Block) -> bool:
+    """Whether the rows of a block are there, all of them and without errors."""
+    import pyarrow.parquet as pq
+
+    file = folder / block.part
+    if not file.is_file():
+        return False
+    table = pq.read_table(file, columns=["name", "error"])
+    return bool(table["name"].to_pylist() == [source.name for source in block.sources] and table["error"].null_count == len(table))
+
+
+def clear_folder(folder: Path, blocks: Iterable[Block]) -> None:
+    """Take out of a manifest the rows that a call will write anew in other files, and notes of an earlier call; the rest stays.
+
+    Without this, blocks that were cut differently, or asked for something else, would give two rows to one picture.
+    """
+    import pyarrow.parquet as pq
+
+    blocks = list(blocks)
+    planned = {block.part for block in blocks}
+    names = {source.name for block in blocks for source in block.sources}
+    for file in folder.glob(".part-*"):
+        file.unlink()
+    for file in folder.glob("part-*.parquet"):
+        if file.name in planned:
+            continue
+        table = pq.read_table(file)
+        stays = [name not in names for name in table["name"].to_pylist()]
+        if not any(stays):
+            file.unlink()
+        elif not all(stays):
+            _write(file, table.filter(stays))
+
+
+def read_manifest(out: Path) -> list[dict[str, Any]]:
+    """All rows below an output folder, in the order of names.
+
+    Raises:
+        FileNotFoundError: no manifest there.
+    """
+    import pyarrow.parquet as pq
+
+    files = sorted((out / FOLDER).glob("part-*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"no manifest in {out / FOLDER}; segment with --engine ray writes one")
+    return sorted((row for file in files for row in pq.read_table(file).to_pylist()), key=lambda row: str(row["name"]))
