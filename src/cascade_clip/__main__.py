@@ -25,10 +25,17 @@ COMMANDS = {
     "quickstart": Command("cascade_clip.quickstart:quickstart", "five-minute tour on the built-in world, without a download"),
     "segment": Command("cascade_clip.segment_commands:segment", "label every pixel of your images with your own class names"),
     "web": Command("cascade_clip.web_commands:web", "open a local web page: upload a picture, type names, see the result"),
+    "serve": Command("cascade_clip.serve_commands:serve", "answer segmentation requests over HTTP"),
     "train": Command("cascade_clip.train_commands:train", "train a model from a YAML file and flags"),
     "evaluate": Command("cascade_clip.evaluate_commands:evaluate", "score a model on labelled images"),
+    "compare": Command("cascade_clip.compare_commands:compare", "say how sure a difference between two models is"),
     "threshold": Command("cascade_clip.threshold_commands:threshold", "choose the score below which a pixel is none of the names"),
     "verify": Command("cascade_clip.evaluate_commands:verify", "evaluate a checkpoint again and compare with its stored figures"),
+    "export onnx": Command("cascade_clip.export_commands:onnx", "write a model as ONNX, with a runner that needs no torch"),
+    "export torch": Command("cascade_clip.export_commands:torch", "write a model as a torch.export program"),
+    "export text": Command("cascade_clip.export_commands:text", "write other class names for an exported model"),
+    "export check": Command("cascade_clip.export_commands:check", "compare exported files with their model: exactness, speed, mIoU"),
+    "push": Command("cascade_clip.hub_commands:push", "upload a model with its model card to the hub"),
     "import": Command("cascade_clip.commands:import_file", "turn a state dict of the released programs into a checkpoint folder"),
     "data prepare": Command(
         "cascade_clip.datasets.prepare_commands:prepare", "bring the original downloads of a data set into its folders"
@@ -41,7 +48,8 @@ COMMANDS = {
     "analyse similarity": Command("cascade_clip.analyse_commands:similarity", "draw how alike patches are, block by block"),
     "analyse stages": Command("cascade_clip.analyse_commands:stages", "draw the masks of every stage, and as they are added"),
     "analyse cka": Command("cascade_clip.analyse_commands:cka", "draw how alike blocks are (centred kernel alignment)"),
-    "benchmark": Command("cascade_clip.benchmark_commands:benchmark", "measure this machine"),
+    "benchmark": Command("cascade_clip.benchmark_commands:benchmark", "measure this machine, against a textbook variant"),
+    "profile": Command("cascade_clip.benchmark_commands:profile", "show where the time of an image or a training step goes"),
     "env": Command("cascade_clip.commands:env", "print versions and devices, for bug reports"),
 }
 

@@ -33,6 +33,7 @@ class TextEncoder:
         """
         self.tower = tower.eval()
         self.tokenizer = tokenizer
+        self.keep = True  # whether new embeddings are written to disk
         self.fingerprint = fingerprint or fingerprint_weights(tower.state_dict())
 
     @property
@@ -64,7 +65,8 @@ class TextEncoder:
         groups = per_word.split([len(group) for group in words])
         result = torch.stack([F.normalize(group.mean(dim=0), dim=-1) for group in groups]).cpu()  # (C, D)
         result = result.clone()
-        _write_cache(cache, result.numpy())
+        if self.keep:
+            _write_cache(cache, result.numpy())
         return result
 
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import matplotlib
 import numpy as np
@@ -177,7 +178,7 @@ class Studio:
             return load_image(picture).permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
 
 
-def open_upload(path: str) -> Image.Image:
+def open_upload(path: str | IO[bytes]) -> Image.Image:
     """Open a picture of a common kind; its pixels are not decoded yet.
 
     Raises:
