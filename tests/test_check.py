@@ -165,7 +165,9 @@ BACKGROUND = [[0, 0, 0, 0, 0, 0, 0, 1, 2, 2]]  # 70 % of value 0
         ("0 null\n1 dog\n2 tree\n", BACKGROUND, [], []),
         ("cat\ndog\ntree\n", [[0, 0, 0, 0, 0, 0, 1, 1, 2, 2]], [], ["nothing-ignored"]),  # 60 % is not over 60 %
         ("0 cat\n1 dog\n2 tree\n", [[0, 1, 2, 254]], ["unknown-values"], ["nothing-ignored"]),
-        ("0 null\n1 dog\n", [[0, 0, 0, 0]], [], ["empty-masks", "absent-classes"]),
+        ("0 null\n1 dog\n", [[0, 0, 0, 0]], ["no-class"], ["empty-masks"]),  # nothing to score
+        ("0 null\n1 dog\n", [[0, 0, 0, 1]], [], []),
+        ("0 null\n1 dog\n", [[0, 0, 0, 7]], ["unknown-values"], []),  # the reason has been named
     ],
 )
 def test_values_that_look_wrong(classes: str, rows: list[list[int]], wrong: list[str], notes: list[str], tmp_path: Path) -> None:
@@ -433,20 +435,24 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--images", "nowhere", "--masks", "{dir}", "--classes", "voc"], "image folder nowhere does not exist"),
         (["--images", "{dir}", "--masks", "{dir}", "--classes", "voc"], "no images in"),
         (["--images", "{dir}", "--masks", "{dir}", "--classes", "unicorns.txt"], "no images in"),
-        (["--data", "voc"], "--data voc needs --root"),
+        (["--data", "voc"], "voc is not in data: looked for VOCdevkit/VOC2012"),
         (["--data", "voc", "--root", "{dir}", "--masks", "x"], "leave out --masks"),
         (["--data", "voc", "--root", "{dir}"], "voc is not in"),
         (["--data", "vox", "--root", "{dir}"], "vox"),
         (["--limit", "-1"], "must be 0 or more"),
     ],
 )
-def test_bad_input_is_one_line(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CASCADE_CLIP_DATA", raising=False)
     code, _, error = run(*(word.format(dir=tmp_path) for word in words), capsys=capsys)
     assert code == 2
     assert message in error
 
 
-def test_a_named_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_named_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("images", "annotations"):
         (tmp_path / "ade" / "ADEChallengeData2016" / part / "validation").mkdir(parents=True)
     base = tmp_path / "ade" / "ADEChallengeData2016"
@@ -456,6 +462,9 @@ def test_a_named_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert code == 0, out
     assert "1 images, 1 masks, 1 pairs, all read; images of 4 x 2" in out
     assert "wall" in out and "building" in out and "flag (unseen)" in out
+    monkeypatch.setenv("CASCADE_CLIP_DATA", str(tmp_path))  # stands for --root, as in training and evaluation
+    code, out, _ = run("--data", "ade20k", "--workers", 0, capsys=capsys)
+    assert code == 0 and "1 images, 1 masks, 1 pairs, all read" in out
 
 
 def test_reading_none() -> None:

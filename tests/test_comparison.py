@@ -104,6 +104,45 @@ def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
         read_report(file)
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"images": "4"}, "images"),
+        ({"images": True}, "images"),
+        ({"summary": []}, "summary"),
+        ({"summary": {"miou": "high"}}, "summary"),
+        ({"classes": None}, "classes"),
+        ({"classes": ["a"]}, "classes"),
+        ({"classes": [{"name": "a", "seen": True}]}, "classes"),  # no IoU
+        ({"classes": [{"name": "a", "seen": 1, "iou": None}]}, "classes"),
+        ({"classes": [{"seen": True, "iou": 0.5}]}, "classes"),
+        ({"data": None, "checkpoint": None}, "data, checkpoint"),
+    ],
+)
+def test_a_report_with_other_values_is_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    report = make_report("a", {"a": 0.1, "c": None})
+    file.write_text(json.dumps(report))
+    assert read_report(file) == report
+    file.write_text(json.dumps(report | change))
+    with pytest.raises(ValueError, match=rf"not a report of this version: {named} hold other values"):
+        read_report(file)
+
+
+def test_a_malformed_report_is_no_defect(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "report.json"
+    file.write_text('{"images": 2, "summary": {}, "classes": [], "data": null, "checkpoint": null}')
+    assert main(["evaluate", str(tiny_folder), "--data", "sandbox", "--limit", "2", "--against", str(file)]) == 2
+    assert "data, checkpoint hold other values" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "d"], ["c", "a"], ["a", "c", "d"]])
+def test_reports_of_other_classes_are_refused(names: list[str]) -> None:
+    """The data-set hash tells them apart, unless somebody wrote into the file."""
+    with pytest.raises(ValueError, match="list other classes"):
+        compare(make_report("a", {"a": 0.1, "c": 0.1}), make_report("b", dict.fromkeys(names, 0.1)))
+
+
 def test_against_a_report_and_against_a_checkpoint(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["evaluate", str(tiny_folder), "--data", "sandbox", "--limit", "1"]
     assert main([*words, "--out", str(tmp_path / "first")]) == 0

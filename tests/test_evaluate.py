@@ -5,21 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cascade_clip.__main__ import main
-from cascade_clip.config import DataConfig
-from cascade_clip.data import SandboxScenes, build_dataset
-from cascade_clip.datasets.folder import Sample
+from cascade_clip.config import DataConfig, InferenceConfig
+from cascade_clip.data import SandboxScenes, build_dataset, describe_data
+from cascade_clip.datasets.folder import LabelledFiles, Sample
 from cascade_clip.evaluate import default_calibration, evaluate
-from cascade_clip.evaluate_commands import FolderOptions
+from cascade_clip.evaluate_commands import FolderOptions, InferenceOptions
 from cascade_clip.fingerprints import hash_checkpoint, hash_dataset
 from cascade_clip.predictor import Predictor, load_predictor
+from cascade_clip.vocabulary import Vocabulary, load_vocabulary
 
 
 @pytest.fixture
@@ -45,9 +49,9 @@ def test_report_equals_a_count_by_hand(predictor: Predictor) -> None:
 def test_embeddings_can_stand_in_for_the_text_tower(predictor: Predictor) -> None:
     dataset = SandboxScenes(1, seed=0, size=64)
     rows = torch.randn(len(dataset.vocabulary), 32)
-    first = evaluate(predictor, dataset, text=rows)
-    second = evaluate(predictor, dataset)
-    assert first.scores.iou != second.scores.iou
+    given, again, own = (evaluate(predictor, dataset, text=text).counts for text in (rows, rows, None))
+    assert np.array_equal(given, again)  # so that a difference means something
+    assert not np.array_equal(given, own)
 
 
 @pytest.mark.parametrize(("protocol", "expected"), [("inductive", 0.1), ("transductive", 0.0), ("supervised", 0.0)])
@@ -98,6 +102,29 @@ def test_sandbox_as_a_data_set() -> None:
         build_dataset(DataConfig(name="sandbox", unseen="unicorn"))
 
 
+def test_unseen_names_of_the_sandbox_come_from_a_file_too(tmp_path: Path) -> None:
+    (tmp_path / "unseen, of mine.txt").write_text("grass\nstar\n")
+    dataset = build_dataset(DataConfig(name="sandbox", unseen=str(tmp_path / "unseen, of mine.txt")))
+    assert dataset.vocabulary.unseen == ("grass", "star")
+    assert build_dataset(DataConfig(name="sandbox", unseen="none")).vocabulary.unseen == ()
+    assert len(build_dataset(DataConfig(name="sandbox", ignore=255, limit=4))) == 4  # as older checkpoints store it
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "sandbox", "images": "i", "masks": "m", "classes": "c"}, r"data\.images, data\.masks, data\.classes cannot .* sandbox"),
+        ({"name": "sandbox", "root": "r", "split": "val", "ignore": 0}, r"data\.root, data\.split, data\.ignore cannot be set"),
+        ({"name": "folder", "root": "r", "images": "i", "masks": "m", "classes": "a, b"}, r"^data\.root cannot be set .* folder"),
+        ({"name": "folder", "split": "val", "images": "i", "masks": "m", "classes": "a, b"}, r"^data\.split cannot be set"),
+        ({"name": "voc", "images": "i"}, r"data\.images cannot be set with data\.name voc"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_dataset(DataConfig(**settings), "val")
+
+
 def test_across_data_sets_every_class_counts_as_seen_for_calibration(predictor: Predictor) -> None:
     """The published cross-data-set figures subtract nothing; on the training's own names the protocol decides."""
     dataset = SandboxScenes(1, seed=0, size=64)
@@ -113,6 +140,37 @@ def test_the_split_of_the_model_holds_where_the_data_set_names_none(predictor: P
     report = evaluate(predictor, dataset)  # the model holds out grass
     assert [name for name, seen in zip(report.scores.names, report.scores.seen, strict=True) if not seen] == ["grass"]
     assert any("1 of them count as unseen: grass" in line for line in report.assumptions)
+
+
+def test_the_split_of_the_model_holds_in_any_case_of_letters(predictor: Predictor) -> None:
+    dataset = SandboxScenes(1, seed=0, size=64)
+    names = tuple(name.title() for name in dataset.vocabulary.names)
+    dataset.vocabulary = Vocabulary(names, tuple((name,) for name in names), dataset.vocabulary.colors)
+    report = evaluate(predictor, dataset)
+    assert [name for name, seen in zip(report.scores.names, report.scores.seen, strict=True) if not seen] == ["Grass"]
+    assert "1 of them count as unseen: Grass" in report.assumptions
+
+
+def test_unseen_classes_that_the_model_was_trained_on_are_named(predictor: Predictor) -> None:
+    """The model saw masks of cat and dog; grass it did not."""
+    dataset = SandboxScenes(1, seed=0, size=64)
+    names = ("Dog", "grass", "tree", "cat", *dataset.vocabulary.names[4:])
+    names = tuple(dict.fromkeys([*names, *(f"thing {number}" for number in range(30))]))[: len(dataset.vocabulary)]
+    dataset.vocabulary = Vocabulary(names, tuple((name,) for name in names), dataset.vocabulary.colors, ("Dog", "grass", "tree"))
+    line = "1 of these unseen classes had masks in the model's own training: Dog"
+    assert line in evaluate(predictor, dataset).assumptions
+    supervised = dataclasses.replace(predictor.checkpoint, record={"protocol": "supervised"})
+    predictor.checkpoint = supervised
+    assert "2 of these unseen classes had masks in the model's own training: Dog, grass" in evaluate(predictor, dataset).assumptions
+    dataset.vocabulary = dataset.vocabulary.with_unseen(["tree"])
+    assert not any("own training" in text for text in evaluate(predictor, dataset).assumptions)
+
+
+def test_none_unseen_counts_every_class_as_seen(tiny_folder: Path, tmp_path: Path) -> None:
+    values = run_words(tiny_folder, tmp_path / "a.json", "--unseen", "none")
+    assert all(entry["seen"] for entry in values["classes"])  # although the model holds out grass
+    assert values["summary"]["unseen_miou"] is None
+    assert "0 of them count as unseen" in values["assumptions"]
 
 
 def run_words(folder: Path, out: Path, *words: str) -> dict[str, Any]:
@@ -151,6 +209,9 @@ def test_clip_alone_is_evaluated_too(tmp_path: Path) -> None:
         (["--scales", "1; 2"], "--scales must be numbers separated by commas"),
         (["--scales", "0"], "scales must be positive"),
         (["--window", "16"], r"stride must lie in 1..window \(16\)"),
+        (["--window", "0"], "window must be at least 1, got 0"),
+        (["--stride", "0"], r"stride must lie in 1..window \(64\), got 0"),
+        (["--threshold", "nothing"], "threshold"),
         (["--pictures", "-1", "--out", "report"], "0 or more"),
     ],
 )
@@ -176,12 +237,27 @@ def test_pixels_without_a_class_of_the_data_set_are_errors(tiny_folder: Path, tm
     assert any("background policy: words (cloud, wall, ceiling" in line for line in words["assumptions"])
 
 
+def test_a_threshold_of_0_is_a_threshold() -> None:
+    stored = InferenceConfig(threshold=0.5, background="sky")
+    assert InferenceOptions(threshold=0).apply(stored).threshold == 0
+    assert InferenceOptions().apply(stored) == stored
+
+
+def test_none_switches_off_the_policy_of_a_checkpoint(tiny_folder: Path, tmp_path: Path) -> None:
+    stored = InferenceConfig(threshold=0.5, background="sky")
+    assert InferenceOptions(threshold="none").apply(stored) == InferenceConfig(background="sky")
+    assert InferenceOptions(background="None").apply(stored) == InferenceConfig(threshold=0.5)
+    values = run_words(tiny_folder, tmp_path / "a.json", "--background", "none", "--threshold", "none")
+    assert (values["inference"]["background"], values["inference"]["threshold"]) == ("", None)
+    assert "no background policy: every pixel gets a class name" in values["assumptions"]
+
+
 def test_the_report_says_where_model_and_data_come_from(tiny_folder: Path, tmp_path: Path) -> None:
     values = run_words(tiny_folder, tmp_path / "a.json", "--seed", "7")
     assert values["checkpoint"] == {"name": str(tiny_folder), "sha256": hash_checkpoint(tiny_folder), "clip_sha256": ""}
     assert values["data"]["sha256"] == hash_dataset(SandboxScenes(1, 7, 128))
     assert (values["data"]["settings"]["name"], values["data"]["settings"]["seed"]) == ("sandbox", 7)
-    assert "the first 1 images of the data set, as a limit was set" in values["assumptions"]
+    assert "1 scenes of the built-in world, seed 7" in values["assumptions"]
     assert values["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert values["inference"]["templates"] == ["a photo of a {}"]
 
@@ -246,3 +322,64 @@ def test_flags_say_which_data() -> None:
 def test_a_named_data_set_is_looked_for_below_its_root(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(tiny_folder), "--data", "voc", "--root", str(tmp_path / "here")]) == 2
     assert str(tmp_path / "here") in capsys.readouterr().err
+
+
+def write_folder(folder: Path, count: int, mask: Callable[[int], np.ndarray]) -> list[str]:
+    """Grey images of 64 pixels with masks, and the flags that name them."""
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for index in range(count):
+        Image.new("RGB", (64, 64), (90, 90, 90)).save(folder / "images" / f"{index}.png")
+        Image.fromarray(mask(index)).save(folder / "masks" / f"{index}.png")
+    return ["--images", str(folder / "images"), "--masks", str(folder / "masks")]
+
+
+@pytest.mark.parametrize(
+    ("limit", "line"),
+    [(0, "all 3 images"), (2, "the first 2 of 3 images, as a limit was set"), (3, "all 3 images"), (9, "all 3 images")],
+)
+def test_a_limit_is_named_where_it_cuts(limit: int, line: str, predictor: Predictor, tmp_path: Path) -> None:
+    write_folder(tmp_path, 3, lambda index: np.full((64, 64), index, dtype=np.uint8))
+    config = DataConfig(images=str(tmp_path / "images"), masks=str(tmp_path / "masks"), classes="cat, dog, grass", limit=limit)
+    assert line in evaluate(predictor, build_dataset(config)).assumptions
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        ("cat\ndog\n", "0 images, 2 class names, none unseen; mask values counted from 0 in the order of the list, value 255 ignored"),
+        ("0 null\n7 cat\n", "mask values as the class list says, values 0, 255 ignored"),
+        ("0 0 0 null\n1 2 3 cat\n", "none unseen; mask colours as the class list says, colour #000000 ignored"),
+        ("1 2 3 cat\n4 5 6 dog\n", "mask colours as the class list says, no colour is ignored"),
+        (
+            '{"names": ["cat"], "raw_values": {"0": null, "1": "cat"}, "mask_colors": {"#ffffff": "cat", "#000000": null}, "ignore": 9}',
+            "mask values as the class list says, values 0, 9 ignored; mask colours as the class list says, colour #000000 ignored",
+        ),
+    ],
+)
+def test_what_was_inferred_of_the_masks_is_said(lines: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / ("list.json" if lines.startswith("{") else "list.txt")
+    path.write_text(lines)
+    assert describe_data(LabelledFiles([], load_vocabulary(str(path)))).endswith(text)
+
+
+def test_the_command_says_what_it_found(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = write_folder(tmp_path / "data", 1, lambda _: np.full((64, 64), 255, dtype=np.uint8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # of matplotlib, without a class to draw
+        assert main(["evaluate", str(tiny_folder), *folders, "--classes", "cat, dog", "--out", str(tmp_path / "report")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "1 images, 2 class names, none unseen; mask values counted from 0 in the order of the list, value 255 ignored" in out
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [("file", "file is a file and no folder"), ("file/below/a.json", "file is a file and no folder"), ("folder.json", "is a folder")],
+)
+def test_a_place_that_cannot_be_written_is_refused_first(
+    out: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.json").mkdir()
+    assert main(["evaluate", "nowhere", "--data", "sandbox", "--out", str(tmp_path / out)]) == 2  # before the model is looked for
+    assert message in capsys.readouterr().err

@@ -55,7 +55,9 @@ def test_every_change_of_the_files_or_classes_changes_the_hash(folder: Path) -> 
     found = {hash_dataset(dataset)}
     for classes in ("grass, cat", "cat, grass, tree"):
         found.add(hash_dataset(LabelledFiles(dataset.pairs, parse_classes(classes))))
-    for change in ({"ignore": 254}, {"raw_values": ((0, 0), (7, 1))}):
+    red_and_blue = ((255, 0, 0), 0), ((0, 0, 255), 1)
+    blue_and_red = ((255, 0, 0), 1), ((0, 0, 255), 0)
+    for change in ({"ignore": 254}, {"raw_values": ((0, 0), (7, 1))}, {"mask_colors": red_and_blue}, {"mask_colors": blue_and_red}):
         found.add(hash_dataset(LabelledFiles(dataset.pairs, dataclasses.replace(VOCABULARY, **change))))  # type: ignore[arg-type]
     found.add(hash_dataset(LabelledFiles(dataset.pairs[:1], VOCABULARY)))
     with (folder / "masks" / "a" / "1.png").open("ab") as file:
@@ -64,7 +66,16 @@ def test_every_change_of_the_files_or_classes_changes_the_hash(folder: Path) -> 
     for kind in ("images", "masks"):
         (folder / kind / "b" / "2.png").rename(folder / kind / "b" / "3.png")
     found.add(hash_dataset(read(folder)))
-    assert len(found) == 8
+    assert len(found) == 10
+
+
+def test_the_hash_of_a_list_without_colours_stays_what_it_was(tmp_path: Path) -> None:
+    """Hashes are stored in reports and checkpoints."""
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / name).write_bytes(b"1234")
+    assert hash_dataset(LabelledFiles([(tmp_path / "a.jpg", tmp_path / "a.png")], VOCABULARY)) == (
+        hashlib.sha256(b'[["files", [[["a.jpg", 4], ["a.png", 4]]]], [["cat", "grass"], [], 255]]').hexdigest()
+    )
 
 
 def test_masks_stay_with_their_images(folder: Path) -> None:

@@ -35,6 +35,9 @@ COMPOSITIONS: dict[str, dict[str, Any]] = {
     "projections from CLIP, trained": {"projection": {"init": "clip", "trained": True}},
     "one decoder layer": {"decoder": {"layers": 1, "heads": 2}},
     "native positions": {"position_grid": None},
+    "SPT-SEG with cascade": {"prompts": {"spectral": True}, "decoder": {"kind": "spectral", "layers": 2, "heads": 4, "low_share": 0.75}},
+    "three decoders on the last block": {"stages": [[12], [12], [12]]},
+    "linear text queries": {"queries": "text_linear"},
 }
 
 

@@ -149,7 +149,9 @@ def test_fp16_resumes_exactly(folders: Path, tmp_path: Path) -> None:
 def count_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     run = OpenClipTower.run_block
-    monkeypatch.setattr(OpenClipTower, "run_block", lambda self, block, tokens: (calls.append(1), run(self, block, tokens))[1])
+    monkeypatch.setattr(
+        OpenClipTower, "run_block", lambda self, block, tokens, *prompt: (calls.append(1), run(self, block, tokens, *prompt))[1]
+    )
     return calls
 
 

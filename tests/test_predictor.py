@@ -261,6 +261,17 @@ def test_settings_hold_where_a_call_says_nothing(mini: Predictor) -> None:
     assert stored.bind("star", background="tree", threshold=0.5).background == "words (tree) and threshold 0.5"
 
 
+def test_none_switches_the_stored_policy_off(mini: Predictor) -> None:
+    stored = with_settings(mini, background="water, grass", threshold=0.25)
+    target = stored.bind("star", background="none", threshold="none")
+    assert (target.names, target.threshold, target.background) == (("star",), None, "none")
+    assert stored.bind("star", background="None").background == "threshold 0.25"
+    assert stored.bind("star", threshold="none").background == "words (water, grass)"
+    assert with_settings(mini, background="none").bind("star").names == ("star",)
+    with pytest.raises(ValueError, match="a threshold is a number or 'none', got 'low'"):
+        stored.bind("star", threshold="low")  # type: ignore[arg-type]
+
+
 def test_class_maps_are_the_scores_at_lower_resolution(mini: Predictor) -> None:
     pixels = sandbox_pixels()
     target = mini.bind("star, tree", background="water, grass")

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from cascade_clip import progress, wandb_run
-from cascade_clip.config import Config
+from cascade_clip.config import Config, LossConfig
 from cascade_clip.progress import COLUMNS, Meter, MetricsFile, StepEvents, TrainingProgress, read_metrics, used_memory
 from cascade_clip.run_screen import RunScreen
 
@@ -46,7 +46,7 @@ def fake_run(step: int = 0, total: int = 100, batch_size: int = 4, log_every: in
         callback_metrics={name: torch.tensor(value) for name, value in metrics.items()},
         loggers=[],
     )
-    config = SimpleNamespace(train=SimpleNamespace(batch_size=batch_size, log_every=log_every, protocol="inductive"))
+    config = SimpleNamespace(train=SimpleNamespace(batch_size=batch_size, log_every=log_every, protocol="inductive", loss=LossConfig()))
     return trainer, SimpleNamespace(config=config, device=torch.device("cpu"))
 
 
@@ -68,6 +68,19 @@ def test_speed_and_time_left(clock: type[Clock]) -> None:
     short.read(20)
     clock.now += 10
     assert short.read(30) == progress.Reading(15, 4, 80)  # the last ten steps alone
+
+
+def test_other_loss_terms_have_a_column_where_they_have_a_weight(clock: type[Clock], tmp_path: Path) -> None:
+    trainer, task = fake_run()
+    task.config.train.loss = LossConfig(ssim=1.0)
+    trainer.callback_metrics["ssim"] = torch.tensor(0.25)
+    metrics = MetricsFile(tmp_path / "metrics.csv", 10)
+    metrics.on_train_start(trainer, task)
+    move(metrics, trainer, task, clock, 10, 1.0)
+    (row,) = read_metrics(tmp_path / "metrics.csv")
+    assert tuple(row) == (*COLUMNS, "ssim") and row["ssim"] == 0.25
+    line = progress.describe_step(trainer.callback_metrics, progress.Reading(1.0, 4.0, 0.0), 0)
+    assert line.startswith("loss 3.5 focal 2.5 dice 1 ssim 0.25 learning_rate")
 
 
 def test_a_run_that_ends_by_time_has_no_more_left_than_that(clock: type[Clock]) -> None:

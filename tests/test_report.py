@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -101,6 +102,13 @@ def test_the_page_says_when_classes_are_left_out(monkeypatch: pytest.MonkeyPatch
     assert "with the most pixels" not in build_page(make_report(counts))
     monkeypatch.setattr("cascade_clip.report.MOST_CLASSES", 1)
     assert "The 1 classes with the most pixels of 2." in build_page(make_report(counts))
+
+
+def test_a_page_without_a_single_labelled_pixel_draws_no_matrix() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = build_page(make_report(np.zeros((3, 4), dtype=np.int64)))
+    assert "as no pixel has a label" in page and "data:image" not in page
 
 
 # Worst and best images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -81,6 +82,47 @@ def test_pixels_without_a_label_can_stand_for_background(mini: Predictor) -> Non
         choose_threshold(mini, Relabelled("grass, water", other=IGNORED))
 
 
+def run_with_other_settings(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every flag of inference and the file of embeddings have their effect; on two images."""
+    from cascade_clip.__main__ import main
+
+    dataset = Relabelled("background, grass, water, star, tree", other=0, count=2)
+    mini = load_predictor("mini", "cpu")
+    rows = torch.randn(5, mini.model.joint_width, generator=torch.Generator().manual_seed(0))
+    np.save(folder / "rows.npy", rows.numpy())
+    settings = dataclasses.replace(mini.settings, window=64, stride=48, flip=True, background="stone")
+    plain = choose_threshold(mini, dataset, calibration=0.2).mious
+    mini.settings = settings
+    flags = ["--limit", "2", "--window", "64", "--stride", "48", "--flip", "--background", "stone", "--calibration", "0.2"]
+    for more, text in (([], None), (["--text-embeddings", str(folder / "rows.npy")], rows)):
+        assert main(["threshold", "mini", *words, *flags, *more, "--out", str(folder / "other.json")]) == 0
+        curve = json.loads((folder / "other.json").read_text())
+        expected = choose_threshold(mini, dataset, calibration=0.2, text=text)
+        assert curve["mious"] == expected.mious.tolist() != plain.tolist()
+        assert curve["calibration"] == 0.2
+    assert main(["threshold", "mini", *words, "--threshold", "0.5"]) == 2
+    assert "is what this command chooses" in capsys.readouterr().err
+
+
+def test_the_default_calibration_is_that_of_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cascade_clip.__main__ import main
+
+    words = ["threshold", "mini", "--data", "sandbox", "--limit", "1", "--ignored-is-background", "--out", str(tmp_path / "curve.json")]
+    assert main(words) == 0
+    assert "- 0.1 subtracted from the scores of seen classes" in capsys.readouterr().out
+    assert json.loads((tmp_path / "curve.json").read_text())["calibration"] == 0.1
+
+
+def test_embeddings_stand_in_where_unlabelled_pixels_are_background(mini: Predictor) -> None:
+    """The background has no row of its own, and needs none."""
+    dataset = Relabelled("grass, water, star, tree", other=IGNORED, count=2)
+    rows = mini.bind(dataset.vocabulary).text
+    own = choose_threshold(mini, dataset, ignored_is_background=True)
+    assert np.array_equal(choose_threshold(mini, dataset, text=rows, ignored_is_background=True).mious, own.mious)
+    other = choose_threshold(mini, dataset, text=rows.flip(0), ignored_is_background=True)
+    assert not np.array_equal(other.mious, own.mious)
+
+
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from cascade_clip.__main__ import main
 
@@ -95,8 +137,12 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     words = ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks"), "--classes", str(tmp_path / "classes.txt")]
     assert main(["threshold", "mini", *words, "--out", str(tmp_path / "curve.json")]) == 0
     expected = choose_threshold(load_predictor("mini", "cpu"), dataset)
-    assert f"--threshold {expected.threshold:g} is best here: mIoU {100 * expected.miou:.2f}" in capsys.readouterr().out
-    assert json.loads((tmp_path / "curve.json").read_text())["threshold"] == expected.threshold
+    out = capsys.readouterr().out
+    assert f"--threshold {expected.threshold:g} is best here: mIoU {100 * expected.miou:.2f}" in out
+    assert "- 0 subtracted from the scores of seen classes" in out  # the class list is not the training's
+    curve = json.loads((tmp_path / "curve.json").read_text())
+    assert (curve["threshold"], curve["calibration"], curve["mious"]) == (expected.threshold, 0.0, expected.mious.tolist())
+    run_with_other_settings(words, tmp_path, capsys)
     (tmp_path / "classes.txt").write_text("ground\ngrass\nwater\nstar\ntree\n")
     assert main(["threshold", "mini", *words]) == 2
     assert "--ignored-is-background" in capsys.readouterr().err

@@ -88,8 +88,8 @@ def test_scores_are_the_softmax_over_the_names() -> None:
     generator = torch.Generator().manual_seed(0)
     text, patches = torch.randn(1, 5, 16, generator=generator), torch.randn(1, 7, 16, generator=generator)
     cosines = F.normalize(text, dim=-1) @ F.normalize(patches, dim=-1).transpose(1, 2)
-    torch.testing.assert_close(decoder(text, patches).sigmoid(), (20 * cosines).softmax(dim=1), rtol=1e-4, atol=1e-6)
-    assert bool((decoder(text[:, :1], patches).sigmoid() > 0.999).all())  # one name has no rival
+    torch.testing.assert_close(decoder(text, patches, (1, 7)).sigmoid(), (20 * cosines).softmax(dim=1), rtol=1e-4, atol=1e-6)
+    assert bool((decoder(text[:, :1], patches, (1, 7)).sigmoid() > 0.999).all())  # one name has no rival
 
 
 def evaluate(predictor: Predictor) -> tuple[float, float]:

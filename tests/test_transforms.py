@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,6 +210,26 @@ def test_masks_keep_raw_values(picture: Image.Image, value: int, tmp_path: Path)
     assert mask.shape == (4, 6)
     assert mask.dtype == torch.int32
     assert (mask == value).all()
+
+
+def packed_png(rows: list[list[int]], bits: int, kind: int) -> bytes:
+    """A PNG of so few bits a pixel, written by hand: kind 0 is grey, 3 has a palette."""
+    packed = [sum(value << bits * place for place, value in enumerate(reversed(row))) for row in rows]
+    content = b"".join(b"\0" + line.to_bytes(len(rows[0]) * bits // 8, "big") for line in packed)
+    colors = bytes(place % 251 for place in range(3 * 2**bits))
+    header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), bits, kind, 0, 0, 0)
+    chunks = [(b"IHDR", header), *([(b"PLTE", colors)] if kind == 3 else []), (b"IDAT", zlib.compress(content)), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("kind", [0, 3])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_masks_of_few_bits_keep_raw_values(bits: int, kind: int, tmp_path: Path) -> None:
+    top = 2**bits - 1
+    rows = [[0, 1, top, top - 1, top, 0, 1, 1], [1, 1, 0, 0, top // 2, 0, 0, top]]
+    (tmp_path / "m.png").write_bytes(packed_png(rows, bits, kind))
+    assert load_mask(tmp_path / "m.png").tolist() == rows
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])

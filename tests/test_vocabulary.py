@@ -20,6 +20,7 @@ from cascade_clip.vocabulary import (
     load_vocabulary,
     load_words,
     parse_classes,
+    split_classes,
 )
 
 PAPER_UNSEEN = {  # the paper's Table 11
@@ -115,6 +116,46 @@ def test_lists_in_files(tmp_path: Path) -> None:
     assert vocabulary.names == ("cat", "traffic light")
     assert vocabulary.label_table()[[0, 7, 300]].tolist() == [IGNORED, 0, 1]  # 16-bit values work
     assert vocabulary.unknown_values([0, 7, 8, 255, 300]) == [8]
+
+
+@pytest.mark.parametrize("text", ["0 null\n1 sky\n2 grass\n", "0,null\n1, sky\n2 , grass\n", "0: null\n1\tsky\n2 grass\n"])
+def test_what_may_stand_after_a_mask_value(text: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(text)
+    vocabulary = load_vocabulary(str(tmp_path / "list.txt"))
+    assert vocabulary.names == ("sky", "grass")
+    assert vocabulary.raw_values == ((0, IGNORED), (1, 0), (2, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 null\n1 sky\n2 grass\nwater\n", r"list\.txt: 'water' is not `VALUE NAME` as most lines are"),
+        ("sky\n1 grass\n2 water\n", "'sky' is not `VALUE NAME`"),
+        ("null\nsky\ngrass\n", r"list\.txt: 'null' marks pixels that do not count.*`0 null`"),
+        ("sky\ngrass\nIgnore\n", "'Ignore' marks pixels"),
+        ("0 null\nsky\n", None),  # no majority: names alone, strange as they are
+        ("7 up\ncola\nwater\n", None),
+    ],
+)
+def test_lists_that_are_half_numbered(text: str, message: str | None, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(text)
+    if message is None:
+        assert load_vocabulary(str(tmp_path / "list.txt")).names == tuple(text.splitlines())
+        return
+    with pytest.raises(ValueError, match=message):
+        load_vocabulary(str(tmp_path / "list.txt"))
+
+
+def test_void_names_between_commas_are_refused() -> None:
+    with pytest.raises(ValueError, match="'void' marks pixels that do not count"):
+        load_vocabulary("sky, void, grass")
+
+
+def test_no_unseen_class_at_all() -> None:
+    assert load_vocabulary("voc", "none").unseen == () and not load_vocabulary("voc", "none").inherits_split
+    assert load_vocabulary("cat, dog").inherits_split
+    assert split_classes(load_vocabulary("voc"), "").unseen == load_vocabulary("voc").unseen
+    assert split_classes(load_vocabulary("voc"), "cat, dog").unseen == ("cat", "dog")
 
 
 @pytest.mark.parametrize(

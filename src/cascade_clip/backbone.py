@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
 from cascade_clip.config import LastBlock, ProjectionConfig, PromptConfig
+from cascade_clip.spectral import SpectralFilter
 from cascade_clip.towers import Grid as Grid
 from cascade_clip.towers import OpenClipTower as OpenClipTower
 from cascade_clip.towers import PositionEmbedding as PositionEmbedding
@@ -89,6 +90,7 @@ class ImageBackbone(nn.Module):
         taps: TapProjections | None,
         drop_path: float = 0.0,
         last_block: LastBlock = "standard",
+        spectral: SpectralFilter | None = None,
     ) -> None:
         """Join the parts; the tower is frozen here. `taps` is None when no block but the last is used."""
         super().__init__()
@@ -101,6 +103,7 @@ class ImageBackbone(nn.Module):
         self.prompts = prompts
         self.prompt_norm = None if prompts is None else nn.LayerNorm(tower.width, eps=1e-6)
         self.taps = taps
+        self.spectral = spectral
         self.depth = len(tower.blocks)
         self.drop_path = drop_path
         self.gradient_checkpointing = False
@@ -135,14 +138,18 @@ class ImageBackbone(nn.Module):
         tokens = torch.cat([class_token, patches], dim=1)  # (B, prefix + N, W)
         found: dict[int, Tensor] = {}
         for number, block in enumerate(tower.blocks, start=1):
-            prompt = None if self.prompts is None else self.prompts.before(number, len(images))
+            tokens = self._add_spectral(number, tokens, prefix, start, grid)
+            prompt = None if self.prompts is None else self.prompts.before(number, images.shape[0])
             if prompt is not None:
-                tokens = torch.cat([tokens[:, :prefix], prompt.to(tokens.dtype), tokens[:, start:]], dim=1)  # (B, prefix + P + N, W)
-                start = prefix + prompt.shape[1]
-            if self.gradient_checkpointing and tokens.requires_grad:  # from the first prompt on
-                entering, tokens = tokens, checkpoint(tower.run_block, block, tokens, use_reentrant=False)
+                prompt = prompt.to(tokens.dtype)  # (B, P, W)
+                if not self._replaced_after(number):
+                    tokens = torch.cat([tokens[:, :prefix], prompt, tokens[:, start:]], dim=1)  # (B, prefix + P + N, W)
+                    start, prompt = prefix + prompt.shape[1], None
+            saving = self.gradient_checkpointing and (tokens.requires_grad or (prompt is not None and prompt.requires_grad))
+            if saving:  # from the first prompt on
+                entering, tokens = tokens, checkpoint(tower.run_block, block, tokens, prompt, use_reentrant=False)
             else:
-                entering, tokens = tokens, tower.run_block(block, tokens)
+                entering, tokens = tokens, tower.run_block(block, tokens, prompt)
             if self.drop_path and self.training:
                 chance = self.drop_path * number / self.depth
                 tokens = entering + stochastic_depth(tokens - entering, chance, mode="row")  # (B, prefix + P + N, W)
@@ -155,6 +162,17 @@ class ImageBackbone(nn.Module):
         if self.depth in wanted and projected:
             found[self.depth] = F.normalize(last.float(), dim=-1)  # (B, N, D)
         return BlockFeatures(found, F.normalize(embedding.float(), dim=-1), grid)
+
+    def _add_spectral(self, block: int, tokens: Tensor, prefix: int, start: int, grid: Grid) -> Tensor:
+        """The tokens that enter a block with spectral prompts on the patches, which begin at `start`."""
+        if self.spectral is None or block not in self.spectral.blocks:
+            return tokens
+        return torch.cat([tokens[:, :start], self.spectral(tokens[:, start:], tokens[:, :prefix], grid)], dim=1)
+
+    def _replaced_after(self, block: int) -> bool:
+        """Whether nothing reads what a block makes of its prompt tokens: fresh ones follow, or no block does."""
+        assert self.prompts is not None
+        return block < len(self.prompts.tokens) or (block == self.depth and self.last_block == "standard")
 
     def _norm(self, tokens: Tensor) -> Tensor:
         return tokens if self.prompt_norm is None else self.prompt_norm(tokens)

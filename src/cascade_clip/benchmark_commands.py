@@ -1,45 +1,176 @@
-"""The command that measures."""
+"""The commands that measure."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
+from cascade_clip.config import Precision
 from cascade_clip.terminal import console, say, warn
 
-Case = Literal["data"]
+if TYPE_CHECKING:
+    from cascade_clip.benchmark import Measurement
+    from cascade_clip.benchmark_cases import Row
+
+Case = Literal["inference", "sliding", "classes", "train", "scaling", "data", "startup", "gpu", "all"]
+Size = Literal["full", "tiny"]
+
+AGAINST_TEXTBOOK: tuple[Case, ...] = ("inference", "sliding", "classes", "train")
 
 
-def benchmark(case: Case, *, seconds: float = 8.0, workers: int = 0, out: Path | None = None) -> int:
-    """Measure this machine and print the figures.
+def benchmark(
+    case: Case = "all",
+    *,
+    rounds: int = 3,
+    size: Size = "full",
+    seconds: float = 8.0,
+    workers: int = 0,
+    picture: Path = Path("scaling.png"),
+    out: Path = Path("benchmark.json"),
+) -> int:
+    """Measure this machine: each kind of work against a textbook variant of the same model, in turn (A B A B), each turn a fresh process.
 
     Args:
-        case: data: augmented 512 px crops per second from 640 x 480 JPEG photos (no GPU should wait for them).
-        seconds: how long each setting runs.
-        workers: loading processes; 0 takes the number of cores.
-        out: write the figures as JSON to this file.
+        case: inference, sliding (windows), classes (20 and 1,000), train, scaling (the picture), data (training crops per second),
+            startup, gpu (needs CUDA), or all of them but gpu.
+        rounds: turns of every variant; figures are medians.
+        size: full: ViT-B/16 with 50 prompt tokens and random weights; tiny: to try the command.
+        seconds: data and gpu: how long each setting runs.
+        workers: data: loading processes; 0 takes the number of cores.
+        picture: scaling: where to draw time and memory over classes and pixels.
+        out: the figures as JSON.
     """
-    from cascade_clip.benchmark import describe_machine, measure_data
+    from cascade_clip.benchmark import describe_machine
 
+    for name, value, least in (("rounds", rounds, 1), ("workers", workers, 0)):
+        if value < least:
+            raise ValueError(f"--{name} must be {least} or more, got {value}")
     if seconds <= 0:
         raise ValueError(f"--seconds must be positive, got {seconds}")
-    if workers < 0:
-        raise ValueError(f"--workers must be 0 or more, got {workers}")
     machine = describe_machine()
-    found = measure_data(seconds, workers, lambda text: warn(f"measuring: {text}"))
+    values: dict[str, Any] = {"case": case, "machine": machine}
+    wanted = (*AGAINST_TEXTBOOK, "scaling", "data", "startup") if case == "all" else (case,)
+    for one in wanted:
+        if one in AGAINST_TEXTBOOK:
+            values[one] = _compare(one, rounds, size)
+        elif one == "scaling":
+            values[one] = _scale(rounds, size, picture)
+        else:
+            values[one] = _measure(one, rounds, seconds, workers)
+        _write(out, values)
+    say(", ".join(f"{name} {value}" for name, value in machine.items() if value is not None))
+    say(f"wrote {out}")
+    return 0
+
+
+def profile(*, classes: int = 171, precision: Precision = "fp32", size: Size = "full", train: bool = False, rows: int = 20) -> int:
+    """Show where the time of one image, or of one training step, goes: torch's operators by their own processor time.
+
+    Args:
+        classes: number of class names.
+        precision: number format of matrix products.
+        size: full: ViT-B/16 with 50 prompt tokens; tiny: to try the command.
+        train: one training step of one image instead of inference.
+        rows: operators to show.
+    """
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as watch
+
+    from cascade_clip.benchmark_work import Work, prepare
+
+    side = Work("inference", size=size).window
+    run = prepare(Work("train" if train else "inference", precision=precision, classes=classes, height=side, width=side, size=size))
+    run()
+    with watch(activities=[ProfilerActivity.CPU]) as found:
+        run()
+    events = sorted(found.key_averages(), key=lambda event: event.self_cpu_time_total, reverse=True)
+    total = sum(event.self_cpu_time_total for event in events)
+    table = Table(title=f"{'training step' if train else 'inference'}, {classes} classes, {side} x {side}, {precision}")
+    for heading in ("operator", "ms", "share", "calls"):
+        table.add_column(heading, justify="left" if heading == "operator" else "right")
+    for event in events[:rows]:
+        share = event.self_cpu_time_total / total
+        table.add_row(event.key, f"{event.self_cpu_time_total / 1000:.1f}", f"{share:.1%}", str(event.count))
+    console.print(table)
+    say(f"all operators: {total / 1000:.0f} ms")
+    return 0
+
+
+def _compare(case: str, rounds: int, size: Size) -> dict[str, Any]:
+    """Measure and print the rows of one case."""
+    from cascade_clip.benchmark_cases import list_cases, measure_peak, measure_rows
+
+    rows = list_cases(case, size)
+    peak = measure_peak()
+    measure_rows(rows, rounds, lambda text: warn(f"measuring: {text}"))
+    table = Table(title=f"benchmark {case}, medians of {rounds} (processor seconds are little disturbed by other programs)")
+    for heading in ("work", "variant", "s", "processor s", "times as fast", "MiB", "GFLOP", "of the peak"):
+        table.add_column(heading, justify="left" if heading in ("work", "variant") else "right")
+    for row in rows:
+        table.add_row(
+            row.name, row.variant, f"{row.median('seconds'):.2f}", f"{row.median('processor'):.2f}", _faster(row, rows),
+            f"{row.median('memory'):.0f}", f"{row.flops / 1e9:.0f}", f"{row.share(peak[row.work.precision]):.0%}",
+        )  # fmt: skip
+    console.print(table)
+    say(f"matrix-product peak per core: {peak['fp32']:.0f} GFLOP/s in fp32, {peak['bf16']:.0f} in bf16")
+    return {"rows": [row.to_json() for row in rows], "peak": peak}
+
+
+def _faster(row: Row, rows: list[Row]) -> str:
+    """How many times as fast, in processor time, as the textbook variant under either allocator."""
+    bases = [base for base in rows if base.name == row.name and base.work.variant == "textbook"]
+    if row.work.variant == "textbook" or not bases:
+        return ""
+    return " / ".join(f"{base.median('processor') / row.median('processor'):.2f}" for base in bases)
+
+
+def _scale(rounds: int, size: Size, picture: Path) -> dict[str, Any]:
+    """Measure and draw how time and memory grow."""
+    from cascade_clip.benchmark_cases import list_scaling, measure_rows
+    from cascade_clip.scaling import draw_scaling
+
+    rows = list_scaling(size)
+    measure_rows(rows, rounds, lambda text: warn(f"measuring: {text}"), flops=False)
+    draw_scaling(rows, picture)
+    say(f"wrote {picture}")
+    return {"rows": [row.to_json() for row in rows]}
+
+
+def _measure(case: str, rounds: int, seconds: float, workers: int) -> dict[str, Any]:
+    """Measure and print single figures."""
+    found = _single_figures(case, rounds, seconds, workers)
     table = Table(title=f"benchmark {case}")
     for heading in ("what", "figure", "unit", "note"):
         table.add_column(heading, justify="right" if heading == "figure" else "left")
     for row in found:
-        table.add_row(row.name, f"{row.value:.1f}", row.unit, row.note)
+        table.add_row(row.name, f"{row.value:.2f}", row.unit, row.note)
     console.print(table)
-    say(", ".join(f"{name} {value}" for name, value in machine.items() if value is not None))
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        values = {"case": case, "machine": machine, "figures": [row.to_json() for row in found]}
-        out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        say(f"wrote {out}")
-    return 0
+    return {"figures": [row.to_json() for row in found]}
+
+
+def _single_figures(case: str, rounds: int, seconds: float, workers: int) -> list[Measurement]:
+    def tell(text: str) -> None:
+        warn(f"measuring: {text}")
+
+    if case == "data":
+        from cascade_clip.benchmark import measure_data
+
+        return measure_data(seconds, workers, tell)
+    if case == "gpu":
+        from cascade_clip.benchmark_gpu import GpuPlan, measure_gpu
+
+        return measure_gpu(GpuPlan(seconds=seconds), tell)
+    from cascade_clip.startup import measure_startup
+
+    return measure_startup(rounds, tell)
+
+
+def _write(out: Path, values: dict[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.name + ".part")
+    temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, out)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from safetensors import SafetensorError
@@ -28,7 +28,10 @@ from torch import Tensor
 
 from cascade_clip.clip import LoadedClip, load_clip
 from cascade_clip.config import ClipConfig, Config
+from cascade_clip.hub import SCHEME as HUB
+from cascade_clip.hub import download_checkpoint, parse_hub_name
 from cascade_clip.model import Segmenter, build_segmenter
+from cascade_clip.model_card import build_card
 from cascade_clip.plain_values import config_from_dict, config_to_dict, read_yaml
 from cascade_clip.text import TextEncoder, build_text_encoder
 from cascade_clip.vocabulary import Vocabulary
@@ -59,20 +62,28 @@ class Checkpoint:
 
 
 def find_checkpoint(source: str | Path) -> Path:
-    """The checkpoint folder that a path, a run folder, or the name of a packaged model means.
+    """The checkpoint folder that a path, a run folder, the name of a packaged model, or a name on the hub means.
+
+    What lies on this machine goes first; `hub:` before OWNER/NAME or OWNER/NAME@REVISION asks the hub alone.
 
     Raises:
         FileNotFoundError: none of these.
+        ValueError: a name on the hub whose files are damaged or not trusted.
     """
     folder = Path(source).expanduser()
+    if isinstance(source, str) and source.startswith(HUB):
+        return download_checkpoint(source)
     if (folder / "model" / RECORD).is_file():  # a run folder
         return folder / "model"
     if str(source) in PACKAGED and not (folder / RECORD).is_file():
         return Path(str(importlib.resources.files("cascade_clip"))) / "sandbox" / str(source)
     if not folder.is_dir():
+        if isinstance(source, str) and not folder.exists() and parse_hub_name(source) is not None:
+            return download_checkpoint(source)
         packaged = ", ".join(PACKAGED)
         raise FileNotFoundError(
-            f"no checkpoint at {source}: give a folder that holds {WEIGHTS}, {SETTINGS} and {RECORD}, or one of {packaged}"
+            f"no checkpoint at {source}: give a folder that holds {WEIGHTS}, {SETTINGS} and {RECORD}, one of {packaged}, or OWNER/NAME "
+            "on the hub"
         )
     return folder
 
@@ -102,13 +113,21 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, full: bool = False,
         (new / SETTINGS).write_text(yaml.safe_dump(config_to_dict(checkpoint.config), sort_keys=False), encoding="utf-8")
         record = _build_record(checkpoint, full=full)
         (new / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (new / CARD).write_text(_build_card(checkpoint, record), encoding="utf-8")
+        write_card(new, checkpoint)
         if folder.exists():
             if not (folder / RECORD).is_file():
                 raise FileExistsError(f"{folder} exists and is not a checkpoint; choose another place")
             os.replace(folder, Path(temporary) / "old")
         os.replace(new, folder)
     return folder
+
+
+def write_card(folder: Path, checkpoint: Checkpoint, repository: str = "") -> Path:
+    """Write README.md of a checkpoint folder from its record; `repository` is its OWNER/NAME on the hub."""
+    trained = sum(parameter.numel() for parameter in checkpoint.model.parameters() if parameter.requires_grad)
+    card = build_card(checkpoint.config, checkpoint.vocabulary, read_record(folder), trained, repository)
+    (folder / CARD).write_text(card, encoding="utf-8")
+    return folder / CARD
 
 
 def load_checkpoint(source: str | Path, clip_weights: str | None = None) -> Checkpoint:
@@ -267,23 +286,3 @@ def _build_record(checkpoint: Checkpoint, *, full: bool) -> dict[str, Any]:
         "saved": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": read_versions(),
     }
-
-
-def _build_card(checkpoint: Checkpoint, record: Mapping[str, Any]) -> str:
-    model, train = checkpoint.config.model, checkpoint.config.train
-    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters() if parameter.requires_grad)
-    clip = model.clip.name if ":" in model.clip.name else f"{model.clip.name}, weights {model.clip.weights}"
-    lines = [
-        "# Cascade-CLIP checkpoint",
-        "",
-        f"- CLIP: {clip} ({'stored here' if record['clip_stored'] else 'not stored here'})",
-        f"- stages: {[list(stage) for stage in model.stages]}, {parameters:,} trained parameters",
-        f"- protocol: {record.get('protocol', train.protocol)}, steps: {record.get('steps', 'unknown')}, seed: {train.seed}",
-        f"- {len(checkpoint.vocabulary.names)} class names, unseen: {', '.join(checkpoint.vocabulary.unseen) or 'none'}",
-        f"- saved {record['saved']} by cascade-clip {record['versions']['cascade-clip']}, torch {record['versions']['torch']}",
-    ]
-    evaluation = cast(Mapping[str, Any] | None, record.get("evaluation"))
-    if evaluation:
-        lines.append(f"- last evaluation: {json.dumps(evaluation.get('summary', evaluation))}")
-    licence = record.get("licence", "as the CLIP weights and the training data; none is granted here")
-    return "\n".join([*lines, f"- licence of these weights: {licence}", ""])

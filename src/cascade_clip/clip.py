@@ -207,6 +207,8 @@ def _find_tokenizer(config: ClipConfig) -> Tokenizer | None:
     if not config.tokenizer:
         return None
     text = (config.architecture or {}).get("text_cfg", {})
+    if "trust_remote_code" in text.get("tokenizer_kwargs", {}):
+        raise ValueError(f"the tokenizer of {config.name} asks to run code of its own (trust_remote_code); refused")
     if config.architecture is not None and not text.get("hf_tokenizer_name"):
         return cast(Tokenizer, open_clip.SimpleTokenizer(context_length=text.get("context_length", 77)))
     try:

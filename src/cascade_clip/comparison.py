@@ -68,7 +68,32 @@ def read_report(path: Path) -> dict[str, Any]:
     wanted = {"images", "summary", "classes", "data", "checkpoint"}
     if not isinstance(values, dict) or not wanted <= values.keys():
         raise ValueError(f"{path} is not a report of this version: {sorted(wanted)} expected; make it again with `cascade-clip evaluate`")
+    wrong = _wrong_values(values)
+    if wrong:
+        raise ValueError(f"{path} is not a report of this version: {', '.join(wrong)} hold other values; make it again")
     return values
+
+
+def _wrong_values(values: Mapping[str, Any]) -> list[str]:
+    """Those parts of a report whose values are not of the kind that is read."""
+    classes, summary = values["classes"], values["summary"]
+    fits = {
+        "images": type(values["images"]) is int,
+        "summary": isinstance(summary, dict) and all(_is_figure(summary.get(key)) for key in FIGURES),
+        "classes": isinstance(classes, list) and all(isinstance(entry, dict) and _is_class(entry) for entry in classes),
+        "data": isinstance(values["data"], dict),
+        "checkpoint": isinstance(values["checkpoint"], dict),
+    }
+    return [name for name, fit in fits.items() if not fit]
+
+
+def _is_class(entry: Mapping[str, Any]) -> bool:
+    return isinstance(entry.get("name"), str) and isinstance(entry.get("seen"), bool) and _is_figure(entry.get("iou", ""))
+
+
+def _is_figure(value: object) -> bool:
+    """A number or null."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any], count: int = 10) -> Comparison:
@@ -114,6 +139,9 @@ def check_same_data(report: Mapping[str, Any], images: int, sha256: str, title: 
 
 
 def _check_same_split(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    names = [[entry["name"] for entry in values["classes"]] for values in (first, second)]
+    if names[0] != names[1]:
+        raise ValueError(f"the reports list other classes ({len(names[0])} and {len(names[1])}) and cannot be compared; make them again")
     splits = [{entry["name"]: entry["seen"] for entry in values["classes"]} for values in (first, second)]
     differing = [name for name, seen in splits[0].items() if splits[1].get(name) is not seen]
     if differing:

@@ -1,18 +1,20 @@
 """What a model costs: parameters and floating-point operations, counted our way and the published way.
 
-The released program builds weights that reach no output (self-attention between classes, and all but query and key of each last
-decoder layer). The published counts include them; ours do not have them.
+The released programs build weights that reach no output (self-attention between classes, and most of each last decoder layer; SPT-SEG's
+layers also hold a whole unused cross-attention). The published counts include them; ours do not have them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from cascade_clip.backbone import OpenClipTower
 from cascade_clip.clip import load_clip
 from cascade_clip.config import ModelConfig
 from cascade_clip.model import Segmenter, build_segmenter
@@ -62,24 +64,47 @@ def count_cost(config: ModelConfig, classes: int, side: int = 512) -> Cost:
     stages = len(config.stages)
     return Cost(
         side, parameters, text, trained, dead_parameters(config, model.joint_width) * stages,
-        count_flops(model, classes, side), dead_flops(config, model, classes, side) * stages,
+        count_flops(model, classes, side), dead_flops(config, model, classes, side) * stages + prompt_flops(config, model, side),
     )  # fmt: skip
 
 
 def dead_parameters(config: ModelConfig, width: int) -> int:
-    """Weights per decoder that the released program builds and that reach no output."""
+    """Weights per decoder that the released programs build and that reach no output."""
     inner = config.decoder.feedforward
+    if config.decoder.kind == "similarity":
+        return 0
+    if config.decoder.kind == "spectral":
+        high = width // config.decoder.heads * (config.decoder.heads - int(config.decoder.heads * config.decoder.low_share))
+        unused = 2 * (4 * width * width + 4 * width) + 2 * width + high * high + high  # self- and cross-attention, norm, window output
+        last_layer = width * width + width + (2 * width * inner + inner + width) + 2 * 2 * width  # output, feed-forward, norms
+        return config.decoder.layers * unused + last_layer
     self_attention = 4 * width * width + 4 * width + 2 * width  # with its norm, in every layer
     last_layer = 2 * (width * width + width) + (2 * width * inner + inner + width) + 2 * 2 * width  # value, output, feed-forward, norms
     return config.decoder.layers * self_attention + last_layer
 
 
 def dead_flops(config: ModelConfig, model: Segmenter, classes: int, side: int) -> int:
-    """Operations per decoder that the released program spends on the dead half of its last layer."""
+    """Operations per decoder that the released programs spend on the dead half of their last layer."""
     width, inner = model.joint_width, config.decoder.feedforward
     patches = (-(-side // model.patch_size)) ** 2
+    if config.decoder.kind == "similarity":
+        return 0
+    if config.decoder.kind == "spectral":  # matching with the values, output, feed-forward
+        return 2 * (classes * patches * width + classes * width * width + 2 * classes * width * inner)
     products = patches * width * width + classes * width * width + 2 * classes * width * inner + classes * patches * width
     return 2 * products
+
+
+def prompt_flops(config: ModelConfig, model: Segmenter, side: int) -> int:
+    """Operations that the released program spends on what becomes of deep prompt tokens in a block, which nothing reads."""
+    backbone = model.backbone
+    if config.prompts.kind != "deep" or not isinstance(backbone.tower, OpenClipTower):
+        return 0
+    tower: Any = cast(Any, backbone.tower)
+    blocks, tokens, width = backbone.depth - (config.last_block != "standard"), config.prompts.tokens, tower.width
+    others = 1 + tokens + (-(-side // model.patch_size)) ** 2
+    inner: int = tower.blocks[0].mlp.c_fc.out_features
+    return int(2 * blocks * tokens * (2 * width * width + 2 * width * inner + 2 * others * width))
 
 
 def count_flops(model: Segmenter, classes: int, side: int) -> int:

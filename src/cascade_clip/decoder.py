@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_clip.config import DecoderConfig
+from cascade_clip.towers import Grid
 
 
 class MaskAttention(nn.Module):
@@ -94,8 +95,8 @@ class Similarity(nn.Module):
         super().__init__()
         self.scale = scale
 
-    def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
-        """Mask logits (B, C, N) of text embeddings (B, C, D) over patches (B, N, D), in float32."""
+    def forward(self, queries: Tensor, patches: Tensor, grid: Grid) -> Tensor:
+        """Mask logits (B, C, N) of text embeddings (B, C, D) over patches (B, N, D), in float32; the grid does not matter."""
         with torch.autocast(queries.device.type, enabled=False):
             cosines = F.normalize(queries.float(), dim=-1) @ F.normalize(patches.float(), dim=-1).transpose(1, 2)  # (B, C, N)
             logs = F.log_softmax(self.scale * cosines, dim=1)
@@ -117,8 +118,8 @@ class Decoder(nn.Module):
         self.mask_attention.query.load_state_dict(first.attention.query.state_dict())
         self.mask_attention.key.load_state_dict(first.attention.key.state_dict())
 
-    def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
-        """Mask logits (B, C, N) of class queries (B, C, D) over patches (B, N, D)."""
+    def forward(self, queries: Tensor, patches: Tensor, grid: Grid) -> Tensor:
+        """Mask logits (B, C, N) of class queries (B, C, D) over patches (B, N, D); the grid does not matter."""
         for layer in self.layers:
             queries = layer(queries, patches)  # (B, C, D)
         return self.mask_attention.mask_logits(queries, patches)  # (B, C, N)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from cascade_clip.checkpoint import Checkpoint, find_checkpoint, read_config, read_record, read_versions
 from cascade_clip.config import DataConfig, InferenceConfig
-from cascade_clip.data import LabelledImages
+from cascade_clip.data import LabelledImages, SandboxScenes
+from cascade_clip.datasets.folder import LabelledFiles
 from cascade_clip.distributed import Ranks
 from cascade_clip.fingerprints import hash_dataset
 from cascade_clip.gallery import Gallery, ImageRecord, image_scores
@@ -194,12 +195,12 @@ def evaluate(
         origin: what the report says about where model and data come from.
         ranks: the processes that share the images; each returns the report of all.
     """
-    vocabulary, target = _bind(predictor, dataset, calibration, text)
+    vocabulary, target = bind_classes(predictor, dataset, calibration, text)
     matrix = ConfusionMatrix(len(vocabulary.names), predictor.device)
     gallery = Gallery(keep)
     share = ranks.share(len(dataset))
     for done, index in enumerate(share, 1):
-        matrix += _count(predictor, target, dataset, index, gallery)
+        matrix += count_image(predictor, target, dataset, index, gallery)
         if progress is not None:
             progress(done, len(share))
     matrix.counts = ranks.sum(matrix.counts)
@@ -210,7 +211,7 @@ def evaluate(
         scores=found,
         images=len(dataset),
         calibration=target.calibration,
-        assumptions=_assumptions(found, target, predictor, len(dataset), origin.data),
+        assumptions=_assumptions(found, target, predictor, dataset),
         counts=matrix.counts.cpu().numpy(),
         colors=vocabulary.colors,
         inference={**config_to_dict(predictor.settings), "templates": list(predictor.checkpoint.templates)},
@@ -222,7 +223,7 @@ def evaluate(
     )
 
 
-def _count(predictor: Predictor, target: Target, dataset: LabelledImages, index: int, gallery: Gallery) -> ConfusionMatrix:
+def count_image(predictor: Predictor, target: Target, dataset: LabelledImages, index: int, gallery: Gallery) -> ConfusionMatrix:
     """The matrix of one image, on the model's device; the image is offered to the gallery."""
     sample = dataset.sample(index)
     single = ConfusionMatrix(len(dataset.vocabulary), predictor.device)
@@ -235,36 +236,60 @@ def _count(predictor: Predictor, target: Target, dataset: LabelledImages, index:
     return single
 
 
-def _bind(predictor: Predictor, dataset: LabelledImages, calibration: float | None, text: Tensor | None) -> tuple[Vocabulary, Target]:
+def bind_classes(
+    predictor: Predictor, dataset: LabelledImages, calibration: float | None, text: Tensor | None
+) -> tuple[Vocabulary, Target]:
     """The class names of a data set with the split that holds, and bound to the model."""
-    vocabulary, trained = dataset.vocabulary, predictor.vocabulary
-    same_names = {name.casefold() for name in vocabulary.names} == {name.casefold() for name in trained.names}
-    if not vocabulary.unseen:
-        vocabulary = vocabulary.with_unseen(name for name in trained.unseen if name in vocabulary.names)
+    vocabulary = dataset.vocabulary
+    if not vocabulary.unseen and vocabulary.inherits_split:
+        held_out = _folded(predictor.vocabulary.unseen)
+        vocabulary = vocabulary.with_unseen(name for name in vocabulary.names if name.casefold() in held_out)
+    return vocabulary, predictor.bind(vocabulary, choose_calibration(predictor, vocabulary, calibration), text)
+
+
+def choose_calibration(predictor: Predictor, vocabulary: Vocabulary, calibration: float | None) -> float:
+    """What is subtracted from seen classes of a data set: the given number, else what the training calls for on its own class names.
+
+    It is 0 with other class names: across data sets the published figures count every class as seen.
+    """
     if calibration is not None:
-        wanted = calibration
-    else:  # across data sets the published figures count every class as seen
-        wanted = default_calibration(predictor.checkpoint) if same_names else 0.0
-    return vocabulary, predictor.bind(vocabulary, wanted, text)
+        return calibration
+    same_names = _folded(vocabulary.names) == _folded(predictor.vocabulary.names)
+    return default_calibration(predictor.checkpoint) if same_names else 0.0
 
 
-def _assumptions(found: Scores, target: Target, predictor: Predictor, images: int, data: DataConfig | None) -> tuple[str, ...]:
+def _folded(names: Sequence[str]) -> set[str]:
+    """Names as they are compared: upper and lower case are the same."""
+    return {name.casefold() for name in names}
+
+
+def _assumptions(found: Scores, target: Target, predictor: Predictor, dataset: LabelledImages) -> tuple[str, ...]:
     unseen = [name for name, seen in zip(found.names, found.seen, strict=True) if not seen]
+    trained = predictor.vocabulary.names if training_protocol(predictor.checkpoint) == "supervised" else predictor.vocabulary.seen
+    known = [name for name in unseen if name.casefold() in _folded(trained)]
     absent = f"left out of the means as absent from both prediction and labels: {_some(found.absent) or 'none'}"
-    part = f"the first {images} images of the data set, as a limit was set" if data is not None and data.limit else f"all {images} images"
     background = "no background policy: every pixel gets a class name"
     if target.background != "none":
         background = f"background policy: {target.background}; a labelled pixel that gets no class of the data set is an error"
     return (
         f"all {len(found.names)} class names compete in the argmax",
         f"{len(unseen)} of them count as unseen{': ' + _some(unseen) if unseen else ''}",
+        *([f"{len(known)} of these unseen classes had masks in the model's own training: {_some(known)}"] if known else []),
         background,
         f"{target.calibration:g} subtracted from the scores of seen classes",
         f"one confusion matrix over all images; ignored pixels do not count; {absent}",
-        part,
+        _describe_images(dataset),
         f"training protocol of the model: {training_protocol(predictor.checkpoint)}",
         _describe_inference(predictor.settings),
     )
+
+
+def _describe_images(dataset: LabelledImages) -> str:
+    count = len(dataset)
+    if isinstance(dataset, SandboxScenes):
+        return f"{count} scenes of the built-in world, seed {dataset.seed}"
+    total = dataset.total if isinstance(dataset, LabelledFiles) else count
+    return f"all {count} images" if count == total else f"the first {count} of {total} images, as a limit was set"
 
 
 def _some(names: Sequence[str]) -> str:

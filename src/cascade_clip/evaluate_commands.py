@@ -40,7 +40,7 @@ class FolderOptions:
     classes: str = ""
     """Class list in label order: a file, or a packaged list by name (voc, coco-stuff, context, ade20k, cityscapes)."""
     unseen: str = ""
-    """Unseen class names: a file, names separated by commas, or a packaged split by name."""
+    """Unseen class names: a file, names separated by commas, a packaged split by name, or `none`: every class counts as seen."""
     text_embeddings: str = ""
     """File (.npy) of text embeddings, one row a class, to use instead of the text tower."""
     limit: int = 0
@@ -70,15 +70,20 @@ class InferenceOptions:
     scales: str = ""
     """Test-time augmentation: sizes whose scores are averaged, as parts of the window, such as "0.75, 1, 1.25"."""
     background: str = ""
-    """Background words ("sky, wall"), a file of them, or `scenery`: they compete and all mean `background`; by default the checkpoint's."""
-    threshold: float | None = None
-    """Pixels whose best score (0..1) lies below get no class name; by default the checkpoint's."""
+    """Background words ("sky, wall"), a file of them, or `scenery`: they compete and all mean `background`; `none`: no background words;
+    by default the checkpoint's."""
+    threshold: float | Literal["none"] | None = None
+    """Pixels whose best score (0..1) lies below get no class name; `none`: every pixel gets one; by default the checkpoint's."""
 
     def apply(self, settings: InferenceConfig) -> InferenceConfig:
         """The checkpoint's settings with what is given here."""
         given = _given(dataclasses.asdict(self))
         if self.scales:
             given["scales"] = _read_scales(self.scales)
+        if self.background.strip().casefold() == "none":
+            given["background"] = ""
+        if self.threshold == "none":
+            given["threshold"] = None
         return dataclasses.replace(settings, **given)
 
 
@@ -113,10 +118,11 @@ def evaluate(
         pictures: how many of the worst and of the best images report.html shows.
     """
     from cascade_clip.comparison import check_same_data, compare
-    from cascade_clip.data import build_dataset
+    from cascade_clip.data import build_dataset, describe_data
     from cascade_clip.distributed import join_ranks
     from cascade_clip.fingerprints import hash_dataset
 
+    check_out(out)
     keep = pictures if out is not None and out.suffix != ".json" else 0
     earlier = _find_report(against) if against else None
     config = data.to_config()
@@ -124,12 +130,31 @@ def evaluate(
     if earlier is not None:  # before hours are spent
         check_same_data(earlier, len(dataset), hash_dataset(dataset))
     with join_ranks() as ranks:
+        if not ranks.rank:
+            say(describe_data(dataset))
         report = _score(checkpoint, config, dataset, run, inference, calibration, ranks, keep)
         if against and earlier is None:
             earlier = _score(against, config, dataset, run, inference, calibration, ranks).to_json()
     if not ranks.rank:
         _conclude(report, out, None if earlier is None else compare(earlier, report.to_json()))
     return 0
+
+
+def check_out(out: Path | None) -> None:
+    """Refuse a place for results that cannot be one, before hours are spent.
+
+    Raises:
+        ValueError: a file where a folder must be, or a folder where a file must be.
+    """
+    if out is None:
+        return
+    is_json = out.suffix == ".json"
+    if is_json and out.is_dir():
+        raise ValueError(f"--out {out} is a folder; give a file name, or a folder whose name does not end with .json")
+    folder = out.parent if is_json else out
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"--out: {there} is a file and no folder; give a folder, or a file name that ends with .json")
 
 
 def _conclude(report: Report, out: Path | None, comparison: Comparison | None) -> None:
@@ -284,7 +309,7 @@ def _find_report(source: str) -> dict[str, Any] | None:
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     """Those flags that were given."""
-    return {name: value for name, value in values.items() if value not in (None, "", False)}
+    return {name: value for name, value in values.items() if value is not None and value is not False and value != ""}
 
 
 def _read_scales(text: str) -> tuple[float, ...]:

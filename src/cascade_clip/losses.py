@@ -16,6 +16,11 @@ from torch.nn import functional as F
 from cascade_clip.config import LossConfig
 from cascade_clip.vocabulary import IGNORED
 
+CACHED_VALUES = 2**20
+"""Values of a chunk of classes that are held at once on a CPU, so that they stay in its cache."""
+
+TINY = 1e-37
+
 
 class MaskLoss(NamedTuple):
     """Loss sums before their division by the number of masks M."""
@@ -68,27 +73,22 @@ def _check_labels(logits: Tensor, labels: Tensor, patch_size: int) -> None:
 
 
 class _ChunkedMaskLoss(torch.autograd.Function):
-    """The loss and its gradient in one pass over chunks of classes."""
+    """The loss and its gradient in one pass over images and chunks of classes."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, present: Tensor, patch_size: int, config: LossConfig
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wants_gradient = logits.requires_grad
-        gradients: list[Tensor] = []
-        focal, dice = logits.new_zeros((), dtype=torch.float32), logits.new_zeros((), dtype=torch.float32)
-        for start in range(0, logits.shape[1], config.class_chunk):
-            stop = min(start + config.class_chunk, logits.shape[1])
-            with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
-                chunk = logits[:, start:stop].detach().float().requires_grad_(wants_gradient)  # (B, c, h, w)
-                masks = upsample(chunk, patch_size, (labels.shape[-2], labels.shape[-1]))  # (B, c, H, W)
-                classes = torch.arange(start, stop, device=labels.device)
-                chunk_focal, chunk_dice = dense_losses(masks, labels, classes, present[:, start:stop], config)
-                if wants_gradient:
-                    gradients.append(torch.autograd.grad(chunk_focal + chunk_dice, chunk)[0])  # (B, c, h, w)
-            focal, dice = focal + chunk_focal.detach(), dice + chunk_dice.detach()
-        if wants_gradient:
-            ctx.save_for_backward(torch.cat(gradients, dim=1).to(logits.dtype))
+        maps = logits.detach().float()  # (B, C, h, w)
+        gradient = torch.empty_like(maps) if logits.requires_grad else None
+        sums = maps.new_zeros(2)
+        with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+            for image in range(len(maps)):
+                target = None if gradient is None else gradient[image]
+                sums += _image_loss(maps[image], labels[image], present[image], patch_size, config, target)
+        if gradient is not None:
+            ctx.save_for_backward(gradient.to(logits.dtype))
+        focal, dice = sums[0].clone(), sums[1].clone()
         ctx.mark_non_differentiable(focal, dice)
         return focal + dice, focal, dice
 
@@ -98,25 +98,148 @@ class _ChunkedMaskLoss(torch.autograd.Function):
         return total * gradient, None, None, None, None
 
 
-def dense_losses(masks: Tensor, labels: Tensor, classes: Tensor, present: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
-    """Weighted focal and dice sums of full-size mask logits (B, c, H, W) of the given class indices (c,).
+def _image_loss(maps: Tensor, labels: Tensor, present: Tensor, patch_size: int, config: LossConfig, gradient: Tensor | None) -> Tensor:
+    """Weighted focal and dice sums (2,) of one image's logits (C, h, w); writes their gradient into `gradient` (C, h, w).
 
-    Focal: mean over pixels, sum over (image, class). Dice: sum over the pairs marked in `present` (B, c).
+    First every pixel counts as a negative of every class, in chunks of classes; then the one class that its label names is put right.
+    The dense part therefore needs no target per class and pixel.
     """
-    targets = (labels[:, None] == classes[:, None, None]).float()  # (B, c, H, W)
-    scores = masks.sigmoid()  # (B, c, H, W)
-    crossentropy = F.binary_cross_entropy_with_logits(masks, targets, reduction="none")  # (B, c, H, W)
-    wrong = scores * (1 - targets) + (1 - scores) * targets  # 1 - p of the true answer
-    balance = config.alpha * targets + (1 - config.alpha) * (1 - targets)
-    focal = balance * wrong**config.gamma * crossentropy  # (B, c, H, W)
-    if config.ignored == "masked":
-        counted = (labels != IGNORED).float()[:, None]  # (B, 1, H, W)
-        pixels = counted.sum(dim=(-2, -1)).clamp(min=1)  # (B, 1)
-        focal_sum = ((focal * counted).sum(dim=(-2, -1)) / pixels).sum()
-        scores = scores * counted
-    else:
-        focal_sum = focal.mean(dim=(-2, -1)).sum()
-    overlap = (scores * targets).sum(dim=(-2, -1))  # (B, c)
-    size = scores.sum(dim=(-2, -1)) + targets.sum(dim=(-2, -1))  # (B, c)
-    dice = 1 - (2 * overlap + 1) / (size + 1)  # (B, c)
-    return config.focal * focal_sum, config.dice * (dice * present).sum()
+    rows = Places.find(maps.shape[-2], patch_size, labels.shape[0], maps.device)
+    columns = Places.find(maps.shape[-1], patch_size, labels.shape[1], maps.device)
+    down, across = rows.matrix(), columns.matrix()  # (H, h), (W, w)
+    counted = (labels != IGNORED).float() if config.ignored == "masked" else None  # (H, W)
+    weight = config.focal / (labels.numel() if counted is None else counted.sum().clamp(min=1))
+    own = _own_classes(maps, labels, rows, columns)
+    overlap, size = own.per_class(own.score * own.labelled), own.per_class(own.labelled) + 1  # (C,), (C,)
+    focal = own.focal(config).sum()
+    for start in range(0, len(maps), chunk := _chunk(config.class_chunk, labels)):
+        part = slice(start, start + chunk)
+        masks = torch.matmul(down @ maps[part], across.T)  # (c, H, W)
+        dense = _Negatives.of(masks, counted, config.gamma)
+        focal += (1 - config.alpha) * dense.focal()
+        size[part] += dense.score.sum(dim=(-2, -1))  # (c,)
+        if gradient is not None:
+            steepness = config.dice * present[part] * (2 * overlap[part] + 1) / size[part] ** 2  # (c,)
+            slopes = dense.slopes(weight * (1 - config.alpha), steepness)  # (c, H, W)
+            gradient[part] = down.T @ torch.matmul(slopes, across)  # (c, h, w)
+    dice = config.dice * ((1 - (2 * overlap + 1) / size) * present).sum()
+    if gradient is not None:
+        own.add_slopes(gradient, weight * own.focal_slopes(config) - (2 * config.dice * present / size)[own.classes] * own.steepness)
+    return torch.stack([weight * focal, dice])
+
+
+def _chunk(classes: int, labels: Tensor) -> int:
+    """Classes whose full-size values are held at once: on a CPU no more than its cache holds."""
+    return min(classes, max(1, CACHED_VALUES // labels.numel())) if labels.device.type == "cpu" else classes
+
+
+class Places(NamedTuple):
+    """Where the pixels of one axis lie between cells, for bilinear upsampling without aligned corners."""
+
+    low: Tensor  # (pixels,), int64
+    high: Tensor  # (pixels,), int64
+    share: Tensor  # (pixels,), weight of `high`
+    cells: int
+
+    @classmethod
+    def find(cls, cells: int, patch_size: int, pixels: int, device: torch.device) -> Places:
+        """Places of the first `pixels` pixels of an axis of `cells` cells of `patch_size` pixels."""
+        place = ((torch.arange(pixels, device=device, dtype=torch.float32) + 0.5) / patch_size - 0.5).clamp(min=0)
+        low = place.long()
+        return cls(low, (low + 1).clamp(max=cells - 1), place - low, cells)
+
+    def matrix(self) -> Tensor:
+        """The upsampling as a matrix (pixels, cells)."""
+        matrix = self.share.new_zeros(len(self.low), self.cells)
+        matrix.scatter_add_(1, self.low[:, None], 1 - self.share[:, None])
+        return matrix.scatter_add_(1, self.high[:, None], self.share[:, None])
+
+
+class _Negatives(NamedTuple):
+    """Every pixel of a chunk of classes (c, H, W) as if it were not of the class; `counted` is in all of them."""
+
+    score: Tensor
+    rest: Tensor  # 1 - score
+    crossentropy: Tensor  # -log(1 - score)
+    power: Tensor  # score ** gamma
+    counted: Tensor | None
+    gamma: float
+
+    @classmethod
+    def of(cls, masks: Tensor, counted: Tensor | None, gamma: float) -> _Negatives:
+        """From full-size mask logits (c, H, W), exact to float32 rounding in either tail."""
+        score, rest = masks.sigmoid(), masks.neg().sigmoid_()
+        # log1p(-score) as log(rest) * score / (1 - rest), which needs only log, the far faster kernel on a CPU.
+        crossentropy = rest.clamp(min=TINY).log_().mul_(score).div_((1 - rest).clamp_(min=TINY)).neg_()
+        crossentropy = torch.maximum(crossentropy, masks, out=crossentropy)  # beyond the smallest float
+        power = score * score if gamma == 2 else score**gamma
+        if counted is not None:
+            power.mul_(counted)
+            score = score * counted
+        return cls(score, rest, crossentropy, power, counted, gamma)
+
+    def focal(self) -> Tensor:
+        """Sum of the unweighted focal loss."""
+        return (self.power * self.crossentropy).sum()  # torch.dot would lose four digits
+
+    def slopes(self, focal: Tensor | float, dice: Tensor) -> Tensor:
+        """Derivative (c, H, W) of `focal` times the focal loss plus `dice` (c,) times the score; overwrites what is held."""
+        score = self.score
+        slopes = self.crossentropy.mul_(self.rest).mul_(self.gamma)
+        slopes.add_(score).mul_(self.power).mul_(focal)
+        return slopes.addcmul_(self.rest.mul_(score), dice[:, None, None])
+
+
+class _OwnClasses(NamedTuple):
+    """Every pixel with the class that its label names: fields (H, W)."""
+
+    classes: Tensor  # int64; 0 where there is no label
+    labelled: Tensor  # 1, or 0 where there is no label
+    logits: Tensor
+    corners: tuple[tuple[Tensor, Tensor], ...]  # four times: index into flat logits, weight
+    class_count: int  # C
+
+    @property
+    def score(self) -> Tensor:
+        """Sigmoid of the logits."""
+        return self.logits.sigmoid()
+
+    @property
+    def steepness(self) -> Tensor:
+        """Derivative of the score."""
+        return self.logits.sigmoid() * (-self.logits).sigmoid()
+
+    def per_class(self, values: Tensor) -> Tensor:
+        """Sums (C,) of values (H, W) over the pixels of each class."""
+        return values.new_zeros(self.class_count).scatter_add_(0, self.classes.flatten(), values.flatten())
+
+    def focal(self, config: LossConfig) -> Tensor:
+        """What the focal loss gains when these pixels turn from negatives into positives."""
+        positive = config.alpha * (-self.logits).sigmoid() ** config.gamma * F.softplus(-self.logits)
+        negative = (1 - config.alpha) * self.score**config.gamma * F.softplus(self.logits)
+        return (positive - negative) * self.labelled
+
+    def focal_slopes(self, config: LossConfig) -> Tensor:
+        """Derivative of `focal` with respect to the logits, without regard to `labelled`."""
+        score, rest = self.score, (-self.logits).sigmoid()
+        positive = config.alpha * rest**config.gamma * (config.gamma * score * F.softplus(-self.logits) + rest)
+        negative = (1 - config.alpha) * score**config.gamma * (config.gamma * rest * F.softplus(self.logits) + score)
+        return -positive - negative
+
+    def add_slopes(self, gradient: Tensor, slopes: Tensor) -> None:
+        """Add derivatives (H, W) with respect to these logits to those of the small logits (C, h, w)."""
+        for index, weight in self.corners:
+            gradient.view(-1).scatter_add_(0, index.flatten(), (slopes * self.labelled * weight).flatten())
+
+
+def _own_classes(maps: Tensor, labels: Tensor, rows: Places, columns: Places) -> _OwnClasses:
+    """Look up, at every pixel of labels (H, W), the upsampled logit of its own class in logits (C, h, w)."""
+    classes = labels.clamp(min=0)
+    corners = []
+    for row, height in ((rows.low, 1 - rows.share), (rows.high, rows.share)):
+        for column, width in ((columns.low, 1 - columns.share), (columns.high, columns.share)):
+            index = (classes * rows.cells + row[:, None]) * columns.cells + column  # (H, W)
+            corners.append((index, height[:, None] * width))
+    flat = maps.flatten()
+    logits = torch.stack([flat[index] * weight for index, weight in corners]).sum(dim=0)  # (H, W)
+    return _OwnClasses(classes, (labels != IGNORED).float(), logits, tuple(corners), len(maps))

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from cascade_clip.aggregation import build_aggregation
 from cascade_clip.backbone import BlockFeatures, Grid, ImageBackbone, OpenClipTower, TapProjections, TimmTower, Tower, VisualPrompts
 from cascade_clip.clip import LoadedClip, load_clip
-from cascade_clip.config import ModelConfig
+from cascade_clip.config import ModelConfig, PromptConfig
 from cascade_clip.decoder import Decoder, Similarity
+from cascade_clip.sgd_decoder import SpectralDecoder
+from cascade_clip.spectral import SpectralFilter
 
 
 class StageMasks(NamedTuple):
@@ -85,11 +87,11 @@ class Segmenter(nn.Module):
         for index, stage in enumerate(self.stages):
             memory = self.aggregations[index]([features.patches[block] for block in stage])  # (B, N, D)
             queries = self.queries[min(index, len(self.queries) - 1)](relation)  # (B, C, D)
-            masks.append(self.decoders[index](queries, memory).unflatten(-1, features.grid))  # (B, C, h, w)
+            masks.append(self.decoders[index](queries, memory, features.grid).unflatten(-1, features.grid))  # (B, C, h, w)
         return StageMasks(tuple(masks))
 
     def _check_text(self, text: Tensor) -> None:
-        if text.ndim != 2 or text.shape[1] != self.joint_width or len(text) == 0:
+        if text.ndim != 2 or text.shape[1] != self.joint_width or text.shape[0] == 0:
             raise ValueError(f"text embeddings must have shape (classes, {self.joint_width}), got {tuple(text.shape)}")
 
     def _check_features(self, features: BlockFeatures) -> None:
@@ -110,6 +112,20 @@ class TextQueries(nn.Module):
     def forward(self, relation: Tensor) -> Tensor:
         """The text half (B, C, D) of relation descriptors (B, C, 2D)."""
         return relation[..., relation.shape[-1] // 2 :]
+
+
+class TextProjection(TextQueries):
+    """A linear map of the text embeddings as class queries, which do not depend on the image (ZegCLIP's baseline; our reading)."""
+
+    def __init__(self, width: int) -> None:
+        """Map width D to D."""
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, relation: Tensor) -> Tensor:
+        """Class queries (B, C, D) from relation descriptors (B, C, 2D)."""
+        queries: Tensor = self.linear(super().forward(relation))
+        return queries
 
 
 def build_tower(visual: nn.Module, position_grid: Grid | None, *, class_embedding_twice: bool) -> Tower:
@@ -143,15 +159,42 @@ def build_segmenter(config: ModelConfig, clip: LoadedClip | None = None) -> Segm
         prompts = VisualPrompts(config.prompts, depth, tower.width, tower.patch_size)
     middle = [block for block in used if block < depth]
     taps = TapProjections(middle, tower, config.projection) if middle else None
-    projections = len(config.stages) if config.queries == "independent" else 1
-    scale = _logit_scale(clip)
+    spectral = build_filter(config.prompts, tower) if config.prompts.spectral else None
+    projections = len(config.stages) if config.queries in ("independent", "text_linear") else 1
     return Segmenter(
-        ImageBackbone(tower, prompts, taps, config.drop_path, config.last_block),
+        ImageBackbone(tower, prompts, taps, config.drop_path, config.last_block, spectral),
         config.stages,
         [build_aggregation(config.aggregation, len(stage), width) for stage in config.stages],
-        [TextQueries() if config.queries == "text" else nn.Linear(2 * width, width) for _ in range(projections)],
-        [Similarity(scale) if config.decoder.kind == "similarity" else Decoder(width, config.decoder) for _ in config.stages],
+        [build_queries(config, width) for _ in range(projections)],
+        [build_decoder(config, width, clip) for _ in config.stages],
     )
+
+
+def build_filter(config: PromptConfig, tower: Tower) -> SpectralFilter:
+    """The filter of spectral prompts for the position grid of a tower.
+
+    Raises:
+        ValueError: the tower has no class token or not the blocks.
+    """
+    if not isinstance(tower, OpenClipTower):
+        raise ValueError(f"model.prompts.spectral needs a tower with a class token, not {type(tower).__name__}")
+    if max(config.spectral_blocks) > len(tower.blocks):
+        raise ValueError(f"model.prompts.spectral_blocks names block {max(config.spectral_blocks)}, but there are {len(tower.blocks)}")
+    return SpectralFilter(tower.position_embedding.grid, tower.width, config.spectral_blocks, trained=config.spectral_trained)
+
+
+def build_queries(config: ModelConfig, width: int) -> nn.Module:
+    """What makes class queries (B, C, D) of relation descriptors (B, C, 2D)."""
+    if config.queries == "text":
+        return TextQueries()
+    return TextProjection(width) if config.queries == "text_linear" else nn.Linear(2 * width, width)
+
+
+def build_decoder(config: ModelConfig, width: int, clip: LoadedClip) -> nn.Module:
+    """What compares class queries with the patches of one stage."""
+    if config.decoder.kind == "similarity":
+        return Similarity(_logit_scale(clip))
+    return SpectralDecoder(width, config.decoder) if config.decoder.kind == "spectral" else Decoder(width, config.decoder)
 
 
 def _logit_scale(clip: LoadedClip) -> float:

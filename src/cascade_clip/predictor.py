@@ -23,9 +23,11 @@ from cascade_clip.backbone import Grid
 from cascade_clip.checkpoint import Checkpoint, load_checkpoint
 from cascade_clip.config import Device, InferenceConfig, LastBlock, Precision
 from cascade_clip.model import Segmenter
+from cascade_clip.publishing import Publishable
 from cascade_clip.results import Segmentation
+from cascade_clip.scores import coarse_size, first_best
 from cascade_clip.target import Target as Target
-from cascade_clip.target import Words, as_vocabulary, build_target
+from cascade_clip.target import Threshold, Words, as_vocabulary, build_target
 from cascade_clip.training_free import DEFAULT_BLOCK, PREFIX, build_training_free
 from cascade_clip.transforms import load_image, normalise, resize_image, short_side_shape
 from cascade_clip.vocabulary import Vocabulary
@@ -38,11 +40,11 @@ Pictures = list[Picture] | tuple[Picture, ...]
 COPIES = 4
 """Full-size score tensors of a chunk that live at once."""
 
-COARSE_SIDE = 128
-"""Longer side of the score maps that a segmentation keeps of every class."""
+PIXELS_AT_ONCE = {"cpu": 2**22}
+"""Upper bound on class-chunk size times output pixels; smaller chunks are used for large images. On a CPU, what its cache holds."""
 
-PIXELS_AT_ONCE = 64_000_000
-"""Upper bound on class-chunk size times output pixels; smaller chunks are used for large images."""
+OTHER_PIXELS_AT_ONCE = 64_000_000
+"""The same on other devices."""
 
 
 class WindowLogits(NamedTuple):
@@ -62,7 +64,7 @@ class LabelMap(NamedTuple):
     class_maps: Tensor | None = None  # (C, h, w), float16: scores of all classes at lower resolution
 
 
-class Predictor:
+class Predictor(Publishable):
     """A model with its text side, ready to segment images with any class names."""
 
     def __init__(self, checkpoint: Checkpoint, settings: InferenceConfig | None = None, device: Device = "auto") -> None:
@@ -88,7 +90,7 @@ class Predictor:
         calibration: float = ...,
         *,
         background: Words | None = ...,
-        threshold: float | None = ...,
+        threshold: Threshold | None = ...,
     ) -> Segmentation: ...
 
     @overload
@@ -99,7 +101,7 @@ class Predictor:
         calibration: float = ...,
         *,
         background: Words | None = ...,
-        threshold: float | None = ...,
+        threshold: Threshold | None = ...,
     ) -> list[Segmentation]: ...
 
     def segment(
@@ -109,7 +111,7 @@ class Predictor:
         calibration: float = 0.0,
         *,
         background: Words | None = None,
-        threshold: float | None = None,
+        threshold: Threshold | None = None,
     ) -> Segmentation | list[Segmentation]:
         """Label every pixel of an image with one of the given class names.
 
@@ -148,7 +150,7 @@ class Predictor:
         text: Tensor | None = None,
         *,
         background: Words | None = None,
-        threshold: float | None = None,
+        threshold: Threshold | None = None,
     ) -> Target:
         """Encode class names once, to segment many images with them.
 
@@ -156,8 +158,8 @@ class Predictor:
             classes: names, as in `segment`.
             calibration: subtracted from scores of seen names, unless every name is seen.
             text: embeddings (C, D) of the names to use instead of the text tower.
-            background: background words; by default those of the inference settings.
-            threshold: lowest score of a labelled pixel; by default that of the inference settings.
+            background: background words, or `none`; by default those of the inference settings.
+            threshold: lowest score of a labelled pixel, or `none`; by default that of the inference settings.
         """
         return build_target(
             self.vocabulary if classes is None else as_vocabulary(classes),
@@ -197,8 +199,8 @@ class Predictor:
         maps = []
         for start, scores in self._score_chunks(views, target, size):  # (c, H, W)
             if class_maps:
-                maps.append(F.interpolate(scores[None], size=_coarse(size), mode="bilinear", align_corners=False)[0].half())
-            high, index = scores.max(dim=0)  # (H, W)
+                maps.append(F.interpolate(scores[None], size=coarse_size(size), mode="bilinear", align_corners=False)[0].half())
+            high, index = first_best(scores)  # (H, W)
             if best is None:
                 best, labels = high, index
                 continue
@@ -250,33 +252,35 @@ class Predictor:
             found.append(self._window_logits(image, text))
             if self.settings.flip:
                 found.append(self._window_logits(image.flip(-1), text)._replace(mirrored=True))
-        shift = (target.seen.float() * target.calibration).to(self.device)  # (R,)
+        shift = (target.seen.float() * target.calibration).to(self.device) if target.calibration else None  # (R,)
         chunk = self._chunk(max(area(canvas) for canvas in [size, *(logits.canvas for logits in found)]))
         for start in range(0, len(target.text), chunk):
             part = slice(start, start + chunk)
-            scores = self._view_scores(found[0], part, shift[part], size)  # (c, H, W)
+            part_shift = None if shift is None else shift[part]
+            scores = self._view_scores(found[0], part, part_shift, size)  # (c, H, W)
             for other in found[1:]:
-                scores = scores + self._view_scores(other, part, shift[part], size)
+                scores = scores + self._view_scores(other, part, part_shift, size)
             yield start, scores / len(found) if len(found) > 1 else scores
 
     def _chunk(self, pixels: int) -> int:
         """Rows whose full-size scores are held at once for an image of so many pixels."""
         if self.settings.max_memory:
             return max(1, self.settings.max_memory * 2**20 // (COPIES * 4 * pixels))
-        return max(1, min(self.settings.class_chunk, PIXELS_AT_ONCE // pixels))
+        limit = PIXELS_AT_ONCE.get(self.device.type, OTHER_PIXELS_AT_ONCE)
+        return max(1, min(self.settings.class_chunk, limit // pixels))
 
     def _window_logits(self, image: Tensor, text: Tensor) -> WindowLogits:
         """Run every window through the network, a few at a time."""
         canvas: Grid = (image.shape[-2], image.shape[-1])
         windows = list_windows(canvas, self.settings.window, self.settings.stride)
         parts = []
-        for start in range(0, len(windows), self.settings.window_batch):
-            batch = cut_windows(image, windows[start : start + self.settings.window_batch], self.settings.window)
-            with torch.autocast(self.device.type, dtype=autocast_type(self.settings.precision), enabled=self.settings.precision != "fp32"):
+        with torch.autocast(self.device.type, dtype=autocast_type(self.settings.precision), enabled=self.settings.precision != "fp32"):
+            for start in range(0, len(windows), self.settings.window_batch):
+                batch = cut_windows(image, windows[start : start + self.settings.window_batch], self.settings.window)
                 parts.append(self.model(batch, text))  # (windows, R, h, w)
         return WindowLogits(torch.cat(parts), windows, canvas)
 
-    def _view_scores(self, found: WindowLogits, rows: slice, shift: Tensor, size: Grid) -> Tensor:
+    def _view_scores(self, found: WindowLogits, rows: slice, shift: Tensor | None, size: Grid) -> Tensor:
         """Scores (c, H, W) of a chunk of rows from one view."""
         scores = self._canvas_scores(found, rows, shift)  # (c, H', W')
         if found.mirrored:
@@ -285,25 +289,29 @@ class Predictor:
             scores = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
         return scores
 
-    def _canvas_scores(self, found: WindowLogits, rows: slice, shift: Tensor) -> Tensor:
+    def _canvas_scores(self, found: WindowLogits, rows: slice, shift: Tensor | None) -> Tensor:
         """Average the windows' scores of a chunk of rows over the resized image: (c, H', W')."""
-        total = found.logits.new_zeros(len(shift), *found.canvas, dtype=torch.float32)  # (c, H', W')
+        if len(found.windows) == 1:
+            return self._window_scores(found.logits[0, rows], shift)[:, : found.canvas[0], : found.canvas[1]]
+        total = found.logits.new_zeros(found.logits[0, rows].shape[0], *found.canvas, dtype=torch.float32)  # (c, H', W')
         count = found.logits.new_zeros(found.canvas, dtype=torch.float32)  # (H', W')
         for logits, window in zip(found.logits, found.windows, strict=True):
             down, across = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
             scores = self._window_scores(logits[rows], shift)  # (c, window, window)
             total[:, down, across] += scores[:, : window.height, : window.width]
             count[down, across] += 1
-        return total / count
+        return total.div_(count)
 
-    def _window_scores(self, logits: Tensor, shift: Tensor) -> Tensor:
+    def _window_scores(self, logits: Tensor, shift: Tensor | None) -> Tensor:
         """Mask logits (c, h, w) of one window to scores (c, window, window)."""
         side, patch = self.settings.window, self.model.patch_size
         score_side = self.settings.score_size or side
         padded = math.ceil(side / patch) * patch
         full = round(padded * score_side / side)
         masks = F.interpolate(logits[None].float(), size=(full, full), mode="bilinear", align_corners=False)  # (1, c, full, full)
-        scores = masks[..., :score_side, :score_side].sigmoid() - shift[:, None, None]  # (1, c, score_side, score_side)
+        scores = masks[..., :score_side, :score_side].sigmoid_()  # (1, c, score_side, score_side)
+        if shift is not None:
+            scores -= shift[:, None, None]
         if score_side != side:
             scores = F.interpolate(scores, size=(side, side), mode="bilinear", align_corners=False)
         return scores[0]  # (c, window, window)
@@ -312,12 +320,6 @@ class Predictor:
 def area(size: Grid) -> int:
     """Number of pixels."""
     return size[0] * size[1]
-
-
-def _coarse(size: Grid) -> Grid:
-    """The size with its longer side at most COARSE_SIDE."""
-    factor = min(1.0, COARSE_SIDE / max(size))
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 def _by_label(maps: Tensor, target: Target) -> Tensor:

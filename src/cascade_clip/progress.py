@@ -23,6 +23,8 @@ from cascade_clip.run_screen import RunLog, RunScreen
 
 METRICS = ("loss", "focal", "dice", "masks", "learning_rate")
 COLUMNS = ("step", "seconds", *METRICS, "images_per_second", "memory_mb")
+EXTRA = ("ssim", "cross_entropy")
+"""Terms of the loss that have a column, after the others, where they have a weight."""
 
 
 def quiet_engine() -> None:
@@ -81,9 +83,10 @@ class MetricsFile(Callback):
         """Write the head, keeping the rows of steps that the run does not repeat."""
         if not trainer.is_global_zero:
             return
+        self.extra = tuple(name for name in EXTRA if getattr(task.config.train.loss, name))
         kept = [row for row in read_metrics(self.path) if row["step"] <= trainer.global_step]
         temporary = self.path.with_suffix(".part")
-        temporary.write_text(_csv_text(kept, head=True), encoding="utf-8")
+        temporary.write_text(_csv_text(kept, self.extra, head=True), encoding="utf-8")
         os.replace(temporary, self.path)
         self.before = kept[-1].get("seconds", 0.0) if kept else 0.0
         self.meter = Meter(trainer.global_step, trainer.max_steps, task.config.train.batch_size, window=1)
@@ -105,11 +108,11 @@ class MetricsFile(Callback):
         row = {
             "step": step,
             "seconds": f"{self.before + now.seconds:.1f}",
-            **{name: f"{float(trainer.callback_metrics[name]):.8g}" for name in METRICS},
+            **{name: f"{float(trainer.callback_metrics[name]):.8g}" for name in (*METRICS, *self.extra)},
             **{name: f"{value:.5g}" for name, value in speed.items()},
         }
         with self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(_csv_text([row]))
+            file.write(_csv_text([row], self.extra))
         for logger in trainer.loggers:
             logger.log_metrics(speed, step)
 
@@ -128,10 +131,10 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return [row for row in rows if "step" in row]
 
 
-def _csv_text(rows: Sequence[Mapping[str, Any]], *, head: bool = False) -> str:
-    """Rows as CSV text, below the names of the columns with `head`."""
+def _csv_text(rows: Sequence[Mapping[str, Any]], extra: tuple[str, ...] = (), *, head: bool = False) -> str:
+    """Rows as CSV text with `extra` columns last, below the names of the columns with `head`."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(buffer, (*COLUMNS, *extra), restval="", extrasaction="ignore", lineterminator="\n")
     if head:
         writer.writeheader()
     for row in rows:
@@ -196,7 +199,7 @@ class TrainingProgress(Callback):
 
 def describe_step(metrics: Mapping[str, Any], now: Reading, memory: int) -> str:
     """Loss parts, learning rate, images/s and memory in one line."""
-    parts = [f"{name} {float(metrics[name]):.3g}" for name in ("loss", "focal", "dice", "learning_rate") if name in metrics]
+    parts = [f"{name} {float(metrics[name]):.3g}" for name in ("loss", "focal", "dice", *EXTRA, "learning_rate") if name in metrics]
     return " ".join([*parts, f"{now.images_per_second:.1f} images/s", f"{memory / 1e9:.2f} GB"])
 
 

@@ -170,6 +170,8 @@ def _bar(value: float, seen: bool, kind: str) -> str:
 
 
 def _confusions(report: Report) -> str:
+    if not report.counts.any():
+        return "<p>There are none, as no pixel has a label.</p>"
     found = largest_confusions(report.counts, report.scores.names)
     lines = "".join(
         f"<li>{100 * item.share:.1f} % of <b>{html.escape(item.true)}</b> "

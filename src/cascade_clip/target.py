@@ -1,7 +1,8 @@
 """What the pixels of one call are compared with: class names, their text embeddings, and what counts as none of them.
 
 Background policies: `none` (every pixel gets a class name), `words` (background words compete with the class names and all mean
-`background`), `threshold` (a pixel whose best score lies below is `background` if the class names hold that name, else unlabelled).
+`background`), `threshold` (a pixel whose best score lies below is `background` if the class names hold that name, else unlabelled). The
+word `none` in place of background words or of a threshold says that there are none, whatever the settings of a checkpoint say.
 Letters: C classes, R rows that compete (class names and background words), D joint width.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from cascade_clip.vocabulary import Vocabulary, build_palette, load_words, parse
 BACKGROUND = "background"
 BACKGROUND_COLOR = (64, 64, 64)
 UNLABELLED = -1
+NONE = "none"
+"""In place of background words or of a threshold: no such policy."""
 
 SCENERY = (
     "sky, cloud, wall, ceiling, floor, ground, road, sidewalk, grass, tree, bush, plant, water, sea, river, sand, snow, mountain, rock, "
@@ -26,6 +30,7 @@ SCENERY = (
 """Background words for pictures of things: what is mostly around them."""
 
 Words = str | Sequence[str] | Vocabulary
+Threshold = float | Literal["none"]
 Embed = Callable[[Vocabulary], Tensor]
 
 
@@ -71,8 +76,8 @@ def as_vocabulary(classes: Words) -> Vocabulary:
 
 
 def background_words(words: Words | None, names: Sequence[str]) -> Vocabulary | None:
-    """Background words that are not class names already; None where there are none."""
-    if not words:
+    """Background words that are not class names already; None where there are none, or the word `none` says so."""
+    if not words or (isinstance(words, str) and words.strip().casefold() == NONE):
         return None
     found = load_words(SCENERY if words == "scenery" else words) if isinstance(words, str) else as_vocabulary(words)
     known = {name.casefold() for name in names if name.casefold() != BACKGROUND}
@@ -88,7 +93,7 @@ def build_target(
     calibration: float = 0.0,
     text: Tensor | None = None,
     background: Words | None = None,
-    threshold: float | None = None,
+    threshold: Threshold | None = None,
 ) -> Target:
     """Bind class names and a background policy.
 
@@ -98,12 +103,13 @@ def build_target(
         seen_names: names that were seen in training.
         calibration: subtracted from scores of seen names, unless every name is seen.
         text: embeddings (C, D) of the class names, to use instead of `embed`.
-        background: background words, as a list, as "sky, wall", a file, or `scenery`.
-        threshold: pixels whose best score lies below get no class name.
+        background: background words, as a list, as "sky, wall", a file, `scenery`, or `none`.
+        threshold: pixels whose best score lies below get no class name; `none`: there is no threshold.
 
     Raises:
-        ValueError: `background` is the only name under a threshold; text rows that do not fit.
+        ValueError: `background` is the only name under a threshold; text rows that do not fit; a threshold in other words than `none`.
     """
+    threshold = _as_level(threshold)
     names, colors = vocabulary.names, vocabulary.colors
     words = background_words(background, names)
     place = next((index for index, name in enumerate(names) if name.casefold() == BACKGROUND), None)
@@ -128,6 +134,14 @@ def build_target(
     below = UNLABELLED if place is None or threshold is None else place
     shift = 0.0 if bool(seen.all()) else calibration
     return Target(names, colors, rows, seen, shift, index, threshold, below, _describe(words, threshold))
+
+
+def _as_level(threshold: Threshold | None) -> float | None:
+    if not isinstance(threshold, str):
+        return threshold
+    if threshold != NONE:
+        raise ValueError(f"a threshold is a number or {NONE!r}, got {threshold!r}")
+    return None
 
 
 def _take(vocabulary: Vocabulary, rows: Sequence[int]) -> Vocabulary:

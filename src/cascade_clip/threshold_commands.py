@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from cascade_clip.evaluate_commands import FolderOptions
+from cascade_clip.evaluate_commands import DEFAULT_INFERENCE, FolderOptions, InferenceOptions, given_embeddings
 from cascade_clip.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
+
+if TYPE_CHECKING:
+    from cascade_clip.thresholds import ThresholdChoice
 
 
 def threshold(
@@ -16,7 +20,8 @@ def threshold(
     *,
     data: FolderOptions,
     run: RunOptions = DEFAULT_RUN,
-    calibration: float = 0.0,
+    inference: InferenceOptions = DEFAULT_INFERENCE,
+    calibration: float | None = None,
     ignored_is_background: bool = False,
     out: Path | None = None,
 ) -> int:
@@ -29,18 +34,41 @@ def threshold(
         checkpoint: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS.
         data: the labelled images; a few dozen are enough (--limit).
         run: how to load and run.
-        calibration: subtracted from the scores of seen names, as in the later use.
+        inference: other settings of inference than the checkpoint's, as in the later use; --threshold is what is chosen here.
+        calibration: subtracted from the scores of seen names, as in the later use; by default what `evaluate` subtracts.
         ignored_is_background: pixels without a label are none of the classes.
         out: file for all thresholds as JSON; by default none is written.
     """
     from cascade_clip.data import build_dataset
+    from cascade_clip.evaluate import choose_calibration, write_whole
     from cascade_clip.predictor import load_predictor
     from cascade_clip.thresholds import choose_threshold
 
-    dataset = build_dataset(data.to_config(), "val")
+    if inference.threshold is not None:
+        raise ValueError("--threshold is what this command chooses; leave it out")
+    config = data.to_config()
+    dataset = build_dataset(config, "val")
     predictor = load_predictor(checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block)
+    predictor.settings = inference.apply(predictor.settings)
     with progress_bar("scoring") as step:
-        found = choose_threshold(predictor, dataset, calibration=calibration, ignored_is_background=ignored_is_background, progress=step)
+        found = choose_threshold(
+            predictor,
+            dataset,
+            calibration=choose_calibration(predictor, dataset.vocabulary, calibration),
+            text=given_embeddings(config, len(dataset.vocabulary), predictor),
+            ignored_is_background=ignored_is_background,
+            progress=step,
+        )
+    _show(found)
+    if out is not None:
+        values = {"threshold": found.threshold, "images": found.images, "calibration": found.calibration}
+        curve = {"thresholds": found.thresholds.tolist(), "mious": found.mious.tolist()}
+        say(f"wrote {write_whole(out, json.dumps({**values, **curve}, indent=1) + chr(10))}")
+    return 0
+
+
+def _show(found: ThresholdChoice) -> None:
+    """Ten thresholds, the best one, and what they rest on."""
     table = Table(title=f"{found.images} images")
     table.add_column("threshold", justify="right")
     table.add_column("mIoU %", justify="right")
@@ -48,10 +76,4 @@ def threshold(
         table.add_row(f"{found.thresholds[index]:.2f}", f"{100 * found.mious[index]:.2f}")
     console.print(table)
     say(f"--threshold {found.threshold:g} is best here: mIoU {100 * found.miou:.2f}, without a threshold {100 * found.miou_without:.2f}")
-    if out is not None:
-        values = {"threshold": found.threshold, "images": found.images, "calibration": calibration}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        curve = {"thresholds": found.thresholds.tolist(), "mious": found.mious.tolist()}
-        out.write_text(json.dumps({**values, **curve}, indent=1) + "\n", encoding="utf-8")
-        say(f"wrote {out}")
-    return 0
+    say(f"- {found.calibration:g} subtracted from the scores of seen classes")

@@ -36,6 +36,8 @@ class ThresholdChoice:
     mious: NDArray[np.float64]
     """(K,)"""
     images: int
+    calibration: float
+    """What was subtracted from the scores of seen names."""
 
 
 def choose_threshold(
@@ -43,6 +45,7 @@ def choose_threshold(
     dataset: LabelledImages,
     *,
     calibration: float = 0.0,
+    text: Tensor | None = None,
     ignored_is_background: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ThresholdChoice:
@@ -52,6 +55,7 @@ def choose_threshold(
         predictor: the model.
         dataset: images with labels; one class is named `background`, or `ignored_is_background` is set.
         calibration: subtracted from the scores of seen names, as in the later use.
+        text: embeddings (C, D) of the data set's class names, to use instead of the text tower.
         ignored_is_background: pixels without a label are none of the classes (in VOC, say) rather than unknown.
         progress: called with (done, total) after every image.
 
@@ -68,8 +72,9 @@ def choose_threshold(
             )
         vocabulary = _with_background(vocabulary)
         names.append(BACKGROUND)
+        text = None if text is None else torch.cat([text, text.new_zeros(1, text.shape[1])])  # a row that does not compete
     place = names.index(BACKGROUND)
-    target = predictor.bind(vocabulary, calibration, threshold=-1.0)  # the name itself does not compete, and no score is as low
+    target = predictor.bind(vocabulary, calibration, text, threshold=-1.0)  # the name itself does not compete, and no score is as low
     counts = torch.zeros(len(names), len(names), STEPS, dtype=torch.int64)  # true class, winning class, bin of its score
     for index in range(len(dataset)):
         sample = dataset.sample(index)
@@ -81,7 +86,8 @@ def choose_threshold(
     mious = mious_by_threshold(counts.numpy(), place)
     best = int(mious.argmax())
     thresholds = np.arange(STEPS) / STEPS
-    return ThresholdChoice(float(thresholds[best]), float(mious[best]), float(mious[0]), thresholds, mious, len(dataset))
+    best_level, best_miou = float(thresholds[best]), float(mious[best])
+    return ThresholdChoice(best_level, best_miou, float(mious[0]), thresholds, mious, len(dataset), target.calibration)
 
 
 def count_scores(labels: Tensor, winners: Tensor, scores: Tensor, classes: int) -> Tensor:

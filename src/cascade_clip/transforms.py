@@ -32,6 +32,8 @@ HUE = 18  # largest turn, of 180
 _INDEX_MODES = ("1", "L", "P")  # and those of 16 and 32 bits, which begin with I
 _COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+
 # What Pillow raises on damaged files, beside its own exceptions.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error)
 
@@ -59,6 +61,8 @@ def load_image(source: str | Path | Image.Image | NDArray[Any]) -> Tensor:
 def load_mask(path: str | Path) -> Tensor:
     """Read the raw values of an index mask: an int32 tensor of shape (H, W); of a palette picture the indices, not the colours.
 
+    Grey PNG files of 2 and 4 bits give 0..3 and 0..15, as they stand in the file.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds colours instead of indices.
@@ -71,9 +75,18 @@ def load_mask(path: str | Path) -> Tensor:
             "`#rrggbb NAME` a line"
         )
     values = np.array(mask).astype(np.int64)  # (H, W)
+    if mask.mode == "L":
+        values //= _grey_step(path)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"mask {path} has values from {values.min()} to {values.max()}; labels must lie in 0..65535")
     return torch.from_numpy(values.astype(np.int32))
+
+
+def _grey_step(path: str | Path) -> int:
+    """What Pillow multiplies the values of a grey picture by: 85 and 17 in a PNG of 2 and 4 bits, else 1."""
+    with Path(path).open("rb") as file:
+        head = file.read(25)  # signature, length and name of IHDR, width, height, bit depth
+    return {2: 85, 4: 17}.get(head[24], 1) if head.startswith(_PNG) else 1
 
 
 def load_color_mask(path: str | Path) -> Tensor:

@@ -30,7 +30,8 @@ class DataConfig:
     or with `VALUE NAME` lines,
     or a packaged list by name (voc, coco-stuff, context, ...)."""
     unseen: str = ""
-    """Unseen class names: a file with one name a line, names separated by commas, or a packaged split by name."""
+    """Unseen class names: a file with one name a line, names separated by commas, a packaged split by name, or `none`: all are seen.
+    Empty: the split that the class list brings."""
     ignore: int | None = None
     """Mask value of pixels without a label; null: the one of the class list, 255 unless it says otherwise."""
     templates: str = ""

@@ -34,9 +34,18 @@ class PromptConfig:
     """Number of prompt tokens (the paper: 10 for VOC, 35 for Context, 50 for COCO-Stuff)."""
     dropout: float = 0.1
     """Dropout on the projected prompt tokens while training."""
+    spectral: bool = False
+    """Spectral prompts (SPT-SEG): add to the patch tokens their product with the class token, filtered by spatial frequency. Whatever
+    `kind` is."""
+    spectral_blocks: tuple[int, ...] = (1, 2)
+    """Blocks before which that happens, counted from 1; one filter serves all."""
+    spectral_trained: bool = True
+    """Whether the filter is trained (our reading; the released code does not say) or stays random."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        check(len(self.spectral_blocks) > 0, "model.prompts.spectral_blocks is empty; for no spectral prompts set spectral: false")
+        check(all(block >= 1 for block in self.spectral_blocks), f"spectral_blocks counts from 1, got {list(self.spectral_blocks)}")
         check(self.tokens >= 1, f"model.prompts.tokens must be at least 1, got {self.tokens}; for none set kind: none")
         check(0 <= self.dropout < 1, f"model.prompts.dropout must lie in [0, 1), got {self.dropout}")
 
@@ -71,8 +80,9 @@ class ProjectionConfig:
 class DecoderConfig:
     """The text-image decoder that every stage has of its own (paper section 3.2)."""
 
-    kind: Literal["transformer", "similarity"] = "transformer"
-    """`transformer`: the paper's trained decoder; `similarity`: nothing trained, the softmax over class names of CLIP's own similarity."""
+    kind: Literal["transformer", "spectral", "similarity"] = "transformer"
+    """`transformer`: the paper's trained decoder; `spectral`: SPT-SEG's; `similarity`: nothing trained, the softmax over class names of
+    CLIP's own similarity."""
     layers: int = 3
     """Number of layers; the last one gives the mask logits."""
     heads: int = 8
@@ -81,12 +91,22 @@ class DecoderConfig:
     """Width of the feed-forward part."""
     dropout: float = 0.1
     """Dropout on attention weights, attention output and feed-forward while training."""
+    window: int = 3
+    """Of `spectral`: side in patches of the windows of local attention and of pooling."""
+    low_share: float = 0.9
+    """Of `spectral`: share of the heads, rounded down, that attend to pooled patches; the others attend within windows."""
+    gate_leak: float = 0.1
+    """Of `spectral`: slope of the gate below 0. With 0, as published, patches on the wrong side of a random direction, often all of them,
+    start silent and without gradient; a leak (our guard) lets them learn."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         check(self.layers >= 1, f"model.decoder.layers must be at least 1, got {self.layers}")
         check(self.heads >= 1, f"model.decoder.heads must be at least 1, got {self.heads}")
         check(0 <= self.dropout < 1, f"model.decoder.dropout must lie in [0, 1), got {self.dropout}")
+        check(self.window >= 1, f"model.decoder.window must be at least 1, got {self.window}")
+        check(0 < self.low_share < 1, f"model.decoder.low_share must lie between 0 and 1, got {self.low_share}")
+        check(0 <= self.gate_leak < 1, f"model.decoder.gate_leak must lie in [0, 1), got {self.gate_leak}")
 
 
 LastBlock = Literal["standard", "maskclip", "sclip", "clearclip"]
@@ -105,14 +125,15 @@ class ModelConfig:
     prompts: PromptConfig = field(default_factory=PromptConfig)
     """Visual prompt tokens."""
     stages: tuple[tuple[int, ...], ...] = field(default_factory=_default_stages)
-    """Blocks of every stage, counted from 1. `[[12]]` is ZegCLIP; `[[6,7,8],[9,10,11],[12]]` the published cascade."""
+    """Blocks of every stage, counted from 1. `[[12]]` is ZegCLIP; `[[6,7,8],[9,10,11],[12]]` the published cascade. Stages may share
+    blocks and may be equal: each has a decoder of its own."""
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     """How the blocks of a stage are put together."""
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     """How middle blocks reach the joint space."""
-    queries: Literal["independent", "shared", "text"] = "independent"
-    """Whether every stage has its own projection of the class queries, or all share one (paper Table 9); `text`: the text embeddings
-    themselves are the queries."""
+    queries: Literal["independent", "shared", "text_linear", "text"] = "independent"
+    """Whether every stage has its own projection of the class queries, or all share one (paper Table 9); `text_linear`: every stage
+    projects the text embeddings alone, without the image's class token; `text`: the text embeddings themselves are the queries."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """The decoders."""
     drop_path: float = 0.0

@@ -29,7 +29,7 @@ class CheckOptions:
     data: Literal["folder", "voc", "coco-stuff", "context", "context-released", "ade20k", "cityscapes"] = "folder"
     """`folder`: the two folders below; else a named data set below --root."""
     root: str = ""
-    """Folder that holds the named data set."""
+    """Folder that holds the named data set; by default the environment variable CASCADE_CLIP_DATA, else `data`."""
     split: Literal["train", "val"] = "val"
     """Part of the named data set."""
     images: str = ""
@@ -39,7 +39,7 @@ class CheckOptions:
     classes: str = ""
     """Class list: a file (names in label order, `VALUE NAME`, `R G B NAME` or `#rrggbb NAME` lines, or JSON) or a packaged list by name."""
     unseen: str = ""
-    """Unseen class names: a file, names separated by commas, or a packaged split by name."""
+    """Unseen class names: a file, names separated by commas, a packaged split by name, or `none`."""
     ignore: int | None = None
     """Mask value of pixels without a label; by default the one of the class list, mostly 255."""
     limit: int = 0
@@ -76,25 +76,22 @@ def check(*, data: CheckOptions, out: Path | None = None) -> int:
 def _find(options: CheckOptions) -> tuple[FoundFiles, Vocabulary]:
     """The files and the class list that the options name."""
     from cascade_clip.datasets.folder import FoundFiles, find_files
-    from cascade_clip.datasets.layouts import layout_vocabulary, list_layout
-    from cascade_clip.vocabulary import load_vocabulary
+    from cascade_clip.datasets.layouts import data_root, layout_vocabulary, list_layout
+    from cascade_clip.vocabulary import load_vocabulary, split_classes
 
     if options.data == "folder":
         missing = [f"--{name}" for name in ("images", "masks", "classes") if not getattr(options, name)]
         if missing:
-            raise ValueError(
-                f"{', '.join(missing)} missing: give the image folder, the mask folder and the class list, or --data and --root"
-            )
+            raise ValueError(f"{', '.join(missing)} missing: give the image folder, the mask folder and the class list, or --data NAME")
         files = find_files(options.images, options.masks)
         vocabulary = load_vocabulary(options.classes, options.unseen)
     else:
         given = [f"--{name}" for name in ("images", "masks", "classes") if getattr(options, name)]
-        if given or not options.root:
-            raise ValueError(f"--data {options.data} needs --root and finds the rest below it; leave out {', '.join(given) or 'nothing'}")
-        pairs = list_layout(options.data, options.root, options.split)
+        if given:
+            raise ValueError(f"--data {options.data} finds its files and classes below --root; leave out {', '.join(given)}")
+        pairs = list_layout(options.data, data_root(options.root), options.split)
         files = FoundFiles(pairs, len(pairs), len(pairs), [], [], [])
-        vocabulary = layout_vocabulary(options.data, pairs)
-        vocabulary = vocabulary.with_unseen(load_vocabulary(options.data, options.unseen).unseen) if options.unseen else vocabulary
+        vocabulary = split_classes(layout_vocabulary(options.data, pairs), options.unseen)
     return files, vocabulary if options.ignore is None else dataclasses.replace(vocabulary, ignore=options.ignore)
 
 

@@ -57,7 +57,7 @@ class Evidence:
 def list_findings(evidence: Evidence) -> list[Finding]:
     """Everything that is wrong, then everything worth a note."""
     rules: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
-        _files, _damage, _sizes, _colors, _unknown, _shift, _zero, _cut, _order, _ignored, _absent
+        _files, _damage, _sizes, _colors, _unknown, _nothing, _shift, _zero, _cut, _order, _ignored, _absent
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(evidence)]
     return sorted(found, key=lambda finding: finding.level == "note")
@@ -127,6 +127,15 @@ def _unknown(evidence: Evidence) -> Iterator[Finding]:
         form = "`R G B NAME`" if kind == "colour" else "`VALUE NAME`"
         hint = f"write the class list with one {form} a line, `ignore` for what to leave out"
     yield Finding("wrong", f"unknown-{kind}s", f"{text}; {hint}")
+
+
+def _nothing(evidence: Evidence) -> Iterator[Finding]:
+    """Masks in which every pixel is ignored."""
+    if evidence.tally.masks and not evidence.any_class and not evidence.tally.unknown:
+        text = (
+            "no pixel has a class: there is nothing to train on and nothing to score; does the class list give the mask values that count?"
+        )
+        yield Finding("wrong", "no-class", text)
 
 
 def _shift(evidence: Evidence) -> Iterator[Finding]:
@@ -201,12 +210,12 @@ def _ignored(evidence: Evidence) -> Iterator[Finding]:
 
 def _absent(evidence: Evidence) -> Iterator[Finding]:
     names = [row.text for row in evidence.tally.classes if not row.pixels]
-    if not evidence.any_class and evidence.tally.unknown:
+    if not evidence.any_class:
         return  # the reason has been named
-    if evidence.tally.masks and names:
+    if names:
         yield Finding("note", "absent-classes", f"{len(names)} of {len(evidence.vocabulary)} classes never occur: {_some(names, 12)}")
     unseen = [name for name in names if name in evidence.vocabulary.unseen]
-    if evidence.tally.masks and unseen:
+    if unseen:
         yield Finding("note", "absent-unseen", f"unseen classes that never occur cannot be scored: {_some(unseen, 12)}")
 
 

@@ -121,9 +121,10 @@ def _value_labels(vocabulary: Vocabulary) -> Tensor:
 class LabelledFiles(Dataset[Sample]):
     """Pairs of image file and mask file, read when they are asked for."""
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path]], vocabulary: Vocabulary) -> None:
-        """Read masks as `vocabulary` says what their values mean."""
-        self.pairs = list(pairs)
+    def __init__(self, pairs: Sequence[tuple[Path, Path]], vocabulary: Vocabulary, limit: int = 0) -> None:
+        """Read masks as `vocabulary` says what their values mean; `limit` keeps the first pairs, 0 all."""
+        self.total = len(pairs)  # without the limit
+        self.pairs = list(pairs[: limit or None])
         self.vocabulary = vocabulary
         self._reader = MaskReader(vocabulary)
 
@@ -171,7 +172,7 @@ class SegmentationFolder(LabelledFiles):
         """
         if limit < 0:
             raise ValueError(f"limit must be 0 (all) or more, got {limit}")
-        super().__init__(list_pairs(images, masks)[: limit or None], vocabulary)
+        super().__init__(list_pairs(images, masks), vocabulary, limit)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ cityscapes  cityscapes: leftImg8bit and gtFine, {train,val}
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -30,6 +31,11 @@ class Layout(NamedTuple):
     """A folder that is there when it is the right one."""
     pairs: Callable[[Path, Split], Pairs]
     """Image and mask files of a split, given the base."""
+
+
+def data_root(root: str) -> Path:
+    """The folder in which a named data set is looked for: the given one, else the environment variable CASCADE_CLIP_DATA, else `data`."""
+    return Path(root or os.environ.get("CASCADE_CLIP_DATA") or "data")
 
 
 def list_layout(name: str, root: str | Path, split: Split) -> Pairs:

@@ -9,6 +9,7 @@ from cascade_clip.vocabulary.lists import (
     load_vocabulary,
     load_words,
     parse_classes,
+    split_classes,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "load_vocabulary",
     "load_words",
     "parse_classes",
+    "split_classes",
 ]

@@ -41,6 +41,8 @@ class Vocabulary:
     """Raw mask value of pixels that do not count."""
     mask_colors: tuple[tuple[Color, int], ...] | None = None
     """Pairs of mask colour and label (IGNORED for colours without a class), for masks that are colour pictures; None: masks hold values."""
+    inherits_split: bool = True
+    """Whether a model's own split may stand in where `unseen` is empty; False where someone said that every class counts as seen."""
 
     def __post_init__(self) -> None:
         """Check names, split and colours."""

@@ -17,9 +17,12 @@ from cascade_clip.vocabulary.classes import IGNORED, Color, Vocabulary, build_pa
 
 VOID_NAMES = ("null", "ignore", "void", "unlabelled", "unlabeled")
 """Names that mark a mask value or colour as ignored in a list of `VALUE NAME`, `R G B NAME` or `#rrggbb NAME` lines."""
+NONE_UNSEEN = "none"
+"""In place of unseen names: every class counts as seen."""
 
 _COLOR = re.compile(r"(?:#([0-9a-fA-F]{6})|(\d+)[\s,]+(\d+)[\s,]+(\d+))")
 _COLOR_LINE = re.compile(_COLOR.pattern + r"[\s,:]+(\S.*)$")
+_VALUE_LINE = re.compile(r"(\d+)[\s,:]+(\S.*)$")
 _HEX_START = re.compile(r"#[0-9a-fA-F]{3,8}[\s,:]")  # may be a colour, where other lines beginning with # are comments
 
 
@@ -53,7 +56,8 @@ def load_vocabulary(source: str, unseen: str = "") -> Vocabulary:
         source: a packaged list (see `list_vocabularies`); a text file of `NAME`, `NAME = SYNONYM; SYNONYM` or, in every line, `VALUE NAME`
             (names such as `null` mark values to ignore) or, for masks that are colour pictures, `R G B NAME` or `#rrggbb NAME` (a name may
             have several colours); a .json file in the packaged form; or names separated by commas.
-        unseen: names separated by commas, a text file with one a line, or the name of a packaged list whose split to take.
+        unseen: names separated by commas, a text file with one a line, the name of a packaged list whose split to take, or `none`: every
+            class counts as seen. Empty: the split of the list, if it brings one.
 
     Raises:
         ValueError, FileNotFoundError: no such list or file, empty or duplicate names, unseen names that are not in the list.
@@ -64,13 +68,26 @@ def load_vocabulary(source: str, unseen: str = "") -> Vocabulary:
     elif _is_file(path):
         vocabulary = _read_json(path) if path.suffix == ".json" else _from_lines(_read_lines(path, keep=_HEX_START), path)
     elif "," in source:
-        vocabulary = parse_classes(source)
+        vocabulary = _plain_list(source.split(","), "the class list")
     else:
         raise FileNotFoundError(
             f"no class list {source!r}: it is no file, and the packaged lists are {', '.join(list_vocabularies())}; "
             "names are separated by commas"
         )
-    return vocabulary.with_unseen(_load_unseen(unseen)) if unseen else vocabulary
+    return split_classes(vocabulary, unseen)
+
+
+def split_classes(vocabulary: Vocabulary, unseen: str) -> Vocabulary:
+    """The same classes with the split that `unseen` says (see `load_vocabulary`); empty text leaves it as it is.
+
+    Raises:
+        ValueError: a name that is not in the class list.
+    """
+    if not unseen:
+        return vocabulary
+    if unseen.strip().casefold() == NONE_UNSEEN:
+        return dataclasses.replace(vocabulary, unseen=(), inherits_split=False)
+    return vocabulary.with_unseen(_load_unseen(unseen))
 
 
 def list_vocabularies() -> tuple[str, ...]:
@@ -119,15 +136,18 @@ def _from_lines(lines: Sequence[str], path: Path) -> Vocabulary:
     if 2 * sum(colored) > len(lines):
         return _from_color_lines(lines, path)
     lines = [line for line in lines if not line.startswith("#")]
-    numbered = [re.match(r"(\d+)[\s:]+(\S.*)$", line) for line in lines]
-    if not lines or not all(numbered):
-        return _build_from(lines, path)
+    numbered = [_VALUE_LINE.match(line) for line in lines]
+    if 2 * sum(map(bool, numbered)) <= len(lines):
+        return _plain_list(lines, str(path))
+    odd = next((line for line, match in zip(lines, numbered, strict=True) if match is None), None)
+    if odd is not None:
+        raise ValueError(f"{path}: {odd!r} is not `VALUE NAME` as most lines are; give every line a mask value, or none")
     pairs = [(int(match[1]), match[2]) for match in numbered if match]
     raw = [value for value, _ in pairs]
     if len(set(raw)) != len(raw) or max(raw) > 65535:
         raise ValueError(f"{path}: mask values must differ and lie in 0..65535")
     kept = [(value, entry) for value, entry in pairs if entry.strip().casefold() not in VOID_NAMES]
-    vocabulary = _build_from([entry for _, entry in kept], path)
+    vocabulary = _build_from([entry for _, entry in kept], str(path))
     labels = {value: label for label, (value, _) in enumerate(kept)}
     return dataclasses.replace(vocabulary, raw_values=tuple((value, labels.get(value, IGNORED)) for value in raw))
 
@@ -145,7 +165,7 @@ def _from_color_lines(lines: Sequence[str], path: Path) -> Vocabulary:
         if not void and ("=" in match[5] or name not in entries):
             entries[name] = match[5]
         colors.append((_parse_color(line), None if void else name))
-    return _with_mask_colors(_build_from(list(entries.values()), path), colors, str(path))
+    return _with_mask_colors(_build_from(list(entries.values()), str(path)), colors, str(path))
 
 
 def _parse_color(text: str) -> Color:
@@ -171,11 +191,22 @@ def _with_mask_colors(vocabulary: Vocabulary, pairs: Sequence[tuple[Color, str |
         raise ValueError(f"{where}: {error}") from error
 
 
-def _build_from(entries: Sequence[str], path: Path) -> Vocabulary:
+def _plain_list(entries: Sequence[str], where: str) -> Vocabulary:
+    """A vocabulary whose labels are places in the list, so that no entry can be left out."""
+    void = next((entry.strip() for entry in entries if entry.strip().casefold() in VOID_NAMES), None)
+    if void is not None:
+        raise ValueError(
+            f"{where}: {void!r} marks pixels that do not count, but a list of names alone gives every name a class; write a file of "
+            f"`VALUE NAME` lines (such as `0 {void}`, `1 sky`), or leave it out and set the ignore value"
+        )
+    return _build_from(entries, where)
+
+
+def _build_from(entries: Sequence[str], where: str) -> Vocabulary:
     try:
         return _build(entries)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _load_unseen(source: str) -> list[str]:

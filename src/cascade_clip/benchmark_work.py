@@ -1,0 +1,208 @@
+"""One piece of work that a benchmark times, in a process of its own: `python -m cascade_clip.benchmark_work JSON` prints one line of JSON.
+
+Models have random weights: time and memory do not depend on them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import normalize
+from torch.utils.flop_counter import FlopCounterMode
+
+from cascade_clip import textbook
+from cascade_clip.checkpoint import Checkpoint
+from cascade_clip.config import ClipConfig, Config, DecoderConfig, InferenceConfig, ModelConfig, Precision, PromptConfig
+from cascade_clip.losses import mask_loss
+from cascade_clip.model import Segmenter, build_segmenter
+from cascade_clip.predictor import Predictor, autocast_type
+from cascade_clip.vocabulary import parse_classes
+from cascade_clip.windows import list_windows
+
+TINY = {
+    "embed_dim": 32,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 64, "layers": 12, "width": 64, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+"""A tower to try the benchmark with."""
+
+CALIBRATION = 0.1
+WINDOW, STRIDE = 512, 426
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is run, and how."""
+
+    kind: Literal["inference", "train"]
+    variant: Literal["ours", "textbook"] = "ours"
+    precision: Precision = "fp32"
+    classes: int = 171
+    height: int = 512
+    width: int = 512
+    batch: int = 1
+    """Images of a training step."""
+    size: Literal["full", "tiny"] = "full"
+    """`full`: the published ViT-B/16 with 50 prompt tokens."""
+    tuned: bool = False
+    """Whether the process starts with an allocator that keeps large blocks (see `benchmark_cases.TUNED`)."""
+
+    @property
+    def window(self) -> int:
+        """Side of the window, in pixels."""
+        return WINDOW if self.size == "full" else 64
+
+    @property
+    def stride(self) -> int:
+        """Step between windows."""
+        return STRIDE if self.size == "full" else 48
+
+
+def model_config(size: str) -> ModelConfig:
+    """Settings of the published COCO-Stuff model, or of a tiny one."""
+    if size == "full":
+        return ModelConfig(clip=ClipConfig(weights="random", tokenizer=False), prompts=PromptConfig(tokens=50))
+    clip = ClipConfig(name="tiny", weights="random", architecture=TINY, tokenizer=False)
+    decoder = DecoderConfig(heads=4, feedforward=128)
+    return ModelConfig(clip=clip, prompts=PromptConfig(tokens=3), decoder=decoder, position_grid=(4, 4))
+
+
+def prepare(work: Work) -> Callable[[], Any]:
+    """Build everything and return what is timed: one image segmented, or one training step."""
+    torch.manual_seed(0)
+    model = build_segmenter(model_config(work.size))
+    text = normalize(torch.randn(work.classes, model.joint_width), dim=-1)
+    return _inference(work, model.eval(), text) if work.kind == "inference" else _training(work, model.train(), text)
+
+
+def _inference(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
+    image = torch.randn(3, work.height, work.width)
+    if work.variant == "textbook":
+        plain = textbook.Textbook(model).eval()
+        shift = torch.full((work.classes,), CALIBRATION)
+        shift[-1] = 0.0
+        return lambda: textbook.label_map(plain, image, text, shift, work.window, work.stride)
+    settings = InferenceConfig(window=work.window, stride=work.stride, precision=work.precision)
+    predictor = build_predictor(model, text, settings)
+    target = predictor.bind(text=text, calibration=CALIBRATION)
+    return lambda: predictor.label_map_of_input(image, target).labels
+
+
+def build_predictor(model: Segmenter, text: Tensor, settings: InferenceConfig, device: Literal["cpu", "cuda"] = "cpu") -> Predictor:
+    """A predictor of numbered class names, of which the last was not seen in training."""
+    words = ", ".join(f"class {index}" for index in range(len(text)))
+    vocabulary = parse_classes(words).with_unseen((f"class {len(text) - 1}",))
+    config = Config(inference=settings)
+    return Predictor(Checkpoint(model, None, config, vocabulary, ("a {}",), "", None, text), settings, device)
+
+
+def _training(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
+    config = Config().train
+    images = torch.randn(work.batch, 3, work.height, work.width)
+    labels = blocky_labels(work.batch, work.classes, work.height, work.width)
+    plain = textbook.Textbook(model).train() if work.variant == "textbook" else None
+    trained = [parameter for parameter in (plain or model).parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.optimizer.learning_rate, weight_decay=config.optimizer.weight_decay)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=autocast_type(work.precision), enabled=work.precision != "fp32"):
+            if plain is not None:
+                textbook.loss(plain(images, text), labels, config.loss).backward()
+            else:
+                mask_loss(model(images, text), labels, model.patch_size, config.loss).total.backward()
+        optimizer.step()
+
+    return step
+
+
+def blocky_labels(batch: int, classes: int, height: int, width: int, cell: int = 64) -> Tensor:
+    """Labels (B, height, width) in square regions, some of them without a label."""
+    coarse = torch.randint(-1, classes, (batch, -(-height // cell), -(-width // cell)))
+    return coarse.repeat_interleave(cell, 1).repeat_interleave(cell, 2)[:, :height, :width].contiguous()
+
+
+def count_flops(work: Work) -> int:
+    """Floating-point operations of the network in one run of the work, by torch's counter on tensors without values."""
+    model = build_segmenter(model_config(work.size))
+    windows = len(list_windows((work.height, work.width), work.window, work.stride)) if work.kind == "inference" else 1
+    network: Any = textbook.Textbook(model) if work.variant == "textbook" else model
+    if work.kind == "inference":
+        network.eval().requires_grad_(False)
+    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        images, text = torch.zeros(1, 3, work.window, work.window), torch.zeros(work.classes, model.joint_width)
+        with torch.set_grad_enabled(work.kind == "train"):
+            result = network(images, text)
+            if work.kind == "train":
+                result.sum().backward()
+    return int(counter.get_total_flops()) * windows * (work.batch if work.kind == "train" else 1)
+
+
+def time_work(work: Work, repeats: int = 1, warm: int = 1) -> dict[str, float]:
+    """Medians of wall-clock and processor seconds, and the largest memory of this process in MiB."""
+    run = prepare(work)
+    for _ in range(warm):
+        run()
+    wall, processor = [], []
+    for _ in range(repeats):
+        begin, used = time.perf_counter(), time.process_time()
+        run()
+        wall.append(time.perf_counter() - begin)
+        processor.append(time.process_time() - used)
+    return {"seconds": statistics.median(wall), "processor": statistics.median(processor), "memory": peak_memory()}
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # unlike getrusage, it does not start from what the parent process held
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return float(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def matmul_peak(dtype: torch.dtype, side: int = 2048, repeats: int = 8) -> float:
+    """Floating-point operations per processor second of this machine's matrix products, in GFLOP/s."""
+    left, right = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
+    best = float("inf")
+    with torch.inference_mode():
+        left @ right
+        for _ in range(repeats):
+            begin = time.process_time()
+            left @ right
+            best = min(best, time.process_time() - begin)
+    return 2 * side**3 / best / 1e9
+
+
+def main(words: list[str]) -> None:
+    """Do the work of the one argument, JSON of `Work` with `repeats` and `warm`, or `peak`."""
+    if words == ["peak"]:
+        found = {"fp32": matmul_peak(torch.float32), "bf16": matmul_peak(torch.bfloat16)}
+    else:
+        values = json.loads(words[0])
+        repeats, warm = values.pop("repeats"), values.pop("warm")
+        found = time_work(Work(**values), repeats, warm)
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+def to_json(work: Work) -> dict[str, Any]:
+    """Plain values."""
+    return dataclasses.asdict(work)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

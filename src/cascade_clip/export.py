@@ -1,0 +1,314 @@
+"""Models for other runtimes: ONNX with a runner beside it, and torch.export.
+
+The exported graph is the network of the predictor: raw pixels and text embeddings to mask logits at patch resolution. Batch, height and
+width (multiples of the patch) and the number of class names stay free. Resizing, windows, sigmoid and argmax are the runner's part.
+Letters: B images, C classes, R rows of text that compete, D joint width, h x w patches, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cascade_clip.backbone import Grid
+from cascade_clip.checkpoint import read_versions
+from cascade_clip.clip import file_sha256
+from cascade_clip.predictor import Predictor, Target
+from cascade_clip.towers import PositionEmbedding, resize_positions
+
+FORMAT = 1
+OPSET = 20
+RUNNER = Path(__file__).with_name("export_runner.py")
+"""Copied, never imported: it needs onnxruntime."""
+LARGEST_GRID = 4096
+"""Most patches along one side that an exported graph accepts."""
+TOLERANCE = 1e-4
+"""Largest difference from PyTorch of a graph that is written, as a part of the largest mask logit (of 1 where that is smaller)."""
+LARGEST_FILE = 2_000_000_000
+"""Bytes of weights that one ONNX file can hold, rounded down."""
+
+
+class ExportedPositions(nn.Module):
+    """Position embeddings resized inside the graph, for whatever grid comes."""
+
+    def __init__(self, source: PositionEmbedding) -> None:
+        """Take the parameter of `source`."""
+        super().__init__()
+        self.grid = source.grid
+        self.positions = source.positions
+
+    def forward(self, grid: Grid) -> Tensor:
+        """Positions (N, W) of a grid of patches; of the parameter's own grid the parameter itself, up to rounding."""
+        return resize_positions(self.positions, self.grid, grid)
+
+
+class ExportedModel(nn.Module):
+    """Raw pixels to mask logits: normalisation and the predictor's network."""
+
+    mean: Tensor
+    std: Tensor
+    text: Tensor | None
+
+    def __init__(self, predictor: Predictor, text: Tensor | None = None) -> None:
+        """Copy the network of a predictor to the CPU; with `text` (C, D) its class names are baked in."""
+        super().__init__()
+        config = predictor.checkpoint.config.model
+        self.network = copy.deepcopy(predictor.model).cpu().float().eval().requires_grad_(False)
+        tower = cast(Any, self.network.backbone.tower)
+        tower.position_embedding = ExportedPositions(tower.position_embedding)
+        self.register_buffer("mean", 255 * torch.tensor(config.mean, dtype=torch.float32)[:, None, None])  # (3, 1, 1)
+        self.register_buffer("std", 255 * torch.tensor(config.std, dtype=torch.float32)[:, None, None])  # (3, 1, 1)
+        self.register_buffer("text", None if text is None else text.detach().cpu().float())
+
+    def forward(self, pixels: Tensor, text: Tensor | None = None) -> Tensor:
+        """Mask logits (B, C, h, w) of RGB values 0..255 (B, 3, H, W) for text embeddings (C, D), or for those baked in."""
+        chosen = self.text if text is None else text
+        logits: Tensor = self.network((pixels - self.mean) / self.std, chosen)  # (B, C, h, w)
+        return logits
+
+
+def trace(model: ExportedModel) -> torch.export.ExportedProgram:
+    """Record the graph with free batch, height and width, and a free number of class names unless they are baked in."""
+    patch, width = model.network.patch_size, model.network.joint_width
+    pixels = torch.full((2, 3, 3 * patch, 5 * patch), 128.0)
+    rows, columns = (torch.export.Dim(name, min=2, max=LARGEST_GRID) for name in ("rows", "columns"))
+    shapes: list[Any] = [{0: torch.export.Dim("batch", min=1), 2: patch * rows, 3: patch * columns}]
+    arguments: tuple[Tensor, ...] = (pixels,)
+    if model.text is None:
+        arguments = (pixels, torch.nn.functional.normalize(torch.ones(4, width), dim=-1))
+        shapes.append({0: torch.export.Dim("classes", min=1)})
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(model, arguments, dynamic_shapes=tuple(shapes), strict=False)
+
+
+def export_torch(predictor: Predictor, file: Path, target: Target | None = None) -> Path:
+    """Write a torch.export program, read again with `torch.export.load(file).module()(pixels, text)`.
+
+    Args:
+        predictor: the model.
+        file: where to, ending in .pt2.
+        target: class names to bake in; by default text embeddings stay an input.
+    """
+    _check_ending(file, ".pt2")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    program = trace(ExportedModel(predictor, None if target is None else target.text))
+    with new_file(file) as temporary:
+        torch.export.save(program, temporary)
+    return file
+
+
+def export_onnx(predictor: Predictor, file: Path, target: Target, *, bake: bool = False, int8: bool = False, name: str = "") -> list[Path]:
+    """Write FILE.onnx, FILE.json (how to run it), FILE.npy (text embeddings, unless baked in) and FILE_run.py (the runner).
+
+    Args:
+        predictor: the model.
+        file: where to, ending in .onnx.
+        target: class names; their embeddings are baked in with `bake`, else stand in FILE.npy and can be replaced.
+        bake: see `target`.
+        int8: quantise the weights of matrix products to 8 bits, their inputs while running.
+        name: how the model is called in FILE.json.
+
+    Raises:
+        ImportError: a package of the extra `export` is missing.
+        ValueError: another ending, more weights than one ONNX file can hold, or a graph that does not compute what the model computes.
+    """
+    _check_ending(file, ".onnx")
+    require("onnx", "onnxscript", "onnxruntime")
+    model = ExportedModel(predictor, target.text if bake else None)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    if size > LARGEST_FILE:
+        raise ValueError(f"this model has {size / 1e9:.1f} GB of weights, one ONNX file holds 2 GB; use `cascade-clip export torch`")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(file) as temporary:
+        _write_graph(model, temporary, int8=int8)
+    written = [file]
+    words = describe_words(target)
+    if not bake:
+        embeddings = write_embeddings(target, file.with_suffix(".npy"))
+        words |= {"embeddings": embeddings.name, "embeddings_sha256": file_sha256(embeddings)}
+        written.append(embeddings)
+    facts = {**describe_model(predictor, model, name), "text": "baked in" if bake else "input", "words": words}
+    facts["onnx"] = {"file": file.name, "sha256": file_sha256(file), "bytes": file.stat().st_size, "opset": OPSET, "int8": int8}
+    written.append(write_json(file.with_suffix(".json"), facts))
+    runner = file.with_name(f"{file.stem}_run.py")
+    with new_file(runner) as temporary:
+        shutil.copyfile(RUNNER, temporary)
+    return [*written, runner]
+
+
+def export_text(predictor: Predictor, file: Path, target: Target) -> list[Path]:
+    """Write other class names for a model exported with text embeddings as an input: FILE.json and FILE.npy."""
+    _check_ending(file, ".json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    embeddings = write_embeddings(target, file.with_suffix(".npy"))
+    names = {"embeddings": embeddings.name, "embeddings_sha256": file_sha256(embeddings)}
+    facts = {"format": FORMAT, "clip_sha256": predictor.checkpoint.clip_fingerprint, "words": {**describe_words(target), **names}}
+    return [write_json(file, facts), embeddings]
+
+
+def describe_words(target: Target) -> dict[str, Any]:
+    """Class names and what is computed with each row of text, as plain values."""
+    return {
+        "names": list(target.names),
+        "colors": [list(color) for color in target.colors],
+        "labels": list(range(len(target.names))) if target.labels is None else target.labels.tolist(),
+        "seen": target.seen.tolist(),
+        "calibration": target.calibration,
+        "threshold": target.threshold,
+        "below": target.below,
+        "background": target.background,
+    }
+
+
+def describe_model(predictor: Predictor, model: ExportedModel, name: str) -> dict[str, Any]:
+    """What a runner needs beside the graph, and where the model comes from."""
+    checkpoint, settings = predictor.checkpoint, predictor.settings
+    return {
+        "format": FORMAT,
+        "model": name,
+        "pixels": "float32 RGB 0..255, (batch, 3, height, width), sides are multiples of `patch`; normalisation is in the graph",
+        "logits": "float32 mask logits, (batch, classes, height / patch, width / patch)",
+        "patch": model.network.patch_size,
+        "width": model.network.joint_width,
+        "mean": list(checkpoint.config.model.mean),
+        "std": list(checkpoint.config.model.std),
+        "padding": model.mean.flatten().tolist(),
+        "inference": {key: getattr(settings, key) for key in ("window", "stride", "score_size", "resize", "flip")}
+        | {"scales": list(settings.scales)},
+        "templates": list(checkpoint.templates),
+        "protocol": checkpoint.record.get("protocol", checkpoint.config.train.protocol),
+        "licence": checkpoint.record.get("licence", "as the CLIP weights and the training data; none is granted here"),
+        "clip": {"name": checkpoint.config.model.clip.name, "sha256": checkpoint.clip_fingerprint},
+        "versions": read_versions(),
+        "exported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def write_embeddings(target: Target, file: Path) -> Path:
+    """Text embeddings (R, D) as float32 in a .npy file."""
+    with new_file(file) as temporary, temporary.open("wb") as stream:
+        np.save(stream, target.text.detach().cpu().float().numpy(), allow_pickle=False)
+    return file
+
+
+def write_json(file: Path, values: Any) -> Path:
+    """Plain values as a JSON file."""
+    with new_file(file) as temporary:
+        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return file
+
+
+def require(*packages: str) -> None:
+    """Check that packages of the extra `export` are here.
+
+    Raises:
+        ImportError: one is missing.
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ImportError(f"exporting to ONNX needs {package}: pip install 'cascade-clip[export]'") from error
+
+
+def _write_graph(model: ExportedModel, file: Path, *, int8: bool) -> None:
+    """Write the graph, once it is known to compute what the model computes."""
+    names = ["pixels"] if model.text is not None else ["pixels", "text"]
+    try:
+        program = trace(model)
+        with _quiet(), torch.no_grad():
+            found = torch.onnx.export(
+                program, input_names=names, output_names=["logits"], opset_version=OPSET, dynamo=True, external_data=False, verbose=False
+            )
+            assert found is not None
+            found.save(str(file), external_data=False)
+            difference = _largest_difference(model, file)
+    except MemoryError:
+        raise
+    except Exception as error:  # the exporter raises many kinds
+        raise ValueError(
+            f"this model has a part that cannot be written as ONNX ({_reason(error)}); try `cascade-clip export torch`"
+        ) from error
+    if not difference < TOLERANCE:
+        raise ValueError(f"nothing was written: mask logits of the ONNX graph differ by {difference:.1e} from PyTorch's")
+    if int8:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder, _quiet():
+            short = Path(folder) / "int8.onnx"
+            quantize_dynamic(str(file), str(short), weight_type=QuantType.QInt8, per_channel=True)
+            os.replace(short, file)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what lies at the bottom of a chain of errors, without colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+@torch.no_grad()
+def _largest_difference(model: ExportedModel, file: Path) -> float:
+    """Of mask logits between a graph and its model, as a part of the largest logit (of 1 where that is smaller), at two sizes."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    patch, generator, worst = model.network.patch_size, torch.Generator().manual_seed(0), 0.0
+    for rows, columns in ((2, 7), (6, 3)):
+        pixels = 255 * torch.rand(1, 3, rows * patch, columns * patch, generator=generator)
+        text = nn.functional.normalize(torch.randn(3, model.network.joint_width, generator=generator), dim=-1)
+        inputs = (pixels,) if model.text is not None else (pixels, text)
+        expected = model(*inputs)  # (1, C, h, w)
+        given = session.run(["logits"], {name: value.numpy() for name, value in zip(("pixels", "text"), inputs, strict=False)})[0]
+        worst = max(worst, float((expected - torch.from_numpy(given)).abs().max()) / max(1.0, float(expected.abs().max())))
+    return worst
+
+
+@contextmanager
+def new_file(file: Path) -> Iterator[Path]:
+    """A temporary file with the same ending that becomes `file` when nothing went wrong."""
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".part-", suffix=file.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' advice off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _check_ending(file: Path, ending: str) -> None:
+    if file.suffix != ending:
+        raise ValueError(f"--out must end in {ending}, got {file}")

@@ -1,0 +1,222 @@
+"""The model card of a checkpoint, written from its own record: use, method, licence of every part, provenance, figures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cascade_clip.config import ClipConfig, Config, DataConfig
+from cascade_clip.vocabulary import Vocabulary
+
+KNOWN_LICENCES = (
+    "apache-2.0",
+    "mit",
+    "bsd-3-clause",
+    "cc0-1.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+)
+"""Licences that the hub knows by identifier; any other is `other`."""
+NO_LICENCE = "as the CLIP weights and the training data; none is granted here"
+FIGURES = {
+    "seen_miou": "mIoU, seen classes",
+    "unseen_miou": "mIoU, unseen classes",
+    "hiou": "hIoU (harmonic mean of the two)",
+    "miou": "mIoU, all classes",
+    "pixel_accuracy": "pixel accuracy",
+}
+_DATA_LICENCES = {
+    "sandbox": "drawn by cascade-clip itself, Apache-2.0",
+    "voc": "PASCAL VOC: images under Flickr's terms of use",
+    "context": "PASCAL VOC images under Flickr's terms of use, PASCAL-Context annotations; see its home page",
+    "context-released": "PASCAL VOC images under Flickr's terms of use, PASCAL-Context annotations; see its home page",
+    "coco-stuff": "COCO-Stuff: annotations CC BY 4.0, images under Flickr's terms of use",
+    "ade20k": "ADE20K: non-commercial research and education; see its home page",
+    "cityscapes": "Cityscapes: its own licence, non-commercial",
+}
+
+
+def build_card(config: Config, vocabulary: Vocabulary, record: Mapping[str, Any], trained: int, repository: str = "") -> str:
+    """README.md of a checkpoint, with the metadata that the hub reads at its head.
+
+    Args:
+        config: settings of the model.
+        vocabulary: class names that it was trained with.
+        record: what checkpoint.json holds.
+        trained: number of trained parameters.
+        repository: OWNER/NAME on the hub; empty for a folder.
+    """
+    sections = [
+        f"# {repository.partition('/')[2] or 'Cascade-CLIP checkpoint'}",
+        "Zero-shot semantic segmentation: one of your own words on every pixel, for classes too whose masks were never drawn. A checkpoint "
+        "of [cascade-clip](https://arxiv.org/abs/2406.00670).",
+        _use(vocabulary, repository),
+        _method(config, vocabulary, record, trained),
+        "## Licence\n\n" + _table(("part", "licence"), list(licences(config, record).items())),
+        _figures(record),
+        _provenance(record),
+    ]
+    return f"---\n{_metadata(config, record, repository)}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def licences(config: Config, record: Mapping[str, Any]) -> dict[str, str]:
+    """The licence of every part of a model, in words."""
+    clip = config.model.clip
+    stored = "stored here" if record.get("clip_stored") else "not stored here, fetched from its source"
+    return {
+        f"CLIP weights ({_clip_name(clip)}; {stored})": _clip_licence(clip),
+        "trained weights": str(record.get("licence", NO_LICENCE)),
+        "training data": _data_licence(config.data, record),
+    }
+
+
+def licence_identifier(licence: str) -> str:
+    """The hub's identifier of a licence, `other` for what it does not know."""
+    identifier = re.sub(r"[\s_]+", "-", licence.strip().lower())
+    return identifier if identifier in KNOWN_LICENCES else "other"
+
+
+def _metadata(config: Config, record: Mapping[str, Any], repository: str) -> str:
+    """The YAML at the head of the card."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    identifier = licence_identifier(str(record.get("licence", "")))
+    clip, found = config.model.clip.name, _summary(record)
+    title, slug = _data_title(record)
+    results = [
+        EvalResult("image-segmentation", slug, title, "mean_iou" if key.endswith("iou") else "accuracy", value, metric_name=FIGURES[key])
+        for key, value in found.items()
+    ]
+    data = ModelCardData(
+        license=identifier,
+        license_name="see-the-table-below" if identifier == "other" else None,
+        library_name="cascade-clip",
+        pipeline_tag="image-segmentation",
+        tags=["semantic-segmentation", "zero-shot", "open-vocabulary", "clip", "cascade-clip"],
+        base_model=clip.removeprefix("hf-hub:") if clip.startswith("hf-hub:") else None,
+        model_name=repository.partition("/")[2] or "cascade-clip",
+        eval_results=results or None,
+    )
+    return str(data.to_yaml()).strip()
+
+
+def _use(vocabulary: Vocabulary, repository: str) -> str:
+    source = repository or "FOLDER"
+    names = ", ".join(f'"{name}"' for name in vocabulary.names[:3])
+    lines = (
+        "## Use",
+        "",
+        "    pip install cascade-clip",
+        f'    cascade-clip segment photo.jpg --model {source} --classes "{", ".join(vocabulary.names[:3])}"',
+        "",
+        "```python",
+        "import cascade_clip",
+        f'result = cascade_clip.load("{source}").segment("photo.jpg", [{names}])',
+        'result.overlay("photo.jpg").save("overlay.png")',
+        "```",
+        "",
+        "Files: `model.safetensors`, `config.yaml`, `checkpoint.json`. Nothing in them is executed.",
+    )
+    return "\n".join(lines)
+
+
+def _method(config: Config, vocabulary: Vocabulary, record: Mapping[str, Any], trained: int) -> str:
+    model, train = config.model, config.train
+    stored = "stored here" if record.get("clip_stored") else "not stored here"
+    protocol, seed = record.get("protocol", train.protocol), train.seed
+    lines = [
+        "## Model",
+        "",
+        f"- CLIP: {_clip_name(model.clip)} ({stored}), SHA-256 of its weights {record.get('clip_fingerprint') or 'unknown'}",
+        f"- stages: {[list(stage) for stage in model.stages]}, {trained:,} trained parameters",
+        f"- protocol: {protocol}, steps: {record.get('steps', 'unknown')}, seed: {seed}",
+        f"- {len(vocabulary.names)} class names in training: {_some(vocabulary.names)}",
+        f"- of these without masks (unseen): {_some(vocabulary.unseen) or 'none'}",
+    ]
+    return "\n".join(lines)
+
+
+def _figures(record: Mapping[str, Any]) -> str:
+    found = _summary(record)
+    if not found:
+        return "## Figures\n\nThis checkpoint was not evaluated."
+    evaluation = record["evaluation"]
+    notes = [f"Measured on {_data_title(record)[0]}"]
+    if evaluation.get("images"):
+        notes.append(f"{evaluation['images']} images")
+    if evaluation.get("calibration") is not None:
+        notes.append(f"calibration {evaluation['calibration']:g}")
+    rows = [(FIGURES[key], f"{100 * value:.2f}") for key, value in found.items()]
+    again = "`cascade-clip verify` measures it again."
+    return f"## Figures\n\n{', '.join(notes)}. {again}\n\n{_table(('figure', '%'), rows)}"
+
+
+def _provenance(record: Mapping[str, Any]) -> str:
+    versions = record.get("versions", {})
+    text = (
+        f"saved {record.get('saved', 'at an unknown time')} by cascade-clip {versions.get('cascade-clip')}, torch {versions.get('torch')}"
+    )
+    lines = ["## Provenance", "", f"- {text}"]
+    if record.get("imported_from"):
+        lines.append(f"- imported from the state dict {record['imported_from']}")
+    run = record.get("run")
+    if isinstance(run, dict):
+        data, starts = run.get("data", {}), run.get("starts", [])
+        lines.append(f"- trained on {data.get('images', 'an unknown number of')} images, SHA-256 {data.get('sha256', 'unknown')}")
+        for start in starts:
+            hardware, git = start.get("hardware") or {}, start.get("git") or {}
+            machine = ", ".join(hardware.get("gpus") or [str(hardware.get("cpu", "unknown machine"))])
+            commit = f", commit {git['commit']}" if git.get("commit") else ""
+            lines.append(f"- {start.get('time')}: `{start.get('command')}` on {machine}{commit}")
+    return "\n".join(lines)
+
+
+def _summary(record: Mapping[str, Any]) -> dict[str, float]:
+    """The stored figures that are numbers."""
+    evaluation = record.get("evaluation")
+    summary = evaluation.get("summary", {}) if isinstance(evaluation, dict) else {}
+    return {key: float(summary[key]) for key in FIGURES if isinstance(summary.get(key), (int, float))}
+
+
+def _data_title(record: Mapping[str, Any]) -> tuple[str, str]:
+    """The evaluation data in words, and as an identifier."""
+    data = (record.get("evaluation") or {}).get("data", "")
+    if not isinstance(data, dict):
+        return str(data) or "unnamed data", re.split(r"\W", str(data))[0] or "unnamed"
+    name = str(data.get("name", "folder"))
+    if name == "folder":
+        return "a folder of labelled images", name
+    return f"{name}{', ' + data['split'] if data.get('split') else ''}", name
+
+
+def _clip_name(clip: ClipConfig) -> str:
+    return clip.name if ":" in clip.name else f"{clip.name}, weights {clip.weights}"
+
+
+def _clip_licence(clip: ClipConfig) -> str:
+    if clip.name.startswith("package:"):
+        return "Apache-2.0 (this project's own, for drawn scenes)"
+    if clip.name.startswith("hf-hub:"):
+        return f"see https://huggingface.co/{clip.name.removeprefix('hf-hub:').partition('@')[0]}"
+    if clip.weights == "openai" and ":" not in clip.name:
+        return "MIT (OpenAI)"
+    return "see the source of these weights"
+
+
+def _data_licence(data: DataConfig, record: Mapping[str, Any]) -> str:
+    if record.get("protocol") == "training-free":
+        return "none was used"
+    name = data.name if data.name != "folder" else data.classes
+    return _DATA_LICENCES.get(name, "own images and masks; see who published this model")
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _some(names: Sequence[str], count: int = 60) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
