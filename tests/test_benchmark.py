@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.functional import normalize
@@ -205,7 +206,7 @@ def test_benchmark_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     found = {"seconds": 1.0, "processor": 1.0, "memory": 100.0, "fp32": 50.0, "bf16": 100.0}
     monkeypatch.setattr("cascade_clip.benchmark_cases.run_process", lambda argument, environment: dict(found))
     monkeypatch.setattr("cascade_clip.benchmark_cases.count_flops", lambda work: 25 * 10**9)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("cascade_clip.benchmark_commands.console", Console(width=200))
     words = ["benchmark", "inference", "--rounds", "1", "--size", "tiny", "--out", str(tmp_path / "benchmark.json")]
     assert main(words) == 0
     printed = capsys.readouterr().out

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from cascade_clip.batches import TrainingBatches
@@ -25,6 +27,13 @@ from cascade_clip.protocols import TrainingProtocol
 from cascade_clip.teacher import EmaTeacher
 from cascade_clip.train import SegmentationTask, describe_batch, fit, prepare
 from tiny_runs import DROPOUT, largest_gap, tiny_config, weights, write_folders
+
+
+@pytest.fixture(autouse=True)
+def first_rank_again() -> Iterator[None]:
+    """Lightning keeps the rank of the last engine that was built for the whole process."""
+    yield
+    rank_zero_only.rank = 0
 
 
 @pytest.fixture(scope="session")

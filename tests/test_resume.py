@@ -373,8 +373,8 @@ def test_a_bad_gradient_is_named(folders: Path, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_bad_by_itself(folders: Path, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"the loss is inf at step 0; .* is in the gradient of"):
-        fit(tiny_config(folders, loss={"focal": float("inf")}), tmp_path / "run")
+    with pytest.raises(FloatingPointError, match=r"the loss is inf at step 0; .* is in (the gradient of|the loss itself)"):
+        fit(tiny_config(folders, loss={"focal": 1e39}), tmp_path / "run")
 
 
 def test_the_first_layer_and_the_image_are_named() -> None:
