@@ -1,6 +1,6 @@
 """Measures how fast pictures are done by one process, by one and two actors, and by two of which one is killed; draws scaling-out.png.
 
-    python docs/scaling_figure.py --count 300 --folder /tmp/scaling
+    python docs/scaling_figure.py --count 300 --folder scaling
 
 Times are those at which the JSON file of a picture appeared, counted from the start of the command.
 """
