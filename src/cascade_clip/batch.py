@@ -216,19 +216,19 @@ def request_fingerprint(predictor: Predictor, target: Target, outputs: tuple[Out
 
 
 def write_coco(out: Path, sources: Iterable[Source], file: Path) -> int:
-    """Gather the results of pictures into one COCO file with RLE masks: images, categories and annotations; returns their number."""
+    """Gather the `coco` outputs of pictures into one COCO file with RLE masks; returns the number of annotations."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     categories: list[dict[str, Any]] = []
     for source in sources:
-        record = out / f"{source.name}.json"
-        if not record.is_file():
+        record, parts = out / f"{source.name}.json", out / f"{source.name}_coco.json"
+        if not (record.is_file() and parts.is_file()):
             continue
-        result = Segmentation.load(record)
-        categories = [{"id": index + 1, "name": name} for index, name in enumerate(result.class_names)]
-        height, width = result.labels.shape
-        images.append({"id": len(images) + 1, "file_name": str(source.path), "width": width, "height": height})
-        for part in result.to_coco_rle():
+        values = json.loads(record.read_text(encoding="utf-8"))
+        categories = [{"id": index + 1, "name": entry["name"]} for index, entry in enumerate(values["classes"])]
+        size = {"width": values["width"], "height": values["height"]}
+        images.append({"id": len(images) + 1, "file_name": str(source.path), **size})
+        for part in json.loads(parts.read_text(encoding="utf-8")):
             annotations.append({"id": len(annotations) + 1, "image_id": len(images), **part})
     text = json.dumps({"images": images, "categories": categories, "annotations": annotations}) + "\n"
     partial = file.with_name(f".{file.name}.part")
