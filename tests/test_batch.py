@@ -193,3 +193,35 @@ def test_killed_at_any_moment_nothing_is_lost_or_done_twice(tiny_folder: Path, t
     assert f"{24 - len(before)} pictures segmented" in done.stdout and f"{len(before)} done before" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before  # not touched again
     assert len(list(out.glob("*.json"))) == len(list(out.glob("*_index.png"))) == 24
+
+
+def test_results_that_were_removed_are_made_again(tiny: Predictor, tmp_path: Path) -> None:
+    (source,) = find_sources([str(write_picture(tmp_path / "p.png"))])
+    target, out = tiny.bind("cat, grass"), tmp_path / "out"
+    assert [one.skipped for one in segment_sources(tiny, target, [source], out)] == [False]
+    (out / "p_overlay.png").unlink()
+    assert [one.skipped for one in segment_sources(tiny, target, [source], out)] == [False]
+    assert (out / "p_overlay.png").is_file()
+
+
+def test_results_of_another_picture_are_not_overwritten(tiny: Predictor, tmp_path: Path) -> None:
+    first, second = write_picture(tmp_path / "a" / "p.png", 1), write_picture(tmp_path / "b" / "p.png", 2, (64, 48))
+    target, out = tiny.bind("cat, grass"), tmp_path / "out"
+    list(segment_sources(tiny, target, [Source(first, "p")], out))
+    before = (out / "p_index.png").read_bytes()
+    (one,) = segment_sources(tiny, target, [Source(second, "p")], out)
+    assert f"holds the results of {first}; choose another --out, or --overwrite" in one.error
+    assert (out / "p_index.png").read_bytes() == before
+    (one,) = segment_sources(tiny, target, [Source(second, "p")], out, overwrite=True)
+    assert not one.error and (out / "p_index.png").read_bytes() != before
+
+
+def test_a_file_is_no_output_folder(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = write_picture(tmp_path / "p.png")
+    for out in (picture, picture / "below"):
+        assert main(["segment", str(picture), "--model", str(tiny_folder), "--out", str(out)]) == 2
+        assert "p.png is a file and no folder" in capsys.readouterr().err
+    assert main(["segment", str(picture), "--model", str(tiny_folder), "--threshold", "50", "--out", str(tmp_path / "o")]) == 2
+    assert "scores in 0..1, got 50" in capsys.readouterr().err
+    assert main(["segment", str(picture), "--model", str(tiny_folder), "--threshold", "1", "--out", str(tmp_path / "o")]) == 0
+    assert "p.png: unlabelled 100.0 %" in capsys.readouterr().out

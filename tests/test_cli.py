@@ -209,3 +209,15 @@ def test_as_a_program(tiny_folder: Path, photo: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert (tmp_path / "output" / "photo_overlay.png").is_file()
+
+
+def test_groups_and_close_words(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["data"], ["data", "--help"]):
+        code, out, _ = run(*words, capsys=capsys)
+        assert code == 0 and "data prepare" in out and "data check" in out and "segment" not in out
+    code, _, err = run("segmnt", "x.png", capsys=capsys)
+    assert code == 2 and "unknown command 'segmnt'; did you mean segment?" in err
+    code, _, err = run("data", "chek", capsys=capsys)
+    assert code == 2 and "did you mean data check" in err
+    code, _, err = run("zzz", capsys=capsys)
+    assert code == 2 and "choose one of" in err

@@ -68,7 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write(sys.stdout, f"cascade-clip {version('cascade-clip')}")
         return 0
     name = _command_name(words)
+    group = {command: row for command, row in COMMANDS.items() if command.startswith(f"{words[0]} ")}
+    if name is None and group and (len(words) == 1 or words[1] in ("-h", "--help")):
+        _write(sys.stdout, "\n".join(f"  {command:<18} {row.summary}" for command, row in group.items()))
+        return 0
     if name is None:
+        import difflib
+
+        close = difflib.get_close_matches(" ".join(words[:2] if group else words[:1]), COMMANDS, n=3)
+        if close:
+            return _fail(f"unknown command {' '.join(words[: 1 + bool(group)])!r}; did you mean {' or '.join(close)}?")
         return _fail(f"unknown command {words[0]!r}; choose one of: {', '.join(COMMANDS)}")
     return run(name, words[len(name.split()) :], debug=debug)
 
@@ -88,6 +97,7 @@ def run(name: str, words: list[str], *, debug: bool) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cascade_clip").setLevel(logging.INFO)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports every try to reach the hub; what came of it is our error
     try:
         module, _, function = COMMANDS[name].target.partition(":")
         handler: Callable[..., Any] = getattr(importlib.import_module(module), function)

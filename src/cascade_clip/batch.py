@@ -170,6 +170,11 @@ def segment_sources(
     waiting = [source for source in sources if overwrite or not is_done(source, out, request)]
     skipped = len(sources) - len(waiting)
     left = set(waiting)
+    taken = {} if overwrite else {source: other for source in waiting if (other := other_picture(source, out))}
+    waiting = [source for source in waiting if source not in taken]
+    for source, other in taken.items():
+        name = f"{out / source.name}.json"
+        yield Done(source, error=f"{source.path}: {name} holds the results of {other}; choose another --out, or --overwrite")
     for source in [source for source in sources if source not in left]:
         yield Done(source, skipped=True)
     for number, item in enumerate(_read_ahead(waiting)):
@@ -191,11 +196,23 @@ def _segment_one(predictor: Predictor, target: Target, item: Item, out: Path, ou
     return Done(item.source, result, tuple(written))
 
 
+def other_picture(source: Source, out: Path) -> str:
+    """The path of another picture whose results lie where those of `source` would; empty if there is none."""
+    try:
+        values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
+        elsewhere = Path(values["source"]).absolute() != source.path.absolute() and values["bytes"] != source.path.stat().st_size
+        return str(values["source"]) if elsewhere else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def is_done(source: Source, out: Path, request: str) -> bool:
     """Whether the results of a picture are there, for the same picture and the same request."""
     try:
         values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
-        return bool(values["request"] == request and values["bytes"] == source.path.stat().st_size and values["frame"] == source.frame)
+        same = values["request"] == request and values["bytes"] == source.path.stat().st_size and values["frame"] == source.frame
+        folder = (out / source.name).parent
+        return bool(same and all((folder / name).is_file() for name in values["files"]))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -241,7 +241,8 @@ def bind_classes(
 ) -> tuple[Vocabulary, Target]:
     """The class names of a data set with the split that holds, and bound to the model."""
     vocabulary = dataset.vocabulary
-    if not vocabulary.unseen and vocabulary.inherits_split:
+    trained = predictor.checkpoint.record.get("protocol") != "training-free"  # CLIP alone has held nothing out
+    if not vocabulary.unseen and vocabulary.inherits_split and trained:
         held_out = _folded(predictor.vocabulary.unseen)
         vocabulary = vocabulary.with_unseen(name for name in vocabulary.names if name.casefold() in held_out)
     return vocabulary, predictor.bind(vocabulary, choose_calibration(predictor, vocabulary, calibration), text)

@@ -214,7 +214,8 @@ class Segmentation:
             texts["_coco.json"] = self.to_coco_rle()
         if "labelme" in outputs:
             texts["_labelme.json"] = self.to_labelme(f"{stem}.jpg" if extra is None else str(extra.get("source", stem)))
-        texts[".json"] = {**self.to_json(), **(extra or {})}
+        names = [f"{stem}{end}" for end in (*pictures, *texts)]
+        texts[".json"] = {**self.to_json(), **(extra or {}), "files": names}
         written = [_write(folder / f"{stem}{end}", partial(picture.save, format="PNG")) for end, picture in pictures.items()]
         for end, values in texts.items():
             text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 from cascade_clip.results import Output, Segmentation
-from cascade_clip.terminal import DEFAULT_RUN, RunOptions, progress_bar, say, warn
+from cascade_clip.terminal import DEFAULT_RUN, RunOptions, check_folder, progress_bar, say, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +89,7 @@ def segment(
     from cascade_clip.batch import find_sources, write_coco
     from cascade_clip.vocabulary import load_words
 
-    outputs = _parse_outputs(options.outputs)
+    outputs = _parse_outputs(options.outputs, out)
     on_cluster = options.engine == "ray"
     if on_cluster:
         from cascade_clip.ray_engine import require_ray
@@ -175,7 +175,8 @@ def _summarise(counts: _Counts, seconds: float, first: str, out: Path) -> None:
         say(f"{first} is done already, see {out}; --overwrite does it again")
 
 
-def _parse_outputs(text: str) -> tuple[Output, ...]:
+def _parse_outputs(text: str, out: Path) -> tuple[Output, ...]:
+    check_folder(out)
     words = tuple(word.strip() for word in text.split(",") if word.strip())
     unknown = [word for word in words if word not in get_args(Output)]
     if unknown:
@@ -205,5 +206,8 @@ def _tell(one: Done, *, quiet: bool) -> None:
 
 def _describe(result: Segmentation) -> str:
     shares = sorted(((share, name) for name, share in result.coverage.items() if share > 0), reverse=True)
+    unlabelled = 1 - sum(share for share, _ in shares)
+    if unlabelled > 0.0005:
+        shares.append((unlabelled, "unlabelled"))
     text = ", ".join(f"{name} {100 * share:.1f} %" for share, name in shares[:8])
     return text + (f" and {len(shares) - 8} more" if len(shares) > 8 else "")

@@ -58,6 +58,8 @@ class Target:
 
     def __post_init__(self) -> None:
         """Check that everything counts the same."""
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
+            raise ValueError(f"the threshold is compared with scores in 0..1, got {self.threshold}")
         rows = len(self.names) if self.labels is None else len(self.labels)
         if not (rows == len(self.text) == len(self.seen) and len(self.names) == len(self.colors)):
             raise ValueError(

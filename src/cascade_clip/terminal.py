@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -51,6 +52,17 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
             progress.update(task, completed=done, total=total, speed=f"{done / (time.monotonic() - begin):.1f}/s")
 
         yield show
+
+
+def check_folder(out: Path) -> None:
+    """Refuse an output folder that cannot be one, before anything is done.
+
+    Raises:
+        ValueError: it, or a folder above it, is a file.
+    """
+    there = next((place for place in (out, *out.absolute().parents) if place.exists()), out)
+    if there.exists() and not there.is_dir():
+        raise ValueError(f"--out: {there} is a file and no folder; give a folder for the results")
 
 
 def say(text: str) -> None:

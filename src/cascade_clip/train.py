@@ -245,6 +245,11 @@ def _run_stage(
     if is_first_process():
         logger.info("%s", describe_data(dataset))
         logger.info("%s", describe_batch(config.train))
+        warm, steps = config.train.optimizer.warmup_steps, config.train.schedule_steps or config.train.steps
+        if warm >= steps:
+            logger.warning(
+                "the warm-up (train.optimizer.warmup_steps %d) is as long as the run of %d steps: the learning rate stays low", warm, steps
+            )
     run = write_run_file(out, config, dataset, write=is_first_process())
     run_engine(trainer, saver, task, batches, state)
     record = {"protocol": config.train.protocol, "steps": task.global_step, "images": len(dataset), "run": summarise_run(run)}
@@ -336,7 +341,9 @@ def _claim_folder(config: Config, out: Path, resume: Resume) -> None:
     settings = out / "config.yaml"
     text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
     begun = any(list_states(folder / "state") or (folder / "model").exists() for folder in (out, out / "stage1"))
-    if settings.is_file() and (begun or (out / "metrics.csv").exists()):  # else it was refused before its first step
+    steps = out / "metrics.csv"
+    begun_now = steps.is_file() and len(steps.read_text(encoding="utf-8").splitlines()) > 1
+    if settings.is_file() and (begun or begun_now):  # else it was refused before its first step
         if resume == "never":
             raise ValueError(f"{out} holds a run already; continue it with --resume auto, or choose another --out")
         changed = _differences(read_yaml(settings), yaml.safe_load(text))

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cascade_clip.config import Config, InferenceConfig, ModelConfig, Resume
+from cascade_clip.config import AugmentConfig, Config, InferenceConfig, ModelConfig, Resume
 from cascade_clip.plain_values import config_to_dict
 from cascade_clip.run_screen import LOG_FILE, RunLog, RunScreen
 from cascade_clip.seeds import FIGURES
-from cascade_clip.terminal import progress_bar
+from cascade_clip.terminal import check_folder, progress_bar
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -29,8 +29,8 @@ class TrainOptions:
     """What is done with the settings, and what is shown."""
 
     init_from: str = ""
-    """Checkpoint whose weights start the run on the data and class names given here (the same as --train.init_from). Model and
-    inference settings that are all left at their defaults are taken from it."""
+    """Checkpoint whose weights start the run on the data and class names given here (the same as --train.init_from). Model, augmentation
+    and inference settings that are all left at their defaults are taken from it."""
     seeds: str = ""
     """Seeds such as 0,1,2: one run after the other into OUT/seed-0 and so on, then mean and standard deviation. Finished ones are not
     repeated and an interrupted one goes on, so the same command may be given again."""
@@ -74,6 +74,7 @@ def train(config: Config, *, out: Path, resume: Resume = "never", full: bool = F
     from cascade_clip.progress import quiet_engine
 
     quiet_engine()
+    check_folder(out)
     screen = RunScreen("json" if options.json_lines else "quiet" if options.quiet else "normal")
     with screen.reporting():
         given = {name: value for name in ("devices", "num_nodes") if (value := getattr(options, name))}
@@ -107,6 +108,8 @@ def start_from(config: Config, source: str) -> Config:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, init_from=source))
     if config.model == ModelConfig():
         config = dataclasses.replace(config, model=start.model)
+    if config.train.augment == AugmentConfig():
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, augment=start.train.augment))
     if config.inference == InferenceConfig():
         config = dataclasses.replace(config, inference=start.inference)
     wrong = _shape_differences(config.model, start.model)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 from rich.text import Text
 
-from cascade_clip.terminal import console, progress_bar, say
+from cascade_clip.terminal import check_folder, console, progress_bar, say
 
 if TYPE_CHECKING:
     from cascade_clip.datasets.check import CheckReport
@@ -64,6 +64,8 @@ def check(*, data: CheckOptions, out: Path | None = None) -> int:
     """
     from cascade_clip.datasets.check import check_data
 
+    if out is not None:
+        check_folder(out)
     files, vocabulary = _find(data)
     with progress_bar("reading") as step:
         report = check_data(files, vocabulary, data.limit, data.workers, step)
