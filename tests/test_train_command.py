@@ -17,7 +17,7 @@ from PIL import Image
 
 from cascade_clip.__main__ import main
 from cascade_clip.checkpoint import load_checkpoint, read_record
-from cascade_clip.config import Config, ModelConfig
+from cascade_clip.config import AugmentConfig, Config, ModelConfig
 from cascade_clip.data import build_dataset
 from cascade_clip.dry_run import count_images, measure_activations
 from cascade_clip.plain_values import config_from_dict, config_to_dict
@@ -446,3 +446,18 @@ def test_devices_are_a_short_flag() -> None:
         train(Config(), out=Path("unused"), options=TrainOptions(devices=4, num_nodes=2, dry_run=True))
         train(Config(), out=Path("unused"), options=TrainOptions(dry_run=True))
     assert [(config.train.devices, config.train.num_nodes) for config in found] == [(4, 2), (1, 1)]
+
+
+def test_crops_come_from_the_checkpoint_where_nothing_else_is_set() -> None:
+    start = start_from(Config(), "mini")
+    assert start.train.augment.crop == 128
+    own = dataclasses.replace(Config().train, augment=AugmentConfig(crop=64))
+    assert start_from(dataclasses.replace(Config(), train=own), "mini").train.augment.crop == 64
+
+
+def test_a_warm_up_as_long_as_the_run_is_said(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for warmup, said in ((4, True), (2, False)):
+        caplog.clear()
+        values = settings(data, optimizer={"warmup_steps": warmup})
+        fit(config_from_dict(Config, values), tmp_path / str(warmup))
+        assert ("the learning rate stays low" in caplog.text) is said
