@@ -23,7 +23,6 @@ from cascade_clip.config import Config, InferenceConfig
 from cascade_clip.losses import Places, mask_loss, upsample
 from cascade_clip.model import Segmenter, build_segmenter
 from cascade_clip.scores import first_best
-from cascade_clip.towers import attend
 
 
 @pytest.fixture
@@ -106,16 +105,6 @@ def test_loss_in_the_tails() -> None:
         negative = 0.75 * score[0, 0, 0, 0] ** 2 * F.softplus(masks[0, 0, 0, 0], threshold=1000)
         positive = 0.25 * (-masks[0, 0, 0, 0]).sigmoid() ** 2 * F.softplus(-masks[0, 0, 0, 0], threshold=1000)
         assert float(mask_loss(logits, labels, 4, config).focal) == pytest.approx(float(100 * (negative + positive)), rel=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_head_by_head(dtype: torch.dtype) -> None:
-    query, key, value = (torch.randn(2, 3, tokens, 8).to(dtype) for tokens in (5, 7, 7))
-    with torch.inference_mode():
-        found = attend(query, key, value)
-    wanted = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.float(), wanted, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.03)
 
 
 def test_cast_weights_follow_the_weights(model: Segmenter) -> None:

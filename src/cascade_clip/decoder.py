@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cascade_clip.attention import attend
 from cascade_clip.config import DecoderConfig
 from cascade_clip.towers import Grid
 
@@ -52,7 +53,7 @@ class CrossAttention(MaskAttention):
         """Values of the patches (B, N, D) gathered for queries (B, C, D)."""
         query = self._split(self.query(queries))  # (B, heads, C, D/heads)
         key, value = self._split(self.key(patches)), self._split(self.value(patches))  # (B, heads, N, D/heads)
-        gathered = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        gathered = attend(query, key, value, self.dropout if self.training else 0.0)
         result: Tensor = self.output(gathered.transpose(1, 2).flatten(2))  # (B, C, D)
         return result
 

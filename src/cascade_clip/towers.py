@@ -14,6 +14,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cascade_clip.attention import attend
 from cascade_clip.config import LastBlock
 
 Grid = tuple[int, int]
@@ -102,20 +103,6 @@ def run_whole(block: nn.Module, tokens: Tensor, prompt: Tensor | None) -> Tensor
     if prompt is None:
         return cast(Tensor, block(tokens))
     return cast(Tensor, block(torch.cat([prompt, tokens], dim=1)))[:, prompt.shape[1] :]
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention (B, heads, tokens, W/heads), torch's fused one where that is the fastest.
-
-    In bfloat16 on a CPU without gradients, head after head with matrix products is half as fast again (measured).
-    """
-    plain = query.device.type == "cpu" and query.dtype == torch.bfloat16 and not torch.is_grad_enabled()
-    if not plain or torch.compiler.is_compiling():
-        return F.scaled_dot_product_attention(query, key, value)
-    with torch.autocast("cpu", enabled=False):
-        query = query * query.shape[-1] ** -0.5
-        heads = [(query[:, head] @ key[:, head].transpose(1, 2)).softmax(-1) @ value[:, head] for head in range(query.shape[1])]
-    return torch.stack(heads, dim=1)  # (B, heads, tokens, W/heads)
 
 
 def split_heads(projected: Tensor, parts: int, heads: int) -> Sequence[Tensor]:
