@@ -11,9 +11,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "cascade_clip"
 LAYERS = (
-    ("polygons", "rle", "export_runner", "fonts"),
+    ("polygons", "rle", "picture_files", "export_runner", "fonts", "attention"),
     ("vocabulary", "results", "config", "plain_values", "serve_options", "serve_queue", "serve_docs"),
-    ("towers", "ssim", "bootstrap"),
+    ("towers", "ssim", "bootstrap", "weight_files"),
     ("spectral",),
     (
         "clip",
@@ -25,6 +25,7 @@ LAYERS = (
         "metrics",
         "transforms",
         "windows",
+        "upsampling",
         "scores",
         "target",
         "terminal",
@@ -60,13 +61,12 @@ LAYERS = (
         "provenance",
         "serve_batch",
     ),
-    ("engine", "benchmark_cases", "tallies", "serve_work", "serve_guard"),
+    ("engine", "benchmark_cases", "tallies", "calibration", "serve_work", "serve_guard"),
     ("train", "cost", "sheets", "run_report", "seeds", "batch", "manifest", "export", "analysis", "benchmark", "scaling", "report", "web"),
     ("ray_engine", "export_check", "startup", "benchmark_gpu"),
     (
         "quickstart",
         "dry_run",
-        "reproduce",
         "serve",
         "commands",
         "segment_commands",
@@ -77,7 +77,16 @@ LAYERS = (
         "hub_commands",
         "arguments",
     ),
-    ("train_commands", "export_commands", "threshold_commands", "compare_commands", "serve_commands"),
+    (
+        "train_commands",
+        "export_commands",
+        "threshold_commands",
+        "calibration_commands",
+        "compare_commands",
+        "serve_commands",
+        "reproduction",
+    ),
+    ("reproduce_commands",),
     ("__init__",),
     ("__main__",),
 )

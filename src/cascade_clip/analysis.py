@@ -73,6 +73,7 @@ def keep_stages(predictor: Predictor, stages: Sequence[int]) -> Predictor:
         [model.aggregations[stage] for stage in index],
         [model.queries[min(stage, len(model.queries) - 1)] for stage in index],
         [model.decoders[stage] for stage in index],
+        None if model.stage_weights is None else model.stage_weights.detach()[index],
     ).eval()
     return Predictor(dataclasses.replace(predictor.checkpoint, model=part), predictor.settings, predictor.device.type)  # type: ignore[arg-type]
 

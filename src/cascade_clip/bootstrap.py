@@ -98,6 +98,7 @@ def compare_paired(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    paired_runs: bool = False,
 ) -> tuple[Difference, ...]:
     """The differences in S, U and hIoU between two methods, with percentile intervals.
 
@@ -109,11 +110,15 @@ def compare_paired(
         resamples: how often images are drawn again.
         level: share of the resamples that the interval holds.
         seed: of the draws.
+        paired_runs: draw the runs of both methods together, where run i of the one belongs to run i of the other, such as two ways of
+            inference with the same weights.
 
     Raises:
-        ValueError: no runs, tallies of other images or classes, a level or a number of resamples out of range.
+        ValueError: no runs, tallies of other images or classes, a level or a number of resamples out of range, pairs without a partner.
     """
     _check(first, second, seen, resamples, level)
+    if paired_runs and len(first) != len(second):
+        raise ValueError(f"paired runs must be as many for both methods, got {len(first)} and {len(second)}")
     generator = np.random.default_rng(seed)
     images = len(first[0].union)
     drawn = []  # R differences (3,)
@@ -121,6 +126,8 @@ def compare_paired(
         count = min(_AT_ONCE, resamples - start)
         weights = generator.multinomial(images, np.full(images, 1 / images), size=count).astype(np.float64)  # (r, N)
         runs = [generator.integers(len(method), size=(count, len(method))) for method in (first, second)]  # each (r, M)
+        if paired_runs:
+            runs[1] = runs[0]
         means = [_mean_of_runs(method, weights, chosen, seen) for method, chosen in zip((first, second), runs, strict=True)]
         drawn.append(means[0] - means[1])
     differences = np.concatenate(drawn)  # (R, 3)

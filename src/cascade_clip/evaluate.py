@@ -303,4 +303,8 @@ def _describe_inference(settings: InferenceConfig) -> str:
     views = [] if settings.scales == (1.0,) else [f"scales {', '.join(f'{scale:g}' for scale in settings.scales)}"]
     views += ["mirrored too"] if settings.flip else []
     augmentation = f"test-time augmentation: {', '.join(views)}" if views else "no test-time augmentation"
-    return f"{resize}, windows of {settings.window} pixels every {settings.stride}, {settings.precision}; {augmentation}"
+    others = [f", stages combined by {settings.combine}"] if settings.combine != "sum" else []
+    if settings.upsampler != "bilinear":
+        others.append(f", {settings.upsampler} upsampling (radius {settings.guide_radius}, epsilon {settings.guide_epsilon:g})")
+    windows = f"windows of {settings.window} pixels every {settings.stride}{''.join(others)}"
+    return f"{resize}, {windows}, {settings.precision}; {augmentation}"

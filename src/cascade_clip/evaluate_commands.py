@@ -69,6 +69,14 @@ class InferenceOptions:
     """Test-time augmentation: average the scores with those of the mirrored image."""
     scales: str = ""
     """Test-time augmentation: sizes whose scores are averaged, as parts of the window, such as "0.75, 1, 1.25"."""
+    combine: Literal["sum", "confidence"] | None = None
+    """How stages become one mask: `sum`, or weighted at every patch by `confidence`; by default the checkpoint's."""
+    upsampler: Literal["bilinear", "guided"] | None = None
+    """How masks go from patches to pixels: `bilinear`, or `guided` by the colours of the image; by default the checkpoint's."""
+    guide_radius: int | None = None
+    """Of `guided`: windows of the fit reach so many patches to every side; by default the checkpoint's."""
+    guide_epsilon: float | None = None
+    """Of `guided`: variance of colours (0..1) up to which an area counts as plain; by default the checkpoint's."""
     background: str = ""
     """Background words ("sky, wall"), a file of them, or `scenery`: they compete and all mean `background`; `none`: no background words;
     by default the checkpoint's."""

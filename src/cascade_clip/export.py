@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from cascade_clip.backbone import Grid
 from cascade_clip.checkpoint import read_versions
 from cascade_clip.clip import file_sha256
+from cascade_clip.config import InferenceConfig
 from cascade_clip.predictor import Predictor, Target
 from cascade_clip.towers import PositionEmbedding, resize_positions
 
@@ -58,6 +59,20 @@ class ExportedPositions(nn.Module):
         return resize_positions(self.positions, self.grid, grid)
 
 
+def check_exportable(settings: InferenceConfig) -> None:
+    """Refuse settings of inference that neither a graph nor its runner can follow.
+
+    Raises:
+        ValueError: stages combined by confidence, or a guided upsampler.
+    """
+    plain = {"combine": "sum", "upsampler": "bilinear"}
+    for name, value in plain.items():
+        if getattr(settings, name) != value:
+            raise ValueError(
+                f"inference.{name} {getattr(settings, name)} cannot be exported; set it to {value} in the checkpoint's config.yaml"
+            )
+
+
 class ExportedModel(nn.Module):
     """Raw pixels to mask logits: normalisation and the predictor's network."""
 
@@ -68,6 +83,7 @@ class ExportedModel(nn.Module):
     def __init__(self, predictor: Predictor, text: Tensor | None = None) -> None:
         """Copy the network of a predictor to the CPU; with `text` (C, D) its class names are baked in."""
         super().__init__()
+        check_exportable(predictor.settings)
         config = predictor.checkpoint.config.model
         self.network = copy.deepcopy(predictor.model).cpu().float().eval().requires_grad_(False)
         tower = cast(Any, self.network.backbone.tower)

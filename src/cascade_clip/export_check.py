@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_clip.export import new_file, require
+from cascade_clip.export import check_exportable, new_file, require
 from cascade_clip.model import Segmenter
 from cascade_clip.predictor import Predictor
 from cascade_clip.target import Words
@@ -53,6 +53,7 @@ class ExportedNetwork(nn.Module):
         """
         super().__init__()
         require("onnxruntime")
+        check_exportable(predictor.settings)
         import onnxruntime
 
         config = predictor.checkpoint.config.model

@@ -21,7 +21,7 @@ from cascade_clip.spectral import SpectralFilter
 
 
 class StageMasks(NamedTuple):
-    """Mask logits of every stage, before they are summed."""
+    """Mask logits of every stage, times its learned weight if there is one, before they are summed."""
 
     stages: tuple[Tensor, ...]  # each (B, C, h, w)
 
@@ -29,6 +29,23 @@ class StageMasks(NamedTuple):
     def total(self) -> Tensor:
         """The cascade: the sum over stages, (B, C, h, w)."""
         return torch.stack(self.stages).sum(dim=0) if len(self.stages) > 1 else self.stages[0]
+
+    def weighted_by_confidence(self) -> Tensor:
+        """The stages weighted at every patch by how sure each is there, (B, C, h, w).
+
+        A stage's confidence is the margin between the two largest of its softmax probabilities over the classes, in 0..1: it does not
+        change when a constant is added to all logits of a stage, as a single stage's level was never trained. The weights are the
+        softmax of the confidences over the stages, times their number, so that equally sure stages are plainly added and a sure stage
+        counts at most e times as much as an undecided one. One class alone has no margin, and the stages are added.
+        """
+        if len(self.stages) == 1 or self.stages[0].shape[1] == 1:
+            return self.total
+        margins = torch.stack([_margin(masks.float()) for masks in self.stages])  # (S, B, 1, h, w)
+        weights = len(self.stages) * margins.softmax(dim=0)  # (S, B, 1, h, w)
+        total = weights[0] * self.stages[0]  # (B, C, h, w)
+        for weight, masks in zip(weights[1:], self.stages[1:], strict=True):
+            total = total + weight * masks
+        return total
 
 
 class Segmenter(nn.Module):
@@ -41,14 +58,19 @@ class Segmenter(nn.Module):
         aggregations: Iterable[nn.Module],
         queries: Sequence[nn.Module],
         decoders: Iterable[nn.Module],
+        stage_weights: Tensor | None = None,
     ) -> None:
-        """Join the parts: one aggregation and one decoder per stage, and one query projection per stage or one for all."""
+        """Join the parts: one aggregation and one decoder per stage, and one query projection per stage or one for all.
+
+        With `stage_weights` (stages,) the mask logits of every stage are multiplied by a trained number that starts there.
+        """
         super().__init__()
         self.backbone = backbone
         self.stages = tuple(tuple(stage) for stage in stages)
         self.aggregations = nn.ModuleList(aggregations)
         self.queries = nn.ModuleList(queries)
         self.decoders = nn.ModuleList(decoders)
+        self.stage_weights = None if stage_weights is None else nn.Parameter(stage_weights)
 
     @property
     def patch_size(self) -> int:
@@ -87,7 +109,8 @@ class Segmenter(nn.Module):
         for index, stage in enumerate(self.stages):
             memory = self.aggregations[index]([features.patches[block] for block in stage])  # (B, N, D)
             queries = self.queries[min(index, len(self.queries) - 1)](relation)  # (B, C, D)
-            masks.append(self.decoders[index](queries, memory, features.grid).unflatten(-1, features.grid))  # (B, C, h, w)
+            found = self.decoders[index](queries, memory, features.grid).unflatten(-1, features.grid)  # (B, C, h, w)
+            masks.append(found if self.stage_weights is None else self.stage_weights[index] * found)
         return StageMasks(tuple(masks))
 
     def _check_text(self, text: Tensor) -> None:
@@ -98,6 +121,13 @@ class Segmenter(nn.Module):
         missing = sorted({block for stage in self.stages for block in stage}.difference(features.patches))
         if missing:
             raise ValueError(f"features hold blocks {sorted(features.patches)}, but the stages need {missing} too; leave `blocks` out")
+
+
+def _margin(masks: Tensor) -> Tensor:
+    """Difference of the two largest softmax probabilities over classes, (B, 1, h, w), of mask logits (B, C, h, w)."""
+    best = masks.topk(2, dim=1).values  # (B, 2, h, w)
+    chances = (best - masks.logsumexp(dim=1, keepdim=True)).exp()
+    return chances[:, :1] - chances[:, 1:]
 
 
 def relation_descriptor(class_token: Tensor, text: Tensor) -> Tensor:
@@ -167,6 +197,7 @@ def build_segmenter(config: ModelConfig, clip: LoadedClip | None = None) -> Segm
         [build_aggregation(config.aggregation, len(stage), width) for stage in config.stages],
         [build_queries(config, width) for _ in range(projections)],
         [build_decoder(config, width, clip) for _ in config.stages],
+        torch.ones(len(config.stages)) if config.stage_weights == "learned" else None,
     )
 
 

@@ -6,6 +6,7 @@ Letters: B images, C classes, h x w patches, H x W pixels, c classes of a chunk.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,24 +27,39 @@ class StepLoss(NamedTuple):
     dice: Tensor
     ssim: Tensor
     cross_entropy: Tensor
+    auxiliary: Tensor
+    """Of every single stage, all terms together."""
     masks: Tensor
     """M, the number of (image, class) pairs present."""
 
 
-def step_loss(logits: Tensor, labels: Tensor, patch_size: int, config: LossConfig, masks_per_image: Tensor | None = None) -> StepLoss:
+def step_loss(
+    logits: Tensor,
+    labels: Tensor,
+    patch_size: int,
+    config: LossConfig,
+    masks_per_image: Tensor | None = None,
+    stages: Sequence[Tensor] = (),
+) -> StepLoss:
     """The loss of mask logits (B, C, h, w) for labels (B, H, W) as sums that are to be divided by M (see `mask_loss`).
 
-    Terms over images are multiplied by `masks_per_image`, M / B of the whole step, so that the division leaves their mean over images.
+    `stages` are the mask logits of every stage, each (B, C, h, w): the same loss on each comes on top, times `config.auxiliary`. Terms over
+    images are multiplied by `masks_per_image`, M / B of the whole step, so that the division leaves their mean over images.
     Without it M and B are those of these images.
     """
+    if stages:
+        whole = step_loss(logits, labels, patch_size, config, masks_per_image)
+        each = [step_loss(masks, labels, patch_size, config, masks_per_image).total for masks in stages]
+        extra = config.auxiliary * torch.stack(each).sum()
+        return whole._replace(total=whole.total + extra, auxiliary=extra.detach())
     sums = mask_loss(logits, labels, patch_size, config)
+    none = torch.zeros_like(sums.focal)
     if not config.per_image:
-        none = torch.zeros_like(sums.focal)
-        return StepLoss(sums.total, sums.focal, sums.dice, none, none, sums.masks)
+        return StepLoss(sums.total, sums.focal, sums.dice, none, none, none, sums.masks)
     scale = sums.masks.clamp(min=1) / len(labels) if masks_per_image is None else masks_per_image
     terms = image_terms(logits, labels, patch_size, config) * scale  # (2,)
     ssim, cross_entropy = terms.detach()
-    return StepLoss(sums.total + terms.sum(), sums.focal, sums.dice, ssim, cross_entropy, sums.masks)
+    return StepLoss(sums.total + terms.sum(), sums.focal, sums.dice, ssim, cross_entropy, none, sums.masks)
 
 
 def image_terms(logits: Tensor, labels: Tensor, patch_size: int, config: LossConfig) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -25,17 +25,21 @@ from cascade_clip.config import Device, InferenceConfig, LastBlock, Precision
 from cascade_clip.model import Segmenter
 from cascade_clip.publishing import Publishable
 from cascade_clip.results import Segmentation
-from cascade_clip.scores import coarse_size, first_best
+from cascade_clip.scores import RunningBest, best_by_label, coarse_size
 from cascade_clip.target import Target as Target
 from cascade_clip.target import Threshold, Words, as_vocabulary, build_target
 from cascade_clip.training_free import DEFAULT_BLOCK, PREFIX, build_training_free
 from cascade_clip.transforms import load_image, normalise, resize_image, short_side_shape
+from cascade_clip.upsampling import upsample_bilinear, upsample_guided, window_guide
 from cascade_clip.vocabulary import Vocabulary
 from cascade_clip.windows import Window, cut_windows
 from cascade_clip.windows import list_windows as list_windows
 
 Picture = str | Path | Image.Image | NDArray[Any]
 Pictures = list[Picture] | tuple[Picture, ...]
+
+NARROWEST = 100
+"""Times that one side of an image may be as long as the other; resizing makes narrower ones enormous."""
 
 COPIES = 4
 """Full-size score tensors of a chunk that live at once."""
@@ -52,8 +56,13 @@ class WindowLogits(NamedTuple):
 
     logits: Tensor  # (n, R, h, w)
     windows: tuple[Window, ...]
-    canvas: Grid  # size of the resized image
+    image: Tensor  # (3, H', W'), the resized and normalised image
     mirrored: bool = False
+
+    @property
+    def canvas(self) -> Grid:
+        """Size of the resized image."""
+        return self.image.shape[-2], self.image.shape[-1]
 
 
 class LabelMap(NamedTuple):
@@ -182,6 +191,19 @@ class Predictor(Publishable):
         return self._label_map([image], target, size or (image.shape[-2], image.shape[-1]))
 
     @torch.inference_mode()
+    def best_rows(self, pixels: Tensor, target: Target, groups: Sequence[Tensor]) -> list[LabelMap]:
+        """The best row of text of every pixel of an 8-bit image (3, H, W) within each group of rows, bool (R,), none of them empty.
+
+        All in one pass; labels are rows of the target, whatever label or threshold belongs to them.
+        """
+        found = [RunningBest() for _ in groups]
+        for start, scores in self._score_chunks(self._views(pixels), target, (pixels.shape[-2], pixels.shape[-1])):  # (c, H, W)
+            for group, best in zip(groups, found, strict=True):
+                best.add(scores[group[start : start + len(scores)].to(scores.device)])
+        rows = [group.nonzero()[:, 0].to(self.device) for group in groups]
+        return [LabelMap(own[best.rows], best.scores) for own, best in zip(rows, found, strict=True)]
+
+    @torch.inference_mode()
     def scores(self, pixels: Tensor, target: Target) -> Tensor:
         """Scores of all rows of a target at once, (R, H, W), for an 8-bit image (3, H, W); memory grows with their number."""
         size = (pixels.shape[-2], pixels.shape[-1])
@@ -194,25 +216,17 @@ class Predictor(Publishable):
         return torch.cat([scores for _, scores in self._score_chunks([image], target, size)])
 
     def _label_map(self, views: list[Tensor], target: Target, size: Grid, *, class_maps: bool = False) -> LabelMap:
-        best: Tensor | None = None
-        labels = torch.zeros(size, dtype=torch.int64, device=self.device)
-        maps = []
-        for start, scores in self._score_chunks(views, target, size):  # (c, H, W)
+        best, maps = RunningBest(), []
+        for _, scores in self._score_chunks(views, target, size):  # (c, H, W)
             if class_maps:
                 maps.append(F.interpolate(scores[None], size=coarse_size(size), mode="bilinear", align_corners=False)[0].half())
-            high, index = first_best(scores)  # (H, W)
-            if best is None:
-                best, labels = high, index
-                continue
-            wins = high > best  # (H, W)
-            best = torch.where(wins, high, best)
-            labels = torch.where(wins, index + start, labels)
-        assert best is not None
+            best.add(scores)
+        labels = best.rows  # (H, W)
         if target.labels is not None:
             labels = target.labels.to(self.device)[labels]
         if target.threshold is not None:
-            labels = torch.where(best < target.threshold, target.below, labels)
-        return LabelMap(labels, best, _by_label(torch.cat(maps), target) if maps else None)
+            labels = torch.where(best.scores < target.threshold, target.below, labels)
+        return LabelMap(labels, best.scores, best_by_label(torch.cat(maps), target.labels, len(target.names)) if maps else None)
 
     def _embed(self, vocabulary: Vocabulary) -> Tensor:
         stored = self.checkpoint.text  # embeddings that the model was trained with instead of the text tower's
@@ -233,6 +247,8 @@ class Predictor(Publishable):
         patch = self.model.patch_size
         if min(height, width) < patch:
             raise ValueError(f"an image of {width} x {height} pixels is smaller than one patch ({patch} pixels); give a larger one")
+        if max(height, width) > NARROWEST * min(height, width):
+            raise ValueError(f"an image of {width} x {height} pixels is narrower than 1 : {NARROWEST}; cut it to pieces")
         config = self.checkpoint.config.model
         views = []
         for scale in self.settings.scales:
@@ -277,8 +293,11 @@ class Predictor(Publishable):
         with torch.autocast(self.device.type, dtype=autocast_type(self.settings.precision), enabled=self.settings.precision != "fp32"):
             for start in range(0, len(windows), self.settings.window_batch):
                 batch = cut_windows(image, windows[start : start + self.settings.window_batch], self.settings.window)
-                parts.append(self.model(batch, text))  # (windows, R, h, w)
-        return WindowLogits(torch.cat(parts), windows, canvas)
+                if self.settings.combine == "confidence":
+                    parts.append(self.model.stage_masks(batch, text).weighted_by_confidence())
+                else:
+                    parts.append(self.model(batch, text))  # (windows, R, h, w)
+        return WindowLogits(torch.cat(parts), windows, image)
 
     def _view_scores(self, found: WindowLogits, rows: slice, shift: Tensor | None, size: Grid) -> Tensor:
         """Scores (c, H, W) of a chunk of rows from one view."""
@@ -292,44 +311,42 @@ class Predictor(Publishable):
     def _canvas_scores(self, found: WindowLogits, rows: slice, shift: Tensor | None) -> Tensor:
         """Average the windows' scores of a chunk of rows over the resized image: (c, H', W')."""
         if len(found.windows) == 1:
-            return self._window_scores(found.logits[0, rows], shift)[:, : found.canvas[0], : found.canvas[1]]
+            return self._window_scores(found.logits[0, rows], shift, found.image)[:, : found.canvas[0], : found.canvas[1]]
         total = found.logits.new_zeros(found.logits[0, rows].shape[0], *found.canvas, dtype=torch.float32)  # (c, H', W')
         count = found.logits.new_zeros(found.canvas, dtype=torch.float32)  # (H', W')
         for logits, window in zip(found.logits, found.windows, strict=True):
             down, across = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
-            scores = self._window_scores(logits[rows], shift)  # (c, window, window)
+            scores = self._window_scores(logits[rows], shift, found.image[:, down, across])  # (c, window, window)
             total[:, down, across] += scores[:, : window.height, : window.width]
             count[down, across] += 1
         return total.div_(count)
 
-    def _window_scores(self, logits: Tensor, shift: Tensor | None) -> Tensor:
-        """Mask logits (c, h, w) of one window to scores (c, window, window)."""
+    def _window_scores(self, logits: Tensor, shift: Tensor | None, image: Tensor) -> Tensor:
+        """Mask logits (c, h, w) of one window with its part of the image (3, <= window, <= window) to scores (c, window, window)."""
         side, patch = self.settings.window, self.model.patch_size
         score_side = self.settings.score_size or side
         padded = math.ceil(side / patch) * patch
         full = round(padded * score_side / side)
-        masks = F.interpolate(logits[None].float(), size=(full, full), mode="bilinear", align_corners=False)  # (1, c, full, full)
-        scores = masks[..., :score_side, :score_side].sigmoid_()  # (1, c, score_side, score_side)
+        masks = self._full_masks(logits.float(), image, padded, full)  # (c, full, full)
+        scores = masks[None, :, :score_side, :score_side].sigmoid_()  # (1, c, score_side, score_side)
         if shift is not None:
             scores -= shift[:, None, None]
         if score_side != side:
             scores = F.interpolate(scores, size=(side, side), mode="bilinear", align_corners=False)
         return scores[0]  # (c, window, window)
 
+    def _full_masks(self, logits: Tensor, image: Tensor, padded: int, full: int) -> Tensor:
+        """Mask logits (c, h, w) of one padded window upsampled as the settings say, (c, full, full)."""
+        if self.settings.upsampler == "bilinear":
+            return upsample_bilinear(logits, (full, full))
+        config = self.checkpoint.config.model
+        guide = window_guide(image, config.mean, config.std, padded, full)  # (3, full, full)
+        return upsample_guided(logits, guide, self.settings.guide_radius, self.settings.guide_epsilon)
+
 
 def area(size: Grid) -> int:
     """Number of pixels."""
     return size[0] * size[1]
-
-
-def _by_label(maps: Tensor, target: Target) -> Tensor:
-    """Score maps (R, h, w) of rows to those of labels (C, h, w): the best row of each; 0 for a label without one."""
-    if target.labels is None:
-        return maps
-    found = maps.new_full((len(target.names), *maps.shape[1:]), float("-inf"))
-    index = target.labels.to(maps.device)[:, None, None].expand_as(maps)
-    found.scatter_reduce_(0, index, maps, "amax")
-    return torch.where(found.isinf(), 0, found)
 
 
 def find_device(device: Device) -> torch.device:

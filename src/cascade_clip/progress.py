@@ -23,7 +23,7 @@ from cascade_clip.run_screen import RunLog, RunScreen
 
 METRICS = ("loss", "focal", "dice", "masks", "learning_rate")
 COLUMNS = ("step", "seconds", *METRICS, "images_per_second", "memory_mb")
-EXTRA = ("ssim", "cross_entropy")
+EXTRA = ("ssim", "cross_entropy", "auxiliary")
 """Terms of the loss that have a column, after the others, where they have a weight."""
 
 

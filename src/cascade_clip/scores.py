@@ -24,7 +24,43 @@ def first_best(scores: Tensor) -> tuple[Tensor, Tensor]:
     best = scores.amax(dim=0)  # (...)
     order = torch.arange(count, 0, -1, dtype=torch.uint8).view(-1, *(1,) * (scores.ndim - 1))
     first = ((scores == best).view(torch.uint8) * order).amax(dim=0)  # (...), c for the first class, 1 for the last, 0 for NaN
-    return best, count - first.clamp(min=1).long()
+    return best, first.clamp_(min=1).long().neg_().add_(count)
+
+
+class RunningBest:
+    """The best row of every pixel, found while chunks of rows come one after another; of equal scores the first row has it."""
+
+    scores: Tensor
+    """(H, W), of the best row"""
+    rows: Tensor
+    """(H, W), int64: which one it is, counted from 0 over all chunks"""
+
+    def __init__(self) -> None:
+        """Before the first chunk there are no scores."""
+        self.count = 0
+
+    def add(self, scores: Tensor) -> None:
+        """Take in the next rows' scores (c, H, W); c may be 0."""
+        start, self.count = self.count, self.count + len(scores)
+        if not len(scores):
+            return
+        high, index = first_best(scores)  # (H, W)
+        if start == 0:
+            self.scores, self.rows = high, index
+            return
+        wins = high > self.scores  # (H, W)
+        torch.where(wins, high, self.scores, out=self.scores)  # in place: these are the largest arrays of a picture
+        torch.where(wins, index.add_(start), self.rows, out=self.rows)
+
+
+def best_by_label(maps: Tensor, labels: Tensor | None, count: int) -> Tensor:
+    """Score maps (R, h, w) of rows to those of `count` labels (C, h, w): the best row of each; 0 for a label without one."""
+    if labels is None:
+        return maps
+    found = maps.new_full((count, *maps.shape[1:]), float("-inf"))
+    index = labels.to(maps.device)[:, None, None].expand_as(maps)
+    found.scatter_reduce_(0, index, maps, "amax")
+    return torch.where(found.isinf(), 0, found)
 
 
 def coarse_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -137,6 +137,7 @@ def _segment_here(
     for one in segment_sources(predictor, target, sources, out, outputs, overwrite=options.overwrite, progress=step):
         done, skipped, failed = done + (one.result is not None), skipped + one.skipped, failed + bool(one.error)
         _tell(one, quiet=options.quiet)
+        del one  # its memory is free while the next one is segmented
     return _Counts(done, skipped, failed)
 
 
@@ -190,7 +191,7 @@ def _load(model: str, options: SegmentOptions, run: RunOptions) -> Predictor:
 
     predictor = load_predictor(model, run.device, run.precision, run.clip_weights or None, run.last_block)
     config = predictor.checkpoint.config
-    if config.data.name == "sandbox" or config.model.clip.name == "package:mini_clip":
+    if not options.quiet and (config.data.name == "sandbox" or config.model.clip.name == "package:mini_clip"):
         warn(f"{model} knows only the built-in world ({', '.join(CLASS_NAMES[:5])}, ...): {REAL_MODELS}")
     predictor.settings = dataclasses.replace(predictor.settings, flip=options.flip, max_memory=options.max_memory)
     return predictor

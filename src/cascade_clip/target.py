@@ -8,6 +8,8 @@ Letters: C classes, R rows that compete (class names and background words), D jo
 
 from __future__ import annotations
 
+import difflib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,11 +19,16 @@ from torch import Tensor
 
 from cascade_clip.vocabulary import Vocabulary, build_palette, load_words, parse_classes
 
+_logger = logging.getLogger(__name__)
+
 BACKGROUND = "background"
 BACKGROUND_COLOR = (64, 64, 64)
 UNLABELLED = -1
 NONE = "none"
 """In place of background words or of a threshold: no such policy."""
+
+SCENERY_WORD = "scenery"
+"""In place of background words: those of `SCENERY`."""
 
 SCENERY = (
     "sky, cloud, wall, ceiling, floor, ground, road, sidewalk, grass, tree, bush, plant, water, sea, river, sand, snow, mountain, rock, "
@@ -81,9 +88,14 @@ def background_words(words: Words | None, names: Sequence[str]) -> Vocabulary | 
     """Background words that are not class names already; None where there are none, or the word `none` says so."""
     if not words or (isinstance(words, str) and words.strip().casefold() == NONE):
         return None
-    found = load_words(SCENERY if words == "scenery" else words) if isinstance(words, str) else as_vocabulary(words)
+    if isinstance(words, str) and words != SCENERY_WORD and difflib.get_close_matches(words.strip().casefold(), [SCENERY_WORD], cutoff=0.8):
+        _logger.warning("%r is taken as a background word; did you mean %s?", words.strip(), SCENERY_WORD)
+    found = load_words(SCENERY if words == SCENERY_WORD else words) if isinstance(words, str) else as_vocabulary(words)
     known = {name.casefold() for name in names if name.casefold() != BACKGROUND}
     kept = [index for index, name in enumerate(found.names) if name.casefold() not in known]
+    both = [name for name in found.names if name.casefold() in known]
+    if both and words != SCENERY_WORD:
+        _logger.warning("given as background words, but class names already, which they stay: %s", ", ".join(both))
     return _take(found, kept) if kept else None
 
 

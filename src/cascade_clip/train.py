@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from cascade_clip.batches import TrainingBatches
-from cascade_clip.checkpoint import Checkpoint, load_checkpoint, load_strictly, read_record, save_checkpoint
+from cascade_clip.checkpoint import Checkpoint, load_checkpoint, load_config, load_strictly, read_record, save_checkpoint
 from cascade_clip.clip import load_clip
 from cascade_clip.config import Config, OptimizerConfig, Resume, TrainConfig
 from cascade_clip.data import LabelledImages, build_dataset, data_templates, describe_data
@@ -32,7 +32,7 @@ from cascade_clip.engine import build_trainer, check_launch, is_first_process, r
 from cascade_clip.losses import present_pairs
 from cascade_clip.model import Segmenter, build_segmenter
 from cascade_clip.objective import StepLoss, step_loss
-from cascade_clip.plain_values import config_to_dict, read_yaml
+from cascade_clip.plain_values import config_to_dict
 from cascade_clip.protocols import TrainingProtocol
 from cascade_clip.provenance import summarise_run, write_run_file
 from cascade_clip.states import list_states, newest_state, saved_step
@@ -73,7 +73,7 @@ class SegmentationTask(lightning.LightningModule):
         self.protocol = TrainingProtocol(train.protocol, seen, train.pseudo_threshold)
         self.teacher = EmaTeacher(model, train.ema_teacher) if train.ema_teacher and train.protocol == "transductive" else None
         model.backbone.gradient_checkpointing = train.gradient_checkpointing
-        self.run_model = torch.compile(model.forward) if train.compile else model.forward
+        self.run_model = torch.compile(model.stage_masks) if train.compile else model.stage_masks
         self.register_buffer("queries", self.protocol.queries(text).float(), persistent=False)
 
     def loss(self, images: Tensor, labels: Tensor, masks_per_image: Tensor | None = None) -> StepLoss:
@@ -81,13 +81,15 @@ class SegmentationTask(lightning.LightningModule):
 
         `masks_per_image` is M / B of the whole step, where these images are a part of it (see `step_loss`).
         """
-        logits = self.run_model(images, self.queries)  # (B, Q, h, w)
+        masks = self.run_model(images, self.queries)
+        logits = masks.total  # (B, Q, h, w)
         guide = logits if self.teacher is None else self.teacher(self.model, images, self.queries)  # (B, Q, h, w)
         targets = self.protocol.targets(labels, guide, self.model.patch_size)  # (B, H, W)
         weights = self.config.train.loss
         if masks_per_image is None and weights.per_image:
             masks_per_image = self._masks_per_image(targets)
-        return step_loss(logits, targets, self.model.patch_size, weights, masks_per_image)
+        stages = masks.stages if weights.auxiliary else ()
+        return step_loss(logits, targets, self.model.patch_size, weights, masks_per_image, stages)
 
     def _masks_per_image(self, targets: Tensor) -> Tensor:
         """M / B of targets (B, H, W), M averaged over ranks and at least 1."""
@@ -134,7 +136,7 @@ class SegmentationTask(lightning.LightningModule):
             self.teacher.update(self.model)
         values = {"loss": result.total, "focal": result.focal, "dice": result.dice, "masks": result.masks}
         weights = self.config.train.loss
-        values |= {name: getattr(result, name) for name in ("ssim", "cross_entropy") if getattr(weights, name)}
+        values |= {name: getattr(result, name) for name in ("ssim", "cross_entropy", "auxiliary") if getattr(weights, name)}
         self.log_dict(values, prog_bar=True)
         self.log("learning_rate", rate, prog_bar=True)
 
@@ -346,7 +348,7 @@ def _claim_folder(config: Config, out: Path, resume: Resume) -> None:
     if settings.is_file() and (begun or begun_now):  # else it was refused before its first step
         if resume == "never":
             raise ValueError(f"{out} holds a run already; continue it with --resume auto, or choose another --out")
-        changed = _differences(read_yaml(settings), yaml.safe_load(text))
+        changed = _differences(config_to_dict(load_config(settings)), config_to_dict(config))
         if changed:
             raise ValueError(f"{out} holds a run with other settings ({', '.join(changed)}); choose another --out, or use {settings}")
         text = settings.read_text(encoding="utf-8")

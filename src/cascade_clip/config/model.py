@@ -46,7 +46,7 @@ class PromptConfig:
         """Check the ranges."""
         check(len(self.spectral_blocks) > 0, "model.prompts.spectral_blocks is empty; for no spectral prompts set spectral: false")
         check(all(block >= 1 for block in self.spectral_blocks), f"spectral_blocks counts from 1, got {list(self.spectral_blocks)}")
-        check(self.tokens >= 1, f"model.prompts.tokens must be at least 1, got {self.tokens}; for none set kind: none")
+        check(1 <= self.tokens <= 4096, f"model.prompts.tokens is at least 1 and at most 4096, got {self.tokens}; for none set kind: none")
         check(0 <= self.dropout < 1, f"model.prompts.dropout must lie in [0, 1), got {self.dropout}")
 
 
@@ -101,7 +101,8 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check(self.layers >= 1, f"model.decoder.layers must be at least 1, got {self.layers}")
+        check(1 <= self.layers <= 64, f"model.decoder.layers must be at least 1 and at most 64, got {self.layers}")
+        check(1 <= self.feedforward <= 65536, f"model.decoder.feedforward must lie in 1..65536, got {self.feedforward}")
         check(self.heads >= 1, f"model.decoder.heads must be at least 1, got {self.heads}")
         check(0 <= self.dropout < 1, f"model.decoder.dropout must lie in [0, 1), got {self.dropout}")
         check(self.window >= 1, f"model.decoder.window must be at least 1, got {self.window}")
@@ -136,6 +137,9 @@ class ModelConfig:
     projects the text embeddings alone, without the image's class token; `text`: the text embeddings themselves are the queries."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """The decoders."""
+    stage_weights: Literal["sum", "learned"] = "sum"
+    """How stages are put together. `sum`: their mask logits are added, as published; `learned`: each stage's mask logits times a trained
+    number of its own, which starts at 1."""
     drop_path: float = 0.0
     """Probability that an image skips the last block while training, rising linearly from the first block. Published: never applied."""
     class_embedding_twice: bool = True
@@ -154,6 +158,9 @@ class ModelConfig:
         """Check the stages."""
         check(0 <= self.drop_path < 1, f"model.drop_path must lie in [0, 1), got {self.drop_path}")
         check(len(self.stages) > 0, "model.stages is empty; name at least one stage, for example [[12]]")
+        check(len(self.stages) <= 64, f"model.stages has {len(self.stages)} stages; 64 at most are allowed")
+        grid = self.position_grid or (1, 1)
+        check(all(1 <= side <= 512 for side in grid), f"model.position_grid must lie in 1..512, got {list(grid)}")
         for stage in self.stages:
             check(len(stage) > 0, f"model.stages holds an empty stage: {self.stages}")
             check(len(set(stage)) == len(stage), f"model.stages names a block twice in one stage: {stage}")

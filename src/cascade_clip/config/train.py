@@ -55,6 +55,9 @@ class LossConfig:
     """Exponent that lowers the focal loss of easy pixels."""
     ignored: Literal["negative", "masked"] = "negative"
     """`negative`: unlabelled pixels count as negatives of every class, as published; `masked`: they count nowhere."""
+    auxiliary: float = 0.0
+    """Deep supervision: weight of the same loss on the mask logits of every single stage, beside the loss on their sum. 0 is off, as
+    published."""
     class_chunk: int = 32
     """Number of classes whose full-size mask is held at once; changes memory, never the result."""
 
@@ -62,7 +65,7 @@ class LossConfig:
         """Check the ranges."""
         check(self.class_chunk >= 1, f"train.loss.class_chunk must be at least 1, got {self.class_chunk}")
         weights = {"focal": self.focal, "dice": self.dice, "ssim": self.ssim, "cross_entropy": self.cross_entropy}
-        for name, weight in weights.items():
+        for name, weight in {**weights, "auxiliary": self.auxiliary}.items():
             check(0 <= weight < math.inf, f"train.loss.{name} must be 0 or more, got {weight}")
         check(0 <= self.alpha <= 1, f"train.loss.alpha must lie in 0..1, got {self.alpha}")
         check(0 <= self.gamma < math.inf, f"train.loss.gamma must be 0 or more, got {self.gamma}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -146,9 +147,9 @@ def check_names(names: Sequence[str]) -> None:
             raise ValueError(f"a class name is empty in {list(names)[:12]}")
         if len(name) > LONGEST_NAME:
             raise ValueError(f"the class name {name[:40]!r}... has {len(name)} characters, {LONGEST_NAME} at most are allowed")
-        if any(unicodedata.category(letter) == "Cc" for letter in name):
-            raise ValueError(f"the class name {name!r} holds control characters; remove them")
-    folded = [name.casefold() for name in names]
-    twice = sorted({name for name in names if folded.count(name.casefold()) > 1})
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+            raise ValueError(f"the class name {name!r} holds control characters or halves of characters; remove them")
+    counts = Counter(name.casefold() for name in names)
+    twice = sorted({name for name in names if counts[name.casefold()] > 1})
     if twice:
         raise ValueError(f"class names are given twice: {twice[:8]}; every name must be different")

@@ -6,8 +6,10 @@ Splits are stored by name and checked against the class list, so they hold whate
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.resources
 import json
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,8 @@ VOID_NAMES = ("null", "ignore", "void", "unlabelled", "unlabeled")
 """Names that mark a mask value or colour as ignored in a list of `VALUE NAME`, `R G B NAME` or `#rrggbb NAME` lines."""
 NONE_UNSEEN = "none"
 """In place of unseen names: every class counts as seen."""
+
+_logger = logging.getLogger(__name__)
 
 _COLOR = re.compile(r"(?:#([0-9a-fA-F]{6})|(\d+)[\s,]+(\d+)[\s,]+(\d+))")
 _COLOR_LINE = re.compile(_COLOR.pattern + r"[\s,:]+(\S.*)$")
@@ -41,6 +45,10 @@ def load_words(text: str) -> Vocabulary:
     looks_like_a_file = "," not in text and (path.suffix in (".txt", ".json", ".csv") or "/" in text or "\\" in text)
     if text in list_vocabularies() or _is_file(path) or looks_like_a_file:
         return load_vocabulary(text)
+    word = text.strip().casefold()
+    close = [name for name in difflib.get_close_matches(word, list_vocabularies(), n=1, cutoff=0.66) if name[0] == word[0]]
+    if close:
+        _logger.warning("%r is taken as a name of its own; did you mean the class list %s?", text.strip(), close[0])
     return parse_classes(text)
 
 
@@ -241,7 +249,7 @@ def _packaged(name: str) -> dict[str, Any]:
 def _read_json(path: Path) -> Vocabulary:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     return _from_json(values, str(path))
 
@@ -249,7 +257,7 @@ def _read_json(path: Path) -> Vocabulary:
 def _from_json(values: Any, where: str) -> Vocabulary:
     try:
         return _vocabulary_from(values, where)
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
         text = str(error)
         raise ValueError(text if text.startswith(where) else f"{where} is not a class list: {text}") from error
 

@@ -1,0 +1,192 @@
+"""The command that reproduces the paper's tables and figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from cascade_clip.terminal import check_folder, console, say, warn
+
+if TYPE_CHECKING:
+    from cascade_clip.reproduction.entries import Entry, Row
+    from cascade_clip.reproduction.jobs import Failure, Job
+    from cascade_clip.reproduction.runs import Result
+    from cascade_clip.reproduction.tables import Table as CellTable
+    from cascade_clip.reproduction.worlds import World
+
+
+def reproduce(
+    what: str,
+    *,
+    seeds: str = "",
+    world: str = "sandbox",
+    out: Path = Path("reproduction"),
+    jobs: int = 0,
+    root: str = "",
+    plan: bool = False,
+    show: bool = False,
+) -> int:
+    """Run the paper's tables and figures, and say whether their orderings hold here.
+
+    Trains and scores what is missing in OUT, several runs at a time; runs that several entries need are made once, and a command that was
+    stopped goes on when it is given again. Prints every table beside the published one, with the differences, their 95 % intervals and
+    what they say in words, and writes OUT/index.html, OUT/reproduction.md and OUT/results.json. The exit code is 1 when a run failed.
+
+    Args:
+        what: table1, figure4, question3; several separated by commas; or all.
+        seeds: seeds such as 0,1,2; by default those of each entry on the sandbox, and 0 elsewhere.
+        world: sandbox (the built-in world, no download), voc, coco-stuff or context.
+        out: folder for runs and results.
+        jobs: runs at a time; 0 takes as many as there are cores on the sandbox, and one elsewhere.
+        root: folder that holds the data set of another world than the sandbox.
+        plan: list the runs and do nothing else.
+        show: print and write what is there already, and train nothing.
+    """
+    from cascade_clip.reproduction.entries import find_entries
+    from cascade_clip.reproduction.jobs import plan_jobs
+    from cascade_clip.reproduction.worlds import load_world
+
+    entries, place = find_entries(what), load_world(world, root)
+    if jobs < 0:
+        raise ValueError(f"--jobs must be 0 (by itself) or more, got {jobs}")
+    check_folder(out)
+    chosen = choose_seeds(entries, place, seeds)
+    runs = plan_jobs(entries, place, chosen, out)
+    at_once = jobs or (count_cores() if place.small else 1)
+    if plan:
+        print_plan(runs, at_once)
+        return 0
+    failures = [] if show else make_runs(runs, at_once, place)
+    show_results(entries, place, chosen, out, repeat_flags(seeds, world, out, root))
+    return 1 if failures else 0
+
+
+def choose_seeds(entries: Sequence[Entry], world: World, given: str) -> dict[str, tuple[int, ...]]:
+    """The seeds of every entry, by its key.
+
+    Raises:
+        ValueError: `given` is no list of seeds.
+    """
+    from cascade_clip.seeds import parse_seeds
+
+    if given:
+        return dict.fromkeys((entry.key for entry in entries), parse_seeds(given))
+    return {entry.key: entry.seeds if world.small else (0,) for entry in entries}
+
+
+def repeat_flags(seeds: str, world: str, out: Path, root: str) -> str:
+    """The flags that a command about the same runs needs, where they are not the defaults."""
+    place, folder = "" if world == "sandbox" else world, "" if out == Path("reproduction") else str(out)
+    flags = {"seeds": seeds, "world": place, "out": folder, "root": root}
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in flags.items() if value)
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def print_plan(runs: Sequence[Job], at_once: int) -> None:
+    """Every run, what is done of it, and how long the rest may take."""
+    from cascade_clip.reproduction.jobs import estimate_seconds
+
+    left = estimate_seconds(runs)
+    table = Table(title=f"{len(runs)} runs")
+    for head in ("run", "seed", "for", "state", "training left"):
+        table.add_column(head, justify="right" if head in ("seed", "training left") else "left")
+    for run in runs:
+        seconds = left.get(run.folder)
+        time_left = "-" if run.done else "unknown" if seconds is None else _clock(seconds)
+        table.add_row(run.name, str(run.config.train.seed), ", ".join(run.entries), describe_state(run), time_left)
+    console.print(table)
+    missing = [run for run in runs if not run.done]
+    total = f", about {_clock(sum(left.values()) / min(at_once, len(missing)))} of training, {at_once} at a time" if left else ""
+    say(f"{len(runs) - len(missing)} of {len(runs)} runs are done; {len(missing)} to do{total}")
+
+
+def describe_state(run: Job) -> str:
+    """How far a run is."""
+    from cascade_clip.reproduction.runs import is_trained
+
+    if run.done:
+        return "done"
+    if is_trained(run.folder):
+        return "trained, to be scored"
+    return f"step {run.steps_done} of {run.steps}" if run.steps_done else "to do"
+
+
+def make_runs(runs: Sequence[Job], at_once: int, world: World) -> Sequence[Failure]:
+    """Make what is missing, with a progress bar on standard error; every failure is one line there."""
+    from cascade_clip.reproduction.jobs import run_jobs
+
+    missing = [run for run in runs if not run.done]
+    if not missing:
+        return []
+    done_before = len(runs) - len(missing)
+    screen = Console(file=sys.stderr)
+    say(f"{len(missing)} runs to make, {done_before} are done; {min(at_once, len(missing))} at a time")
+    columns = (TextColumn("runs"), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, disable=not screen.is_terminal, speed_estimate_period=3600) as progress:
+        task = progress.add_task("", total=len(missing), count=f"{done_before}/{len(runs)}")
+
+        def moved(made: float, done: int) -> None:
+            progress.update(task, completed=made, count=f"{done_before + done}/{len(runs)}")
+
+        def failed(failure: Failure) -> None:
+            warn(f"{failure.job.name}, seed {failure.job.config.train.seed}, failed: {failure.reason} ({failure.job.folder})")
+
+        return run_jobs(missing, at_once, one_core=world.small, failed=failed, moved=moved)
+
+
+def show_results(entries: Sequence[Entry], world: World, seeds: Mapping[str, Sequence[int]], out: Path, given: str) -> None:
+    """Print every entry with what it says in words, and write the page; `given` are the flags that a command needs again."""
+    from cascade_clip.reproduction.page import write_page
+    from cascade_clip.reproduction.sections import build_section
+
+    sections = []
+    for entry in entries:
+        section = build_section(entry, world, out, seeds[entry.key], f"cascade-clip reproduce {entry.key}{given}")
+        chosen = [describe_choice(row, section.results[row.name]) for row in entry.rows if row.choices and section.results[row.name]]
+        section = dataclasses.replace(section, words=(*section.words, *chosen))
+        say(f"\n{entry.key}: {entry.title}")
+        for table in section.tables:
+            console.print(draw_table(table))
+        for line in section.words:
+            say(line)
+        if section.missing:
+            say(f"not run: {', '.join(section.missing)}; {section.command}")
+        sections.append(section)
+    say("")
+    for path in write_page(out, world, sections):
+        say(f"wrote {path}")
+
+
+def describe_choice(row: Row, results: Sequence[Result]) -> str:
+    """Which calibrations a second model chose, seed by seed."""
+    chosen = ", ".join(f"{one.calibration:g} (seed {one.seed})" for one in results)
+    return f"{row.name}: chosen from {', '.join(f'{value:g}' for value in row.choices)} was {chosen}."
+
+
+def draw_table(found: CellTable) -> Table:
+    """A table of the page on the screen; certain differences are bold."""
+    table = Table(title=found.title)
+    for number, head in enumerate(found.heads):
+        table.add_column(head, justify="right" if number else "left")
+    for row in found.rows:
+        table.add_row(*(Text(cell.text, "bold" if cell.tone else "") for cell in row))
+    return table
+
+
+def _clock(seconds: float) -> str:
+    minutes = max(0, round(seconds / 60))
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

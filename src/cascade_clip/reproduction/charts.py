@@ -1,0 +1,133 @@
+"""Charts of results, and pictures that carry their own description: PNG files whose `Description` says what is to be seen."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from cascade_clip.bootstrap import FIGURES
+from cascade_clip.reproduction.verdicts import Verdict
+
+CERTAIN, UNSURE, PAPER = "#2f6db3", "#8a94a0", "#c7651a"
+_DPI = 160
+_LONGEST_NAME = 26
+
+
+def save_picture(figure: Figure, path: Path, description: str) -> Path:
+    """Write a PNG with its description, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        part = Path(folder) / path.name
+        figure.savefig(part, dpi=_DPI, metadata={"Description": description})
+        os.replace(part, path)
+    return path
+
+
+def describe_picture(path: Path) -> str:
+    """What is to be seen in a picture that `save_picture` wrote."""
+    with Image.open(path) as picture:
+        return str(picture.info.get("Description", path.stem))
+
+
+def draw_differences(verdicts: Sequence[Verdict]) -> Figure:
+    """Every comparison with its interval beside the paper's difference, a panel for each of S, U and hIoU."""
+    rows = list(dict.fromkeys((verdict.row, verdict.against) for verdict in verdicts))
+    several = len({against for _, against in rows}) > 1
+    labels = [_wrap(f"{row}, minus {against}" if several else row) for row, against in rows]
+    lines = sum(label.count("\n") + 2 for label in labels)
+    figure = Figure(figsize=(7.4, 1.25 + 0.17 * lines), layout="constrained")
+    panels = figure.subplots(1, len(FIGURES), sharey=True, squeeze=False)[0]
+    for panel, name in zip(panels, FIGURES, strict=True):
+        own = [verdict for verdict in verdicts if verdict.figure == name]
+        for verdict in own:
+            _draw_one(panel, rows.index((verdict.row, verdict.against)), verdict)
+        panel.axvline(0, color="#1c2430", linewidth=0.8, zorder=0)
+        panel.set_title(name if several else f"{name}, minus\n{_wrap(rows[0][1])}", fontsize=9)
+        panel.set_ylim(len(rows) - 0.5, -0.5)
+        _tidy(panel)
+    panels[0].set_yticks(range(len(rows)), labels, fontsize=9)
+    panels[1].set_xlabel("percentage points", fontsize=9)
+    figure.legend(handles=_key(verdicts), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def describe_differences(verdicts: Sequence[Verdict]) -> str:
+    """What `draw_differences` shows, for those who cannot see it."""
+    against = sorted({verdict.against for verdict in verdicts})
+    rows = f"every row minus {against[0]}" if len(against) == 1 else "every row minus the one that it is compared with"
+    paper = ", and the paper's differences" if any(verdict.published is not None for verdict in verdicts) else ""
+    return f"Differences in S, U and hIoU, {rows}, with 95 % intervals{paper}. The numbers are in the table."
+
+
+def draw_lengths(
+    ours: Mapping[int, Sequence[Mapping[str, float]]], paper: Mapping[int, Mapping[str, float]], worlds: tuple[str, str]
+) -> Figure:
+    """S and U over the steps of training, the paper's at the left and ours at the right (paper Figure 7).
+
+    Args:
+        ours: steps to the scores of every seed, in 0..1.
+        paper: steps to its figures, in percent.
+        worlds: whose figures are printed in the paper, and where ours come from.
+    """
+    figure = Figure(figsize=(7.4, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, color, marker in (("S", CERTAIN, "o"), ("U", PAPER, "s")):
+        printed = [(steps, values[name]) for steps, values in sorted(paper.items()) if name in values]
+        left.plot(*zip(*printed, strict=True), color=color, marker=marker, label=name)
+        means = [(steps, 100 * float(np.mean([run[name] for run in runs]))) for steps, runs in sorted(ours.items())]
+        right.plot(*zip(*means, strict=True), color=color, marker=marker, label=name)
+        seeds = [(steps, 100 * run[name]) for steps, runs in sorted(ours.items()) if len(runs) > 1 for run in runs]
+        if seeds:
+            right.plot(*zip(*seeds, strict=True), color=color, marker=marker, markersize=3, alpha=0.6, linestyle="none")
+    for panel, title in ((left, f"paper, {worlds[0]}"), (right, f"here, {worlds[1]}")):
+        panel.set_title(title, fontsize=10, loc="left")
+        panel.set_xlabel("steps of training", fontsize=9)
+        panel.set_ylabel("mIoU in percent", fontsize=9)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+        panel.xaxis.set_major_formatter(lambda value, place: f"{value:,.0f}")
+        _tidy(panel)
+        panel.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_one(panel: Axes, place: int, verdict: Verdict) -> None:
+    """One comparison: dot and interval, and the paper's diamond above."""
+    found = verdict.found
+    certain = verdict.standing == "certain"
+    color = CERTAIN if certain else UNSURE
+    if found.difference is not None and found.low is not None and found.high is not None:
+        panel.plot([100 * found.low, 100 * found.high], [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
+        panel.plot(100 * found.difference, place, "o", color=color, markersize=6.5, markerfacecolor=color if certain else "white")
+    if verdict.published is not None:
+        panel.plot(verdict.published, place - 0.27, "D", color=PAPER, markersize=4.5, markerfacecolor="white")
+
+
+def _key(verdicts: Sequence[Verdict]) -> list[Line2D]:
+    """What the marks mean."""
+    certain = "certain for these trained models" if all(verdict.one_seed for verdict in verdicts) else "certain"
+    marks = [
+        Line2D([], [], color=CERTAIN, marker="o", linewidth=2.2, label=f"{certain}, 95 % interval"),
+        Line2D([], [], color=UNSURE, marker="o", markerfacecolor="white", linewidth=2.2, label="not certain, 95 % interval"),
+        Line2D([], [], color=PAPER, marker="D", markerfacecolor="white", markersize=4.5, linestyle="none", label="paper, no interval"),
+    ]
+    return marks if any(verdict.published is not None for verdict in verdicts) else marks[:-1]
+
+
+def _tidy(panel: Axes) -> None:
+    panel.grid(axis="both" if panel.get_ylabel() else "x", alpha=0.25)
+    panel.tick_params(labelsize=8)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _wrap(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, _LONGEST_NAME, break_on_hyphens=False))

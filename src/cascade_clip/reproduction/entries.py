@@ -1,0 +1,142 @@
+"""What can be reproduced: one entry for each table, figure and open question, read from the YAML files beside this one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cascade_clip.plain_values import read_yaml
+
+FOLDER = Path(__file__).parent / "entries"
+Kind = Literal["table", "figure", "question", "count"]
+Figures = tuple[float | None, float | None, float | None]
+"""S, U and hIoU in percent; None where none was printed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of an entry."""
+
+    name: str
+    """Unique in the entry; in tables the name that docs/methods.md uses."""
+    published: dict[str, Figures]
+    """World to the figures that the paper prints for it."""
+    settings: dict[str, Any]
+    """What differs from the world's base settings, nested as in YAML; where it names `inference` alone, the training is shared."""
+    settings_on: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """World to the settings that hold there instead of `settings`, taken literally (nothing is replaced)."""
+    against: str = ""
+    """Row that this one is compared with; empty: the entry's reference."""
+    choices: tuple[float, ...] = ()
+    """Calibrations of which one is chosen without labels of unseen classes, by a second model from whose training some of the seen
+    classes are hidden too. Empty: the one in the settings."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A table, a figure or a question."""
+
+    key: str
+    """How the command calls it: `table1`, `figure4`, `question3`."""
+    title: str
+    """What it is about."""
+    rows: tuple[Row, ...]
+    """Its methods, in the paper's order; empty where nothing has to be trained."""
+    reference: str
+    """Name of the row that the others are compared with; may be empty where every comparison is named in `Row.against`."""
+    published_on: str
+    """World whose published figures are shown when the world is the sandbox."""
+    seeds: tuple[int, ...]
+    """Seeds on the sandbox unless others are asked for."""
+    kind: Kind
+    """`table`: scores of methods; `figure`: pictures; `question`: scores without published figures; `count`: no scores."""
+    note: str = ""
+    """Our reading of it."""
+
+    def row(self, name: str) -> Row:
+        """The row of a name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return {row.name: row for row in self.rows}[name]
+
+    def reference_of(self, row: Row) -> Row | None:
+        """The row that `row` is compared with; None where it stands for itself."""
+        name = row.against or self.reference
+        return None if name in ("", row.name) else self.row(name)
+
+
+@cache
+def list_entries() -> tuple[Entry, ...]:
+    """Every entry: tables, then figures, then questions, each by its number."""
+    found = [build_entry(key, values) for path in sorted(FOLDER.glob("*.yaml")) for key, values in read_yaml(path).items()]
+    return tuple(sorted(found, key=lambda entry: _place(entry.key)))
+
+
+def find_entries(words: str) -> tuple[Entry, ...]:
+    """The entries that a list such as `table1,figure4` names, in its order; `all` puts those with most seeds first.
+
+    Raises:
+        ValueError: a name that does not exist, or none.
+    """
+    known = {entry.key: entry for entry in list_entries()}
+    names = [word.strip().casefold().replace(" ", "") for word in words.split(",") if word.strip()]
+    if names == ["all"]:
+        return tuple(sorted(known.values(), key=lambda entry: (entry.kind == "question", -len(entry.seeds))))
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose from all, {', '.join(known)}"
+            raise ValueError(f"nothing to reproduce is called {name!r}; {hint}")
+    if not names:
+        raise ValueError(f"say what to reproduce: all, {', '.join(known)}")
+    return tuple(known[name] for name in dict.fromkeys(names))
+
+
+def build_entry(key: str, values: Mapping[str, Any]) -> Entry:
+    """An entry from its YAML mapping.
+
+    Raises:
+        ValueError: a key that does not exist, a missing one, a row twice, a reference that is no row.
+    """
+    given = {"published_on": "coco-stuff", "seeds": [0], "reference": "", "rows": [], **values}
+    rows = tuple(_build_row(key, row) for row in given.pop("rows"))
+    try:
+        entry = Entry(key=key, rows=rows, seeds=tuple(given.pop("seeds")), **given)
+    except TypeError as error:
+        raise ValueError(f"entry {key}: {error}") from error
+    names = [row.name for row in rows]
+    if len(set(names)) != len(names):
+        raise ValueError(f"entry {key} names a row twice: {names}")
+    wanted = {entry.reference, *(row.against for row in rows)} - {"", *names}
+    if wanted:
+        raise ValueError(f"entry {key} compares with rows that do not exist: {sorted(wanted)}")
+    if entry.kind not in get_args(Kind):
+        raise ValueError(f"entry {key}: kind must be one of {list(get_args(Kind))}, got {entry.kind!r}")
+    return entry
+
+
+def _place(key: str) -> tuple[int, int]:
+    """Tables before figures before questions, each by its number."""
+    word = key.rstrip("0123456789")
+    return ("table", "figure", "question").index(word), int(key[len(word) :])
+
+
+def _build_row(key: str, values: Mapping[str, Any]) -> Row:
+    given = {**values, "choices": tuple(values.get("choices", ()))}
+    published = {world: _figures(key, figures) for world, figures in given.pop("published", {}).items()}
+    try:
+        return Row(published=published, **{"settings": {}, **given})
+    except TypeError as error:
+        raise ValueError(f"entry {key}, row {values.get('name')!r}: {error}") from error
+
+
+def _figures(key: str, values: list[float | None]) -> Figures:
+    if len(values) != 3:
+        raise ValueError(f"entry {key}: published figures are S, U and hIoU, got {values}")
+    return (values[0], values[1], values[2])

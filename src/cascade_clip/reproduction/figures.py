@@ -1,0 +1,281 @@
+"""The paper's figures from the trained models: patches alike, blocks alike, masks as stages are added, and longer training.
+
+Scenes are fresh: neither training nor evaluation has seen them. On other data they are those of the evaluation set.
+Letters: L blocks, h x w patches, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities.seed import isolate_rng
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
+from scipy.stats import rankdata
+from torch import Tensor
+from torchvision.transforms.v2.functional import center_crop
+
+from cascade_clip.analysis import block_alignment, compare_stages, patch_similarity
+from cascade_clip.data import LabelledImages, build_dataset
+from cascade_clip.evaluate import default_calibration
+from cascade_clip.predictor import Predictor, load_predictor
+from cascade_clip.reproduction.charts import draw_lengths, save_picture
+from cascade_clip.reproduction.entries import Entry
+from cascade_clip.reproduction.runs import collect_results
+from cascade_clip.reproduction.worlds import World
+from cascade_clip.results import Segmentation
+from cascade_clip.train import prepare
+from cascade_clip.transforms import normalise, resize_image
+
+FRESH_SEED = 7
+"""Of the scenes of the built-in world that are drawn; training and evaluation have 1 and 2."""
+SHOWN, MEASURED = 4, 64
+"""Scenes in a picture, and scenes that a caption's figures rest on."""
+PICTURES = "pictures"
+
+
+def draw_figure(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> list[Path]:
+    """Draw a figure from what the runs in `out` hold; an empty list where they hold too little, or the entry is no figure.
+
+    Args:
+        entry: what to draw.
+        world: where.
+        out: folder of the reproduction.
+        seeds: whose runs to take; pictures of one model take the first that is there.
+    """
+    painter = _PAINTERS.get(entry.key)
+    if painter is None:
+        return []
+    found = painter(entry, world, out, seeds)
+    if found is None:
+        return []
+    figure, description = found
+    return [save_picture(figure, out / PICTURES / f"{entry.key}.png", description)]
+
+
+Painted = tuple[Figure, str] | None
+
+
+def _draw_similarity(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Painted:
+    """Figure 1: cosine maps of one patch, block by block, and how well every block tells the patch's class from the rest."""
+    predictor = _trained(entry, world, out, seeds)
+    if predictor is None:
+        return None
+    dataset = fresh_scenes(world, entry)
+    depth = predictor.model.backbone.depth
+    blocks = sorted({max(1, round(depth * part / 6)) for part in range(1, 7)})
+    figure, axes = _grid(min(SHOWN, len(dataset)), 1 + len(blocks))
+    for row, index in zip(axes, range(len(axes)), strict=True):
+        sample = dataset.sample(index)
+        place = choose_point(sample.labels.numpy())
+        pixels = _picture(sample.image)
+        maps = patch_similarity(predictor, pixels, place, blocks)
+        row[0].imshow(pixels)
+        row[0].plot(*place, "o", color="white", markeredgecolor="black", markersize=6)
+        for axis, block in zip(row[1:], blocks, strict=True):
+            drawn = axis.imshow(maps[block], cmap="magma", vmin=0, vmax=1)
+    _name_columns(axes, ["picture", *(f"block {block}" for block in blocks)])
+    figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=30, label="cosine")
+    shares = measure_similarity(predictor, dataset, blocks)
+    words = ", ".join(f"{100 * share:.0f} % in block {block}" for block, share in zip(blocks, shares, strict=True))
+    return figure, (
+        "Cosine between the hidden state of the marked patch and of every patch, in six blocks of the trained cascade. "
+        f"Over {len(dataset)} scenes, a patch of the marked patch's class is more like it than a patch of another class is: {words} (50 % "
+        "would be chance)."
+    )
+
+
+def _draw_alignment(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Painted:
+    """Figure 4: centred kernel alignment between all pairs of blocks, before and after training."""
+    trained = _trained(entry, world, out, seeds)
+    if trained is None:
+        return None
+    dataset = fresh_scenes(world, entry)
+    images = [_square(trained, dataset.sample(index).image) for index in range(len(dataset))]
+    found = [block_alignment(predictor, images) for predictor in (untrained(trained), trained)]
+    figure = Figure(figsize=(7.4, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    edge = len(found[0]) + 0.5
+    for axis, alignment, title in zip(axes, found, ("before training", "after training"), strict=True):
+        drawn = axis.imshow(alignment, cmap="magma", vmin=0, vmax=1, origin="lower", extent=(0.5, edge, 0.5, edge))
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("block", fontsize=9)
+        axis.set_ylabel("block", fontsize=9)
+        axis.tick_params(labelsize=8)
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="centred kernel alignment")
+    last = len(found[0])
+    pairs = [(first, last) for first in sorted({max(1, last // 2), max(1, last - 1)})]
+    words = "; of ".join(f"blocks {a} and {b}: {found[0][a - 1, b - 1]:.2f} before, {found[1][a - 1, b - 1]:.2f} after" for a, b in pairs)
+    return figure, (
+        f"Centred kernel alignment between the patch features of all pairs of blocks over {len(images)} scenes, with the prompt tokens "
+        f"as they start and after training; 1 is alike. Alignment of {words}."
+    )
+
+
+def _draw_stages(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Painted:
+    """Figure 6: what every stage alone says, and the sums of the first two, three, ... stages."""
+    predictor = _trained(entry, world, out, seeds)
+    if predictor is None:
+        return None
+    dataset = fresh_scenes(world, entry)
+    target = predictor.bind(dataset.vocabulary, calibration=default_calibration(predictor.checkpoint))
+    stages = predictor.model.stages
+    shown = min(SHOWN, len(dataset))
+    rights: dict[tuple[int, ...], list[float]] = {}
+    figure, axes = _grid(shown, 1 + 2 * len(stages))
+    for index in range(len(dataset)):
+        sample = dataset.sample(index)
+        pixels, labels = _picture(sample.image), sample.labels.numpy()
+        found = compare_stages(predictor, pixels, target)
+        for choice, result in found:
+            rights.setdefault(choice, []).append(float((result.labels == labels)[labels >= 0].mean()))
+        if index < shown:
+            truth = Segmentation(labels, dataset.vocabulary.names, dataset.vocabulary.colors)
+            axes[index][0].imshow(pixels)
+            for axis, view in zip(axes[index][1:], [truth, *(result for _, result in found)], strict=True):
+                axis.imshow(view.color_image())
+    _name_columns(axes, ["picture", "truth", *(_stage_title(choice, stages) for choice in rights)])
+    words = ", ".join(f"{_stage_name(choice)} {100 * float(np.mean(values)):.0f} %" for choice, values in rights.items())
+    return figure, (
+        "Masks of the trained cascade from every stage alone, and as stages are added up; a colour is a class. Stages are trained for "
+        f"their sum, so that one alone need not be right. Pixels that are, mean over {len(dataset)} scenes: {words}."
+    )
+
+
+def _draw_lengths(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Painted:
+    """Figure 7: S and U over the steps of training."""
+    ours, paper = {}, {}
+    for row in entry.rows:
+        results = collect_results(entry, row, world, seeds, out)
+        if results:
+            ours[world.config(row).train.steps] = [result.scores for result in results]
+        if (found := row.published.get(entry.published_on)) is not None:
+            steps = int(row.settings["train"]["steps"])
+            paper[steps] = {name: value for name, value in zip(("S", "U"), found, strict=False) if value is not None}
+    if len(ours) < 2:
+        return None
+    words = "; ".join(
+        f"{steps:,} steps: " + ", ".join(f"{name} {100 * float(np.mean([run[name] for run in runs])):.1f}" for name in ("S", "U"))
+        for steps, runs in sorted(ours.items())
+    )
+    return draw_lengths(ours, paper, (entry.published_on, world.name)), (
+        f"S and U over the steps of training, the paper's beside ours on {world.name}. {words}. Small marks are single seeds."
+    )
+
+
+_PAINTERS: dict[str, Callable[[Entry, World, Path, Sequence[int]], Painted]] = {
+    "figure1": _draw_similarity,
+    "figure4": _draw_alignment,
+    "figure6": _draw_stages,
+    "figure7": _draw_lengths,
+}
+
+
+def fresh_scenes(world: World, entry: Entry) -> LabelledImages:
+    """Scenes that neither training nor evaluation has seen; on other data the evaluation set's first images."""
+    config = world.config(entry.rows[0])
+    data = config.evaluation or config.data
+    if data.name == "sandbox":
+        data = dataclasses.replace(data, seed=FRESH_SEED)
+    return build_dataset(dataclasses.replace(data, limit=MEASURED), "val")
+
+
+def untrained(predictor: Predictor) -> Predictor:
+    """The model as it was before the first step of its training; the random state is left as it is."""
+    config = predictor.checkpoint.config
+    with isolate_rng():
+        return Predictor(prepare(config, build_dataset(config.data)), predictor.settings, predictor.device.type)  # type: ignore[arg-type]
+
+
+def choose_point(labels: NDArray[np.int64]) -> tuple[int, int]:
+    """The patch to look from, as x and y: innermost pixel of the class with the second most pixels, or of the only one.
+
+    Args:
+        labels: class of every pixel, (H, W); negative where there is none.
+    """
+    classes, counts = np.unique(labels[labels >= 0], return_counts=True)
+    if not classes.size:
+        return labels.shape[1] // 2, labels.shape[0] // 2
+    ranked = classes[np.argsort(-counts, kind="stable")]
+    inside = np.pad(labels == ranked[min(1, len(ranked) - 1)], 1)  # the border of the picture is a border
+    row, column = np.unravel_index(int(distance_transform_edt(inside)[1:-1, 1:-1].argmax()), labels.shape)
+    return int(column), int(row)
+
+
+def measure_similarity(predictor: Predictor, dataset: LabelledImages, blocks: Sequence[int]) -> list[float]:
+    """How often a patch of the chosen patch's class is more like it than a patch of another class, block by block, mean over the scenes.
+
+    Ties count half. A patch has the class of the pixel at its middle. Scenes with one class only, or no second patch of it, are left out.
+    """
+    found = []
+    for index in range(len(dataset)):
+        sample = dataset.sample(index)
+        labels = sample.labels.numpy()
+        x, y = choose_point(labels)
+        maps = patch_similarity(predictor, _picture(sample.image), (x, y), blocks)
+        rows, columns = next(iter(maps.values())).shape
+        patches = labels[_middles(rows, labels.shape[0])][:, _middles(columns, labels.shape[1])]  # (h, w)
+        kept = patches >= 0
+        kept[min(y * rows // labels.shape[0], rows - 1), min(x * columns // labels.shape[1], columns - 1)] = False
+        same = patches == labels[y, x]
+        if (same & kept).any() and (~same & kept).any():
+            found.append([_share_ahead(maps[block][same & kept], maps[block][~same & kept]) for block in blocks])
+    return [float(value) for value in np.mean(found, axis=0)] if found else [float("nan")] * len(blocks)
+
+
+def _share_ahead(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """Share of the pairs in which the first is larger (Mann-Whitney), ties as halves."""
+    ranks = rankdata(np.concatenate([first, second]))[: len(first)]
+    return float((ranks.sum() - len(first) * (len(first) + 1) / 2) / (len(first) * len(second)))
+
+
+def _middles(patches: int, pixels: int) -> NDArray[np.int64]:
+    """The pixel at the middle of every patch along one side."""
+    return np.minimum(((np.arange(patches) + 0.5) * pixels / patches).astype(np.int64), pixels - 1)
+
+
+def _trained(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Predictor | None:
+    """The model of the first seed that is there."""
+    found = collect_results(entry, entry.rows[0], world, seeds, out)
+    return load_predictor(found[0].checkpoint) if found else None
+
+
+def _square(predictor: Predictor, image: Tensor) -> Tensor:
+    """The middle square of a picture (3, H, W), of the window's size, normalised."""
+    config, side = predictor.checkpoint.config.model, predictor.settings.window
+    square = center_crop(image, [min(image.shape[-2:])])
+    return normalise(resize_image(square, (side, side)), config.mean, config.std)
+
+
+def _picture(image: Tensor) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = image.permute(1, 2, 0).numpy().astype(np.uint8)  # (H, W, 3)
+    return pixels
+
+
+def _grid(rows: int, columns: int) -> tuple[Figure, NDArray[Any]]:
+    """Axes without frames, (rows, columns)."""
+    figure = Figure(figsize=(1.25 * columns, 1.25 * rows + 0.4), layout="constrained")
+    axes: NDArray[Any] = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def _name_columns(axes: NDArray[Any], names: Sequence[str]) -> None:
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.set_title(name, fontsize=9)
+
+
+def _stage_name(choice: Sequence[int]) -> str:
+    return f"stage {choice[0]}" if len(choice) == 1 else f"stages {'+'.join(map(str, choice))}"
+
+
+def _stage_title(choice: Sequence[int], stages: Sequence[Sequence[int]]) -> str:
+    blocks = stages[choice[0] - 1]
+    where = f"\nblock {blocks[0]}" if len(blocks) == 1 else f"\nblocks {blocks[0]}-{blocks[-1]}"
+    return _stage_name(choice) + (where if len(choice) == 1 else "\n(sum)")

@@ -1,0 +1,107 @@
+"""One run in a process of its own: `python -m cascade_clip.reproduction.job_process JOB`, where JOB is its description as JSON.
+
+Trains unless that is done, then makes the scores and the choices of a calibration that are missing. What exists is never made twice, and
+a run that another process is making is waited for. Ends when the process that started it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cascade_clip.reproduction.jobs import Job
+from cascade_clip.reproduction.runs import PARENT, Choice, Inference, is_trained, write_choice, write_result
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascade_clip.data import LabelledImages
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one job; its exit code is 0, or 1 with one line on standard error that says why."""
+    from cascade_clip.progress import quiet_engine
+
+    _end_with_parent()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cascade_clip").setLevel(logging.INFO)
+    quiet_engine()
+    job = Job.from_json((sys.argv[1:] if words is None else words)[0])
+    try:
+        run_job(job)
+    except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
+        sys.stderr.write(" ".join(f"{type(error).__name__}: {error}".split())[:500] + "\n")
+        return 1
+    return 0
+
+
+def run_job(job: Job) -> None:
+    """Train and score one run, as far as that is not done yet.
+
+    Raises:
+        ValueError, OSError, FloatingPointError: what training and evaluation raise.
+    """
+    from filelock import FileLock
+
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(job.folder / ".lock"):
+        _train(job)
+        _score(job)
+
+
+def _train(job: Job) -> None:
+    from cascade_clip.train import fit
+
+    if not is_trained(job.folder):
+        fit(job.config, job.folder, resume="auto")
+
+
+def _score(job: Job) -> None:
+    """Make the scores and choices that are missing."""
+    import numpy as np
+
+    from cascade_clip.calibration import sweep_calibration
+    from cascade_clip.data import build_dataset
+    from cascade_clip.evaluate_commands import given_embeddings
+    from cascade_clip.predictor import load_predictor
+    from cascade_clip.tallies import collect_tallies
+
+    if job.done:
+        return
+    predictor = load_predictor(job.folder / "model", device=job.config.train.device)
+
+    def prepare(one: Inference | Choice) -> tuple[LabelledImages, Tensor | None]:
+        predictor.settings = one.settings
+        dataset = build_dataset(one.data, "val")
+        return dataset, given_embeddings(one.data, len(dataset.vocabulary), predictor)
+
+    for inference in job.to_score:
+        dataset, text = prepare(inference)
+        tallies, vocabulary = collect_tallies(predictor, dataset, inference.calibration, text)
+        write_result(job.folder, inference, tallies, np.array(vocabulary.seen_mask))
+    for choice in job.to_choose:
+        dataset, text = prepare(choice)
+        sweep = sweep_calibration(predictor, dataset, choice.values, held_out=choice.held_out, text=text)
+        write_choice(job.folder, choice, sweep.to_json())
+
+
+def _end_with_parent() -> None:
+    """Let this process end with the one that started it, however that ends; a kill would leave it running."""
+    parent = os.environ.get(PARENT)
+    if parent:
+        threading.Thread(target=_watch, args=(int(parent),), name="watch-parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

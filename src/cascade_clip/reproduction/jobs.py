@@ -1,0 +1,249 @@
+"""The runs that entries need: which there are, what is done, and how the others are made, several at a time in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cascade_clip.config import Config
+from cascade_clip.plain_values import config_from_dict, config_to_dict
+from cascade_clip.progress import read_metrics
+from cascade_clip.reproduction.entries import Entry, Row
+from cascade_clip.reproduction.runs import (
+    PARENT,
+    Choice,
+    Inference,
+    choice_of,
+    hidden_config,
+    inference_of,
+    is_trained,
+    read_choice,
+    read_result,
+    seed_folder,
+    training_config,
+    training_key,
+    training_seconds,
+)
+from cascade_clip.reproduction.worlds import World
+
+LOG = "log.txt"
+_TRAINING_SHARE = 0.9
+"""Part of a run that training takes, the rest being evaluation: for the progress bar alone."""
+_PATIENCE = 30.0
+"""Seconds that a run gets to save its state when it is asked to stop."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training with one seed, and all that is asked of its model."""
+
+    name: str
+    """Of the first row that needs it."""
+    folder: Path
+    """Run folder."""
+    config: Config
+    """Settings of the training."""
+    inferences: tuple[Inference, ...]
+    """Ways of inference to score."""
+    entries: tuple[str, ...] = ()
+    """Keys of the entries that need it."""
+    choices: tuple[Choice, ...] = ()
+    """Choices of a calibration to make."""
+
+    @property
+    def done(self) -> bool:
+        """Whether every score and every choice is there."""
+        return is_trained(self.folder) and not self.to_score and not self.to_choose
+
+    @property
+    def to_score(self) -> list[Inference]:
+        """Ways of inference without scores."""
+        return [one for one in self.inferences if read_result(self.folder, one, self.config.train.seed) is None]
+
+    @property
+    def to_choose(self) -> list[Choice]:
+        """Choices that are not made."""
+        return [one for one in self.choices if read_choice(self.folder, one) is None]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the training, of both halves where there are two."""
+        train = self.config.train
+        return train.steps * (2 if train.protocol == "transductive" and not train.init_from else 1)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that were made already, by the last line of its log."""
+        rows = [read_metrics(part / "metrics.csv") for part in (self.folder / "stage1", self.folder)]
+        return int(sum(found[-1]["step"] for found in rows if found))
+
+    def to_json(self) -> str:
+        """For another process."""
+        values = {name: value for name, value in config_to_dict(self).items() if name not in ("folder", "entries")}
+        return json.dumps({**values, "folder": str(self.folder)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """From `to_json`.
+
+        Raises:
+            ValueError: it is not the description of a run.
+        """
+        values: dict[str, Any] = json.loads(text)
+        inferences = tuple(config_from_dict(Inference, one) for one in values["inferences"])
+        choices = tuple(config_from_dict(Choice, one) for one in values["choices"])
+        return cls(values["name"], Path(values["folder"]), config_from_dict(Config, values["config"]), inferences, choices=choices)
+
+
+def plan_jobs(entries: Sequence[Entry], world: World, seeds: Mapping[str, Sequence[int]], out: Path) -> list[Job]:
+    """Every run that the entries need, each once, in their order, and within an entry seed by seed.
+
+    Args:
+        entries: what is asked for.
+        world: where.
+        seeds: entry key to its seeds.
+        out: output folder.
+    """
+    jobs: dict[tuple[str, int], Job] = {}
+
+    def add(job: Job) -> None:
+        key = training_key(job.config), job.config.train.seed
+        old = jobs.get(key, job)
+        jobs[key] = replace(
+            old,
+            inferences=tuple(dict.fromkeys(old.inferences + job.inferences)),
+            entries=tuple(dict.fromkeys(old.entries + job.entries)),
+            choices=tuple(dict.fromkeys(old.choices + job.choices)),
+        )
+
+    for entry in entries:
+        for seed in seeds[entry.key]:
+            for row in entry.rows:
+                for job in _jobs_of(row, world, seed, out):
+                    add(replace(job, entries=(entry.key,)))
+    return list(jobs.values())
+
+
+def _jobs_of(row: Row, world: World, seed: int, out: Path) -> Iterator[Job]:
+    """The runs of one row: its training, and where its calibration is chosen, the one that chooses."""
+    inference, choice, config = inference_of(world, row), choice_of(world, row), training_config(world, row, seed)
+    inferences = tuple(inference.calibrated(value) for value in row.choices) or (inference,)
+    yield Job(row.name, seed_folder(out, row, config), config, inferences)
+    if choice is not None:
+        hidden = hidden_config(world, row, seed)
+        yield Job(f"{row.name}: the choice", seed_folder(out, row, hidden), hidden, (), choices=(choice,))
+
+
+def estimate_seconds(jobs: Sequence[Job]) -> dict[Path, float]:
+    """Training time that is left of every job that is not done, by its folder, from the finished ones; empty before any is finished.
+
+    Another seed of the same training is the best guess, else the mean time of a step.
+    """
+    finished = [job for job in jobs if is_trained(job.folder)]
+    if not finished:
+        return {}
+    pace = statistics.fmean(training_seconds(job.folder) / job.steps for job in finished)
+    found = {}
+    for job in jobs:
+        if not job.done:
+            own = [training_seconds(other.folder) / job.steps for other in finished if other.folder.parent == job.folder.parent]
+            found[job.folder] = 0.0 if is_trained(job.folder) else (job.steps - job.steps_done) * (statistics.fmean(own) if own else pace)
+    return found
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that did not come to its end."""
+
+    job: Job
+    reason: str
+    """One line."""
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    at_once: int,
+    *,
+    one_core: bool,
+    failed: Callable[[Failure], None],
+    moved: Callable[[float, int], None],
+) -> list[Failure]:
+    """Make runs, `at_once` at a time; a failing one does not stop the others. When this is interrupted, they save their state and stop.
+
+    Args:
+        jobs: the runs.
+        at_once: number of processes.
+        one_core: whether each is held to one core.
+        failed: called with every failure.
+        moved: called again and again with the number of runs that are made, parts of runs included, and the number of those that are done.
+
+    Returns:
+        The failures.
+    """
+    waiting, failures = list(jobs), []
+    running: dict[subprocess.Popen[bytes], tuple[Job, int]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.pop(0)
+                begin = _log_size(job)
+                running[_start(job, one_core=one_core)] = job, begin
+            time.sleep(0.2)
+            for process in [one for one in running if one.poll() is not None]:
+                job, begin = running.pop(process)
+                if process.returncode or not job.done:
+                    failures.append(Failure(job, _last_line(job, begin)))
+                    failed(failures[-1])
+            done = len(jobs) - len(waiting) - len(running)
+            moved(done + sum(_TRAINING_SHARE * min(1.0, job.steps_done / job.steps) for job, _ in running.values()), done)
+    finally:
+        _stop(running)
+    return failures
+
+
+def _start(job: Job, *, one_core: bool) -> subprocess.Popen[bytes]:
+    """A process of its own session, so that Ctrl-C reaches it as the wish to stop, with its messages in the run's log."""
+    threads = {"OMP_NUM_THREADS": "1"} if one_core else {}
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", **threads, PARENT: str(os.getpid())}
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with (job.folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cascade_clip.reproduction.job_process", job.to_json()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _stop(running: Mapping[subprocess.Popen[bytes], Any]) -> None:
+    for process in running:
+        process.terminate()
+    end = time.monotonic() + _PATIENCE
+    for process in running:
+        try:
+            process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _log_size(job: Job) -> int:
+    log = job.folder / LOG
+    return log.stat().st_size if log.is_file() else 0
+
+
+def _last_line(job: Job, begin: int) -> str:
+    """The last line that a run wrote since byte `begin` of its log."""
+    text = (job.folder / LOG).read_bytes()[begin:].decode("utf-8", "replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else f"it ended without a word; see {job.folder / LOG}"

@@ -1,0 +1,102 @@
+"""The table of an entry as cells of text, from which page, Markdown file and screen are made."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from cascade_clip.bootstrap import FIGURES
+from cascade_clip.reproduction.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from cascade_clip.reproduction.entries import Entry, Row
+    from cascade_clip.reproduction.runs import Result
+
+Tone = Literal["", "up", "down"]
+NOT_RUN = "not run"
+
+
+class Cell(NamedTuple):
+    """One cell of a table."""
+
+    text: str
+    tone: Tone = ""
+    """`up` or `down` for a difference that is certain, which is shown bold."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in any form: HTML, Markdown or terminal."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def main_table(entry: Entry, results: Mapping[str, Sequence[Result]], verdicts: Sequence[Verdict], published_on: str) -> Table:
+    """One line a row: published S / U / hIoU, ours as mean and deviation over the seeds, and the differences with their intervals."""
+    published = any(row.published.get(published_on) for row in entry.rows)
+    against = {verdict.against for verdict in verdicts}
+    heads = ["row", *([f"paper, {published_on}"] if published else []), *FIGURES, "seeds"]
+    if len(against) == 1:
+        heads += [f"{name}, minus {next(iter(against))}" for name in FIGURES]
+    elif against:
+        heads += ["compared with", *(f"{name}, difference" for name in FIGURES)]
+    rows = []
+    for row in entry.rows:
+        cells = [Cell(row.name), *([Cell(published_cell(row, published_on))] if published else [])]
+        cells += _own_cells(results.get(row.name, ()))
+        rows.append((*cells, *_difference_cells(row, verdicts, named=len(against) > 1)))
+    return Table(entry.title, tuple(heads), tuple(rows))
+
+
+def _own_cells(runs: Sequence[Result]) -> Iterator[Cell]:
+    """Means and seeds of a row."""
+    for name in FIGURES:
+        yield Cell(mean_cell([run.scores[name] for run in runs]))
+    yield Cell(", ".join(str(run.seed) for run in runs) or "-")
+
+
+def _difference_cells(row: Row, verdicts: Sequence[Verdict], *, named: bool) -> Iterator[Cell]:
+    """What a row is compared with, where that is `named` row by row, and the differences."""
+    own = {verdict.figure: verdict for verdict in verdicts if verdict.row == row.name}
+    if named:
+        yield Cell(next((verdict.against for verdict in own.values()), ""))
+    if verdicts:
+        for name in FIGURES:
+            yield difference_cell(own[name]) if name in own else Cell("")
+
+
+def published_cell(row: Row, world: str) -> str:
+    """S / U / hIoU of the paper, such as `41.1 / 43.4 / -`."""
+    found = row.published.get(world)
+    return "-" if not found else " / ".join("-" if value is None else f"{value:.1f}" for value in found)
+
+
+def mean_cell(values: Sequence[float]) -> str:
+    """Mean in percent, with the standard deviation (n - 1) where there are several seeds."""
+    if not values:
+        return NOT_RUN
+    if any(value != value for value in values):
+        return "-"
+    mean = f"{100 * statistics.fmean(values):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def difference_cell(verdict: Verdict) -> Cell:
+    """A difference in percentage points with its interval, such as `-5.2 [-7.0, -3.4]`."""
+    found = verdict.found
+    if found.difference is None or found.low is None or found.high is None:
+        return Cell("-")
+    text = f"{points(found.difference)} [{points(found.low)}, {points(found.high)}]"
+    if verdict.standing != "certain":
+        return Cell(text)
+    return Cell(text, "up" if found.difference > 0 else "down")
+
+
+def points(value: float) -> str:
+    """A difference of figures in 0..1 as percentage points with its sign; what rounds to nothing has none."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text

@@ -1,0 +1,188 @@
+"""Whether the paper's ordering holds here, and how sure that is.
+
+Every row of an entry is compared with the row that it is meant to be compared with: a bootstrap over images (the same ones drawn for both
+rows) and over seeds. With few seeds the bootstrap over seeds is coarse and its intervals are too narrow: where two rows differ by their
+seeds alone, intervals from 3 seeds against 3 leave out 0 in 20 % of the cases, not in 5 %. A difference therefore counts as certain only
+if a two-sided t test over the seeds finds it too, which brings these 20 % to 5 %. With one seed neither can speak of other seeds.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from cascade_clip.bootstrap import FIGURES, Difference, compare_paired
+
+if TYPE_CHECKING:
+    from cascade_clip.reproduction.entries import Entry, Row
+    from cascade_clip.reproduction.runs import Result
+
+LEVEL = 0.95
+"""Share of the resamples that an interval holds; the t test uses the rest."""
+RESAMPLES = 4000
+LEANING = 0.9
+"""Share of the resamples that must agree before a difference that is not certain is said to lean."""
+
+Standing = Literal["certain", "leaning", "open", "unknown"]
+Outcome = Literal[
+    "holds", "leans the same way", "open", "leans the other way", "reversed", "higher", "leans higher", "leans lower", "lower", "unknown"
+]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One figure of a row against another row."""
+
+    row: str
+    against: str
+    found: Difference
+    """Ours, the row minus the other one, with its interval."""
+    published: float | None
+    """The paper's difference in percentage points; None where it prints none."""
+    seeds: tuple[int, int]
+    """How many seeds the two rows rest on."""
+    p_value: float | None
+    """Of the t test over the seeds; None with one seed."""
+    firm: bool
+    """Whether it is certain at the level that allows for all comparisons of the entry (Bonferroni)."""
+    ahead: tuple[int, int]
+    """With how many of the seeds that both rows have the row is higher, and how many there are."""
+    shared: bool = False
+    """Whether the rows share their training and differ in inference alone; seeds are then compared one by one."""
+
+    @property
+    def figure(self) -> str:
+        """S, U or hIoU."""
+        return self.found.name
+
+    @property
+    def one_seed(self) -> bool:
+        """Whether a row has one seed only, so that nothing is known of other seeds."""
+        return min(self.seeds) < 2
+
+    @property
+    def standing(self) -> Standing:
+        """How sure the sign of the difference is."""
+        change = self.found.difference
+        if change is None:
+            return "unknown"
+        if self.found.certain and (self.p_value is None or self.p_value < 1 - LEVEL):
+            return "certain"
+        agreeing = self.found.wins if change > 0 else 1 - self.found.wins
+        return "leaning" if change and agreeing >= LEANING else "open"
+
+    @property
+    def outcome(self) -> Outcome:
+        """What that says of the paper's ordering; without one (none printed, or equal figures), only which row is higher."""
+        change, standing = self.found.difference, self.standing
+        if change is None or standing == "unknown":
+            return "unknown"
+        if standing == "open":
+            return "open"
+        certain = standing == "certain"
+        if not self.published:
+            if change > 0:
+                return "higher" if certain else "leans higher"
+            return "lower" if certain else "leans lower"
+        if (change > 0) == (self.published > 0):
+            return "holds" if certain else "leans the same way"
+        return "reversed" if certain else "leans the other way"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; ours in 0..1, published in percentage points."""
+        return {
+            "row": self.row,
+            "against": self.against,
+            **self.found.to_json(),
+            "published_difference": self.published,
+            "seeds": list(self.seeds),
+            "p_value": self.p_value,
+            "seeds_ahead": list(self.ahead),
+            "outcome": self.outcome,
+            "one_seed": self.one_seed,
+            "firm": self.firm,
+            "shared_training": self.shared,
+        }
+
+
+def judge(entry: Entry, results: Mapping[str, Sequence[Result]], published_on: str) -> list[Verdict]:
+    """S, U and hIoU of every row against its reference, in the order of the rows; rows without results are left out.
+
+    Args:
+        entry: the table, figure or question.
+        results: of each row, one a seed; all on the same images.
+        published_on: the world whose published figures are compared with.
+
+    Raises:
+        ValueError: results on other images or classes.
+    """
+    pairs = [(row, other) for row in entry.rows if (other := entry.reference_of(row)) is not None]
+    pairs = [(row, other) for row, other in pairs if results.get(row.name) and results.get(other.name)]
+    tests = len(pairs) * len(FIGURES)
+    found = []
+    for row, other in pairs:
+        found += _compare(row, other, (results[row.name], results[other.name]), published_on, tests)
+    return found
+
+
+def compare_seeds(first: Sequence[float], second: Sequence[float], *, paired: bool) -> float | None:
+    """Two-sided p-value of Student's t test between the figures of two rows, one a seed; None with fewer than two seeds.
+
+    Args:
+        first: figures of a row.
+        second: figures of the other row.
+        paired: whether the i-th figures of both belong together; else equal variances are assumed.
+    """
+    if min(len(first), len(second)) < 2:
+        return None
+    from scipy import stats
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # figures without any spread
+        value = float((stats.ttest_rel if paired else stats.ttest_ind)(first, second).pvalue)
+    return 1.0 if math.isnan(value) else value
+
+
+def published_difference(row: Row, other: Row, figure: str, world: str) -> float | None:
+    """The paper's difference between two rows on a world, in percentage points; None where it prints none."""
+    place = FIGURES.index(figure)
+    values = [found[place] if (found := one.published.get(world)) else None for one in (row, other)]
+    first, second = values
+    return None if first is None or second is None else round(first - second, 1)
+
+
+def _compare(row: Row, other: Row, runs: tuple[Sequence[Result], Sequence[Result]], world: str, tests: int) -> list[Verdict]:
+    """The verdicts on the three figures of two rows."""
+    first, second, shared = _match(*runs)
+    pair = [run.tallies for run in first], [run.tallies for run in second]
+    seen = first[0].seen
+    usual = compare_paired(*pair, seen, resamples=RESAMPLES, level=LEVEL, paired_runs=shared)
+    strict = compare_paired(*pair, seen, resamples=RESAMPLES, level=1 - (1 - LEVEL) / tests, paired_runs=shared)
+    found = []
+    for difference, wide in zip(usual, strict, strict=True):
+        values = [[run.scores[difference.name] for run in method] for method in (first, second)]
+        p_value = compare_seeds(*values, paired=shared)
+        firm = wide.certain and (p_value is None or p_value < (1 - LEVEL) / tests)
+        published = published_difference(row, other, difference.name, world)
+        ahead = _count_ahead(first, second, difference.name)
+        found.append(Verdict(row.name, other.name, difference, published, (len(first), len(second)), p_value, firm, ahead, shared))
+    return found
+
+
+def _count_ahead(first: Sequence[Result], second: Sequence[Result], figure: str) -> tuple[int, int]:
+    """With how many of the common seeds the first is higher, and how many there are."""
+    other = {run.seed: run.scores[figure] for run in second}
+    common = [(run.scores[figure], other[run.seed]) for run in first if run.seed in other]
+    return sum(ours > theirs for ours, theirs in common), len(common)
+
+
+def _match(first: Sequence[Result], second: Sequence[Result]) -> tuple[list[Result], list[Result], bool]:
+    """The runs to compare, and whether they are pairs: where every seed of both has the same weights, only the common seeds are kept."""
+    ours, theirs = ({run.seed: run for run in runs} for runs in (first, second))
+    common = sorted(ours.keys() & theirs.keys())
+    if common and all(ours[seed].checkpoint == theirs[seed].checkpoint for seed in common):
+        return [ours[seed] for seed in common], [theirs[seed] for seed in common], True
+    return list(first), list(second), False

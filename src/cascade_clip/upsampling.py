@@ -1,0 +1,74 @@
+"""From mask logits at patch resolution to full size: plainly bilinear, or guided by the image.
+
+The guided filter (He, Sun, Tang, ECCV 2010) explains a map around every place as a linear function of the image's colours there; in its
+fast form (He, Sun 2015) the functions are fitted at low resolution and applied at full resolution. Borders of masks then follow borders of
+colours. Nothing is trained.
+Letters: c classes of a chunk, h x w patches, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def upsample_bilinear(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (c, h, w) as (c, H, W), bilinear, align_corners False."""
+    return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def upsample_guided(logits: Tensor, guide: Tensor, radius: int, epsilon: float) -> Tensor:
+    """Maps (c, h, w) as (c, H, W), guided by colours (3, H, W) in 0..1; H and W are multiples of h and w, or any size above them.
+
+    Args:
+        logits: mask logits at patch resolution.
+        guide: the image.
+        radius: windows of the fit reach so many patches to every side; at the border they are cut off.
+        epsilon: variance of colours, in squared units of the guide, below which an area counts as plain: there the result is a smooth mean.
+    """
+    rows, columns = logits.shape[-2:]
+    colors = F.adaptive_avg_pool2d(guide[None], (rows, columns))[0]  # (3, h, w)
+    slopes, offsets = fit_colors(logits, colors, radius, epsilon)  # (3, c, h, w), (c, h, w)
+    size = (guide.shape[-2], guide.shape[-1])
+    found = upsample_bilinear(offsets, size)  # (c, H, W)
+    for channel, slope in zip(guide, slopes, strict=True):
+        found.addcmul_(upsample_bilinear(slope, size), channel)
+    return found
+
+
+def fit_colors(maps: Tensor, colors: Tensor, radius: int, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Maps (c, h, w) as linear functions of colours (3, h, w): slopes (3, c, h, w) and offsets (c, h, w), averaged over windows.
+
+    Ridge regression in every window of (2 radius + 1)^2 places, as in equations 19 to 21 of the 2010 paper.
+    """
+    mean_color, mean_map = box_mean(colors, radius), box_mean(maps, radius)  # (3, h, w), (c, h, w)
+    products = torch.einsum("ihw,jhw->ijhw", colors, colors).flatten(0, 1)  # (9, h, w)
+    spread = box_mean(products, radius).unflatten(0, (3, 3)) - torch.einsum("ihw,jhw->ijhw", mean_color, mean_color)  # (3, 3, h, w)
+    ridge = epsilon * torch.eye(3, dtype=spread.dtype, device=spread.device)
+    inverse = torch.linalg.inv(spread.permute(2, 3, 0, 1) + ridge)  # (h, w, 3, 3)
+    shared = torch.stack([box_mean(color * maps, radius) for color in colors])  # (3, c, h, w)
+    shared -= mean_color[:, None] * mean_map
+    slopes = torch.einsum("hwij,jchw->ichw", inverse, shared)  # (3, c, h, w)
+    offsets = mean_map - torch.einsum("ichw,ihw->chw", slopes, mean_color)  # (c, h, w)
+    return torch.stack([box_mean(slope, radius) for slope in slopes]), box_mean(offsets, radius)
+
+
+def box_mean(maps: Tensor, radius: int) -> Tensor:
+    """Mean of maps (c, h, w) over the window around every place; places outside do not count."""
+    return F.avg_pool2d(maps[None], 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)[0]
+
+
+def window_guide(image: Tensor, mean: Sequence[float], std: Sequence[float], side: int, size: int) -> Tensor:
+    """Colours in 0..1, (3, size, size), of a window of `side` pixels whose normalised image (3, <= side, <= side) may be smaller.
+
+    The last row and column are repeated where the image ends.
+    """
+    colors = image.float() * image.new_tensor(std)[:, None, None] + image.new_tensor(mean)[:, None, None]  # (3, H', W')
+    missing = (0, side - colors.shape[-1], 0, side - colors.shape[-2])
+    colors = F.pad(colors[None], missing, mode="replicate")  # (1, 3, side, side)
+    if size != side:
+        colors = F.interpolate(colors, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+    return colors[0]  # (3, size, size)
