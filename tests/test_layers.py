@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "cascade_clip"
 LAYERS = (
-    ("polygons", "rle", "picture_files", "export_runner", "fonts", "attention"),
+    ("polygons", "rle", "picture_files", "partial_files", "export_runner", "fonts", "attention"),
     ("vocabulary", "results", "config", "plain_values", "serve_options", "serve_queue", "serve_docs"),
     ("towers", "ssim", "bootstrap", "weight_files"),
     ("spectral",),

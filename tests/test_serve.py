@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import json
 import re
@@ -31,7 +32,7 @@ from cascade_clip.rle import decode_mask
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 from cascade_clip.serve import LOCAL_HOSTS, Service, build_app
 from cascade_clip.serve_options import ServiceOptions
-from cascade_clip.serve_work import TooLarge, read_picture, read_question, read_words
+from cascade_clip.serve_work import Answer, Answerer, TooLarge, read_picture, read_question, read_words
 
 WORDS = "water, snow, fabric, umbrella"
 OPTIONS = ServiceOptions(max_upload=1, max_pixels=40_000, max_words=12, queue=1)
@@ -368,3 +369,16 @@ class TestPages:
     def test_flags_out_of_range(self, flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["serve", flag, value]) == 2
         assert re.search(rf"{flag} must lie in .*got {value}", capsys.readouterr().err)
+
+
+def test_none_switches_the_background_words_of_a_model_off(scene: np.ndarray) -> None:
+    predictor = load_predictor("mini", device="cpu")
+    predictor.settings = dataclasses.replace(predictor.settings, background="sky, sand, road, cloud")
+    answerer = Answerer(lambda: predictor, OPTIONS)
+    asked = [read_question(png(scene), WORDS, background, OPTIONS, format="json") for background in ("", "none", "None ", "wall")]
+    found = [json.loads(one.body)["classes"] for question in asked for one in answerer.answer([question]) if isinstance(one, Answer)]
+    assert [[entry["name"] for entry in classes if entry["name"] == "background"] for classes in found] == [
+        ["background"], [], [], ["background"],
+    ]  # fmt: skip
+    assert len({question.key for question in asked}) == 3  # the two forms of `none` may be answered together, with nothing else
+    answerer.close()

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TextIO
 import torch
 from torch import Tensor
 
+from cascade_clip.picture_files import is_large
 from cascade_clip.predictor import Predictor
 from cascade_clip.results import Output, Segmentation
 from cascade_clip.target import Target
@@ -179,6 +180,7 @@ def segment_sources(
         yield Done(source, skipped=True)
     for number, item in enumerate(_read_ahead(waiting)):
         yield _segment_one(predictor, target, item, out, outputs, request)
+        del item  # its memory is free while the next one is read
         if progress is not None:
             progress(skipped + number + 1, len(sources))
 
@@ -202,7 +204,7 @@ def other_picture(source: Source, out: Path) -> str:
         values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
         elsewhere = Path(values["source"]).absolute() != source.path.absolute() and values["bytes"] != source.path.stat().st_size
         return str(values["source"]) if elsewhere else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 
@@ -213,7 +215,7 @@ def is_done(source: Source, out: Path, request: str) -> bool:
         same = values["request"] == request and values["bytes"] == source.path.stat().st_size and values["frame"] == source.frame
         folder = (out / source.name).parent
         return bool(same and all((folder / name).is_file() for name in values["files"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -265,6 +267,11 @@ def _read_ahead(sources: list[Source]) -> Iterator[Item]:
                 yield from _read_video(video, group)
                 continue
             for source in group:
+                if is_large(source.path):
+                    yield from (future.result() for future in waiting)
+                    waiting.clear()
+                    yield _read(source)
+                    continue
                 waiting.append(pool.submit(_read, source))
                 if len(waiting) > AHEAD:
                     yield waiting.popleft().result()

@@ -8,12 +8,13 @@ README.md           the same for people
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.resources
 import json
 import os
 import platform
-import tempfile
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -21,10 +22,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from cascade_clip.clip import LoadedClip, load_clip
 from cascade_clip.config import ClipConfig, Config
@@ -32,6 +34,7 @@ from cascade_clip.hub import SCHEME as HUB
 from cascade_clip.hub import download_checkpoint, parse_hub_name
 from cascade_clip.model import Segmenter, build_segmenter
 from cascade_clip.model_card import build_card
+from cascade_clip.partial_files import exchange, partial_name
 from cascade_clip.plain_values import config_from_dict, config_to_dict, read_yaml
 from cascade_clip.text import TextEncoder, build_text_encoder
 from cascade_clip.vocabulary import Vocabulary
@@ -40,6 +43,10 @@ FORMAT = 1
 PACKAGED = ("mini", "mini-last")
 """Models of the built-in world that this package carries: the cascade, and one decoder on the last block."""
 WEIGHTS, SETTINGS, RECORD, CARD = "model.safetensors", "config.yaml", "checkpoint.json", "README.md"
+MOST_BLOCKS, LARGEST_SIDE = 128, 300_000
+"""Layers, and any other number, that the description of a stored CLIP may name at most (vocabularies have up to 256,000 words)."""
+LARGEST_TEXT_TOWER = 1_000_000_000
+"""Numbers in a text tower at most."""
 _TOWER, _TEXT, _EMBEDDINGS = "backbone.tower.", "text.", "vocabulary.text"
 
 
@@ -104,9 +111,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, full: bool = False,
     if checkpoint.text is not None:
         state[_EMBEDDINGS] = checkpoint.text
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        new = Path(temporary) / "new"
-        new.mkdir()
+    new = partial_name(folder)
+    new.mkdir()
+    try:
         kept = {name: (tensor.half() if half else tensor).detach().cpu().contiguous() for name, tensor in state.items()}
         save_file(kept, new / WEIGHTS, metadata={"format": "pt"})
         (new / WEIGHTS).chmod(0o644)
@@ -117,8 +124,17 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, full: bool = False,
         if folder.exists():
             if not (folder / RECORD).is_file():
                 raise FileExistsError(f"{folder} exists and is not a checkpoint; choose another place")
-            os.replace(folder, Path(temporary) / "old")
-        os.replace(new, folder)
+            if exchange(new, folder):  # a kill never finds the name without a folder
+                return folder
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+            os.replace(new, folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
     return folder
 
 
@@ -144,7 +160,10 @@ def load_checkpoint(source: str | Path, clip_weights: str | None = None) -> Chec
     folder = find_checkpoint(source)
     record, config = read_record(folder), read_config(folder)
     state = _read_weights(folder / WEIGHTS)
-    clip = load_clip(_clip_settings(config, record, clip_weights))
+    settings = _clip_settings(config, record, clip_weights)
+    if record["clip_stored"]:
+        _compare_stored(config, settings, state, folder)
+    clip = load_clip(settings)
     if not record["clip_stored"] and clip.fingerprint != record["clip_fingerprint"]:
         raise ValueError(
             f"{folder} was trained on another CLIP: its weights have hash {record['clip_fingerprint'][:16]}..., those of "
@@ -154,6 +173,9 @@ def load_checkpoint(source: str | Path, clip_weights: str | None = None) -> Chec
         clip = dataclasses.replace(clip, fingerprint=record["clip_fingerprint"])
     encoder = _load_text(clip, {name[len(_TEXT) :]: state.pop(name) for name in list(state) if name.startswith(_TEXT)}, folder)
     text = state.pop(_EMBEDDINGS, None)
+    if not record["clip_stored"]:
+        with torch.device("meta"):  # sizes are compared before memory is taken for them
+            compare_weights(build_segmenter(config.model, _outline(clip)), state, folder, without_tower=True)
     model = build_segmenter(config.model, clip)
     load_strictly(model, state, folder, without_tower=not record["clip_stored"])
     vocabulary = vocabulary_from_dict(record["vocabulary"], str(folder / RECORD))
@@ -180,7 +202,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} is not a whole checkpoint: {missing} missing")
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / RECORD} is damaged: {error}") from error
     wanted = {"format", "vocabulary", "templates", "clip_fingerprint", "clip_stored"}
     if not isinstance(record, dict) or not wanted <= record.keys():
@@ -192,6 +214,12 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def load_strictly(model: Segmenter, state: Mapping[str, Tensor], source: Path, *, without_tower: bool = False) -> None:
     """Load weights, naming every key and shape that does not fit."""
+    compare_weights(model, state, source, without_tower=without_tower)
+    model.load_state_dict(dict(state), strict=False)
+
+
+def compare_weights(model: Segmenter, state: Mapping[str, Tensor], source: Path, *, without_tower: bool = False) -> None:
+    """Raise ValueError that names every key and shape that does not fit."""
     own = model.state_dict()
     expected = {name for name in own if not (without_tower and name.startswith(_TOWER))}
     missing, unexpected = sorted(expected - state.keys()), sorted(state.keys() - expected)
@@ -204,7 +232,6 @@ def load_strictly(model: Segmenter, state: Mapping[str, Tensor], source: Path, *
         raise ValueError(
             f"{source} does not fit its settings: missing {_few(missing)}, unexpected {_few(unexpected)}, other shapes {_few(shapes)}"
         )
-    model.load_state_dict(dict(state), strict=False)
 
 
 def read_versions() -> dict[str, str]:
@@ -238,9 +265,18 @@ def _few(names: list[str]) -> str:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        state = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); get it again") from error
+    refuse_non_finite(state, path)
+    return state
+
+
+def refuse_non_finite(state: Mapping[str, Tensor], source: Path) -> None:
+    """Raise ValueError that names the weights which hold NaN or infinity."""
+    wrong = [name for name, tensor in state.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
+    if wrong:
+        raise ValueError(f"{source} holds values that are no numbers (NaN or infinite) in {_few(wrong)}; get it again, or train again")
 
 
 def _clip_settings(config: Config, record: Mapping[str, Any], clip_weights: str | None) -> ClipConfig:
@@ -255,6 +291,42 @@ def _clip_settings(config: Config, record: Mapping[str, Any], clip_weights: str 
     if ":" in clip.name and Path(clip_weights).is_dir():  # a CLIP that came from a folder
         return dataclasses.replace(clip, name=f"local-dir:{clip_weights}")
     return dataclasses.replace(clip, weights=clip_weights)
+
+
+def _compare_stored(config: Config, settings: ClipConfig, state: Mapping[str, Tensor], folder: Path) -> None:
+    """See that a model whose CLIP is stored too is as large as its settings say, before memory is taken for it."""
+    try:
+        _check_architecture(settings.architecture or {}, folder)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} does not describe a CLIP: {error}") from error
+    own = {name: tensor for name, tensor in state.items() if not name.startswith(_TEXT) and name != _EMBEDDINGS}
+    with torch.device("meta"):
+        compare_weights(build_segmenter(config.model, load_clip(dataclasses.replace(settings, tokenizer=False))), own, folder)
+
+
+def _check_architecture(architecture: Mapping[str, Any], folder: Path) -> None:
+    """Refuse an open_clip configuration that no CLIP has."""
+    waiting: list[tuple[str, Any]] = list(architecture.items())
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += value.items()
+        elif isinstance(value, (list, tuple)):
+            waiting += [(name, item) for item in value]
+        elif isinstance(value, (int, float)) and not abs(value) <= (MOST_BLOCKS if "layer" in name else LARGEST_SIDE):
+            raise ValueError(f"{folder} describes a CLIP with {name} {value:g}; no CLIP is so large")
+    text = architecture.get("text_cfg", {})
+    width, layers, words = (int(text.get(key, usual)) for key, usual in (("width", 512), ("layers", 12), ("vocab_size", 49_408)))
+    size = words * width + 12 * layers * width**2
+    if size > LARGEST_TEXT_TOWER:
+        raise ValueError(f"{folder} describes a text tower of {size:,} numbers; no CLIP is so large")
+
+
+def _outline(clip: LoadedClip) -> LoadedClip:
+    """The image tower of a CLIP without its values, for comparing sizes."""
+    memo: dict[int, Any] = {id(value): nn.Parameter(value.to("meta"), requires_grad=False) for value in clip.visual.parameters()}
+    memo |= {id(value): value.to("meta") for value in clip.visual.buffers()}
+    return dataclasses.replace(clip, visual=copy.deepcopy(clip.visual, memo))
 
 
 def _load_text(clip: LoadedClip, state: dict[str, Tensor], folder: Path) -> TextEncoder | None:

@@ -12,7 +12,6 @@ import importlib.resources
 import json
 import logging
 import os
-import pickle
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cascade_clip.config import ClipConfig
+from cascade_clip.weight_files import read_pickle
 
 logger = logging.getLogger(__name__)
 
@@ -198,8 +198,8 @@ def _build_named(settings: dict[str, Any]) -> Any:
         torch.manual_seed(0)
         try:
             model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
-        except (TypeError, AttributeError, AssertionError) as error:
-            raise ValueError(f"model.clip.architecture is not an open_clip model configuration: {error}") from error
+        except Exception as error:  # of a configuration from elsewhere, open_clip raises many kinds
+            raise ValueError(f"model.clip.architecture is not an open_clip model configuration: {_first_line(error)}") from error
     return model
 
 
@@ -351,10 +351,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     """
     if path.suffix == ".safetensors":
         return dict(load_file(path))
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, TypeError) as error:
-        raise ValueError("damaged, or no plain state dict; nothing in it was run") from error
+    saved = read_pickle(path, mmap=True)
     state = saved["state_dict"] if isinstance(saved, dict) and "state_dict" in saved else saved
     if not (isinstance(state, dict) and state and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())):
         raise ValueError(f"it holds a {type(state).__name__} that is no state dict of named tensors")

@@ -30,6 +30,7 @@ from cascade_clip.backbone import Grid
 from cascade_clip.checkpoint import read_versions
 from cascade_clip.clip import file_sha256
 from cascade_clip.config import InferenceConfig
+from cascade_clip.partial_files import partial_name
 from cascade_clip.predictor import Predictor, Target
 from cascade_clip.towers import PositionEmbedding, resize_positions
 
@@ -301,9 +302,7 @@ def _largest_difference(model: ExportedModel, file: Path) -> float:
 @contextmanager
 def new_file(file: Path) -> Iterator[Path]:
     """A temporary file with the same ending that becomes `file` when nothing went wrong."""
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".part-", suffix=file.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = partial_name(file)
     try:
         yield temporary
         temporary.chmod(0o644)

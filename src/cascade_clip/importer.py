@@ -6,7 +6,6 @@ A released state dict says nothing about heads, stages, windows, class names or 
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cascade_clip.checkpoint import Checkpoint, load_config, load_strictly, save_checkpoint
+from cascade_clip.checkpoint import Checkpoint, load_config, load_strictly, refuse_non_finite, save_checkpoint
 from cascade_clip.clip import LoadedClip, fingerprint_weights, load_clip
 from cascade_clip.config import Config
 from cascade_clip.model import Segmenter, build_segmenter
 from cascade_clip.text import build_text_encoder, load_embeddings
 from cascade_clip.vocabulary import Vocabulary, default_templates, load_templates, load_vocabulary
+from cascade_clip.weight_files import read_pickle
 
 _LAYER = r"decode_head\.(?:cascade_decoders\.(\d+)|decoder_1)\.layers\.(\d+)\."
 _DEAD = re.compile(_LAYER + r"self_attn\.|" + _LAYER + r"norm1\.|decode_head\.loss_decode\.")
@@ -55,10 +55,9 @@ def read_released(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path} is truncated or damaged ({error})") from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{path} is not a plain PyTorch state dict, or holds objects that are never executed here: {reason}") from error
+        loaded = read_pickle(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a plain PyTorch state dict: {error}") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"{path} holds no state dict: a mapping of names to tensors is expected, alone or under `state_dict`")
@@ -145,7 +144,9 @@ def import_released(file: Path, config_file: Path, out: Path, *, match_clip: boo
         FileNotFoundError, ValueError: as `read_released`; names or shapes that do not fit the YAML.
     """
     config = load_config(config_file)
-    state, text_state = convert_released(read_released(file), config)
+    released = read_released(file)
+    refuse_non_finite(released, file)
+    state, text_state = convert_released(released, config)
     if not config.data.classes:
         raise ValueError(f"{config_file} must name the class list: data.classes, and data.unseen for the split")
     vocabulary = load_vocabulary(config.data.classes, config.data.unseen)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import yaml
 
@@ -19,6 +20,14 @@ def _check(condition: bool, message: str) -> None:
 
 Settings = TypeVar("Settings")
 
+LARGEST_FILE = 1 << 20
+"""Bytes of a settings file at most."""
+LARGEST_TREE = 100_000
+"""Values in a settings file at most, each counted as often as the file refers to it."""
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxtuple, _short.maxdict, _short.maxstring, _short.maxother = 3, 20, 20, 20, 120, 120
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, which is never executed.
@@ -28,13 +37,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no settings file {path}")
+    _check(path.stat().st_size <= LARGEST_FILE, f"{path} is no settings file: it has {path.stat().st_size:,} bytes")
+    content = path.read_bytes()
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(content.decode("utf-8")) or {}
+    except Exception as error:  # damaged text and odd tags raise many kinds
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
-    return values
+    _check(isinstance(values, dict), f"{path} must hold a mapping of settings, got {type(values).__name__}")
+    _check_tree(values, path)
+    return cast(dict[str, Any], values)
+
+
+def _check_tree(values: Any, path: Path) -> None:
+    """Refuse values that refer to each other so often that walking through them would never end."""
+    waiting, count = [values], 0
+    while waiting:
+        item = waiting.pop()
+        waiting += list(item.values()) if isinstance(item, dict) else list(item) if isinstance(item, (list, tuple, set)) else []
+        count += 1
+        _check(count + len(waiting) <= LARGEST_TREE, f"{path} is no settings file: it stands for more than {LARGEST_TREE:,} values")
 
 
 def config_from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "config") -> Settings:
@@ -47,7 +68,7 @@ def config_from_dict(kind: type[Settings], values: Mapping[str, Any], where: str
     hints = typing.get_type_hints(kind)
     names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
-        _check(key in names, f"unknown setting {where}.{key}; choose one of {sorted(names)}")
+        _check(key in names, f"unknown setting {where}.{str(key)[:80]}; choose one of {sorted(names)}")
     return kind(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 
@@ -75,7 +96,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         return _convert(next(item for item in arguments if item is not type(None)), value, where)
     if origin is Literal:
-        _check(value in arguments, f"{where} must be one of {list(arguments)}, got {value!r}")
+        _check(value in arguments, f"{where} must be one of {list(arguments)}, got {_short.repr(value)}")
         return value
     if origin is tuple:
         return _convert_tuple(arguments, value, where)
@@ -85,21 +106,21 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    _check(isinstance(value, Sequence) and not isinstance(value, str), f"{where} must be a list, got {value!r}")
+    _check(isinstance(value, Sequence) and not isinstance(value, str), f"{where} must be a list, got {_short.repr(value)}")
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    _check(len(value) == len(arguments), f"{where} must have {len(arguments)} entries, got {value!r}")
+    _check(len(value) == len(arguments), f"{where} must have {len(arguments)} entries, got {_short.repr(value)}")
     return tuple(_convert(hint, item, f"{where}[{index}]") for index, (hint, item) in enumerate(zip(arguments, value, strict=True)))
 
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = str(value)
     if hint is float and isinstance(value, str):  # YAML reads 1e-4 as text
         try:
             return float(value)
         except ValueError:
-            raise ValueError(f"{where} must be a number, got {value!r}") from None
+            raise ValueError(f"{where} must be a number, got {_short.repr(value)}") from None
     matches = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    _check(matches, f"{where} must be {hint.__name__}, got {value!r}")
+    _check(matches, f"{where} must be {hint.__name__}, got {_short.repr(value)}")
     return value

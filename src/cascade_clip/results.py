@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cascade_clip.fonts import drawable, font_for
+from cascade_clip.partial_files import partial_name
+from cascade_clip.picture_files import open_picture
 from cascade_clip.polygons import outline_mask
 from cascade_clip.rle import encode_mask
 
@@ -52,7 +53,7 @@ class Segmentation:
             raise ValueError(f"{len(self.class_names)} class names need as many colours and at least one, got {len(self.colors)}")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class names must differ, so that each has a coverage of its own")
-        object.__setattr__(self, "labels", self.labels.astype(np.int64))  # small types cannot count beyond their classes
+        object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))  # small types cannot count beyond their classes
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < UNLABELLED or high >= len(self.class_names):
             raise ValueError(f"labels must lie in -1..{len(self.class_names) - 1}, got values from {low} to {high}")
@@ -120,8 +121,8 @@ class Segmentation:
 
     def color_image(self) -> Image.Image:
         """The classes in their colours; unlabelled pixels are grey."""
-        table = np.array([(128, 128, 128), *self.colors], dtype=np.uint8)  # (C + 1, 3)
-        return Image.fromarray(table[self.labels + 1])
+        table = np.array([*self.colors, (128, 128, 128)], dtype=np.uint8)  # (C + 1, 3), the last one at index -1
+        return Image.fromarray(table[self.labels])
 
     def overlay(self, image: Any, opacity: float = 0.55, *, legend: bool = True) -> Image.Image:
         """The image under its classes' colours, with borders between them and a legend on the right.
@@ -230,9 +231,9 @@ class Segmentation:
             values = json.loads(file.read_text(encoding="utf-8"))
             names = tuple(str(entry["name"]) for entry in values["classes"])
             colors = tuple((int(entry["color"][0]), int(entry["color"][1]), int(entry["color"][2])) for entry in values["classes"])
-        except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
             raise ValueError(f"{file} is not the JSON of a segmentation: {error!r}") from error
-        index = np.array(Image.open(file.with_name(f"{file.stem}_index.png"))).astype(np.int64)
+        index = np.array(open_picture(file.with_name(f"{file.stem}_index.png"))).astype(np.int64)
         return cls(np.where(index == (255 if len(names) <= 255 else 65535), UNLABELLED, index), names, colors)
 
     def _with_legend(self, picture: Image.Image) -> Image.Image:
@@ -264,7 +265,7 @@ class Segmentation:
 
 def _open(image: Any) -> Image.Image:
     if isinstance(image, (str, Path)):
-        image = ImageOps.exif_transpose(Image.open(image))
+        image = ImageOps.exif_transpose(open_picture(image))
     elif not isinstance(image, Image.Image):
         image = Image.fromarray(np.asarray(image))
     picture: Image.Image = image.convert("RGB")
@@ -290,13 +291,12 @@ def _shorten(name: str) -> str:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> Path:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix=path.suffix)
-    os.close(handle)
+    temporary = partial_name(path)
     try:
-        write(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        write(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return path

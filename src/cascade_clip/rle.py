@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 _GROUP = 5
 _MORE, _SIGN, _FIRST_CHARACTER = 0x20, 0x10, 48
+LARGEST_MASK = 1 << 27
+"""Pixels of a mask at most."""
 _MOST_GROUPS = 12  # 60 bits, the most that fits into int64
 
 
@@ -61,13 +63,16 @@ def decode_mask(encoded: Mapping[str, Any]) -> NDArray[np.bool_]:
     try:
         height, width = (int(side) for side in encoded["size"])
         counts = encoded["counts"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError("a run-length encoding needs `size` [height, width] and `counts`") from error
+    if height < 1 or width < 1 or height * width > LARGEST_MASK:
+        raise ValueError(f"run lengths must fill {height} x {width} pixels, but a mask has 1 to {LARGEST_MASK:,}")
     if isinstance(counts, (str, bytes)):
         lengths = _decompress(counts.encode() if isinstance(counts, str) else counts)
     else:
         lengths = _listed(counts)
-    if height < 1 or width < 1 or (lengths < 0).any() or int(lengths.sum()) != height * width:
+    outside = (lengths < 0) | (lengths > height * width)  # sums of larger ones could wrap around
+    if outside.any() or int(lengths.sum()) != height * width:
         raise ValueError(f"run lengths must fill {height} x {width} pixels, these add up to {int(lengths.sum())}")
     values = np.arange(len(lengths)) % 2 == 1
     return np.repeat(values, lengths).reshape(height, width, order="F")

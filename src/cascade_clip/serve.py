@@ -204,7 +204,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         request: Request,
         image: Annotated[UploadFile, File(description="PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF")],
         classes: Annotated[str, Form(description="cat, grass, sofa = couch; settee")],
-        background: Annotated[str, Form(description="words that all mean background, or scenery")] = "",
+        background: Annotated[str, Form(description="words that all mean background, or scenery, or none; default: the model's")] = "",
         threshold: Annotated[float | None, Form(ge=0, le=1, description="lowest score of a labelled pixel")] = None,
         calibration: Annotated[float, Form(ge=0, le=1, description="taken off the scores of names seen in training")] = 0.0,
         format: Annotated[Format, Form(description="index png, overlay, json or coco")] = "png",

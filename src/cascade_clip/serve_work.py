@@ -17,7 +17,7 @@ from cascade_clip.predictor import Predictor
 from cascade_clip.results import Segmentation
 from cascade_clip.serve_batch import RememberedText, segment_together
 from cascade_clip.serve_options import ServiceOptions
-from cascade_clip.target import SCENERY
+from cascade_clip.target import SCENERY, SCENERY_WORD
 from cascade_clip.transforms import load_image, short_side_shape
 from cascade_clip.vocabulary import Vocabulary, parse_classes
 from cascade_clip.web_answers import LONGEST_TEXT, open_upload
@@ -37,7 +37,8 @@ class Question:
     file: bytes
     """The picture file."""
     classes: Vocabulary
-    background: Vocabulary | None = None
+    background: Vocabulary | Literal["none"] | None = None
+    """`none`: no background words, whatever the model's settings say."""
     threshold: float | None = None
     calibration: float = 0.0
     format: Format = "png"
@@ -45,7 +46,7 @@ class Question:
     @property
     def key(self) -> Hashable:
         """Equal for questions that are compared with the same words in the same way."""
-        words = None if self.background is None else self.background.synonyms
+        words = self.background.synonyms if isinstance(self.background, Vocabulary) else self.background
         return self.classes.synonyms, words, self.threshold, self.calibration
 
 
@@ -116,14 +117,17 @@ def read_words(text: str, limit: int) -> Vocabulary:
 
 
 def read_question(file: bytes, classes: str, background: str, options: ServiceOptions, **rest: Any) -> Question:
-    """A question from what a client sent; `scenery` stands for the packaged background words.
+    """A question from what a client sent; `scenery` stands for the packaged background words, `none` for no
+    background words where the model has some of its own.
 
     Raises:
         ValueError: words that are missing, doubled, or too many.
     """
     found = read_words(classes, options.max_words)
-    words = None
-    if background.strip() == "scenery":
+    words: Vocabulary | Literal["none"] | None = None
+    if background.strip().casefold() == "none":
+        words = "none"
+    elif background.strip() == SCENERY_WORD:
         words = parse_classes(SCENERY)
     elif background.strip():
         words = read_words(background, options.max_words - sum(map(len, found.synonyms)))

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from cascade_clip.weight_files import read_pickle
+
 KEPT = 2
 """States that are kept: the newest, and the one before it in case the newest is damaged."""
 
@@ -101,8 +103,17 @@ class StateFiles(TorchCheckpointIO):
             left.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a state; nothing but tensors and plain values is accepted, whatever `weights_only` says."""
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        """Read a state; nothing but tensors and plain values is accepted, whatever `weights_only` says.
+
+        Raises:
+            ValueError: damaged, or objects that would have to be executed.
+        """
+        try:
+            loaded = read_pickle(Path(path))
+        except ValueError as error:
+            raise ValueError(f"{path} is no state of this program: {error}") from error
+        if not isinstance(loaded, dict):
+            raise ValueError(f"{path} is no state of this program: it holds a {type(loaded).__name__}")
         return loaded
 
 

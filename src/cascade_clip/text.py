@@ -92,14 +92,14 @@ def load_embeddings(path: Path, classes: int, width: int) -> Tensor:
 def _read_array(path: Path) -> np.ndarray:
     """The array of a .npy file; whatever numpy raises for a damaged one is a ValueError here."""
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped, so that a header cannot claim more than the file holds
     except (OSError, MemoryError):
         raise
     except Exception as error:  # numpy's reader lets errors of zipfile and tokenize through
         raise ValueError(f"{path} is not a .npy file of numbers: {error}") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is not a .npy file of numbers but an .npz archive")
-    return array
+    return np.array(array)
 
 
 def _cache_file(fingerprint: str, words: Sequence[Sequence[str]], templates: Sequence[str]) -> Path:

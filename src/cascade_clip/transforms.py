@@ -7,7 +7,6 @@ values, torchvision's RandomPhotometricDistort multiplies.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from cascade_clip.config import AugmentConfig
+from cascade_clip.picture_files import DAMAGE, open_picture, read_picture
 from cascade_clip.vocabulary import IGNORED
 
 CROP_DRAWS = 10
@@ -33,9 +33,6 @@ _INDEX_MODES = ("1", "L", "P")  # and those of 16 and 32 bits, which begin with 
 _COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-# What Pillow raises on damaged files, beside its own exceptions.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error)
 
 
 def load_image(source: str | Path | Image.Image | NDArray[Any]) -> Tensor:
@@ -52,7 +49,7 @@ def load_image(source: str | Path | Image.Image | NDArray[Any]) -> Tensor:
         name, picture = "the image array", Image.fromarray(_array_as_8bit(source))
     else:
         name = "the image" if isinstance(source, Image.Image) else f"image {source}"
-        picture = _read(source, name)
+        picture = read_picture(source, name)
     if 0 in picture.size:
         raise ValueError(f"{name} has no pixels (width x height {picture.width} x {picture.height}); give at least 1 x 1")
     return torch.from_numpy(_rgb(picture, name)).permute(2, 0, 1)  # (3, H, W)
@@ -67,7 +64,7 @@ def load_mask(path: str | Path) -> Tensor:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds colours instead of indices.
     """
-    mask = _read(path, f"mask {path}")
+    mask = read_picture(path, f"mask {path}")
     if mask.mode not in _INDEX_MODES and not mask.mode.startswith("I"):
         raise ValueError(
             f"mask {path} is a picture of mode {mask.mode}; masks must be index images (8- or 16-bit grey, or palette PNG) "
@@ -98,7 +95,7 @@ def load_color_mask(path: str | Path) -> Tensor:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds no 8-bit colours.
     """
-    mask = _read(path, f"mask {path}")
+    mask = read_picture(path, f"mask {path}")
     if mask.mode not in _COLOR_MODES:
         raise ValueError(
             f"mask {path} is a picture of mode {mask.mode}, which the colour table of a class list cannot name; convert it to RGB"
@@ -110,32 +107,10 @@ def load_color_mask(path: str | Path) -> Tensor:
 def is_color_mask(path: str | Path) -> bool:
     """Whether a mask file is a colour picture and not an index image, by its header; False where that cannot be read."""
     try:
-        with Image.open(path) as mask:
+        with open_picture(path) as mask:
             return mask.mode in _COLOR_MODES and mask.mode not in _INDEX_MODES
-    except (*_DAMAGE, Image.DecompressionBombError):
+    except (*DAMAGE, Image.DecompressionBombError):
         return False
-
-
-def _read(source: str | Path | Image.Image, name: str) -> Image.Image:
-    """First frame of a file, decoded and turned as its EXIF says; every failure names the file in one line."""
-    try:
-        if isinstance(source, Image.Image):
-            return ImageOps.exif_transpose(source)
-        with Image.open(source) as picture:
-            return ImageOps.exif_transpose(picture)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{name} does not exist; check the path") from None
-    except IsADirectoryError:
-        raise ValueError(f"{name} is a folder; give a file") from None
-    except Image.DecompressionBombError:
-        raise ValueError(
-            f"{name} has more pixels than Pillow's safety limit (twice PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}); "
-            "make it smaller, or raise that limit if you trust the file"
-        ) from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{name} is not a picture that Pillow can read: damaged, or of a kind to convert to PNG or JPEG") from None
-    except _DAMAGE as error:
-        raise ValueError(f"{name} cannot be read ({error}); the file may be damaged, get it again") from error
 
 
 def _array_as_8bit(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -179,7 +154,7 @@ def _rgb(picture: Image.Image, name: str) -> NDArray[np.uint8]:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         return np.array(picture.convert("RGB"))
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ValueError(f"{name} of mode {picture.mode} cannot be turned into RGB ({error}); convert it to RGB first") from error
 
 

@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LARGEST_MEMBER = 256 << 20
 """Bytes that one member may declare at most; images and masks are far smaller."""
@@ -122,7 +122,8 @@ def _reading(source: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGED as error:
-        raise ValueError(f"{source} cannot be read to its end ({str(error) or type(error).__name__}); download it again") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{source} cannot be read to its end ({reason}); download it again") from error
     except OSError as error:
         if error.errno is not None:  # the disk's, not that of a damaged archive
             raise
@@ -146,8 +147,29 @@ def _zip(source: Path) -> Iterator[Member]:
                 yield Member(PurePosixPath(info.filename), info.file_size, is_file, functools.partial(archive.read, info), source)
 
 
+class _Bounded:
+    """The stream below a tar archive; its long names and headers are read in one piece, however large they claim to be."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def read(self, size: int = -1) -> bytes:
+        if size > LARGEST_MEMBER:
+            raise tarfile.ReadError(f"a part of {size:,} bytes")
+        content: bytes = self._stream.read(size)
+        return content
+
+
+class _TarFile(tarfile.TarFile):
+    def __init__(self, name: Any = None, mode: Any = "r", fileobj: Any = None, **options: Any) -> None:
+        super().__init__(name, mode, _Bounded(fileobj) if fileobj is not None else None, **options)
+
+
 def _tar(source: Path) -> Iterator[Member]:
-    with tarfile.open(source) as archive:
+    with _TarFile.open(source) as archive:
         for info in archive:
             if not info.isdir():
                 load = functools.partial(_tar_content, archive, info)

@@ -186,7 +186,7 @@ def _detail_tasks(source: Source) -> Iterator[_Task]:
             PurePosixPath(image["file_name"]): DetailMasks(int(image["height"]), int(image["width"]), regions[identity])
             for identity, image in images.items()
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{source.path} is no PASCAL in Detail file ({type(error).__name__}: {error}); download it again") from error
     lists = PurePosixPath(rule.target).parent / "ImageSets" / "SegmentationContext"
     for phase, stems in phases.items():

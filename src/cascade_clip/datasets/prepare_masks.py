@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from cascade_clip.picture_files import LARGEST_PICTURE
 from cascade_clip.rle import decode_mask
 from cascade_clip.vocabulary import load_vocabulary
 
@@ -64,6 +65,8 @@ def detail_mask(masks: DetailMasks) -> bytes:
     Raises:
         ValueError: unknown category, damaged encoding, or a region of another size than its image.
     """
+    if not 0 < masks.height * masks.width <= LARGEST_PICTURE:
+        raise ValueError(f"an image of {masks.width} x {masks.height} pixels")
     labels = np.zeros((masks.height, masks.width), dtype=np.int64)
     for category, encoded in masks.regions:
         region = decode_mask(encoded)
@@ -78,11 +81,11 @@ def detail_mask(masks: DetailMasks) -> bytes:
 def train_id_mask(content: bytes) -> bytes:
     """Train ids 0..170 (255 unlabelled) of a `stuffthingmaps` PNG of COCO-Stuff."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if image.mode not in ("L", "P"):
                 raise ValueError(f"a PNG of mode {image.mode}; stuffthingmaps have one channel of 8 bits")
             mask = np.asarray(image)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"not a readable PNG ({error})") from error
     table, unknown = _train_id_table()
     strange = np.unique(mask[unknown[mask]])

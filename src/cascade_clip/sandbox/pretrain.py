@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from cascade_clip.sandbox.scenes import CLASS_NAMES, UNSEEN_NAMES, SceneConfig, choose_names, make_scene, make_single, phrase
+from cascade_clip.weight_files import read_pickle
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def pretrain(config: PretrainConfig) -> Path:
     optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
     state, start = folder / "state.pt", 0
     if state.is_file():
-        saved = torch.load(state, map_location="cpu", weights_only=True)
+        saved = read_pickle(state)
         if saved["config"] != json.dumps(asdict(config)):
             raise ValueError(f"{folder} holds a run with other settings; choose another folder, or delete {state}")
         model.load_state_dict(saved["model"])

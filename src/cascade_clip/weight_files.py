@@ -1,0 +1,71 @@
+"""PyTorch files from anywhere: nothing in them is executed, and what they claim to hold is compared with their size."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def read_pickle(path: Path, *, mmap: bool = False) -> Any:
+    """The tensors and plain values in a file that `torch.save` wrote, on the CPU.
+
+    Args:
+        path: the file.
+        mmap: leave the tensors of a zip on the disk until they are used.
+
+    Raises:
+        ValueError: damaged, objects that would have to be executed, or tensors that the file does not hold.
+    """
+    _check_container(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    except Exception as error:  # readers of files from elsewhere raise many kinds
+        text = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split()) or type(error).__name__
+        known = re.search(r"Unsupported \w+:? [\w. ]*\w", text)  # what PyTorch says behind long advice to trust the file
+        reason = known[0] if known else text[:160]
+        raise ValueError(f"damaged, or it holds objects that are never executed here; nothing in it was run ({reason})") from error
+    for tensor in _tensors(loaded):
+        _check_tensor(tensor)
+    return loaded
+
+
+def _check_container(path: Path) -> None:
+    """Refuse archives that unpack to more than they are, and tar archives, which old versions of PyTorch execute."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                parts = archive.infolist()
+            unpacked, size = sum(part.file_size for part in parts), path.stat().st_size
+            if unpacked > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                raise ValueError(f"its parts claim {unpacked:,} bytes, compressed, in a file of {size:,}; PyTorch writes none of that kind")
+        elif tarfile.is_tarfile(path):
+            raise ValueError("a tar archive of an old PyTorch, which is never executed here")
+    except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, EOFError) as error:
+        raise ValueError(f"a damaged archive ({error})") from error
+
+
+def _tensors(loaded: Any) -> Iterator[Tensor]:
+    """All tensors in nested mappings, lists and tuples, each container visited once."""
+    waiting, visited = [loaded], set()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, (Mapping, list, tuple, set)) and id(item) not in visited:
+            visited.add(id(item))
+            waiting += [*item.values(), *item.keys()] if isinstance(item, Mapping) else [*item]
+
+
+def _check_tensor(tensor: Tensor) -> None:
+    """Refuse tensors that claim more values than are stored."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        raise ValueError(f"a tensor of kind {tensor.layout} on {tensor.device}; plain ones are expected")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"a tensor claims shape {tuple(tensor.shape)} and stores {tensor.untyped_storage().nbytes()} bytes")

@@ -1,0 +1,101 @@
+"""What killed processes have left is removed by the next write; what is being written stays; checkpoints change places in one step."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cascade_clip import checkpoint, partial_files
+from cascade_clip.checkpoint import load_checkpoint, save_checkpoint
+from cascade_clip.partial_files import exchange, partial_name, remove_stale
+from cascade_clip.results import Segmentation
+from conftest import build_tiny
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from cascade_clip.partial_files import partial_name
+file, folder = partial_name(Path(sys.argv[1]) / "a.png"), partial_name(Path(sys.argv[1]) / "model")
+file.touch()
+folder.mkdir()
+(folder / "inside").touch()
+os.kill(os.getpid(), 9)
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def leave_behind(folder: Path) -> list[str]:
+    assert subprocess.run([sys.executable, "-c", KILLED, str(folder)]).returncode == -9
+    return names(folder)
+
+
+def test_the_next_write_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+    left = leave_behind(tmp_path)
+    assert len(left) == 2 and all(re.fullmatch(r"\.part-[0-9a-f]{8}-\d+-\d+(\.png)?", name) for name in left)
+    Segmentation(np.zeros((2, 2), dtype=np.int64), ("a",), ((0, 0, 0),)).save(tmp_path, "b", outputs=("index",))
+    assert names(tmp_path) == ["b.json", "b_index.png"]
+
+
+def test_what_others_are_writing_stays(tmp_path: Path) -> None:
+    (mine := partial_name(tmp_path / "mine.png")).touch()
+    alive = tmp_path / mine.name.replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
+    elsewhere = tmp_path / re.sub(r"part-[0-9a-f]{8}-\d+", "part-00000000-999999999", mine.name)  # another machine
+    dead = tmp_path / re.sub(r"-\d+-", "-999999999-", mine.name)
+    others = [tmp_path / name for name in (".part-abc.png", "part-0000.parquet", ".hidden")]
+    for path in (alive, elsewhere, dead, *others):
+        path.touch()
+    assert remove_stale(tmp_path) == [dead]
+    assert names(tmp_path) == sorted(path.name for path in (mine, alive, elsewhere, *others))
+    assert remove_stale(tmp_path / "nowhere") == []
+
+
+def test_no_two_names_are_alike(tmp_path: Path) -> None:
+    found = [partial_name(tmp_path / "a.png") for _ in range(3)]
+    assert len(set(found)) == 3
+    assert {path.suffix for path in found} == {".png"} and {path.parent for path in found} == {tmp_path}
+
+
+def test_exchange(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    done = exchange(tmp_path / "a", tmp_path / "b")
+    assert names(tmp_path / "a") == (["b"] if done else ["a"])
+    assert not exchange(tmp_path / "a", tmp_path / "nowhere")
+    assert names(tmp_path) == ["a", "b"]
+    assert done or sys.platform != "linux"
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_checkpoint_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(checkpoint, "exchange", lambda first, second: False)
+    model = build_tiny()
+    save_checkpoint(tmp_path / "model", model)
+    with torch.no_grad():
+        changed = next(model.model.parameters()).mul_(2)
+    save_checkpoint(tmp_path / "model", model)
+    assert torch.equal(next(load_checkpoint(tmp_path / "model").model.parameters()), changed)
+    assert names(tmp_path) == ["model"]
+    assert partial_files._machine() == partial_files._machine()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path, value: float) -> None:
+    weights = save_checkpoint(tmp_path / "model", build_tiny()) / "model.safetensors"
+    state = load_file(weights)
+    state["decoders.1.layers.0.expand.bias"][3] = value
+    save_file(state, weights)
+    with pytest.raises(ValueError, match=r"model.safetensors holds values that are no numbers .* in \['decoders.1.layers.0.expand.bias'\]"):
+        load_checkpoint(tmp_path / "model")

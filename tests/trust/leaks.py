@@ -1,0 +1,146 @@
+"""Leaks: many predictions, many requests to the service and many answers of the web page leave memory, files and threads as they were.
+
+The slope of the memory is a line of least squares through the resident memory after the warm-up, of the lowest value of each of twenty
+stretches: memory that is taken for a moment does not count, memory that is not given back does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import httpx
+import numpy as np
+import psutil
+import torch
+from figures import Figure, main
+from PIL import Image
+
+from cascade_clip.predictor import load_predictor
+from cascade_clip.sandbox.scenes import SceneConfig, make_scene
+from cascade_clip.web_answers import Question, Studio, heat_map
+from load_service import start_service
+
+MOST = 1024.0
+"""Bytes that the memory may grow per call."""
+STRETCHES = 20
+WORDS = ("water, snow, fabric, umbrella", "sky, sand", "tree = shrub; bush, road, cloud")
+
+
+class State(NamedTuple):
+    """What a process holds."""
+
+    memory: int
+    files: int
+    threads: int
+
+
+def state_of(process: psutil.Process) -> State:
+    """What a process holds now."""
+    return State(process.memory_info().rss, process.num_fds(), process.num_threads())
+
+
+def slope(values: list[int]) -> float:
+    """Growth per call, from the lowest value of each stretch."""
+    stretches = np.array_split(np.array(values, dtype=np.float64), min(STRETCHES, len(values)))
+    ends = np.cumsum([len(part) for part in stretches])
+    places = [end - len(part) + int(part.argmin()) for end, part in zip(ends, stretches, strict=True)]
+    return float(np.polyfit(places, [part.min() for part in stretches], 1)[0])
+
+
+def watch(what: str, call: Callable[[int], object], process: psutil.Process, calls: int, warm: int) -> Figure:
+    """Call something many times and look at a process after each."""
+    for number in range(warm):
+        call(number)
+    gc.collect()
+    states = []
+    for number in range(calls):
+        call(warm + number)
+        if process.pid == psutil.Process().pid and number % 50 == 0:
+            gc.collect()
+        states.append(state_of(process))
+    growth = slope([state.memory for state in states])
+    first, last = states[0], states[-1]
+    handles = max(state.files for state in states[calls // 2 :]) - max(state.files for state in states[: calls // 2])
+    threads = max(state.threads for state in states[calls // 2 :]) - max(state.threads for state in states[: calls // 2])
+    enough = calls >= 200  # in fewer calls a single page of the allocator is a steep slope
+    total = (last.memory - first.memory) / 2**20
+    text = (
+        f"{calls} after {warm} to warm up: {growth:+.0f} bytes per call ({total:+.1f} MiB in all), file handles "
+        f"{first.files} to {last.files}, threads {first.threads} to {last.threads}"
+    )
+    return Figure(what, text, (growth < MOST if enough else total < 8) and handles <= 0 and threads <= 0)
+
+
+def pictures(count: int) -> list[np.ndarray]:
+    """Scenes of several sizes."""
+    sizes = (64, 96, 80, 112)
+    return [make_scene(7, number, SceneConfig(size=sizes[number % 4])).image[: sizes[number % 4] - number % 9] for number in range(count)]
+
+
+def as_png(picture: np.ndarray) -> bytes:
+    """A picture as a file."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def watch_service(calls: int, warm: int) -> Figure:
+    """Requests to a service that is a process of its own."""
+    files = [as_png(picture) for picture in pictures(8)]
+    with start_service(["--queue", "8"]) as address, httpx.Client(base_url=address, timeout=60) as client:
+        port = int(address.rpartition(":")[2])
+        process = next(child for child in psutil.Process().children() if any(one.laddr.port == port for one in child.net_connections()))
+
+        def ask(number: int) -> None:
+            data = {"classes": WORDS[number % 3], "format": ("png", "json", "overlay", "coco")[number % 4]}
+            client.post("/segment", data=data, files={"image": files[number % 8]}).raise_for_status()
+
+        return watch("requests to the service", ask, process, calls, warm)
+
+
+def watch_page(calls: int, warm: int) -> Figure:
+    """Answers of the web page with a heat map each, as `web.answer` makes them; the files of old answers are removed as the page does."""
+    with tempfile.TemporaryDirectory(prefix="cascade-clip-leaks-") as folder:
+        studio = Studio(["mini"], Path(folder), 1_000_000)
+        paths = []
+        for number, picture in enumerate(pictures(8)):
+            paths.append(str(Path(folder) / f"{number}.png"))
+            Image.fromarray(picture).save(paths[-1])
+
+        def ask(number: int) -> Any:
+            found = studio.answer(Question("mini", paths[number % 8], WORDS[number % 3]))
+            heat_map(found.shown, found.shown.largest)
+            shutil.rmtree(found.json_file.parent)
+
+        return watch("answers of the web page", ask, psutil.Process(), calls, warm)
+
+
+def measure(quick: bool) -> Iterator[Figure]:
+    """All figures about leaks."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
+        predictor, scenes = load_predictor("mini", device="cpu"), pictures(24)
+
+        def predict(number: int) -> None:
+            predictor.segment(scenes[number % 24], WORDS[number % 3])
+
+        yield watch("predictions", predict, psutil.Process(), *((40, 24) if quick else (2000, 100)))
+        yield watch_page(*((20, 8) if quick else (500, 60)))
+        if not quick:
+            yield watch_service(500, 100)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(measure))
