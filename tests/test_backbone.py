@@ -16,6 +16,7 @@ from cascade_clip.clip import load_clip
 from cascade_clip.config import ClipConfig, ModelConfig, PromptConfig
 from cascade_clip.model import Segmenter, build_segmenter
 from cascade_clip.plain_values import config_from_dict
+from cascade_clip.towers import MOST_GRIDS
 
 
 def shallow_tower(name: str, **vision: Any) -> dict[str, Any]:
@@ -232,6 +233,16 @@ def test_positions_are_resized_once_per_grid() -> None:
     (torch.ones(15, 8, requires_grad=True) * found).sum().backward()  # filled under inference mode, used in training
     embedding.load_state_dict({"positions": torch.zeros(16, 8)})
     assert float(embedding((5, 3)).abs().max()) == 0  # new weights, new values
+
+
+def test_positions_are_kept_for_a_few_grids_alone() -> None:
+    """Pictures of ever new sizes must not fill the memory."""
+    embedding = PositionEmbedding(torch.randn(16, 8), (4, 4))
+    found = [embedding((5, columns)) for columns in range(1, 31)]
+    assert [key[0] for key in embedding._cache] == [(5, columns) for columns in range(31 - MOST_GRIDS, 31)]
+    assert embedding((5, 30)) is found[-1]
+    assert embedding((5, 1)) is not found[0]
+    torch.testing.assert_close(embedding((5, 1)), found[0])
 
 
 def test_a_model_made_under_inference_mode_works() -> None:

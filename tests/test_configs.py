@@ -97,13 +97,16 @@ def test_there_is_one_file_per_published_number() -> None:
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_names_say_what_the_settings_are(path: Path) -> None:
     config = load_config(path)
-    method, protocol = path.stem.split("-")[0], path.stem.rsplit("-", 1)[1]
+    stem = path.stem.removeprefix("recommended-")
+    method, protocol = stem.split("-")[0], stem.rsplit("-", 1)[1]
+    projection = ("clip", True) if stem != path.stem else ("random", False)
+    assert (config.model.projection.init, config.model.projection.trained) == projection
     assert config.train.protocol == protocol
     assert config.model.prompts.kind == ("none" if method == "frozen" else "deep")
-    assert len(config.model.stages) == (3 if "cascade" in path.stem else 1)
+    assert len(config.model.stages) == (3 if "cascade" in stem else 1)
     spectral = (config.model.prompts.spectral, config.model.decoder.kind, config.train.loss.dice, config.train.loss.ssim)
     assert spectral == ((True, "spectral", 0.0, 1.0) if method == "spt" else (False, "transformer", 1.0, 0.0))
-    data = path.stem.removeprefix(f"{method}-").removeprefix("cascade-").removesuffix(f"-{protocol}")
+    data = stem.removeprefix(f"{method}-").removeprefix("cascade-").removesuffix(f"-{protocol}")
     assert config.data.name == {"coco": "coco-stuff"}.get(data, data)
     assert config.evaluation is not None and config.evaluation.name == config.data.name
     steps = {"voc": 20_000, "coco-stuff": 80_000, "context": 40_000, "context-released": 40_000}[config.data.name]
@@ -163,7 +166,8 @@ FIGURES = {  # paper, Tables 2, 3 and 10
 @pytest.mark.parametrize("path", [path for path in PUBLISHED if not path.stem.startswith("spt")], ids=lambda path: path.stem)
 def test_decisive_values_are_the_published_ones(path: Path) -> None:
     config = load_config(path)
-    method, data = path.stem.split("-")[0], path.stem.removeprefix("frozen-cascade-").split("-")[-2 if "released" not in path.stem else -3]
+    stem = path.stem.removeprefix("recommended-")
+    method, data = stem.split("-")[0], stem.removeprefix("frozen-cascade-").split("-")[-2 if "released" not in stem else -3]
     if method != "frozen":
         assert config.model.prompts.tokens == TOKENS[method, data]
     pseudo = path.stem == "cascade-voc-transductive"

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_clip.aggregation import BlockAttention, Concatenation, LastBlock, WeightedSum, build_aggregation, gaussian_weights
-from cascade_clip.config import AggregationConfig, DecoderConfig
+from cascade_clip.config import AggregationConfig, DecoderConfig, LossConfig
 from cascade_clip.decoder import CrossAttention, Decoder, DecoderLayer, MaskAttention, Similarity
+from cascade_clip.losses import mask_loss
 from cascade_clip.metrics import ConfusionMatrix
 from cascade_clip.predictor import OTHER_PIXELS_AT_ONCE, PIXELS_AT_ONCE, Predictor, autocast_type, find_device, load_predictor
 from cascade_clip.target import Target
@@ -173,6 +174,16 @@ class TestDecoder:
         expected = decoder.mask_attention.mask_logits(refined, self.PATCHES)
         torch.testing.assert_close(decoder(self.QUERIES, self.PATCHES, (1, 7)), expected)
         assert len(Decoder(16, DecoderConfig(layers=1, heads=4)).layers) == 0
+
+
+class TestLosses:
+    def test_one_labelled_pixel(self) -> None:
+        labels = torch.full((1, 4, 4), -1)
+        labels[0, 2, 1] = 0
+        config = LossConfig(focal=100.0, alpha=0.25, gamma=2.0, ignored="masked")
+        found = mask_loss(torch.zeros(1, 2, 2, 2), labels, 2, config)
+        assert float(found.focal) == pytest.approx(100 * (0.25 + 0.75) * 0.5**2 * math.log(2), rel=1e-5)
+        assert int(found.masks) == 1
 
 
 class TestMetrics:

@@ -202,7 +202,7 @@ def test_compile_is_a_setting(folders: Path, monkeypatch: pytest.MonkeyPatch) ->
     build_task(tiny_config(folders))
     assert compiled == []
     task = build_task(tiny_config(folders, compile=True))
-    assert compiled == [task.model.forward]
+    assert compiled == [task.model.stage_masks]
     assert not any("_orig_mod" in name for name in task.state_dict())
 
 

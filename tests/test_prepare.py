@@ -545,7 +545,8 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (context_mask, raw_data.matlab({"Map": 1}), "no array LabelMap"),
         (train_id_mask, b"no png", "not a readable PNG"),
         (train_id_mask, raw_data.grey_png(np.zeros((9, 9)))[:-30], "not a readable PNG"),
-        (train_id_mask, raw_data.jpeg(0), "mode RGB"),
+        (train_id_mask, raw_data.jpeg(0), "not a readable PNG"),
+        (train_id_mask, raw_data.grey_png(np.zeros((9, 9, 3))), "mode RGB"),
         (train_id_mask, raw_data.grey_png(np.array([[25, 90, 0, 182]])), r"mask values \[25, 90, 182\]"),
     ],
 )

@@ -22,6 +22,9 @@ Grid = tuple[int, int]
 QUICK = 1.702
 """OpenAI's activation is x * sigmoid(QUICK * x), which is silu(QUICK * x) / QUICK: one pass over the hidden values instead of three."""
 
+MOST_GRIDS = 8
+"""Grids whose resized positions are kept: pictures smaller than a window, or pictures without windows, may each bring another one."""
+
 
 class Tower(Protocol):
     """What the backbone needs of an image tower, whatever library it comes from."""
@@ -62,7 +65,7 @@ class Tower(Protocol):
 
 
 class PositionEmbedding(nn.Module):
-    """Learned positions of one grid, resized bilinearly for other grids and kept per grid.
+    """Learned positions of one grid, resized bilinearly for other grids and kept for the last new ones, MOST_GRIDS at most.
 
     The cache holds values that follow from the parameter alone; it is emptied when the parameter changes. A parameter made under
     inference mode does not say when it changes: then nothing is kept.
@@ -84,7 +87,8 @@ class PositionEmbedding(nn.Module):
         key = (grid, self.positions.device, self.positions.dtype, self.positions._version, self.positions.data_ptr())
         found = self._cache.get(key)
         if found is None:
-            self._cache = {known: value for known, value in self._cache.items() if known[1:] == key[1:]}
+            valid = [(known, value) for known, value in self._cache.items() if known[1:] == key[1:]]
+            self._cache = dict(valid[1 - MOST_GRIDS :])
             with torch.inference_mode(False), torch.no_grad():
                 found = resize_positions(self.positions.clone(), self.grid, grid)
             self._cache[key] = found

@@ -50,7 +50,7 @@ class Fault(NamedTuple):
     work: Callable[[Path], object]
     """Does the work, or goes on with it, in a folder."""
     trials: tuple[int, int]
-    """Kills in full and in quick mode."""
+    """Kills in full and in quick mode, where a kind without any is left out."""
     whole: Callable[[Path, Files], int]
     """How many things in a folder after a kill are not what they should be."""
     same: Callable[[str], bool] = lambda name: True
@@ -128,10 +128,10 @@ def kinds(base: Path) -> list[Fault]:
 
     timeless: Callable[[str], bool] = lambda name: not any(word in name for word in VARYING)  # noqa: E731
     return [
-        Fault("training", lambda out: fit(config, out, resume="auto"), (12, 1), broken_states, lambda name: "model.safetensors" in name),
+        Fault("training", lambda out: fit(config, out, resume="auto"), (12, 0), broken_states, lambda name: "model.safetensors" in name),
         Fault("data preparation", prepare, (6, 2), damaged),
-        Fault("batch segmentation", segment, (6, 2), damaged),
-        Fault("checkpoint writing", write, (6, 2), wrong_checkpoint, timeless),
+        Fault("batch segmentation", segment, (6, 1), damaged),
+        Fault("checkpoint writing", write, (6, 1), wrong_checkpoint, timeless),
     ]
 
 
@@ -269,7 +269,7 @@ def cut_downloads(base: Path, *, quick: bool) -> Figure:
     weights = (model / "model.safetensors").read_bytes()
     send = _Handler._send
     right = refused = half = 0
-    trials = 2 if quick else 8
+    trials = 1 if quick else 8
     moments = random.Random(SEED)
     for number in range(trials):
         place = moments.randrange(1, len(weights))
@@ -312,7 +312,7 @@ def measure(quick: bool) -> Iterator[Figure]:
     moments = random.Random(SEED)
     with tempfile.TemporaryDirectory(prefix="cascade-clip-faults-") as folder:
         base = Path(folder)
-        faults = kinds(base)
+        faults = [fault for fault in kinds(base) if fault.trials[quick]]
         found = []
         for number, fault in enumerate(faults):
             place = base / f"fault{number}"

@@ -4,72 +4,68 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
 import yaml
+from children import start_child
 from figures import Figure, main
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
+from scipy.sparse import csc_matrix
 
 import test_fuzz
 from cascade_clip.checkpoint import load_checkpoint, load_config, save_checkpoint
 from cascade_clip.config import Config
+from cascade_clip.datasets.matlab_files import unpack_matlab
 from cascade_clip.datasets.prepare_masks import DetailMasks, context_mask, detail_mask, sbd_mask
 from cascade_clip.importer import read_released
 from cascade_clip.plain_values import config_to_dict
 from cascade_clip.rle import decode_mask, encode_mask
 from conftest import build_tiny
 
-FULL_SECONDS, QUICK_SECONDS = 300.0, 2.0
+FULL_SECONDS, QUICK_SECONDS = 300.0, 1.0
 """Seconds that all readers are fuzzed for, together."""
 SLOWEST = 10.0
 """Seconds of processor time of one case."""
+SILENCE = 120
+"""Seconds after which a case hangs, however busy the machine is; the system ends the process then."""
+MOST_DEATHS = 3
 
 Read = Callable[[bytes], object]
 
 
-class Target:
-    """A reader of bytes, whole examples to begin from, and what came of the cases."""
+class Target(NamedTuple):
+    """A reader of bytes, and whole examples to begin from, which it reads without an error."""
 
-    def __init__(self, name: str, read: Read, seeds: list[bytes]) -> None:
-        """Keep them; the examples must be read without an error."""
-        self.name, self.read, self.seeds = name, read, seeds
-        self.accepted = self.refused = 0
-        self.slowest = 0.0
-        self.wrong: list[str] = []
+    name: str
+    read: Read
+    seeds: list[bytes]
 
-    def run(self, content: bytes) -> None:
-        """Try one case."""
+    def try_case(self, content: bytes) -> tuple[str, float]:
+        """What came of one case, and the seconds of processor time it took."""
         begin = time.process_time()
         try:
             self.read(content)
-            self.accepted += 1
+            found = "read"
         except (ValueError, OSError):
-            self.refused += 1
+            found = "refused"
         except Exception as error:
-            self.wrong.append(f"{type(error).__name__}: {str(error)[:120]}")
-        self.slowest = max(self.slowest, time.process_time() - begin)
-
-    def figure(self) -> Figure:
-        """What is found."""
-        cases = self.accepted + self.refused + len(self.wrong)
-        text = (
-            f"{cases} cases: {self.accepted} read, {self.refused} refused with ValueError or OSError, {len(self.wrong)} other errors; the "
-            f"slowest took {self.slowest:.2f} s of processor time"
-        )
-        some = sorted(set(self.wrong))[:4]
-        return Figure(f"random bytes for {self.name}", "; ".join([text, *some]), cases > 0 and not self.wrong and self.slowest <= SLOWEST)
+            found = f"{type(error).__name__}: {str(error)[:120]}"
+        return found, time.process_time() - begin
 
 
 def mutate(content: bytes, other: bytes, generator: np.random.Generator) -> bytes:
@@ -99,11 +95,11 @@ def mutate(content: bytes, other: bytes, generator: np.random.Generator) -> byte
     return bytes(changed)
 
 
-def matlab(**values: Any) -> bytes:
-    """A `.mat` file, compressed as the originals are."""
+def matlab(**values: Any) -> list[bytes]:
+    """A `.mat` file, compressed as the originals are, and not, so that changes reach what is inside."""
     buffer = io.BytesIO()
     savemat(buffer, values, do_compression=True)
-    return buffer.getvalue()
+    return [buffer.getvalue(), unpack_matlab(buffer.getvalue())]
 
 
 def read_lengths(content: bytes) -> object:
@@ -141,6 +137,8 @@ def build_targets(folder: Path) -> list[Target]:
         states.append(buffer.getvalue())
     settings_text = yaml.safe_dump(config_to_dict(Config())).encode()
     masks = np.random.default_rng(0).integers(0, 20, (12, 20, 30)).astype(np.uint8)
+    edges = np.empty((2, 1), dtype=object)
+    edges[:, 0] = [csc_matrix(mask > 17) for mask in masks[:2]]
     lengths = [{"size": [20, 30], "counts": counts} for counts in ([100, 50, 450], [0, 600], encode_mask(masks[0] > 9)["counts"])]
     return [
         Target("model.safetensors of a model folder", part_of_model("model.safetensors"), [(model / "model.safetensors").read_bytes()]),
@@ -149,37 +147,68 @@ def build_targets(folder: Path) -> list[Target]:
         Target("settings in YAML", file("a.yaml", load_config), [settings_text, b"train: {steps: 3, optimizer: {learning_rate: 1e-3}}\n"]),
         Target("released state dicts (.pth, zip and legacy)", file("a.pth", read_released), states),
         Target("COCO run lengths", read_lengths, [json.dumps(values).encode() for values in lengths]),
-        Target("SBD masks (.mat)", sbd_mask, [matlab(GTcls={"Segmentation": mask, "Boundaries": mask}) for mask in masks[:3]]),
-        Target("PASCAL Context masks (.mat)", context_mask, [matlab(LabelMap=mask.astype(np.uint16)) for mask in masks[:3]]),
+        Target("SBD masks (.mat)", sbd_mask, matlab(GTcls={"Segmentation": masks[0], "Boundaries": edges})),
+        Target("PASCAL Context masks (.mat)", context_mask, matlab(LabelMap=masks[1].astype(np.uint16))),
     ]
 
 
-def fuzz(targets: list[Target], seconds: float) -> None:
-    """Share the time between the readers; half of it is mutation, the rest what hypothesis thinks of."""
-    share = seconds / len(targets)
-    for number, target in enumerate(targets):
-        for seed in target.seeds:
-            target.read(seed)
-        generator = np.random.default_rng(number)
-        end = time.monotonic() + share * 0.8
-        while time.monotonic() < end:
+def try_cases(target: Target, seconds: float, seed: int, folder: Path) -> None:
+    """Try cases for so long: most are mutations, the rest what hypothesis thinks of. A line of the journal is added after each."""
+    for content in target.seeds:
+        target.read(content)
+    generator, begin = np.random.default_rng(seed), time.monotonic()
+    with (folder / "journal").open("a", encoding="utf-8") as journal:
+
+        def one(content: bytes) -> None:
+            (folder / "case").write_bytes(content)
+            signal.alarm(SILENCE)
+            journal.write(json.dumps(target.try_case(content)) + "\n")
+            journal.flush()
+
+        while True:
             first, second = generator.integers(len(target.seeds), size=2)
-            target.run(mutate(target.seeds[first], target.seeds[second], generator))
-        end = time.monotonic() + share * 0.2
-        while time.monotonic() < end:
-            with_hypothesis(target, end)
+            one(mutate(target.seeds[first], target.seeds[second], generator))
+            if time.monotonic() > begin + 0.8 * seconds:
+                break
+        while time.monotonic() < begin + seconds:
+            with_hypothesis(target, begin + seconds, one)
 
 
-def with_hypothesis(target: Target, end: float) -> None:
+def with_hypothesis(target: Target, end: float, one: Callable[[bytes], None]) -> None:
     """A hundred cases that hypothesis makes: free bytes, and examples with a part replaced."""
 
     @settings(max_examples=100, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(target.seeds), st.integers(0, 2000), st.binary(max_size=60), st.booleans())
-    def one(seed: bytes, place: int, content: bytes, alone: bool) -> None:
+    def case(seed: bytes, place: int, content: bytes, alone: bool) -> None:
         if time.monotonic() < end:
-            target.run(content if alone else seed[:place] + content + seed[place + len(content) :])
+            one(content if alone else seed[:place] + content + seed[place + len(content) :])
 
-    one()
+    case()
+
+
+def fuzz(target: Target, seconds: float, seed: int, folder: Path) -> Figure:
+    """Try cases in a child process, which is started again when a case ends it, up to `MOST_DEATHS` times."""
+    folder.mkdir()
+    end, deaths = time.monotonic() + seconds, []
+    while len(deaths) <= MOST_DEATHS:
+        left, start = max(0.1, end - time.monotonic()), seed + 1000 * len(deaths)
+        _, status = os.waitpid(start_child(lambda: try_cases(target, left, start, folder)), 0)  # noqa: B023 (called at once)
+        code = os.waitstatus_to_exitcode(status)
+        if code == 0:
+            break
+        case = (folder / "case").read_bytes() if (folder / "case").exists() else b""
+        deaths.append(f"{signal.Signals(-code).name if code < 0 else f'exit code {code}'} at {len(case)} bytes {case[-40:]!r}")
+    journal = (folder / "journal").read_text(encoding="utf-8").splitlines() if (folder / "journal").exists() else []
+    lines = [json.loads(line) for line in journal]
+    results, slowest = Counter(found for found, _ in lines), max((taken for _, taken in lines), default=0.0)
+    wrong = sorted(results.keys() - {"read", "refused"})
+    text = (
+        f"{len(lines) + len(deaths)} cases: {results['read']} read, {results['refused']} refused with ValueError or OSError, "
+        f"{sum(results[name] for name in wrong)} other errors, {len(deaths)} ended or stopped the process; "
+        f"the slowest took {slowest:.2f} s of processor time"
+    )
+    sound = results["read"] + results["refused"] == len(lines) > 0 and not deaths and slowest <= SLOWEST
+    return Figure(f"random bytes for {target.name}", "; ".join([text, *wrong[:4], *deaths[:2]]), sound)
 
 
 def counting(test: Callable[..., None], cases: list[dict[str, Any]]) -> Callable[..., None]:
@@ -213,9 +242,9 @@ def measure(quick: bool) -> Iterator[Figure]:
     torch.set_num_threads(1)
     yield from properties(5 if quick else 300)
     with tempfile.TemporaryDirectory(prefix="trust-fuzzing-") as name:
-        targets = build_targets(Path(name))
-        fuzz(targets, QUICK_SECONDS if quick else FULL_SECONDS)
-        yield from (target.figure() for target in targets)
+        targets, seconds = build_targets(Path(name)), QUICK_SECONDS if quick else FULL_SECONDS
+        for number, target in enumerate(targets):
+            yield fuzz(target, seconds / len(targets), number, Path(name) / f"cases {number}")
 
 
 if __name__ == "__main__":

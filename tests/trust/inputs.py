@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from figures import Figure, main
-from odd_pictures import Case, all_cases, encode, scene
+from odd_pictures import Case, all_cases, damaged, encode, odd_modes, scene
 from PIL import Image
 
 from cascade_clip.batch import IMAGE_SUFFIXES
@@ -167,7 +167,7 @@ def try_segment_command(cases: list[Case], folder: Path) -> Figure:
     code, errors, memory = run_command(["segment", str(pictures), "--classes", CLASSES, "--out", str(out)], folder)
     lines = [line for line in errors.splitlines() if line.startswith("cascade-clip: error: ")]
     results = [path for path in out.rglob("*.json")]
-    count = sum(path.suffix in IMAGE_SUFFIXES for path in pictures.iterdir())
+    count = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in pictures.iterdir())
     outside = set(folder.iterdir()) - before - {out, folder / "errors.txt"}
     found = f"{count} files: {len(results)} results, {len(lines)} one-line errors, {memory:.0f} MiB, {len(outside)} files elsewhere"
     sound = len(results) + len(lines) == count and code == 2 and "Traceback" not in errors and memory <= MOST_MEMORY and not outside
@@ -258,16 +258,15 @@ def try_names(folder: Path, wanted: Iterable[str]) -> Figure:
 
 def measure(quick: bool) -> Iterator[Figure]:
     """Files in a child process, then the commands, then class names."""
-    cases = all_cases()
     with tempfile.TemporaryDirectory(prefix="trust-inputs-") as name:
         folder = Path(name)
-        masks = mask_cases()
         if quick:
-            yield try_files("picture", [case for case in cases[:-20] if len(case.content) < 20_000][::11], folder)
+            yield try_files("picture", [*odd_modes(), *damaged(np.random.default_rng(9))][::12], folder)
             yield try_names(folder, ("scripts", "paths", *REFUSED))
             return
+        cases = all_cases()
         yield try_files("picture", cases, folder)
-        yield try_files("mask", [*masks, *(case for case in cases if "of black" not in case.name)], folder)
+        yield try_files("mask", [*mask_cases(), *(case for case in cases if "of black" not in case.name)], folder)
         yield try_names(folder, NAMES)
         for step in ("command", "check"):
             (folder / step).mkdir()

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from cascade_clip.datasets.matlab_files import load_matlab
 from cascade_clip.picture_files import LARGEST_PICTURE
 from cascade_clip.rle import decode_mask
 from cascade_clip.vocabulary import load_vocabulary
@@ -43,7 +44,7 @@ class DetailMasks(NamedTuple):
 
 def sbd_mask(content: bytes) -> bytes:
     """The class mask (0 background, 1..20) of an SBD `cls/*.mat` file: struct `GTcls`, field `Segmentation`."""
-    found = _load_matlab(content)
+    found = load_matlab(content)
     try:
         mask = np.asarray(found["GTcls"][0, 0]["Segmentation"])
     except (KeyError, IndexError, ValueError) as error:
@@ -53,7 +54,7 @@ def sbd_mask(content: bytes) -> bytes:
 
 def context_mask(content: bytes) -> bytes:
     """The 59-class mask (0 other, 1..59) of a PASCAL Context `.mat` file: array `LabelMap` of values 0..459."""
-    found = _load_matlab(content)
+    found = load_matlab(content)
     if "LabelMap" not in found:
         raise ValueError("no array LabelMap; is this a file of the 459-class archive?")
     return _png(_context_table()[_checked(np.asarray(found["LabelMap"]), CONTEXT_NAMES)])
@@ -94,16 +95,6 @@ def train_id_mask(content: bytes) -> bytes:
             f"mask values {strange.tolist()} that COCO-Stuff does not use; are these the pixel maps of stuffthingmaps_trainval2017?"
         )
     return _png(table[mask])
-
-
-def _load_matlab(content: bytes) -> dict[str, Any]:
-    from scipy.io import loadmat
-
-    try:
-        found: dict[str, Any] = loadmat(io.BytesIO(content))
-    except Exception as error:  # on damaged bytes the reader raises almost anything
-        raise ValueError(f"not a readable MATLAB file ({error})") from error
-    return found
 
 
 def _checked(mask: NDArray[Any], largest: int) -> NDArray[Any]:
