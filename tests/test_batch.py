@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cascade_clip import batch
 from cascade_clip.__main__ import main
 from cascade_clip.batch import Source, find_sources, read_frames, segment_sources
 from cascade_clip.predictor import Predictor, load_predictor
@@ -128,6 +131,24 @@ def test_broken_pictures_do_not_stop_the_rest(tiny_folder: Path, tmp_path: Path,
     assert "0 pictures segmented, 2 done before, 1 failed" in capsys.readouterr().out
     assert main([*words, "--outputs", "index,png"]) == 2
     assert "--outputs does not know png; choose from overlay, index, coco, labelme, heatmaps" in capsys.readouterr().err
+
+
+def test_one_large_picture_is_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside each picture that comes out: those that were given to the readers by then."""
+    given: list[str] = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, function: Any, source: Source) -> Any:  # type: ignore[override]
+            given.append(source.name)
+            return super().submit(function, source)
+
+    monkeypatch.setattr(batch, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(batch, "is_large", lambda path: path.name.isupper())
+    monkeypatch.setattr(batch, "_read", lambda source: batch.Item(source, None))
+    found = [(item.source.name, "".join(given)) for item in batch._read_ahead([Source(Path(name), name) for name in "abcLMdefgh"])]
+    every = "abcLMdefgh"
+    assert found[:6] == [("a", "abc"), ("b", "abc"), ("c", "abcL"), ("L", "abcLM"), ("M", "abcLMd"), ("d", every)]
+    assert [name for name, _ in found] == list(every)
 
 
 def test_frames_of_a_video(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,6 +134,18 @@ def test_the_first_of_the_highest_is_chosen() -> None:
         _ = CalibrationSweep((0.0,), rows[:1], 1, 0.1).best  # type: ignore[arg-type]
 
 
+def test_without_anything_to_choose_by_the_curve_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = CalibrationSweep((0.0, 0.1), (scores_with(None), scores_with(None)), 1, 0.1)  # type: ignore[arg-type]
+    monkeypatch.setattr("cascade_clip.calibration.sweep_calibration", lambda *words, **flags: sweep)
+    assert main(["calibration", "mini", "--data", "sandbox", "--limit", "1", "--out", str(tmp_path / "out")]) == 2
+    assert "there is no hIoU to choose by" in capsys.readouterr().err
+    found = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert found["chosen"] is None and [row["calibration"] for row in found["rows"]] == [0.0, 0.1]
+    assert (tmp_path / "out" / "calibration.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("values", "held_out", "unseen", "message"),
     [

@@ -12,25 +12,25 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
+from cascade_clip import reproduce_commands
 from cascade_clip.__main__ import main
 from cascade_clip.bootstrap import Tallies
 from cascade_clip.config import Config, DataConfig, InferenceConfig
 from cascade_clip.data import build_dataset, sandbox_vocabulary
 from cascade_clip.plain_values import config_from_dict, read_yaml
-from cascade_clip.reproduce_commands import describe_choice
 from cascade_clip.reproduction import job_process, jobs
 from cascade_clip.reproduction.entries import Entry, Row, build_entry, find_entries, list_entries
 from cascade_clip.reproduction.jobs import Job, estimate_seconds, plan_jobs, run_jobs
 from cascade_clip.reproduction.runs import (
     Choice,
     Inference,
-    Result,
     choice_of,
     collect_results,
     inference_of,
@@ -84,7 +84,7 @@ def finish(out: Path, entries: Sequence[Entry], world: World, seeds: Sequence[in
 def test_every_table_figure_and_question_is_there() -> None:
     tables = [f"table{number}" for number in (1, 4, 5, 6, 7, 8, 9, 10, 12, 14, 15, 16, 17, 18)]
     keys = [entry.key for entry in list_entries()]
-    assert keys == [*tables, "figure1", "figure4", "figure6", "figure7", *(f"question{number}" for number in range(1, 7))]
+    assert keys == [*tables, "figure1", "figure4", "figure6", "figure7", *(f"question{number}" for number in range(1, 8))]
     three = {"table1", "table4", "table6", "table8", "table10", *(key for key in keys if key.startswith("question"))}
     assert {entry.key: entry.seeds for entry in list_entries()} == {key: (0, 1, 2) if key in three else (0,) for key in keys}
 
@@ -92,7 +92,7 @@ def test_every_table_figure_and_question_is_there() -> None:
 def test_all_begins_with_the_tables_of_three_seeds() -> None:
     keys = [entry.key for entry in find_entries("all")]
     assert keys[:6] == ["table1", "table4", "table6", "table8", "table10", "table5"]
-    assert set(keys[-6:]) == {f"question{number}" for number in range(1, 7)}
+    assert set(keys[-7:]) == {f"question{number}" for number in range(1, 8)}
     assert sorted(keys) == sorted(entry.key for entry in list_entries())
 
 
@@ -333,6 +333,38 @@ def test_a_run_is_found_under_the_name_it_was_made_with(tmp_path: Path) -> None:
     made = tmp_path / "runs" / f"cascade-clip-{training_key(config)}"
     made.mkdir(parents=True)
     assert run_folder(tmp_path, row_of("3 decoders"), config) == made
+
+
+def test_the_seeds_of_a_training_share_a_folder(tmp_path: Path) -> None:
+    """Table 5 needs the first seed of the cascade under another name than Table 1, which needs all."""
+    world, seeds = load_world("sandbox"), {"table5": (0,), "table1": (0, 1, 2)}
+    entries = find_entries("table5,table1")
+    planned = plan_jobs(entries, world, seeds, tmp_path)
+    folders: dict[str, set[Path]] = {}
+    for job in planned:
+        folders.setdefault(training_key(job.config), set()).add(job.folder.parent)
+    assert {len(found) for found in folders.values()} == {1}
+    for job in planned:
+        (job.folder / "model").mkdir(parents=True)
+        (job.folder / "model" / "checkpoint.json").write_text("{}")
+        for inference in job.inferences:
+            write_result(job.folder, inference, TALLIES, SEEN)
+    for entry in entries:
+        for row in entry.rows:
+            assert [found.seed for found in collect_results(entry, row, world, seeds[entry.key], tmp_path)] == list(seeds[entry.key])
+    assert all(job.done for job in plan_jobs(entries[::-1], world, seeds, tmp_path))
+
+
+def test_seeds_in_two_folders_are_all_found(tmp_path: Path) -> None:
+    """As earlier versions left them: a seed that only the second folder has, and one that both have, scored in the second alone."""
+    world, entry = tiny_world(), entry_of(row_of("z"))
+    key = training_key(training_config(world, entry.rows[0], 0))
+    finish(tmp_path, [entry], world, (0, 1))
+    (tmp_path / "runs" / f"a-{key}" / "seed-1").mkdir(parents=True)
+    (tmp_path / "runs" / f"a-{key}" / "seed-2").mkdir()
+    found = collect_results(entry, entry.rows[0], world, (0, 1, 2), tmp_path)
+    assert [(one.seed, one.checkpoint.parent.parent.name) for one in found] == [(0, f"z-{key}"), (1, f"z-{key}")]
+    assert [job.done for job in plan_jobs([entry], world, {"table1": (0, 1, 2)}, tmp_path)] == [True, True, False]
 
 
 def test_scores_by_hand() -> None:
@@ -594,10 +626,66 @@ def test_bad_input_is_one_line(words: list[str], message: str, capsys: pytest.Ca
     assert message in capsys.readouterr().err
 
 
-def test_choices_are_told() -> None:
-    results = [Result(seed, {}, TALLIES, SEEN, 0.0, Path(), value) for seed, value in ((0, 0.2), (2, 0.05))]
-    row = Row("chosen", {}, {}, choices=(0.0, 0.05, 0.2))
-    assert describe_choice(row, results) == "chosen: chosen from 0, 0.05, 0.2 was 0.2 (seed 0), 0.05 (seed 2)."
+def test_choices_are_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    (entry,) = find_entries("question4")
+    planned = plan_jobs([entry], load_world("sandbox"), {"question4": (0,)}, tmp_path)
+    finish(tmp_path, [entry], load_world("sandbox"), (0,))
+    for job in planned:
+        for choice in job.choices:
+            write_choice(job.folder, choice, {"chosen": 0.2})
+    assert main(["reproduce", "question4", "--out", str(tmp_path), "--seeds", "0", "--show"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("(seed 0)") == 1
+    assert "chosen without unseen labels: 0.2 (seed 0)." in text
+
+
+@pytest.mark.parametrize(
+    ("quota", "free", "cores", "at_once"),
+    [
+        ("max 100000", 99.0, 8, 8),
+        ("", 99.0, 8, 8),  # no such file
+        ("350000 100000", 99.0, 3, 3),
+        ("50000 100000", 99.0, 1, 1),
+        ("900000 100000", 99.0, 8, 8),
+        ("max 100000", 3.7, 8, 3),
+        ("max 100000", 0.5, 8, 1),
+    ],
+)
+def test_cores_and_memory_bound_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, free: float, cores: int, at_once: int
+) -> None:
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    monkeypatch.setattr(reproduce_commands, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=int(free * 2**30)))
+    assert reproduce_commands.count_cores() == cores
+    assert reproduce_commands.count_jobs() == at_once
+
+
+def test_a_row_without_all_seeds_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (entry,) = find_entries("table9")
+    finish(tmp_path, [entry], load_world("sandbox"), (0, 1))
+    missing = plan_jobs([entry], load_world("sandbox"), {"table9": (0, 1)}, tmp_path)[-1]
+    assert (missing.name, missing.config.train.seed) == ("independent", 1)
+    for path in missing.folder.glob("scores-*"):
+        path.unlink()
+    assert main(["reproduce", "table9", "--out", str(tmp_path), "--seeds", "0,1", "--show"]) == 0
+    command = f"cascade-clip reproduce table9 --seeds 0,1 --out {tmp_path}"
+    text = capsys.readouterr().out
+    assert f"incomplete: independent (without seed 1); {command}" in text
+    assert "not run" not in text
+    words = f"Incomplete rows (1): independent (without seed 1). This command makes what is missing: `{command}`"
+    assert words in (tmp_path / "reproduction.md").read_text()
+
+
+def test_showing_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("cascade_clip.reproduction.counts.count_cost", lambda *_: pytest.fail("counted"))
+    monkeypatch.setattr("cascade_clip.reproduction.counts.measure_speed", lambda *_: pytest.fail("timed"))
+    assert main(["reproduce", "table12", "--out", str(tmp_path), "--show"]) == 0
+    assert f"not counted; cascade-clip reproduce table12 --out {tmp_path}" in capsys.readouterr().out
+    assert not (tmp_path / "costs").exists()
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from cascade_clip.predictor import load_predictor
 from cascade_clip.reproduction import counts, figures
 from cascade_clip.reproduction.charts import describe_picture, draw_differences, draw_lengths, save_picture
 from cascade_clip.reproduction.entries import Entry, Figures, Row, find_entries
-from cascade_clip.reproduction.markdown import build_markdown, overview, seed_spread
+from cascade_clip.reproduction.markdown import build_markdown, different_tests, how_to_read, overview, seed_spread
 from cascade_clip.reproduction.page import build_page, write_page
 from cascade_clip.reproduction.runs import Result, inference_of, score, seed_folder, training_config, write_result
 from cascade_clip.reproduction.sections import Section, build_section
@@ -90,6 +90,17 @@ def test_intervals_of_few_seeds_alone_are_not_enough() -> None:
     assert (found.standing, found.outcome, found.firm) == ("leaning", "leans the same way", False)
     assert verdicts(alike(0.50, 0.52, 0.60), alike(0.44, 0.46, 0.495))["S"].outcome == "leans the other way"
     assert difference_cell(found).tone == ""
+
+
+def test_a_leaning_needs_the_seeds_too() -> None:
+    """No resample holds 0 or more, but t = 0.105 / 0.0716 = 1.47 with 2 degrees: p = 0.28."""
+    found = verdicts(alike(0.40, 0.46), alike(0.47, 0.60))["S"]
+    assert found.found.wins == 0 and found.p_value == pytest.approx(0.280, abs=2e-3)
+    assert (found.standing, found.outcome) == ("open", "open")
+    leaning = verdicts(alike(0.44, 0.46, 0.495), alike(0.50, 0.52, 0.60))
+    words = " ".join(describe(entry(), list(leaning.values()), {}, "coco-stuff"))
+    assert "leans one way if 90 % of the resamples do and the t test over the seeds gives p < 0.2. That is a hint and no finding" in words
+    assert "leans one way" not in " ".join(describe(entry(), [found], {}, "coco-stuff"))
 
 
 def test_undecided() -> None:
@@ -228,7 +239,8 @@ def test_markdown(tmp_path: Path) -> None:
     assert "Not run here. This command does: `cascade-clip reproduce figure12`" in lines
     assert "| Table 1. Is it <better>? | 3 | 1 holds | 1 holds | 1 holds |" in lines
     assert "| Figure 12. Is it <better>? | - | not run | not run | not run |" in lines
-    assert "3 differences are tested on this page, and 3 are certain." in text
+    assert "3 differences between rows with several seeds are tested on this page, and 3 are certain; if no row differed" in text
+    assert "trained models (one seed)" not in text
     assert "deviate by S 1.0, U 1.0, hIoU 1.0 (pooled standard deviation)" in text
     assert "differ by up to S 2.8, U 2.8, hIoU 2.8 in 95 %" in text  # 1.96 * sqrt(2)
 
@@ -238,6 +250,55 @@ def test_overview_marks_single_seeds() -> None:
     one = Section(entry(), WORLD, runs, "", judge(entry(), runs, "coco-stuff"))
     assert [cell.text for cell in overview([one]).rows[0][1:3]] == ["1", "1 holds (one seed)"]
     assert seed_spread([one]) == {}
+
+
+def test_the_same_comparison_counts_once() -> None:
+    """Twice with several seeds (the second time the other way round), and once with one seed, which speaks of trained models."""
+    several = {"plain": alike(0.300, 0.310, 0.320), "ours": alike(0.400, 0.410, 0.420)}
+    single = {"plain": alike(0.3), "ours": alike(0.4)}
+    turned = replace(entry(key="table4"), reference="plain")
+    sections = [
+        Section(one, WORLD, runs, "", judge(one, runs, "coco-stuff"))
+        for one, runs in ((entry(), several), (turned, several), (entry(key="table5"), single))
+    ]
+    assert [verdict.figure for verdict in different_tests(sections)] == ["S", "U", "hIoU"] * 2
+    text = how_to_read(WORLD, sections)[-1]
+    assert "3 differences between rows with several seeds are tested on this page, and 3 are certain; if no row differed" in text
+    assert "3 differences between trained models (one seed) are tested on this page, and 3 are certain; if no trained model" in text
+    page = build_page(WORLD, sections)
+    assert "<b>3 of 3</b><span>differences between rows</span><small>certain, several seeds</small>" in page
+    assert "<b>3 of 3</b><span>differences between trained models</span><small>certain, one seed</small>" in page
+    other = replace(entry(), rows=(entry().rows[0], replace(entry().rows[1], settings={"inference": {"calibration": 0.3}})))
+    assert len(different_tests([*sections, Section(other, WORLD, several, "", sections[0].verdicts)])) == 9
+
+
+def test_a_choice_of_the_value_of_another_row_is_no_other_comparison() -> None:
+    fixed = {"inference": {"calibration": 0.2}}
+    rows = (Row("published", {}, {}), Row("0.2", {}, fixed), Row("chosen", {}, {}, choices=(0.1, 0.2)))
+    table = Entry("question4", "", rows, "published", "coco-stuff", (0, 1), "question")
+    runs = {
+        "published": alike(0.3, 0.31, checkpoint="m"),
+        "0.2": alike(0.4, 0.41, checkpoint="m"),
+        "chosen": alike(0.4, 0.41, checkpoint="m"),
+    }
+    for chosen, tests in (((0.2, 0.2), 3), ((0.2, 0.1), 6)):
+        values = {"published": (0.1, 0.1), "0.2": (0.2, 0.2), "chosen": chosen}
+        results = {name: [replace(run, calibration=value) for run, value in zip(runs[name], values[name], strict=True)] for name in runs}
+        assert len(different_tests([Section(table, WORLD, results, "", judge(table, results, "coco-stuff"))])) == tests
+
+
+def test_the_spread_of_seeds_depends_on_no_order() -> None:
+    """Rows that share their training count once, by the first; chosen calibrations are not the same settings."""
+    rows = (Row("first", {}, {}), Row("second", {}, {}), Row("chosen", {}, {}, choices=(0.1, 0.2)))
+    table = Entry("question4", "", rows, "first", "coco-stuff", (0, 1, 2), "question")
+    runs = {
+        "first": alike(0.30, 0.31, 0.32, checkpoint="m"),
+        "second": alike(0.30, 0.40, 0.50, checkpoint="m"),
+        "chosen": alike(0.1, 0.5, 0.9, checkpoint="n"),
+    }
+    found = Section(table, WORLD, runs, "")
+    assert seed_spread([found])["S"] == pytest.approx(0.01)
+    assert seed_spread([replace(found, results=dict(reversed(runs.items())))])["S"] == pytest.approx(0.01)
 
 
 def test_page_holds_every_row_and_picture(tmp_path: Path) -> None:
@@ -320,6 +381,14 @@ def test_figures_are_drawn(runs: Path, key: str, words: str, monkeypatch: pytest
     assert path == runs / "pictures" / f"{key}.png"
     assert words in describe_picture(path)
     assert Image.open(path).width > 1000
+
+
+def test_scores_whose_checkpoint_is_gone_draw_nothing(runs: Path) -> None:
+    for path in runs.glob("runs/*/seed-0/model"):
+        path.unlink()
+    for found in find_entries("figure1, figure4, figure6"):
+        assert figures.draw_figure(found, WORLD, runs, (0,)) == []
+    assert counts.count_parts(find_entries("table17")[0], WORLD, runs, (0,)) == ([], [])
 
 
 def test_nothing_is_drawn_without_runs(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -251,3 +253,25 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
         assert protocol.transport.abort.called
 
     asyncio.run(run())
+
+
+def test_a_queue_is_busy_until_its_threads_end() -> None:
+    """What closing cannot wait for is known, so that the service can end without meeting a thread inside torch."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def answer(questions: Sequence[int]) -> list[int]:
+        began.set()
+        go_on.wait(20)
+        return list(questions)
+
+    queue: JobQueue[int, int] = JobQueue(answer, 1, 1, lambda size: None)
+    assert not queue.busy
+    queue.start()
+    future = queue.submit(3, "a")
+    assert began.wait(20)
+    queue.close(patience=0.01)
+    assert queue.busy
+    go_on.set()
+    assert future.result(20) == 3
+    queue.close(patience=20)
+    assert not queue.busy

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +18,16 @@ import torch
 import yaml
 from PIL import Image
 
-from cascade_clip import picture_files
+from cascade_clip import picture_files, weight_files
 from cascade_clip.checkpoint import load_checkpoint, save_checkpoint
+from cascade_clip.config import InferenceConfig
 from cascade_clip.datasets.archives import LARGEST_MEMBER, list_members
-from cascade_clip.picture_files import is_large, open_picture
+from cascade_clip.picture_files import TooLarge, is_large, open_picture
 from cascade_clip.plain_values import read_yaml
 from cascade_clip.predictor import load_predictor
+from cascade_clip.results import Segmentation
 from cascade_clip.text import load_embeddings
-from cascade_clip.transforms import load_image
+from cascade_clip.transforms import is_color_mask, load_color_mask, load_image, load_mask
 from cascade_clip.vocabulary import Vocabulary, build_palette
 from cascade_clip.weight_files import read_pickle
 from conftest import build_tiny
@@ -35,6 +39,26 @@ def test_tensors_that_claim_more_than_is_stored(tmp_path: Path) -> None:
         read_pickle(tmp_path / "a.pth")
     torch.save({"a": torch.zeros(4, 6).t(), "b": 3}, tmp_path / "b.pth")  # strides are no claim
     assert read_pickle(tmp_path / "b.pth")["a"].shape == (6, 4)
+
+
+def test_tensors_that_repeat_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`expand` is no claim either, as long as it does not grow without measure."""
+    monkeypatch.setattr(weight_files, "MOST_REPEATED", 12)
+    torch.save(torch.tensor([[1.0], [2.0], [3.0]]).expand(3, 4), tmp_path / "a.pth")
+    assert read_pickle(tmp_path / "a.pth").tolist() == [[1.0] * 4, [2.0] * 4, [3.0] * 4]
+    torch.save(torch.zeros(3, 1).expand(3, 5), tmp_path / "b.pth")
+    with pytest.raises(ValueError, match=r"claims shape \(3, 5\) and stores 12 bytes"):
+        read_pickle(tmp_path / "b.pth")
+    torch.save([torch.zeros(13), torch.zeros(0, 5).expand(0, 5), torch.tensor(1.0)], tmp_path / "c.pth")
+    assert [item.numel() for item in read_pickle(tmp_path / "c.pth")] == [13, 0, 1]
+
+
+def test_tensors_that_reach_beyond_what_is_stored() -> None:
+    tensor = torch.zeros(8)[2:].as_strided((2, 3), (2, 1), 3)  # values 3..7
+    weight_files._check_tensor(tensor)
+    tensor.untyped_storage().resize_(7 * 4)
+    with pytest.raises(ValueError, match=r"claims shape \(2, 3\) and stores 28 bytes"):
+        weight_files._check_tensor(tensor)
 
 
 def test_zips_that_unpack_to_more_than_they_are(tmp_path: Path) -> None:
@@ -109,21 +133,84 @@ def test_arrays_that_claim_more_than_they_hold(tmp_path: Path) -> None:
 def test_large_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
     monkeypatch.setattr(picture_files, "LARGEST_PICTURE", 799)
-    with pytest.raises(ValueError, match=r"a\.png cannot be read \(it has 40 x 20 pixels and the limit is 799; .*CASCADE_CLIP_MAX_PIXELS"):
+    with pytest.raises(ValueError, match=r"^image .*a\.png has 40 x 20 pixels and the limit is 799; .*CASCADE_CLIP_MAX_PIXELS") as found:
         load_image(tmp_path / "a.png")
+    assert isinstance(found.value, TooLarge) and "damaged" not in str(found.value)
     monkeypatch.setenv("CASCADE_CLIP_MAX_PIXELS", "800")
     assert load_image(tmp_path / "a.png").shape == (3, 20, 40)
     assert is_large(tmp_path / "a.png") and not is_large(tmp_path / "nothing.png")
-    monkeypatch.setattr(picture_files, "LARGEST_PICTURE", 3200)
+    monkeypatch.setattr(picture_files, "LARGEST_PICTURE", 1600)
     assert not is_large(tmp_path / "a.png")
+
+
+def test_photos_of_ordinary_cameras_are_not_large(tmp_path: Path) -> None:
+    for size, large in (((4032, 3024), False), ((6000, 4000), True)):
+        Image.new("1", size).save(tmp_path / "a.png")
+        assert is_large(tmp_path / "a.png") is large
+
+
+def test_masks_have_a_limit_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (picture_files.LARGEST_PICTURE, picture_files.LARGEST_MASK) == (36_000_000, 100_000_000)
+    monkeypatch.setattr(picture_files, "LARGEST_PICTURE", 10)
+    monkeypatch.setattr(picture_files, "LARGEST_MASK", 800)
+    Image.new("L", (40, 20), 3).save(tmp_path / "a.png")
+    Image.new("RGB", (40, 20)).save(tmp_path / "b.png")
+    Segmentation(np.full((20, 40), 1), ("a", "b"), ((0, 0, 0), (9, 9, 9))).save(tmp_path, "c", outputs=("index",))
+    loads = [
+        lambda: load_mask(tmp_path / "a.png"),
+        lambda: load_color_mask(tmp_path / "b.png"),
+        lambda: Segmentation.load(tmp_path / "c.json"),
+    ]
+    assert int(loads[0]().sum()) == 2400 and loads[1]().shape == (20, 40) and loads[2]().labels.sum() == 800
+    assert is_color_mask(tmp_path / "b.png")
+    monkeypatch.setattr(picture_files, "LARGEST_MASK", 799)
+    for load in loads:
+        with pytest.raises(TooLarge, match=r"\.png has 40 x 20 pixels and the limit is 799"):
+            load()
+    monkeypatch.setenv("CASCADE_CLIP_MAX_PIXELS", "800")
+    assert loads[0]().shape == (20, 40)
+
+
+@pytest.mark.parametrize("value", ["100M", "0", "-5", "1e8", "9" * 30])
+def test_a_limit_that_is_no_number(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (4, 2)).save(tmp_path / "a.png")
+    monkeypatch.setenv("CASCADE_CLIP_MAX_PIXELS", value)
+    for load in (load_image, load_mask):
+        with pytest.raises(
+            ValueError, match=rf"^the environment variable CASCADE_CLIP_MAX_PIXELS must be a whole number .* got '{value}'$"
+        ):
+            load(tmp_path / "a.png")
+
+
+def test_a_limit_beyond_that_of_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(
+        TooLarge, match=r"a\.png has more pixels than Pillow's safety limit .*set the environment variable CASCADE_CLIP_MAX"
+    ):
+        load_image(tmp_path / "a.png")
+    monkeypatch.setenv("CASCADE_CLIP_MAX_PIXELS", "800")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_image(tmp_path / "a.png").shape == (3, 20, 40)
+    monkeypatch.setenv("CASCADE_CLIP_MAX_PIXELS", "50")
+    with pytest.raises(TooLarge, match="the limit is 50;"):
+        load_image(tmp_path / "a.png")
+    assert Image.MAX_IMAGE_PIXELS == 800  # of another thread, perhaps
 
 
 def test_pictures_that_start_programs_are_not_read(tmp_path: Path) -> None:
     """Pillow hands EPS to Ghostscript."""
     Image.new("RGB", (40, 20)).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
-    with pytest.raises(ValueError, match=r"a\.jpg is not a picture that Pillow can read"):
+    with pytest.raises(ValueError, match=r"a\.jpg is of the kind EPS, which is not read here; convert it to PNG or JPEG"):
         load_image(tmp_path / "a.jpg")
+    (tmp_path / "c.psd").write_bytes(b"8BPS\0\1" + bytes(20))
+    with pytest.raises(ValueError, match=r"c\.psd is of the kind PSD, which is not read here"):
+        load_image(tmp_path / "c.psd")
+    (tmp_path / "d.png").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match=r"d\.png is not a picture that Pillow can read: damaged"):
+        load_image(tmp_path / "d.png")
     Image.new("RGB", (40, 20)).save(tmp_path / "b.bmp")
     assert open_picture(tmp_path / "b.bmp").format == "BMP"
 
@@ -134,6 +221,14 @@ def test_narrow_pictures() -> None:
     assert predictor.segment(np.zeros((8, 800, 3), np.uint8), "sky, sand").labels.shape == (8, 800)
     with pytest.raises(ValueError, match="801 x 8 pixels is narrower than 1 : 100"):
         predictor.segment(np.zeros((8, 801, 3), np.uint8), "sky, sand")
+    predictor.settings = dataclasses.replace(predictor.settings, resize=False)
+    assert predictor.segment(np.zeros((8, 801, 3), np.uint8), "sky, sand").labels.shape == (8, 801)
+
+
+def test_large_windows_are_ordinary() -> None:
+    assert InferenceConfig(window=8192, score_size=16_384, scales=(2.0,)).window == 8192
+    with pytest.raises(ValueError, match=r"must lie in 0\.\.16384"):
+        InferenceConfig(window=16_385)
 
 
 def test_half_characters_are_no_name() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -267,3 +269,25 @@ class TestPlatforms:
         assert platforms.difference(np.array([1.0, -4.0]), np.array([1.0, -4.5])) == pytest.approx(0.125)
         assert platforms.difference(np.zeros(2), np.zeros(2)) == 0
         assert platforms.difference(np.array([1.0]), np.array([np.nan])) == float("inf")
+
+
+class TestFuzzing:
+    def test_a_reader_that_ends_the_process_is_a_failed_figure(self, tmp_path: Path) -> None:
+        fuzzing = importlib.import_module("fuzzing")
+
+        def read(content: bytes) -> None:
+            if content != b"whole":
+                os.kill(os.getpid(), signal.SIGSEGV)
+
+        figure = fuzzing.fuzz(fuzzing.Target("a reader", read, [b"whole"]), 0.1, 0, tmp_path / "cases")
+        assert not figure.passed and "4 ended or stopped the process" in figure.found and "SIGSEGV at " in figure.found
+
+    def test_an_error_that_is_not_documented_is_a_failed_figure(self, tmp_path: Path) -> None:
+        fuzzing = importlib.import_module("fuzzing")
+
+        def read(content: bytes) -> None:
+            if content != b"whole":
+                raise KeyError("odd")
+
+        figure = fuzzing.fuzz(fuzzing.Target("a reader", read, [b"whole"]), 0.1, 0, tmp_path / "cases")
+        assert not figure.passed and "KeyError: 'odd'" in figure.found

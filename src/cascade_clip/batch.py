@@ -30,7 +30,7 @@ MEMORY_SETTINGS = ("class_chunk", "window_batch", "max_memory")
 """Settings that change no result."""
 
 AHEAD = 4
-"""Pictures that are read before their turn."""
+"""Pictures that are read before their turn; a large one alone (see `picture_files.is_large`)."""
 
 
 class Source(NamedTuple):
@@ -259,23 +259,24 @@ def write_coco(out: Path, sources: Iterable[Source], file: Path) -> int:
 def _read_ahead(sources: list[Source]) -> Iterator[Item]:
     """Pictures in order, the next few being read while one is worked on; frames of a video are decoded in one pass."""
     with ThreadPoolExecutor(2) as pool:
-        waiting: collections.deque[Future[Item]] = collections.deque()
+        waiting: collections.deque[tuple[Future[Item], bool]] = collections.deque()  # and whether it is large
         for video, group in _runs(sources):
             if video is not None:
-                yield from (future.result() for future in waiting)
-                waiting.clear()
+                yield from _finish(waiting, 0)
                 yield from _read_video(video, group)
                 continue
             for source in group:
-                if is_large(source.path):
-                    yield from (future.result() for future in waiting)
-                    waiting.clear()
-                    yield _read(source)
-                    continue
-                waiting.append(pool.submit(_read, source))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft().result()
-        yield from (future.result() for future in waiting)
+                large = is_large(source.path)
+                yield from _finish(waiting, 1 if large else AHEAD)
+                waiting.append((pool.submit(_read, source), large))
+                yield from _finish(waiting, 1 if any(large for _, large in waiting) else AHEAD)
+        yield from _finish(waiting, 0)
+
+
+def _finish(waiting: collections.deque[tuple[Future[Item], bool]], left: int) -> Iterator[Item]:
+    """Give out the first pictures until so many are left."""
+    while len(waiting) > left:
+        yield waiting.popleft()[0].result()
 
 
 def _runs(sources: list[Source]) -> Iterator[tuple[Path | None, list[Source]]]:

@@ -55,10 +55,15 @@ class CalibrationSweep:
             raise ValueError("there is no hIoU to choose by: seen or unseen classes are absent from these images; give more of them")
         return min(known)[1]
 
+    @property
+    def chosen(self) -> float | None:
+        """The value with the highest hIoU; None where no value has one."""
+        return None if all(found.hiou is None for found in self.scores) else self.values[self.best]
+
     def to_json(self) -> dict[str, Any]:
-        """Plain values; full precision."""
+        """Plain values; full precision. `chosen` is null where no value has a hIoU."""
         return {
-            "chosen": self.values[self.best],
+            "chosen": self.chosen,
             "usual": self.usual,
             "images": self.images,
             "held_out": list(self.held_out),

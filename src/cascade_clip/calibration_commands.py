@@ -63,19 +63,23 @@ def calibration(
         shown = None if ranks.rank else step
         found = sweep_calibration(predictor, dataset, wanted, held_out=names, text=text, progress=shown, ranks=ranks)
     if not ranks.rank:
-        show(found)
-        if out is not None:
+        if out is not None:  # first: what the pass has found is kept even where there is nothing to choose
             say(f"wrote {' and '.join(str(path) for path in write_sweep(found, out))}")
+        show(found)
     return 0
 
 
 def show(found: CalibrationSweep) -> None:
-    """The table, the chosen value, and what it rests on."""
+    """The table, the chosen value, and what it rests on.
+
+    Raises:
+        ValueError: no value has a hIoU; the table is shown before.
+    """
     table = Table(title=f"{found.images} images, percent")
     for heading in ("calibration", "S", "U", "hIoU", "pixel accuracy"):
         table.add_column(heading, justify="right")
     for index, (value, row) in enumerate(zip(found.values, found.scores, strict=True)):
-        mark = "* " if index == found.best else ""
+        mark = "* " if found.chosen is not None and index == found.best else ""
         table.add_row(f"{mark}{value:g}", *map(_percent, (row.seen_miou, row.unseen_miou, row.hiou, row.pixel_accuracy)))
     console.print(table)
     chosen = found.values[found.best]
@@ -108,14 +112,19 @@ def draw_sweep(found: CalibrationSweep) -> Figure:
     axis = figure.add_axes((0.11, 0.14, 0.86, 0.76))
     curves = (("S", "seen_miou", "#2f6db3"), ("U", "unseen_miou", "#d9822b"), ("hIoU", "hiou", "#3a3a3a"))
     for label, name, color in curves:
-        points = [
-            (value, 100 * getattr(row, name))
-            for value, row in zip(found.values, found.scores, strict=True)
-            if getattr(row, name) is not None
-        ]
-        axis.plot(*zip(*points, strict=True), label=label, color=color, linewidth=1.8, marker="o", markersize=3)
-    chosen = found.values[found.best]
-    axis.axvline(chosen, color="#3a3a3a", linewidth=1, label=f"chosen: {chosen:g}")
+        known = [(value, getattr(row, name)) for value, row in zip(found.values, found.scores, strict=True)]
+        points = [(value, 100 * share) for value, share in known if share is not None]
+        axis.plot(
+            [value for value, _ in points],
+            [percent for _, percent in points],
+            label=label,
+            color=color,
+            linewidth=1.8,
+            marker="o",
+            markersize=3,
+        )
+    if found.chosen is not None:
+        axis.axvline(found.chosen, color="#3a3a3a", linewidth=1, label=f"chosen: {found.chosen:g}")
     axis.axvline(found.usual, color="#3a3a3a", linewidth=1, linestyle=":", label=f"usual: {found.usual:g}")
     unseen = "held-out" if found.held_out else "unseen"
     axis.set_title(f"mean IoU of seen (S) and {unseen} (U) classes, {found.images} images", fontsize=10, loc="left")

@@ -124,18 +124,27 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, full: bool = False,
         if folder.exists():
             if not (folder / RECORD).is_file():
                 raise FileExistsError(f"{folder} exists and is not a checkpoint; choose another place")
-            if exchange(new, folder):  # a kill never finds the name without a folder
-                return folder
-            old = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(folder, old)
-            os.replace(new, folder)
-            shutil.rmtree(old, ignore_errors=True)
+            if not exchange(new, folder):  # where it can, a kill never finds the name without a folder
+                _replace_folder(new, folder)
         else:
             os.replace(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return folder
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    """Put one folder in the place of another in two steps; where the second fails, the other one comes back."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        if not folder.exists():
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_card(folder: Path, checkpoint: Checkpoint, repository: str = "") -> Path:

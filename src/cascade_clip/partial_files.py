@@ -1,6 +1,7 @@
 """Names of files and folders while they are being written, and the removal of those that killed processes have left behind.
 
-A name holds the process that writes it and the machine that this process runs on, so that what is still being written elsewhere stays.
+A name holds the machine that it is written on, the start of that machine (in a container, its numbering of processes too), the process,
+and a random token of the process, as a container that is started again gives out the same numbers. So what is still being written stays.
 """
 
 from __future__ import annotations
@@ -10,15 +11,21 @@ import functools
 import itertools
 import os
 import re
+import secrets
 import shutil
 import socket
+import time
 import zlib
 from pathlib import Path
 
 import psutil
 
-_NAME = re.compile(r"\.part-([0-9a-f]{8})-(\d+)-\d+(\..*)?")
+STALE_AFTER = 3600.0
+"""Seconds without a change after which what another start of this machine, or another of its containers, was writing is given up."""
+
+_NAME = re.compile(r"\.part-([0-9a-f]{8})-([0-9a-f]{8})-(\d+)-([0-9a-f]{8})-\d+(\..*)?")
 _NUMBERS = itertools.count()
+_TOKEN = secrets.token_hex(4)
 _EXCHANGE, _HERE = 2, -100
 """RENAME_EXCHANGE and AT_FDCWD of Linux."""
 
@@ -29,7 +36,7 @@ def partial_name(path: Path) -> Path:
     The first call for a folder removes what killed processes of this machine have left there.
     """
     _clean_once(path.parent.absolute(), os.getpid())
-    return path.with_name(f".part-{_machine()}-{os.getpid()}-{next(_NUMBERS)}{path.suffix}")
+    return path.with_name(f".part-{_machine()}-{_start()}-{os.getpid()}-{_TOKEN}-{next(_NUMBERS)}{path.suffix}")
 
 
 def remove_stale(folder: Path) -> list[Path]:
@@ -37,7 +44,7 @@ def remove_stale(folder: Path) -> list[Path]:
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         name = _NAME.fullmatch(path.name)
-        if name is not None and name[1] == _machine() and not psutil.pid_exists(int(name[2])):
+        if name is not None and _is_stale(path, name):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -55,6 +62,26 @@ def exchange(first: Path, second: Path) -> bool:
     return bool(rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE) == 0)
 
 
+def _is_stale(path: Path, name: re.Match[str]) -> bool:
+    """Whether nobody writes it any more, as far as this process can know."""
+    machine, start, process, token = name.group(1, 2, 3, 4)
+    if machine != _machine():
+        return False
+    if start != _start():  # its process cannot be asked for, and machines of one image may share name and id
+        return time.time() - _last_change(path) > STALE_AFTER
+    if int(process) == os.getpid():
+        return token != _TOKEN
+    return not psutil.pid_exists(int(process))
+
+
+def _last_change(path: Path) -> float:
+    """When a file, or a folder or anything directly in it, was changed."""
+    try:
+        return float(max(one.stat().st_mtime for one in (path, *(path.iterdir() if path.is_dir() else ()))))
+    except FileNotFoundError:  # it is being renamed or removed
+        return time.time()
+
+
 @functools.lru_cache(1024)
 def _clean_once(folder: Path, process: int) -> None:
     try:
@@ -65,9 +92,26 @@ def _clean_once(folder: Path, process: int) -> None:
 
 @functools.lru_cache(1)
 def _machine() -> str:
-    """Eight letters for the machine and, in a container, its own numbering of processes."""
+    """Eight letters for the machine."""
+    return _hash(socket.gethostname(), _read("/etc/machine-id"))
+
+
+@functools.lru_cache(1)
+def _start() -> str:
+    """Eight letters for the start of the machine and, in a container, its own numbering of processes."""
     try:
         numbering = os.readlink("/proc/self/ns/pid")
     except OSError:
         numbering = ""
-    return f"{zlib.crc32(f'{socket.gethostname()} {numbering}'.encode()):08x}"
+    return _hash(_read("/proc/sys/kernel/random/boot_id"), numbering)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _hash(*words: str) -> str:
+    return f"{zlib.crc32(' '.join(words).encode(errors='replace')):08x}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
+import threading
 import warnings
 from pathlib import Path
 
@@ -17,63 +19,116 @@ FORMATS = (
 LARGEST_PICTURE = 36_000_000
 """Pixels of a picture file at most; the environment variable CASCADE_CLIP_MAX_PIXELS sets another number."""
 
+LARGEST_MASK = 100_000_000
+"""Pixels of a mask or index picture at most, which no model takes in; a larger CASCADE_CLIP_MAX_PIXELS holds for them too."""
+
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, struct.error)
 """What Pillow raises on damaged files, beside its own exceptions."""
 
+_VARIABLE = "CASCADE_CLIP_MAX_PIXELS"
+_ADVICE = f"make it smaller, or set the environment variable {_VARIABLE} to a larger number if you trust the file"
+_RAISING = threading.Lock()
 
-def open_picture(path: str | Path) -> Image.Image:
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # here once: `catch_warnings` is not for threads
+
+
+class TooLarge(ValueError):
+    """A picture that claims more pixels than the limit."""
+
+
+def open_picture(path: str | Path, name: str = "", *, mask: bool = False) -> Image.Image:
     """A picture file of one of the kinds that are read, not decoded yet.
 
+    Args:
+        path: the file.
+        name: what errors call it; by default the path.
+        mask: the limit of masks holds instead of that of pictures.
+
     Raises:
-        ValueError: its header claims more pixels than the limit.
-        PIL.UnidentifiedImageError, OSError, PIL.Image.DecompressionBombError: as `PIL.Image.open`.
+        TooLarge: its header claims more pixels than the limit.
+        ValueError: the limit in the environment is no number.
+        PIL.UnidentifiedImageError, OSError: as `PIL.Image.open`.
     """
-    Image.init()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
-        picture = Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN])
-    limit = int(os.environ.get("CASCADE_CLIP_MAX_PIXELS") or LARGEST_PICTURE)
-    if picture.width * picture.height > limit:
-        picture.close()
-        raise ValueError(
-            f"it has {picture.width} x {picture.height} pixels and the limit is {limit:,}; make it smaller, or set the environment "
-            "variable CASCADE_CLIP_MAX_PIXELS to a larger number if you trust the file"
-        )
-    return picture
+    return _open(path, name or str(path), _pixel_limit(mask=mask))
 
 
 def is_large(path: Path) -> bool:
-    """Whether a picture is so large that two of its kind should not be in memory, by its header; False where that cannot be read."""
+    """Whether a picture is so large that only one is read ahead of its turn, by its header; False where that cannot be read."""
     try:
         with open_picture(path) as picture:
-            return picture.width * picture.height > LARGEST_PICTURE // 4
-    except (*DAMAGE, Image.DecompressionBombError):
+            return picture.width * picture.height > LARGEST_PICTURE // 2
+    except DAMAGE:
         return False
 
 
-def read_picture(source: str | Path | Image.Image, name: str) -> Image.Image:
+def read_picture(source: str | Path | Image.Image, name: str, *, mask: bool = False) -> Image.Image:
     """First frame of a file, decoded and turned as its EXIF says; every failure names the file in one line.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: damaged, of another kind, or too large.
+        TooLarge: more pixels than the limit, which for a `mask` is another.
+        ValueError: damaged, of another kind, or the limit in the environment is no number.
     """
+    limit = _pixel_limit(mask=mask)
     try:
         if isinstance(source, Image.Image):
             return ImageOps.exif_transpose(source)
-        with open_picture(source) as picture:
+        with _open(source, name, limit) as picture:
             return ImageOps.exif_transpose(picture)
+    except TooLarge:
+        raise
     except FileNotFoundError:
         raise FileNotFoundError(f"{name} does not exist; check the path") from None
     except IsADirectoryError:
         raise ValueError(f"{name} is a folder; give a file") from None
-    except Image.DecompressionBombError:
-        raise ValueError(
-            f"{name} has more pixels than Pillow's safety limit (twice PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}); "
-            "make it smaller, or raise that limit if you trust the file"
-        ) from None
+    except Image.DecompressionBombError:  # of a picture within the file
+        raise _beyond_pillow(name) from None
     except UnidentifiedImageError:
+        kind = "" if isinstance(source, Image.Image) else _closed_kind(source)
+        if kind:
+            raise ValueError(f"{name} is of the kind {kind}, which is not read here; convert it to PNG or JPEG") from None
         raise ValueError(f"{name} is not a picture that Pillow can read: damaged, or of a kind to convert to PNG or JPEG") from None
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{name} cannot be read ({reason}); the file may be damaged, get it again") from error
+
+
+def _open(path: str | Path, name: str, limit: int) -> Image.Image:
+    Image.init()
+    try:
+        picture = Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+    except Image.DecompressionBombError:
+        raise _beyond_pillow(name) from None
+    if picture.width * picture.height > limit:
+        picture.close()
+        raise TooLarge(f"{name} has {picture.width} x {picture.height} pixels and the limit is {limit:,}; {_ADVICE}")
+    return picture
+
+
+def _pixel_limit(*, mask: bool) -> int:
+    """Pixels at most; where the environment asks for more than Pillow's own limit, that one is raised, and never lowered again."""
+    usual = LARGEST_MASK if mask else LARGEST_PICTURE
+    given = os.environ.get(_VARIABLE, "").strip()
+    if not given:
+        return usual
+    if not re.fullmatch("[1-9][0-9]{0,17}", given):
+        raise ValueError(f"the environment variable {_VARIABLE} must be a whole number of pixels, such as 100000000, got {given!r}")
+    with _RAISING:
+        if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < int(given):
+            Image.MAX_IMAGE_PIXELS = int(given)
+    return max(usual, int(given)) if mask else int(given)
+
+
+def _beyond_pillow(name: str) -> TooLarge:
+    limit = Image.MAX_IMAGE_PIXELS
+    return TooLarge(f"{name} has more pixels than Pillow's safety limit (twice PIL.Image.MAX_IMAGE_PIXELS = {limit}); {_ADVICE}")
+
+
+def _closed_kind(path: str | Path) -> str:
+    """Which of the kinds that stay closed a file is of, by its first bytes; empty if none. No reader is started."""
+    with Path(path).open("rb") as file:
+        prefix = file.read(16)
+    for kind, (_, accepts) in Image.OPEN.items():
+        if kind not in FORMATS and accepts is not None and accepts(prefix) is True:
+            return kind
+    return ""

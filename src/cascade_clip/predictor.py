@@ -247,7 +247,7 @@ class Predictor(Publishable):
         patch = self.model.patch_size
         if min(height, width) < patch:
             raise ValueError(f"an image of {width} x {height} pixels is smaller than one patch ({patch} pixels); give a larger one")
-        if max(height, width) > NARROWEST * min(height, width):
+        if self.settings.resize and max(height, width) > NARROWEST * min(height, width):
             raise ValueError(f"an image of {width} x {height} pixels is narrower than 1 : {NARROWEST}; cut it to pieces")
         config = self.checkpoint.config.model
         views = []

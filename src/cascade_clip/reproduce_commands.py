@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shlex
 import sys
@@ -18,11 +17,15 @@ from rich.text import Text
 from cascade_clip.terminal import check_folder, console, say, warn
 
 if TYPE_CHECKING:
-    from cascade_clip.reproduction.entries import Entry, Row
+    from cascade_clip.reproduction.entries import Entry
     from cascade_clip.reproduction.jobs import Failure, Job
-    from cascade_clip.reproduction.runs import Result
     from cascade_clip.reproduction.tables import Table as CellTable
     from cascade_clip.reproduction.worlds import World
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where Linux says how many microseconds of processor time a control group has in how many (cgroup v2)."""
+_RUN_MEMORY = int(1.2 * 2**30)
+"""Bytes that a run on the built-in world takes."""
 
 
 def reproduce(
@@ -47,7 +50,7 @@ def reproduce(
         seeds: seeds such as 0,1,2; by default those of each entry on the sandbox, and 0 elsewhere.
         world: sandbox (the built-in world, no download), voc, coco-stuff or context.
         out: folder for runs and results.
-        jobs: runs at a time; 0 takes as many as there are cores on the sandbox, and one elsewhere.
+        jobs: runs at a time; 0 takes as many as cores and free memory allow on the sandbox, and one elsewhere.
         root: folder that holds the data set of another world than the sandbox.
         plan: list the runs and do nothing else.
         show: print and write what is there already, and train nothing.
@@ -62,12 +65,12 @@ def reproduce(
     check_folder(out)
     chosen = choose_seeds(entries, place, seeds)
     runs = plan_jobs(entries, place, chosen, out)
-    at_once = jobs or (count_cores() if place.small else 1)
+    at_once = jobs or (count_jobs() if place.small else 1)
     if plan:
         print_plan(runs, at_once)
         return 0
     failures = [] if show else make_runs(runs, at_once, place)
-    show_results(entries, place, chosen, out, repeat_flags(seeds, world, out, root))
+    show_results(entries, place, chosen, out, repeat_flags(seeds, world, out, root), count=not show)
     return 1 if failures else 0
 
 
@@ -92,8 +95,20 @@ def repeat_flags(seeds: str, world: str, out: Path, root: str) -> str:
 
 
 def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Whole cores that this process may use, by its affinity and by the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = map(int, _QUOTA.read_text(encoding="ascii").split())
+    except (OSError, ValueError):  # none, or `max`
+        return cores
+    return max(1, min(cores, quota // period))
+
+
+def count_jobs() -> int:
+    """Runs on the built-in world for which there are cores and free memory; at least one."""
+    import psutil
+
+    return max(1, min(count_cores(), psutil.virtual_memory().available // _RUN_MEMORY))
 
 
 def print_plan(runs: Sequence[Job], at_once: int) -> None:
@@ -148,33 +163,35 @@ def make_runs(runs: Sequence[Job], at_once: int, world: World) -> Sequence[Failu
         return run_jobs(missing, at_once, one_core=world.small, failed=failed, moved=moved)
 
 
-def show_results(entries: Sequence[Entry], world: World, seeds: Mapping[str, Sequence[int]], out: Path, given: str) -> None:
-    """Print every entry with what it says in words, and write the page; `given` are the flags that a command needs again."""
+def show_results(entries: Sequence[Entry], world: World, seeds: Mapping[str, Sequence[int]], out: Path, given: str, *, count: bool) -> None:
+    """Print every entry with what it says in words, and write the page.
+
+    Args:
+        entries: what to show.
+        world: where.
+        seeds: entry key to its seeds.
+        out: output folder.
+        given: flags that a command needs again.
+        count: whether costs may be counted and timed.
+    """
     from cascade_clip.reproduction.page import write_page
     from cascade_clip.reproduction.sections import build_section
 
     sections = []
     for entry in entries:
-        section = build_section(entry, world, out, seeds[entry.key], f"cascade-clip reproduce {entry.key}{given}")
-        chosen = [describe_choice(row, section.results[row.name]) for row in entry.rows if row.choices and section.results[row.name]]
-        section = dataclasses.replace(section, words=(*section.words, *chosen))
+        section = build_section(entry, world, out, seeds[entry.key], f"cascade-clip reproduce {entry.key}{given}", count=count)
         say(f"\n{entry.key}: {entry.title}")
         for table in section.tables:
             console.print(draw_table(table))
         for line in section.words:
             say(line)
-        if section.missing:
-            say(f"not run: {', '.join(section.missing)}; {section.command}")
+        for what, names in (("not run", section.missing), ("incomplete", section.incomplete)):
+            if names:
+                say(f"{what}: {', '.join(names)}; {section.command}")
         sections.append(section)
     say("")
     for path in write_page(out, world, sections):
         say(f"wrote {path}")
-
-
-def describe_choice(row: Row, results: Sequence[Result]) -> str:
-    """Which calibrations a second model chose, seed by seed."""
-    chosen = ", ".join(f"{one.calibration:g} (seed {one.seed})" for one in results)
-    return f"{row.name}: chosen from {', '.join(f'{value:g}' for value in row.choices)} was {chosen}."
 
 
 def draw_table(found: CellTable) -> Table:

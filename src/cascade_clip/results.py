@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cascade_clip.fonts import drawable, font_for
 from cascade_clip.partial_files import partial_name
-from cascade_clip.picture_files import open_picture
+from cascade_clip.picture_files import open_picture, read_picture
 from cascade_clip.polygons import outline_mask
 from cascade_clip.rle import encode_mask
 
@@ -233,7 +233,8 @@ class Segmentation:
             colors = tuple((int(entry["color"][0]), int(entry["color"][1]), int(entry["color"][2])) for entry in values["classes"])
         except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
             raise ValueError(f"{file} is not the JSON of a segmentation: {error!r}") from error
-        index = np.array(open_picture(file.with_name(f"{file.stem}_index.png"))).astype(np.int64)
+        picture = file.with_name(f"{file.stem}_index.png")
+        index = np.array(read_picture(picture, f"index picture {picture}", mask=True)).astype(np.int64)
         return cls(np.where(index == (255 if len(names) <= 255 else 65535), UNLABELLED, index), names, colors)
 
     def _with_legend(self, picture: Image.Image) -> Image.Image:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 from cascade_clip.serve_options import ServiceOptions
 from cascade_clip.terminal import DEFAULT_RUN, RunOptions, say, warn
 
@@ -46,4 +49,9 @@ def serve(
         say(f"http://{name}:{sock.getsockname()[1]}/docs describes the service; Ctrl-C stops")
         answer(service, sock, hosts)
     say("stopped")
+    if service.jobs is not None and service.jobs.busy:
+        warn("the grace time is over: pictures that were at work have been given up")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # a thread inside torch must not meet the end of the interpreter, which would abort
     return 0

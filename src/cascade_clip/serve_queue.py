@@ -137,6 +137,11 @@ class JobQueue(Generic[Q, A]):
             if thread.is_alive():
                 thread.join(patience)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is still at work."""
+        return any(thread.is_alive() for thread in self._threads)
+
     def _work(self) -> None:
         while jobs := self._take():
             self._watch(len(jobs))

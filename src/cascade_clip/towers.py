@@ -23,7 +23,7 @@ QUICK = 1.702
 """OpenAI's activation is x * sigmoid(QUICK * x), which is silu(QUICK * x) / QUICK: one pass over the hidden values instead of three."""
 
 MOST_GRIDS = 8
-"""Grids whose resized positions are kept: pictures smaller than a window, or pictures without windows, may each bring another one."""
+"""Grids whose resized positions are kept: images given to the network directly may each bring another one."""
 
 
 class Tower(Protocol):

@@ -43,7 +43,7 @@ def load_image(source: str | Path | Image.Image | NDArray[Any]) -> Tensor:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or too big for Pillow's safety limit, or the array is none of the above.
+        ValueError: the file is damaged or has more pixels than the limit, or the array is none of the above.
     """
     if isinstance(source, np.ndarray):
         name, picture = "the image array", Image.fromarray(_array_as_8bit(source))
@@ -64,7 +64,7 @@ def load_mask(path: str | Path) -> Tensor:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds colours instead of indices.
     """
-    mask = read_picture(path, f"mask {path}")
+    mask = read_picture(path, f"mask {path}", mask=True)
     if mask.mode not in _INDEX_MODES and not mask.mode.startswith("I"):
         raise ValueError(
             f"mask {path} is a picture of mode {mask.mode}; masks must be index images (8- or 16-bit grey, or palette PNG) "
@@ -95,7 +95,7 @@ def load_color_mask(path: str | Path) -> Tensor:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds no 8-bit colours.
     """
-    mask = read_picture(path, f"mask {path}")
+    mask = read_picture(path, f"mask {path}", mask=True)
     if mask.mode not in _COLOR_MODES:
         raise ValueError(
             f"mask {path} is a picture of mode {mask.mode}, which the colour table of a class list cannot name; convert it to RGB"
@@ -107,9 +107,9 @@ def load_color_mask(path: str | Path) -> Tensor:
 def is_color_mask(path: str | Path) -> bool:
     """Whether a mask file is a colour picture and not an index image, by its header; False where that cannot be read."""
     try:
-        with open_picture(path) as mask:
+        with open_picture(path, mask=True) as mask:
             return mask.mode in _COLOR_MODES and mask.mode not in _INDEX_MODES
-    except (*DAMAGE, Image.DecompressionBombError):
+    except DAMAGE:
         return False
 
 

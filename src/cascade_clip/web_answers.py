@@ -10,7 +10,6 @@ import html
 import secrets
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,9 +185,7 @@ def open_upload(path: str | IO[bytes]) -> Image.Image:
     """
     Image.init()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the caller has a limit of its own
-            return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+        return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.DecompressionBombError:
         raise ValueError("the picture has far too many pixels; make it smaller") from None
     except (UnidentifiedImageError, SyntaxError, ValueError, EOFError):

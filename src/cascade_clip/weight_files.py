@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MOST_REPEATED = 2**28
+"""Values of a tensor at most that holds one stored value several times, as `expand` makes them."""
+
 
 def read_pickle(path: Path, *, mmap: bool = False) -> Any:
     """The tensors and plain values in a file that `torch.save` wrote, on the CPU.
@@ -64,8 +67,11 @@ def _tensors(loaded: Any) -> Iterator[Tensor]:
 
 
 def _check_tensor(tensor: Tensor) -> None:
-    """Refuse tensors that claim more values than are stored."""
+    """Refuse tensors that reach beyond what is stored, and repeat it (stride 0) without measure."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         raise ValueError(f"a tensor of kind {tensor.layout} on {tensor.device}; plain ones are expected")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError(f"a tensor claims shape {tuple(tensor.shape)} and stores {tensor.untyped_storage().nbytes()} bytes")
+    stored, size, values = tensor.untyped_storage().nbytes(), tensor.element_size(), tensor.numel()
+    steps = sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    end = tensor.storage_offset() + 1 + steps if values else 0  # of the last value
+    if end * size > stored or values > max(MOST_REPEATED, stored // size):
+        raise ValueError(f"a tensor claims shape {tuple(tensor.shape)} and stores {stored} bytes")

@@ -261,7 +261,7 @@ def measure(quick: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="trust-inputs-") as name:
         folder = Path(name)
         if quick:
-            yield try_files("picture", [*odd_modes(), *damaged(np.random.default_rng(9))][::12], folder)
+            yield try_files("picture", [*odd_modes(), *damaged(np.random.default_rng(9))][::20], folder)
             yield try_names(folder, ("scripts", "paths", *REFUSED))
             return
         cases = all_cases()

@@ -56,7 +56,7 @@ class InferenceConfig:
         """Check the ranges."""
         check(self.window >= 1, f"inference.window must be at least 1, got {self.window}")
         sides = (self.window, self.score_size, self.window * max(self.scales, default=1))
-        check(min(sides) >= 0 and max(sides) <= 4096, f"window, score_size and window * scales must lie in 0..4096, got {sides}")
+        check(min(sides) >= 0 and max(sides) <= 16384, f"window, score_size and window * scales must lie in 0..16384, got {sides}")
         check(1 <= self.stride <= self.window, f"inference.stride must lie in 1..window ({self.window}), got {self.stride}")
         check(self.guide_radius >= 1, f"inference.guide_radius must be at least 1, got {self.guide_radius}")
         check(0 < self.guide_epsilon < math.inf, f"inference.guide_epsilon must be positive, got {self.guide_epsilon}")

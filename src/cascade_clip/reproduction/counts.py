@@ -19,7 +19,7 @@ from cascade_clip.evaluate import write_whole
 from cascade_clip.plain_values import config_to_dict
 from cascade_clip.predictor import Predictor
 from cascade_clip.reproduction.entries import Entry, Row, find_entries
-from cascade_clip.reproduction.runs import collect_results, hash_settings
+from cascade_clip.reproduction.runs import collect_results, hash_settings, is_trained
 from cascade_clip.reproduction.tables import Cell, Table
 from cascade_clip.reproduction.worlds import World, load_world
 from cascade_clip.train import prepare
@@ -47,7 +47,7 @@ class Counted(NamedTuple):
     words: list[str]
 
 
-def count_parts(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Counted:
+def count_parts(entry: Entry, world: World, out: Path, seeds: Sequence[int], later: str = "") -> Counted:
     """The counts of Tables 12 and 17; nothing for other entries, and where nothing was run that they need.
 
     Args:
@@ -55,8 +55,11 @@ def count_parts(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> 
         world: where its runs were made.
         out: folder of the reproduction; what Table 12 took is kept there.
         seeds: whose runs to read.
+        later: command that counts; given, costs that are not kept are not counted now.
     """
     if entry.key == "table12":
+        if later and not all(_costs_path(name, out).is_file() for name in _COUNTED):
+            return Counted([], [f"not counted; {later}"])
         return count_costs(out)
     if entry.key == "table17":
         return compare_weights(entry, world, out, seeds)
@@ -89,7 +92,7 @@ def count_costs(out: Path) -> Counted:
 def compare_weights(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Counted:
     """Table 17: the weights of every stage at the start, after training with each seed, and in the paper."""
     row = entry.rows[0]
-    results = collect_results(entry, row, world, seeds, out)
+    results = [result for result in collect_results(entry, row, world, seeds, out) if is_trained(result.checkpoint.parent)]
     rows: list[tuple[Cell, ...]] = []
     moves = [0.0]
     for number, stage in enumerate(world.config(row).model.stages):
@@ -114,15 +117,22 @@ def _weights(checkpoint: Path, stage: int) -> list[float] | None:
     return part.weights.tolist() if isinstance(part, WeightedSum) else None
 
 
+def _costs_path(name: str, out: Path) -> Path:
+    """Where the costs of a model are kept; another version of the software counts anew."""
+    row = find_entries("table10")[0].row(_COUNTED[name])
+    model, small = load_world("coco-stuff").config(row).model, load_world("sandbox").config(row).model
+    key = hash_settings({"model": config_to_dict(model), "small": config_to_dict(small), "versions": read_versions()})
+    return out / "costs" / f"{name}-{key}.json"
+
+
 def _costs(name: str, out: Path) -> dict[str, float]:
     """Counts of the full-size model, and images/s of the small one; kept in OUT/costs, as they take a while."""
-    row = find_entries("table10")[0].row(_COUNTED[name])
-    model, small = load_world("coco-stuff").config(row).model, load_world("sandbox").config(row)
-    key = hash_settings({"model": config_to_dict(model), "small": config_to_dict(small.model), "versions": read_versions()})
-    path = out / "costs" / f"{name}-{key}.json"
+    path = _costs_path(name, out)
     if path.is_file():
         kept: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
         return kept
+    row = find_entries("table10")[0].row(_COUNTED[name])
+    model = load_world("coco-stuff").config(row).model
     with isolate_rng():
         cost = count_cost(model, _CLASSES, _SIDE)
         found = {

@@ -26,7 +26,7 @@ from cascade_clip.evaluate import default_calibration
 from cascade_clip.predictor import Predictor, load_predictor
 from cascade_clip.reproduction.charts import draw_lengths, save_picture
 from cascade_clip.reproduction.entries import Entry
-from cascade_clip.reproduction.runs import collect_results
+from cascade_clip.reproduction.runs import collect_results, is_trained
 from cascade_clip.reproduction.worlds import World
 from cascade_clip.results import Segmentation
 from cascade_clip.train import prepare
@@ -240,9 +240,9 @@ def _middles(patches: int, pixels: int) -> NDArray[np.int64]:
 
 
 def _trained(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Predictor | None:
-    """The model of the first seed that is there."""
-    found = collect_results(entry, entry.rows[0], world, seeds, out)
-    return load_predictor(found[0].checkpoint) if found else None
+    """The model of the first seed whose checkpoint is there; scores may outlive theirs."""
+    found = [one.checkpoint for one in collect_results(entry, entry.rows[0], world, seeds, out) if is_trained(one.checkpoint.parent)]
+    return load_predictor(found[0]) if found else None
 
 
 def _square(predictor: Predictor, image: Tensor) -> Tensor:

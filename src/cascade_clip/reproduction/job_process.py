@@ -87,7 +87,9 @@ def _score(job: Job) -> None:
     for choice in job.to_choose:
         dataset, text = prepare(choice)
         sweep = sweep_calibration(predictor, dataset, choice.values, held_out=choice.held_out, text=text)
-        write_choice(job.folder, choice, sweep.to_json())
+        write_choice(
+            job.folder, choice, {**sweep.to_json(), "chosen": sweep.values[sweep.best]}
+        )  # an error where there is nothing to choose by
 
 
 def _end_with_parent() -> None:

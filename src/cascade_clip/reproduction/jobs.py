@@ -106,6 +106,8 @@ class Job:
 def plan_jobs(entries: Sequence[Entry], world: World, seeds: Mapping[str, Sequence[int]], out: Path) -> list[Job]:
     """Every run that the entries need, each once, in their order, and within an entry seed by seed.
 
+    All new seeds of a training lie in one folder, even if different rows ask for them.
+
     Args:
         entries: what is asked for.
         world: where.
@@ -113,10 +115,14 @@ def plan_jobs(entries: Sequence[Entry], world: World, seeds: Mapping[str, Sequen
         out: output folder.
     """
     jobs: dict[tuple[str, int], Job] = {}
+    folders: dict[str, Path] = {}
 
     def add(job: Job) -> None:
-        key = training_key(job.config), job.config.train.seed
-        old = jobs.get(key, job)
+        training = training_key(job.config)
+        key = training, job.config.train.seed
+        parent = folders.setdefault(training, job.folder.parent)
+        placed = job if job.folder.is_dir() else replace(job, folder=parent / job.folder.name)
+        old = jobs.get(key, placed)
         jobs[key] = replace(
             old,
             inferences=tuple(dict.fromkeys(old.inferences + job.inferences)),

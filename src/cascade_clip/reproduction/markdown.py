@@ -6,14 +6,16 @@ import math
 import os
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 from cascade_clip.bootstrap import FIGURES
 from cascade_clip.reproduction.charts import describe_picture
+from cascade_clip.reproduction.entries import Row
+from cascade_clip.reproduction.runs import Result, inference_of
 from cascade_clip.reproduction.sections import Section
 from cascade_clip.reproduction.tables import NOT_RUN, Cell, Table
-from cascade_clip.reproduction.verdicts import LEANING, LEVEL, Outcome, Verdict
+from cascade_clip.reproduction.verdicts import LEANING, LEANING_P, LEVEL, Outcome, Verdict
 from cascade_clip.reproduction.words import count_outcomes
 from cascade_clip.reproduction.worlds import World
 
@@ -63,8 +65,6 @@ def _number(section: Section) -> str:
 
 def how_to_read(world: World, sections: Sequence[Section]) -> list[str]:
     """What the figures are, when a difference counts, and what many comparisons do; a paragraph each."""
-    tests = [verdict for section in sections for verdict in section.verdicts if verdict.standing != "unknown"]
-    certain = [verdict for verdict in tests if verdict.standing == "certain"]
     parts = [
         "S and U are the mIoU over seen and over unseen classes, hIoU is their harmonic mean, all in percent; ± is the standard deviation "
         "over the seeds (n - 1). "
@@ -76,7 +76,8 @@ def how_to_read(world: World, sections: Sequence[Section]) -> list[str]:
         ),
         f"Differences stand with their {100 * LEVEL:.0f} % intervals (paired bootstrap over images and seeds). Bold ones are certain: the "
         "interval leaves out 0, and with several seeds a t test over them does so too. Others lean one way if "
-        f"{100 * LEANING:.0f} % of the resamples do; what does neither cannot be told.",
+        f"{100 * LEANING:.0f} % of the resamples do, and with several seeds the t test gives p < {LEANING_P:.1f}; what does neither cannot "
+        "be told.",
     ]
     one_seed = "With one seed, all this speaks of the trained models at hand alone."
     spread = seed_spread(sections)
@@ -87,18 +88,58 @@ def how_to_read(world: World, sections: Sequence[Section]) -> list[str]:
             f"of the same settings differ by up to {limits} in 95 % of the cases."
         )
     parts.append(one_seed)
-    if tests:
-        parts.append(
-            f"{len(tests)} differences are tested on this page, and {len(certain)} are certain. If no row differed from another, about "
-            f"{len(tests) * (1 - LEVEL):.1f} would still seem so; the more one reads, the more of these one finds. Each table says how "
-            "many of its own stay certain when all of its comparisons are allowed for."
-        )
-    return parts
+    counted = _chance_words(sections)
+    return [*parts, counted] if counted else parts
+
+
+def _chance_words(sections: Sequence[Section]) -> str:
+    """How many differences are tested, and how many would seem certain by chance; empty without any."""
+    parts = []
+    for one_seed, rested, compared in ((False, "rows with several seeds", "row"), (True, "trained models (one seed)", "trained model")):
+        tests = [verdict for verdict in different_tests(sections) if verdict.one_seed is one_seed]
+        certain = sum(verdict.standing == "certain" for verdict in tests)
+        if tests:
+            parts.append(
+                f"{len(tests)} differences between {rested} are tested on this page, and {certain} are certain; if no {compared} differed "
+                f"from another, about {len(tests) * (1 - LEVEL):.1f} would still seem so."
+            )
+    if not parts:
+        return ""
+    parts.append(
+        "A comparison that several tables show counts once. The more one reads, the more differences by chance one finds. Each table says "
+        "how many of its own stay certain when all of its comparisons are allowed for."
+    )
+    return " ".join(parts)
+
+
+def different_tests(sections: Sequence[Section]) -> list[Verdict]:
+    """The verdicts that can be computed, without those on the same two groups of models, used in the same way, as an earlier one."""
+    found: dict[Hashable, Verdict] = {}
+    for section in sections:
+        sides = {row.name: _side(section.world, row, section.results.get(row.name, ())) for row in section.entry.rows}
+        for verdict in section.verdicts:
+            if verdict.standing != "unknown":
+                found.setdefault((frozenset((sides[verdict.row], sides[verdict.against])), verdict.figure), verdict)
+    return list(found.values())
+
+
+def _side(world: World, row: Row, runs: Sequence[Result]) -> Hashable:
+    """The models of a row and how each is used, with the calibration that it was given, be it chosen or not."""
+    own = inference_of(world, row)
+    return tuple((run.checkpoint, (own if run.calibration is None else own.calibrated(run.calibration)).key) for run in runs)
 
 
 def seed_spread(sections: Sequence[Section]) -> dict[str, float]:
-    """Standard deviation between seeds of the same settings, in 0..1, pooled over all trainings that have several; empty without any."""
-    groups = {tuple(run.checkpoint for run in runs): runs for section in sections for runs in section.results.values() if len(runs) > 1}
+    """Standard deviation between seeds of the same settings, in 0..1, pooled over all trainings that have several; empty without any.
+
+    Of rows that share their training the first counts; those whose calibration is chosen seed by seed do not have the same settings.
+    """
+    groups: dict[tuple[Path, ...], Sequence[Result]] = {}
+    for section in sections:
+        for row in section.entry.rows:
+            runs = section.results.get(row.name, ())
+            if len(runs) > 1 and not row.choices:
+                groups.setdefault(tuple(run.checkpoint for run in runs), runs)
     found = {}
     for name in FIGURES:
         series = [[run.scores[name] for run in runs] for runs in groups.values()]
@@ -153,8 +194,13 @@ def closing(section: Section) -> str:
     """What was not run, and the command for it."""
     if section.is_empty:
         return f"Not run here. This command does: `{section.command}`"
-    if section.missing:
-        return f"Rows without results ({len(section.missing)}): {'; '.join(section.missing)}. This command makes them: `{section.command}`"
+    lacking = [
+        f"{words} ({len(names)}): {'; '.join(names)}."
+        for words, names in (("Rows without results", section.missing), ("Incomplete rows", section.incomplete))
+        if names
+    ]
+    if lacking:
+        return f"{' '.join(lacking)} This command makes what is missing: `{section.command}`"
     return f"Made by `{section.command}`"
 
 

@@ -15,7 +15,16 @@ from typing import Any
 from cascade_clip.evaluate import write_whole
 from cascade_clip.report_page import PAGE
 from cascade_clip.reproduction.charts import describe_picture
-from cascade_clip.reproduction.markdown import build_markdown, closing, entry_name, first_sentence, how_to_read, overview, title
+from cascade_clip.reproduction.markdown import (
+    build_markdown,
+    closing,
+    different_tests,
+    entry_name,
+    first_sentence,
+    how_to_read,
+    overview,
+    title,
+)
 from cascade_clip.reproduction.sections import Section
 from cascade_clip.reproduction.tables import Table
 from cascade_clip.reproduction.worlds import World
@@ -97,15 +106,16 @@ def _run(seed: int, seconds: float, scores: dict[str, float]) -> dict[str, Any]:
 def _cards(sections: Sequence[Section]) -> str:
     """How much was run and tested."""
     runs = {run.checkpoint for section in sections for found in section.results.values() for run in found}
-    verdicts = [verdict for section in sections for verdict in section.verdicts if verdict.standing != "unknown"]
-    certain = sum(verdict.standing == "certain" for verdict in verdicts)
+    tests = different_tests(sections)
     done = sum(not section.is_empty for section in sections)
-    cards = (
+    cards = [
         (f"{done} of {len(sections)}", "entries", "with results"),
         (str(len(runs)), "trained models", "shared by entries"),
-        (str(len(verdicts)), "differences", "tested"),
-        (str(certain), "of them certain", "as said below"),
-    )
+    ]
+    for one_seed, compared, note in ((False, "rows", "several seeds"), (True, "trained models", "one seed")):
+        own = [verdict.standing == "certain" for verdict in tests if verdict.one_seed is one_seed]
+        if own:
+            cards.append((f"{sum(own)} of {len(own)}", f"differences between {compared}", f"certain, {note}"))
     return "".join(f'<div class="card"><b>{value}</b><span>{name}</span><small>{note}</small></div>' for value, name, note in cards)
 
 

@@ -174,13 +174,25 @@ def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any], where: str 
 def run_folder(out: Path, row: Row, config: Config) -> Path:
     """Where the seeds of a training lie, under whatever row's name it was made first."""
     key = training_key(config)
-    there = sorted((out / "runs").glob(f"*-{key}"))
+    there = _folders_of(out, key)
     return there[0] if there else out / "runs" / f"{slug(row.name)}-{key}"
 
 
 def seed_folder(out: Path, row: Row, config: Config) -> Path:
-    """Where the run of a training with its seed lies."""
-    return run_folder(out, row, config) / f"seed-{config.train.seed}"
+    """Where the run of a training with its seed lies; of several, made under different names, the one that got furthest."""
+    name = f"seed-{config.train.seed}"
+    there = [folder / name for folder in _folders_of(out, training_key(config)) if (folder / name).is_dir()]
+    return max(there, key=_progress) if there else run_folder(out, row, config) / name
+
+
+def _folders_of(out: Path, key: str) -> list[Path]:
+    """Every folder of a training, under any name, in alphabetical order."""
+    return sorted((out / "runs").glob(f"*-{key}"))
+
+
+def _progress(folder: Path) -> tuple[bool, int]:
+    """How far a run got: whether it is trained, and how many scores and choices it holds."""
+    return is_trained(folder), sum(1 for kind in ("scores", "calibration") for _ in folder.glob(f"{kind}-*.json"))
 
 
 def slug(name: str) -> str:

@@ -39,6 +39,8 @@ class Section:
     """What the table says, one sentence or more each."""
     tables: Sequence[Table] = ()
     """The table of the rows if there are several, and others such as counted parameters."""
+    seeds: Sequence[int] = ()
+    """That every row should have."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -46,12 +48,23 @@ class Section:
         return tuple(row.name for row in self.entry.rows if not self.results.get(row.name))
 
     @property
+    def incomplete(self) -> tuple[str, ...]:
+        """Rows that have results of some of the seeds only, such as `baseline (without seed 2)`."""
+        found = []
+        for row in self.entry.rows:
+            made = {run.seed for run in self.results.get(row.name, ())}
+            lacking = [str(seed) for seed in self.seeds if seed not in made]
+            if made and lacking:
+                found.append(f"{row.name} (without seed {', '.join(lacking)})")
+        return tuple(found)
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing was run."""
         return not any(self.results.values()) and not self.tables[len(self.entry.rows) > 1 :]
 
 
-def build_section(entry: Entry, world: World, out: Path, seeds: Sequence[int], command: str) -> Section:
+def build_section(entry: Entry, world: World, out: Path, seeds: Sequence[int], command: str, *, count: bool = True) -> Section:
     """Read what is there for an entry, judge it, and draw its pictures into OUT/pictures; nothing is trained.
 
     Args:
@@ -60,6 +73,7 @@ def build_section(entry: Entry, world: World, out: Path, seeds: Sequence[int], c
         out: folder of the reproduction.
         seeds: whose results to read.
         command: what makes what is missing.
+        count: whether costs that are not kept may be counted and timed; else they are said to be missing.
     """
     results = {row.name: collect_results(entry, row, world, seeds, out) for row in entry.rows}
     published_on = published_world(entry, world)
@@ -68,11 +82,11 @@ def build_section(entry: Entry, world: World, out: Path, seeds: Sequence[int], c
     if verdicts:
         chart = out / PICTURES / f"{entry.key}-differences.png"
         pictures.append(save_picture(draw_differences(verdicts), chart, describe_differences(verdicts)))
-    tables, words = count_parts(entry, world, out, seeds)
+    tables, words = count_parts(entry, world, out, seeds, "" if count else command)
     if len(entry.rows) > 1:
         tables.insert(0, main_table(entry, results, verdicts, published_on))
     words = [*describe(entry, verdicts, results, published_on), *describe_choices(entry, results), *words]
-    return Section(entry, world, results, command, verdicts, pictures, words, tables)
+    return Section(entry, world, results, command, verdicts, pictures, words, tables, seeds)
 
 
 def published_world(entry: Entry, world: World) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cascade_clip.bootstrap import FIGURES
 from cascade_clip.reproduction.tables import points
-from cascade_clip.reproduction.verdicts import LEVEL, RESAMPLES, Outcome, Verdict
+from cascade_clip.reproduction.verdicts import LEANING, LEANING_P, LEVEL, RESAMPLES, Outcome, Verdict
 
 if TYPE_CHECKING:
     from cascade_clip.reproduction.entries import Entry
@@ -114,13 +114,24 @@ def caution(verdicts: Sequence[Verdict]) -> list[str]:
     certain = [verdict for verdict in verdicts if verdict.standing == "certain"]
     chance = tests * (1 - LEVEL)
     lines = [_seed_words(verdicts, fewest)]
-    compared = "model" if fewest < 2 else "row"
+    if any(verdict.standing == "leaning" for verdict in verdicts):
+        lines.append(leaning_words(several=fewest > 1))
+    compared = "trained model" if fewest < 2 else "row"
     if tests > 1:
         firm = sum(verdict.firm for verdict in certain)
         kept = f" {firm} of the {len(certain)} found here stay certain when all {tests} are allowed for (Bonferroni)." if certain else ""
         chances = f"if no {compared} differed from another, about {chance:.1f} of them would still seem certain."
         lines.append(f"{tests} differences are tested; {chances}{kept}")
     return lines
+
+
+def leaning_words(*, several: bool) -> str:
+    """What a leaning is; with `several` seeds the t test must agree."""
+    tested = f" and the t test over the seeds gives p < {LEANING_P:.1f}" if several else ""
+    return (
+        f"A difference leans one way if {100 * LEANING:.0f} % of the resamples do{tested}. That is a hint and no finding: "
+        "where nothing differs, about one comparison in five leans or seems certain."
+    )
 
 
 def _seed_words(verdicts: Sequence[Verdict], fewest: int) -> str:

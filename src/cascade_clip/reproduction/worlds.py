@@ -23,7 +23,8 @@ class HeldOut:
     unseen: str
     """Names of all classes that this training hides, separated by commas: the unseen ones and these."""
     data: dict[str, Any]
-    """What the images of the choice differ in from the evaluation set: they must be others."""
+    """What the images of the choice differ in from the evaluation set: they must be others. On the sandbox no model was trained on them;
+    elsewhere they are images of the training split, as no third split has labels."""
 
 
 @dataclass(frozen=True)
