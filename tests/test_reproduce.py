@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import yaml
 
-from cascade_clip import reproduce_commands
+from cascade_clip import reproduce_commands, terminal
 from cascade_clip.__main__ import main
 from cascade_clip.bootstrap import Tallies
 from cascade_clip.config import Config, DataConfig, InferenceConfig
@@ -569,7 +569,7 @@ def test_time_left_follows_finished_runs(tmp_path: Path) -> None:
 
 
 def test_the_plan_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(terminal.console, "width", 200)
     entry = find_entries("table1")[0]
     finish(tmp_path, [dataclasses.replace(entry, rows=entry.rows[:1])], load_world("sandbox"), (0,))
     monkeypatch.setattr(jobs, "run_jobs", lambda *_, **__: pytest.fail("trained"))
@@ -581,7 +581,7 @@ def test_the_plan_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_results_are_printed_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(terminal.console, "width", 250)
     finish(tmp_path, find_entries("table1"), load_world("sandbox"), (0, 1))
     monkeypatch.setattr(jobs, "run_jobs", lambda *_, **__: pytest.fail("trained"))
     assert main(["reproduce", "table1,table9", "--out", str(tmp_path), "--seeds", "0,1", "--plan"]) == 0
@@ -627,7 +627,7 @@ def test_bad_input_is_one_line(words: list[str], message: str, capsys: pytest.Ca
 
 
 def test_choices_are_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(terminal.console, "width", 250)
     (entry,) = find_entries("question4")
     planned = plan_jobs([entry], load_world("sandbox"), {"question4": (0,)}, tmp_path)
     finish(tmp_path, [entry], load_world("sandbox"), (0,))

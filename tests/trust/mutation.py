@@ -36,6 +36,7 @@ TESTS = {
 MUTANTS, PROMISED = 200, 0.85
 
 EQUIVALENT = {
+    "aggregation.BlockAttention.forward: need_weights=False -> need_weights=True": "the weights are dropped; only the speed differs",
     "losses._check_labels: strict=True -> strict=False": "reached only where labels have three axes, so both sides have two entries",
     "metrics.Scores.to_json: strict=True -> strict=False": "__post_init__ has compared the four lengths",
     "predictor.Predictor.best_rows: strict=True -> strict=False": "one list was made from the other",
