@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Polygon = list[tuple[float, float]]
+_PAIRS = 2**20
+"""Distances that are held at once."""
 
 
 def outline_mask(mask: NDArray[np.bool_], smallest: int = 16) -> list[Polygon]:
@@ -18,11 +20,18 @@ def outline_mask(mask: NDArray[np.bool_], smallest: int = 16) -> list[Polygon]:
     """
     from contourpy import FillType, contour_generator  # comes with matplotlib
 
-    framed = np.pad(mask.astype(np.float32), 1)  # (H + 2, W + 2); outlines close at the border of the image
-    lines = contour_generator(z=framed, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        return []
+    corner = np.array([columns[0], rows[0]]) - 0.5  # of the part with the mask; tracing takes 30 times its memory
+    part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    framed = np.zeros((part.shape[0] + 2, part.shape[1] + 2))  # outlines close at the border of the image
+    framed[1:-1, 1:-1] = part
+    x, y = (np.arange(size, dtype=np.float64) for size in framed.shape[::-1])  # whole numbers would be copied once more
+    lines = contour_generator(x, y, framed, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
     parts: list[Polygon] = []
     for points, offsets in zip(*lines, strict=True):
-        rings = [points[start:end] - 0.5 for start, end in itertools.pairwise(offsets)]  # from centres in the frame to corners
+        rings = [points[start:end] + corner for start, end in itertools.pairwise(offsets)]  # from centres in the frame to corners
         if abs(sum(_area(ring) for ring in rings)) >= smallest:
             outline = _join([_straighten(ring) for ring in rings])
             parts.append([(round(float(x), 2), round(float(y), 2)) for x, y in outline])
@@ -47,8 +56,19 @@ def _join(rings: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     """One ring of an outer ring and its holes: to the nearest point of a hole, around it, and back."""
     outline = rings[0][:-1]
     for hole in rings[1:]:
-        distance = ((outline[:, None] - hole[None, :-1]) ** 2).sum(axis=-1)  # (N, M)
-        leave, enter = np.unravel_index(int(distance.argmin()), distance.shape)
+        leave, enter = _nearest(outline, hole[:-1])
         around = np.concatenate([hole[enter:-1], hole[: enter + 1]])
         outline = np.concatenate([outline[: leave + 1], around, outline[leave:]])
     return outline
+
+
+def _nearest(points: NDArray[np.float64], others: NDArray[np.float64]) -> tuple[int, int]:
+    """Which of some points (N, 2) and which of others (M, 2) are the nearest pair; the first one of equals."""
+    best, found = np.inf, (0, 0)
+    step = max(1, _PAIRS // len(others))
+    for start in range(0, len(points), step):
+        distance = ((points[start : start + step, None] - others[None]) ** 2).sum(axis=-1)  # (n, M)
+        place, enter = np.unravel_index(int(distance.argmin()), distance.shape)
+        if distance[place, enter] < best:
+            best, found = distance[place, enter], (start + int(place), int(enter))
+    return found

@@ -27,6 +27,7 @@ from cascade_clip.rle import encode_mask
 UNLABELLED = -1
 Output = Literal["overlay", "index", "coco", "labelme", "heatmaps"]
 _LEGEND_ROWS = 24
+_STRIP = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,18 +66,24 @@ class Segmentation:
     @property
     def coverage(self) -> dict[str, float]:
         """Share of the pixels of every class, in label order."""
-        counts = np.bincount(self.labels.ravel() + 1, minlength=len(self.class_names) + 1)[1:]
-        return {name: float(count) / self.labels.size for name, count in zip(self.class_names, counts, strict=True)}
+        return {name: float(count) / self.labels.size for name, count in zip(self.class_names, self._sums(None), strict=True)}
 
     @property
     def mean_scores(self) -> dict[str, float]:
         """Mean score of the pixels of every class that occurs; empty without scores."""
         if self.scores is None:
             return {}
-        flat = self.labels.ravel() + 1
-        sums = np.bincount(flat, weights=self.scores.ravel().astype(np.float64), minlength=len(self.class_names) + 1)[1:]
-        counts = np.bincount(flat, minlength=len(self.class_names) + 1)[1:]
+        sums, counts = self._sums(self.scores), self._sums(None)
         return {name: float(sums[index] / counts[index]) for index, name in enumerate(self.class_names) if counts[index]}
+
+    def _sums(self, weights: NDArray[np.float32] | None) -> NDArray[np.floating[Any] | np.integer[Any]]:
+        """Sum of the weights of the pixels of every class (C,), or their number; a strip of rows at a time, since bincount copies."""
+        size = len(self.class_names) + 1
+        parts = (
+            np.bincount(self.labels[rows].ravel() + 1, None if weights is None else weights[rows].ravel(), minlength=size)
+            for rows in _strips(self.labels.shape)
+        )
+        return np.asarray(sum(parts)[1:])
 
     def mask(self, name: str) -> NDArray[np.bool_]:
         """Where a class is, bool (H, W).
@@ -121,8 +128,10 @@ class Segmentation:
 
     def color_image(self) -> Image.Image:
         """The classes in their colours; unlabelled pixels are grey."""
-        table = np.array([*self.colors, (128, 128, 128)], dtype=np.uint8)  # (C + 1, 3), the last one at index -1
-        return Image.fromarray(table[self.labels])
+        return Image.fromarray(self._color_table()[self.labels])
+
+    def _color_table(self) -> NDArray[np.uint8]:
+        return np.array([*self.colors, (128, 128, 128)], dtype=np.uint8)  # (C + 1, 3), the last one at index -1
 
     def overlay(self, image: Any, opacity: float = 0.55, *, legend: bool = True) -> Image.Image:
         """The image under its classes' colours, with borders between them and a legend on the right.
@@ -132,21 +141,24 @@ class Segmentation:
             opacity: how much the colours cover, 0..1.
             legend: whether the names and their share of the image are written beside it.
         """
-        picture = _open(image)
-        if picture.size != self.labels.shape[::-1]:
-            raise ValueError(f"the image has {picture.size[0]} x {picture.size[1]} pixels, the labels {self.labels.shape[::-1]}")
+        pixels = _pixels(image)  # (H, W, 3)
+        if pixels.shape[:2] != self.labels.shape:
+            raise ValueError(f"the image has {pixels.shape[1]} x {pixels.shape[0]} pixels, the labels {self.labels.shape[::-1]}")
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity must lie in 0..1, got {opacity}")
-        blended = np.array(Image.blend(picture, self.color_image(), opacity))  # (H, W, 3)
-        blended[_borders(self.labels)] = 255
-        result = Image.fromarray(blended)
-        return self._with_legend(result) if legend else result
+        canvas = self._panel() if legend else Image.new("RGB", self.labels.shape[::-1])
+        for rows in _strips(self.labels.shape):  # a large picture is not held in several forms at once
+            colors = Image.fromarray(self._color_table()[self.labels[rows]])
+            blended = np.array(Image.blend(Image.fromarray(pixels[rows]), colors, opacity))  # (h, W, 3)
+            blended[_borders(self.labels[rows.start : rows.stop + 1])[: len(blended)]] = 255
+            canvas.paste(Image.fromarray(blended), (0, rows.start))
+        return canvas
 
     def index_image(self) -> Image.Image:
         """The labels as an image file holds them: 8-bit palette up to 255 classes (255 = unlabelled), else 16-bit (65535 = unlabelled)."""
         if len(self.class_names) > 255:
-            return Image.fromarray(np.where(self.labels < 0, 65535, self.labels).astype(np.uint16))
-        index = Image.fromarray(np.where(self.labels < 0, 255, self.labels).astype(np.uint8))
+            return Image.fromarray(self.labels.astype(np.uint16))  # -1 becomes the largest number
+        index = Image.fromarray(self.labels.astype(np.uint8))
         palette = np.full((256, 3), 128, dtype=np.uint8)
         palette[: len(self.colors)] = self.colors
         index.putpalette(palette.tobytes())
@@ -170,12 +182,14 @@ class Segmentation:
         scores = self.mean_scores
         found: list[dict[str, Any]] = []
         for index, name in enumerate(self.class_names):
-            rows, columns = np.nonzero(mask := self.labels == index)
+            mask = self.labels == index
+            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
             if len(rows) == 0:
                 continue
-            left, top = int(columns.min()), int(rows.min())
-            box = [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1]
-            annotation = {"category_id": index + 1, "name": name, "segmentation": encode_mask(mask), "area": len(rows), "bbox": box}
+            left, top = int(columns[0]), int(rows[0])
+            box = [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
+            area = int(np.count_nonzero(mask))
+            annotation = {"category_id": index + 1, "name": name, "segmentation": encode_mask(mask), "area": area, "bbox": box}
             found.append({**annotation, "iscrowd": 1, "score": scores.get(name)})
         return found
 
@@ -237,8 +251,9 @@ class Segmentation:
         index = np.array(read_picture(picture, f"index picture {picture}", mask=True)).astype(np.int64)
         return cls(np.where(index == (255 if len(names) <= 255 else 65535), UNLABELLED, index), names, colors)
 
-    def _with_legend(self, picture: Image.Image) -> Image.Image:
-        """Put swatches with names and shares on a white panel, right of the picture."""
+    def _panel(self) -> Image.Image:
+        """A white picture with swatches, names and shares on the right, and space for the image on the left."""
+        height, space = self.labels.shape
         present = sorted(((share, name) for name, share in self.coverage.items() if share > 0), key=lambda row: (-row[0], row[1]))
         rows = [(self.colors[self.class_names.index(name)], _shorten(name), f"{100 * share:.1f} %") for share, name in present]
         unlabelled = float((self.labels < 0).mean())
@@ -246,17 +261,16 @@ class Segmentation:
             rows.append(((128, 128, 128), "unlabelled", f"{100 * unlabelled:.1f} %"))
         if len(rows) > _LEGEND_ROWS:
             rows = [*rows[:_LEGEND_ROWS], ((255, 255, 255), f"and {len(rows) - _LEGEND_ROWS} more", "")]
-        size = min(max(12, picture.height // 28), 32)
+        size = min(max(12, height // 28), 32)
         font = ImageFont.load_default(size)
         gap, line = size // 2, int(size * 1.7)
         names = max(int(font_for(name, size).getlength(drawable(name))) for _, name, _ in rows)
         shares = max(int(font.getlength(share)) for _, _, share in rows)
         width = gap + size + gap + names + 2 * gap + shares + gap
-        canvas = Image.new("RGB", (picture.width + width, max(picture.height, line * len(rows) + gap)), "white")
-        canvas.paste(picture, (0, 0))
+        canvas = Image.new("RGB", (space + width, max(height, line * len(rows) + gap)), "white")
         draw = ImageDraw.Draw(canvas)
         for number, (color, name, share) in enumerate(rows):
-            left, top = picture.width + gap, gap + number * line
+            left, top = space + gap, gap + number * line
             draw.rectangle((left, top, left + size, top + size), fill=color)
             middle = top + size // 2
             draw.text((left + size + gap, middle), drawable(name), fill=(20, 20, 20), font=font_for(name, size), anchor="lm")
@@ -271,6 +285,19 @@ def _open(image: Any) -> Image.Image:
         image = Image.fromarray(np.asarray(image))
     picture: Image.Image = image.convert("RGB")
     return picture
+
+
+def _pixels(image: Any) -> NDArray[np.uint8]:
+    """An image as 8-bit RGB (H, W, 3); not copied if it is that already."""
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+        return image
+    return np.asarray(_open(image))
+
+
+def _strips(shape: tuple[int, ...]) -> list[slice]:
+    """Rows 0..H of an image (H, W) in strips of about a million pixels."""
+    height, step = shape[0], max(1, _STRIP // shape[1])
+    return [slice(start, min(start + step, height)) for start in range(0, height, step)]
 
 
 def _borders(labels: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ COUNTABLE = 255
 
 
 def first_best(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of scores (c, ...) over classes, and the first class that has it: (...), (...) int64.
+    """The largest of scores (c, ...) over classes, and the first class that has it: (...), (...) whole numbers.
 
     What `Tensor.max` gives, with kernels that are several times as fast on a CPU, where its reduction over the first axis is slow.
     """
@@ -21,10 +21,12 @@ def first_best(scores: Tensor) -> tuple[Tensor, Tensor]:
     if scores.device.type != "cpu" or count > COUNTABLE:
         best, index = scores.max(dim=0)
         return best, index
+    if count == 1:
+        return scores[0], torch.zeros_like(scores[0], dtype=torch.int32)
     best = scores.amax(dim=0)  # (...)
     order = torch.arange(count, 0, -1, dtype=torch.uint8).view(-1, *(1,) * (scores.ndim - 1))
     first = ((scores == best).view(torch.uint8) * order).amax(dim=0)  # (...), c for the first class, 1 for the last, 0 for NaN
-    return best, first.clamp_(min=1).long().neg_().add_(count)
+    return best, first.clamp_(min=1).int().neg_().add_(count)
 
 
 class RunningBest:
@@ -32,12 +34,15 @@ class RunningBest:
 
     scores: Tensor
     """(H, W), of the best row"""
-    rows: Tensor
-    """(H, W), int64: which one it is, counted from 0 over all chunks"""
 
     def __init__(self) -> None:
         """Before the first chunk there are no scores."""
         self.count = 0
+
+    @property
+    def rows(self) -> Tensor:
+        """(H, W), int64: which row it is, counted from 0 over all chunks."""
+        return self._rows.long()
 
     def add(self, scores: Tensor) -> None:
         """Take in the next rows' scores (c, H, W); c may be 0."""
@@ -46,11 +51,11 @@ class RunningBest:
             return
         high, index = first_best(scores)  # (H, W)
         if start == 0:
-            self.scores, self.rows = high, index
+            self.scores, self._rows = high, index.int()
             return
         wins = high > self.scores  # (H, W)
         torch.where(wins, high, self.scores, out=self.scores)  # in place: these are the largest arrays of a picture
-        torch.where(wins, index.add_(start), self.rows, out=self.rows)
+        torch.where(wins, index.int().add_(start), self._rows, out=self._rows)
 
 
 def best_by_label(maps: Tensor, labels: Tensor | None, count: int) -> Tensor:

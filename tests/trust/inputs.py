@@ -145,14 +145,10 @@ def try_files(kind: str, cases: Iterable[Case], folder: Path) -> Figure:
 
 def run_command(words: list[str], folder: Path) -> tuple[int, str, float]:
     """Exit code, error stream and most memory (MiB) of one `cascade-clip` command."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (folder / "errors.txt").open("w+") as errors:
-        words = [sys.executable, "-m", "cascade_clip", *words]
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors, env=environment, cwd=folder)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        errors.seek(0)
-        return process.returncode, errors.read(), usage.ru_maxrss / 1024
+    memory = folder / "memory.txt"
+    words = [sys.executable, str(Path(__file__).with_name("measured.py")), str(memory), *words]
+    run = subprocess.run(words, capture_output=True, encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=folder, check=False)
+    return run.returncode, run.stderr, float(memory.read_text())
 
 
 def try_segment_command(cases: list[Case], folder: Path) -> Figure:
@@ -168,7 +164,7 @@ def try_segment_command(cases: list[Case], folder: Path) -> Figure:
     lines = [line for line in errors.splitlines() if line.startswith("cascade-clip: error: ")]
     results = [path for path in out.rglob("*.json")]
     count = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in pictures.iterdir())
-    outside = set(folder.iterdir()) - before - {out, folder / "errors.txt"}
+    outside = set(folder.iterdir()) - before - {out, folder / "memory.txt"}
     found = f"{count} files: {len(results)} results, {len(lines)} one-line errors, {memory:.0f} MiB, {len(outside)} files elsewhere"
     sound = len(results) + len(lines) == count and code == 2 and "Traceback" not in errors and memory <= MOST_MEMORY and not outside
     if not sound:

@@ -8,7 +8,6 @@ processor time and `memory`, the most that this process ever had, in MiB.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from cascade_clip.benchmark_work import peak_memory
 from cascade_clip.datasets.folder import LabelledFiles
 from cascade_clip.predictor import load_predictor
 from cascade_clip.transforms import load_image
@@ -64,7 +64,7 @@ def main() -> None:
         kind, path = json.loads(line)
         begin = time.process_time()
         found = files.judge(kind, Path(path))
-        found |= {"seconds": time.process_time() - begin, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        found |= {"seconds": time.process_time() - begin, "memory": peak_memory()}
         print(json.dumps(found), flush=True)
 
 
