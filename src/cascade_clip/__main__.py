@@ -5,6 +5,7 @@ Nothing heavy is imported before a command is called.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -97,6 +98,10 @@ def run(name: str, words: list[str], *, debug: bool) -> int:
     """Run a command with its arguments; bad input becomes one line and exit code 2."""
     # Threads that spin while they wait make everything ten times slower as soon as loading or another program shares the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    thresholds = gc.get_threshold()
+    gc.set_threshold(
+        max(thresholds[0], 50_000), *thresholds[1:]
+    )  # imports make many objects to keep: a tenth of them was looking for cycles
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cascade_clip").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports every try to reach the hub; what came of it is our error
@@ -117,6 +122,8 @@ def run(name: str, words: list[str], *, debug: bool) -> int:
         os._exit(0)
     except Exception as error:
         return _fail(f"defect in cascade-clip, {type(error).__name__}: {error}; run again with --debug and report it", code=1, debug=debug)
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def _command_name(words: Sequence[str]) -> str | None:

@@ -83,7 +83,7 @@ class Segmentation:
             np.bincount(self.labels[rows].ravel() + 1, None if weights is None else weights[rows].ravel(), minlength=size)
             for rows in _strips(self.labels.shape)
         )
-        return np.asarray(sum(parts)[1:])
+        return np.sum(list(parts), axis=0)[1:]  # type: ignore[no-any-return]
 
     def mask(self, name: str) -> NDArray[np.bool_]:
         """Where a class is, bool (H, W).

@@ -1,4 +1,4 @@
-"""Runs `cascade-clip` with the words after the first, and writes the most memory that the process ever had, in MiB, to the file named first.
+"""Runs `cascade-clip` with the words after the first, and writes the most memory that it ever had, in MiB, to the file named first.
 
 From outside it cannot be told: what the system says of a finished child starts from the memory of the process that started it.
 """
