@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -47,6 +48,13 @@ def test_import_is_light() -> None:
     script = "import sys, cascade_clip; print(*sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "numpy", "PIL", "open_clip", "lightning"} & set(modules)
+
+
+def test_the_collector_is_as_before_afterwards(capsys: pytest.CaptureFixture[str]) -> None:
+    before = gc.get_threshold()
+    assert main(["env"]) == 0
+    assert main(["segment", "/nowhere.png"]) == 2
+    assert gc.get_threshold() == before
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -49,6 +49,31 @@ def test_parts_that_do_not_fit(changes: dict[str, object], message: str) -> None
         small(**changes)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_strips_of_rows_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large pictures are worked on a few rows at a time; polygons with holes a few pairs of points at a time."""
+    y, x = np.mgrid[:60, :50]
+    labels = np.where((x - 25) ** 2 + (y - 30) ** 2 < 80, 1, np.where(x + y < 9, -1, 0))
+    scores = np.random.default_rng(0).random(labels.shape, dtype=np.float32)
+    picture = np.random.default_rng(1).integers(0, 256, (60, 50, 3)).astype(np.uint8)
+    whole = small(labels=labels, scores=scores)
+    expected = whole.overlay(picture), whole.to_labelme("a.jpg")
+    monkeypatch.setattr("cascade_clip.results._STRIP", 50 * rows)
+    monkeypatch.setattr("cascade_clip.polygons._PAIRS", 50 * rows)
+    assert whole.overlay(picture).tobytes() == expected[0].tobytes()
+    assert whole.to_labelme("a.jpg") == expected[1]
+    assert any(len(shape["points"]) > 30 for shape in expected[1]["shapes"])
+    counts = [int((labels == index).sum()) for index in range(3)]
+    assert whole.coverage == {name: pytest.approx(count / labels.size) for name, count in zip(NAMES, counts, strict=True)}
+    assert whole.mean_scores == {name: pytest.approx(float(scores[labels == index].mean())) for index, name in enumerate(NAMES[:2])}
+    colors = np.array([*COLORS, (128, 128, 128)])[labels]
+    blended = np.asarray(whole.overlay(picture, 1.0, legend=False)).astype(int)
+    edge = np.zeros(labels.shape, dtype=bool)
+    edge[:-1] |= labels[:-1] != labels[1:]
+    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    assert np.array_equal(blended, np.where(edge[..., None], 255, colors))
+
+
 @pytest.mark.parametrize("classes", [3, 255, 256, 400])
 def test_files_give_the_labels_back(tmp_path: Path, classes: int) -> None:
     """8-bit palette files up to 255 classes, 16-bit beyond; unlabelled pixels stay unlabelled."""

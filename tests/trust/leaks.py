@@ -154,7 +154,7 @@ def measure(quick: bool) -> Iterator[Figure]:
 
         yield watch("predictions", predict, psutil.Process(), *((12, 8) if quick else (2000, 200)))
         if not quick:  # a few calls say nothing about these
-            yield watch_page(300, 60)
+            yield watch_page(300, 150)  # the folders it remembers to have cleaned are 64
             yield watch_service(500, 200)
 
 
