@@ -29,7 +29,7 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 """Supported versions."""
 EXTRAS = ("video", "wandb", "ray", "export", "serve")
 """Extras in the environment of the oldest versions. Gradio, of `web`, needs newer versions of what the rest has in common with it."""
-TOOLS = ("pytest", "pytest-xdist", "hypothesis", "httpx", "pycocotools")
+TOOLS = ("setuptools>=78.1.1", "pytest", "pytest-xdist", "hypothesis", "httpx", "pycocotools")
 """What tests need besides, as new as it goes."""
 DONE = "installed"
 """File in an environment that is complete."""

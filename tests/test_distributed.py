@@ -66,7 +66,8 @@ def test_two_processes_give_the_identical_report(tiny_folder: Path, tmp_path: Pa
         for process in running:
             process.kill()
     assert [process.returncode for process in running] == [0, 0], printed
-    assert "5 images" in printed[0][0] and not printed[1][0]  # the first prints, the second does not
+    second = [line for line in printed[1][0].splitlines() if not line.startswith("[Gloo]")]  # PyTorch 2.10 prints such a line itself
+    assert "5 images" in printed[0][0] and not second  # the first prints, the second does not
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
     assert one == two
     assert sum(map(sum, one["confusion"])) == 5 * 128 * 128

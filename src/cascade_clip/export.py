@@ -139,7 +139,7 @@ def export_onnx(predictor: Predictor, file: Path, target: Target, *, bake: bool 
         file: where to, ending in .onnx.
         target: class names; their embeddings are baked in with `bake`, else stand in FILE.npy and can be replaced.
         bake: see `target`.
-        int8: quantise the weights of matrix products to 8 bits, their inputs while running.
+        int8: quantise the weights of matrix products to 8 bits, their inputs while running; the patch embedding stays as it is.
         name: how the model is called in FILE.json.
 
     Raises:
@@ -270,7 +270,7 @@ def _write_graph(model: ExportedModel, file: Path, *, int8: bool) -> None:
 
         with tempfile.TemporaryDirectory(dir=file.parent) as folder, _quiet():
             short = Path(folder) / "int8.onnx"
-            quantize_dynamic(str(file), str(short), weight_type=QuantType.QInt8, per_channel=True)
+            quantize_dynamic(str(file), str(short), op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
             os.replace(short, file)
 
 

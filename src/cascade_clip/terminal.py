@@ -45,7 +45,10 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     speed = TextColumn("{task.fields[speed]}")
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), speed, TimeElapsedColumn(), TimeRemainingColumn())
     screen = Console(file=sys.stderr)
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+    if not screen.is_terminal:  # rich before 14.3 prints an empty line after a disabled bar
+        yield lambda done, total: None
+        return
+    with Progress(*columns, console=screen, transient=True) as progress:
         task, begin = progress.add_task(title, total=None, speed=""), time.monotonic()
 
         def show(done: int, total: int) -> None:
