@@ -56,6 +56,8 @@ class Difference:
     high: float | None
     wins: float
     """Share of the resamples in which the first is ahead."""
+    losses: float = 0.0
+    """Share of the resamples in which the second is ahead; in the rest they are equal."""
 
     @property
     def difference(self) -> float | None:
@@ -76,6 +78,7 @@ class Difference:
             "difference": self.difference,
             "interval": [self.low, self.high],
             "wins": self.wins,
+            "losses": self.losses,
         }
 
 
@@ -148,7 +151,8 @@ def _summarise(name: str, first: float, second: float, differences: Numbers, lev
     if not known.size:
         return Difference(name, _or_none(first), _or_none(second), None, None, 0.0)
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return Difference(name, _or_none(first), _or_none(second), float(low), float(high), float((known > 0).mean()))
+    ends = float(low), float(high)
+    return Difference(name, _or_none(first), _or_none(second), *ends, float((known > 0).mean()), float((known < 0).mean()))
 
 
 def _or_none(value: float) -> float | None:

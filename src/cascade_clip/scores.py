@@ -25,9 +25,7 @@ def first_best(scores: Tensor) -> tuple[Tensor, Tensor]:
         best, index = scores.max(dim=0)
         return best, index
     if count == 1:
-        return scores[0], torch.zeros_like(scores[0], dtype=torch.int32)
-    if count == 1:
-        return scores[0], torch.zeros_like(scores[0], dtype=torch.int32)
+        return scores[0].clone(), torch.zeros_like(scores[0], dtype=torch.int32)  # a running best writes into it
     best = scores.amax(dim=0)  # (...)
     order = torch.arange(count, 0, -1, dtype=torch.uint8).view(-1, *(1,) * (scores.ndim - 1))
     first = ((scores == best).view(torch.uint8) * order).amax(dim=0)  # (...), c for the first class, 1 for the last, 0 for NaN

@@ -73,7 +73,7 @@ class Verdict:
             return "unknown"
         if self.found.certain and (self.p_value is None or self.p_value < 1 - LEVEL):
             return "certain"
-        agreeing = self.found.wins if change > 0 else 1 - self.found.wins
+        agreeing = self.found.wins if change > 0 else self.found.losses
         agreed = agreeing >= LEANING and (self.p_value is None or self.p_value < LEANING_P)
         return "leaning" if change and agreed else "open"
 
