@@ -68,7 +68,13 @@ def test_the_better_model_may_be_the_second(tiny_folder: Path, capsys: pytest.Ca
 def test_a_model_against_itself_is_undecided(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(tiny_folder), str(tiny_folder), *WORDS, "--resamples", "20"]) == 0
     printed = capsys.readouterr().out
-    assert "S: undecided on these images: the interval holds 0" in printed and "+0.00 .. +0.00" in printed
+    assert "S: equal, whichever images are drawn" in printed and "+0.00 .. +0.00" in printed
+
+
+def test_one_image_cannot_say(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "mini", str(tiny_folder), *WORDS, "--limit", "1", "--resamples", "20"]) == 0
+    printed = capsys.readouterr().out
+    assert "one image cannot say how sure a difference is" in printed and "is ahead" not in printed
 
 
 def test_other_splits_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

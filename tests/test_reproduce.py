@@ -85,13 +85,13 @@ def test_every_table_figure_and_question_is_there() -> None:
     tables = [f"table{number}" for number in (1, 4, 5, 6, 7, 8, 9, 10, 12, 14, 15, 16, 17, 18)]
     keys = [entry.key for entry in list_entries()]
     assert keys == [*tables, "figure1", "figure4", "figure6", "figure7", *(f"question{number}" for number in range(1, 9))]
-    three = {"table1", "table4", "table6", "table8", "table10", *(key for key in keys if key.startswith("question"))}
+    three = {"table1", "table4", "table6", "table7", "table8", "table10", *(key for key in keys if key.startswith("question"))}
     assert {entry.key: entry.seeds for entry in list_entries()} == {key: (0, 1, 2) if key in three else (0,) for key in keys}
 
 
 def test_all_begins_with_the_tables_of_three_seeds() -> None:
     keys = [entry.key for entry in find_entries("all")]
-    assert keys[:6] == ["table1", "table4", "table6", "table8", "table10", "table5"]
+    assert keys[:7] == ["table1", "table4", "table6", "table7", "table8", "table10", "table5"]
     assert set(keys[-8:]) == {f"question{number}" for number in range(1, 9)}
     assert sorted(keys) == sorted(entry.key for entry in list_entries())
 
@@ -100,7 +100,7 @@ def test_entries_are_found_in_the_order_given() -> None:
     assert [entry.key for entry in find_entries(" figure4, Table 1,figure4")] == ["figure4", "table1"]
 
 
-@pytest.mark.parametrize(("words", "message"), [("tabel1", "did you mean table1"), ("x", "choose from all, table1"), (" , ", "say what")])
+@pytest.mark.parametrize(("words", "message"), [("tabel1", r"did you mean table1\? There are all, table1"), ("x", "choose from all, table1"), (" , ", "say what")])
 def test_entries_that_do_not_exist(words: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         find_entries(words)
@@ -580,6 +580,26 @@ def test_the_plan_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "index.html").exists()
 
 
+def test_the_plan_names_what_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "table12", "--out", str(tmp_path), "--plan"]) == 0
+    assert capsys.readouterr().out.strip() == "nothing to train for table12"
+
+
+def test_missing_data_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(jobs, "run_jobs", lambda *_, **__: pytest.fail("trained"))
+    words = ["reproduce", "table5", "--world", "voc", "--root", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--plan"]) == 0  # needs no data
+
+
+def test_showing_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "table1", "--out", str(tmp_path / "typo"), "--show"]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
+
+
 def test_results_are_printed_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(terminal.console, "width", 250)
     finish(tmp_path, find_entries("table1"), load_world("sandbox"), (0, 1))
@@ -609,6 +629,7 @@ def test_a_failed_run_gives_exit_code_1(tmp_path: Path, monkeypatch: pytest.Monk
     found = capsys.readouterr()
     assert re.search(r"shared, seed 0, failed: no disk \(.*shared-[0-9a-f]{8}/seed-0\)", found.err)
     assert f"not run: shared, independent; cascade-clip reproduce table9 --out {tmp_path}" in found.out
+    assert "1/2 runs have ended" in found.out and "2/2 runs have ended" in found.out
 
 
 @pytest.mark.parametrize(

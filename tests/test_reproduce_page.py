@@ -114,6 +114,27 @@ def test_undecided() -> None:
     assert (same.standing, same.outcome) == ("open", "open")  # no resample is ahead, and that is no lead of the other
 
 
+def test_equal_resamples_are_no_lead_of_either() -> None:
+    """One of three images differs: in 8/27 of the resamples it is not drawn and both are equal."""
+    low, high = [[0.4, 0.4]] * 3, [[0.5, 0.5], [0.4, 0.4], [0.4, 0.4]]
+    less, more = verdicts([result(0, low)], [result(0, high)])["S"], verdicts([result(0, high)], [result(0, low)])["S"]
+    assert less.found.losses == more.found.wins == pytest.approx(19 / 27, abs=0.03)
+    assert less.found.wins == more.found.losses == 0
+    assert less.standing == more.standing == "open"
+
+
+def test_cautions_tell_one_seed_from_several() -> None:
+    several, one = verdicts(alike(0.300, 0.301), alike(0.400, 0.401)), verdicts(alike(0.3), alike(0.4, 0.5))
+    rows = [*several.values(), *(replace(verdict, row="new") for verdict in one.values())]
+    words = describe(entry(), rows, {}, "coco-stuff")
+    assert [line[:24] for line in words if line.startswith("Of ")] == [
+        "Of plain: 2 seeds: inter",
+        "Of plain: 3 differences ",
+        "Of new: One seed (some r",
+        "Of new: 3 differences ar",
+    ]
+
+
 def test_one_seed_speaks_of_the_trained_models() -> None:
     images = [[0.30, 0.2], [0.31, 0.2], [0.32, 0.2]]
     better = [[share + 0.1 for share in image] for image in images]

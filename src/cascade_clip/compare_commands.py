@@ -104,10 +104,20 @@ def _show(differences: tuple[Difference, ...], names: tuple[str, str], images: i
         change = "-" if row.difference is None else f"{100 * row.difference:+.2f}"
         table.add_row(row.name, _percent(row.first), _percent(row.second), change, interval, f"{100 * row.wins:.1f} %")
     console.print(table)
+    if images < 2:
+        say("one image cannot say how sure a difference is; give more")
+        return
     for row in differences:
         if row.difference is not None:
-            ahead = f"{'A' if row.difference > 0 else 'B'} is ahead: the interval does not hold 0"
-            say(f"{row.name}: {ahead if row.certain else 'undecided on these images: the interval holds 0'}")
+            say(f"{row.name}: {_verdict(row)}")
+
+
+def _verdict(row: Difference) -> str:
+    if row.low == row.high == row.difference == 0:
+        return "equal, whichever images are drawn"
+    if not row.certain:
+        return "undecided on these images: the interval holds 0"
+    return f"{'A' if row.low and row.low > 0 else 'B'} is ahead: the interval does not hold 0"
 
 
 def _percent(value: float | None) -> str:

@@ -55,6 +55,7 @@ def reproduce(
         plan: list the runs and do nothing else.
         show: print and write what is there already, and train nothing.
     """
+    from cascade_clip.data import build_dataset
     from cascade_clip.reproduction.entries import find_entries
     from cascade_clip.reproduction.jobs import plan_jobs
     from cascade_clip.reproduction.worlds import load_world
@@ -67,8 +68,12 @@ def reproduce(
     runs = plan_jobs(entries, place, chosen, out)
     at_once = jobs or (count_jobs() if place.small else 1)
     if plan:
-        print_plan(runs, at_once)
+        print_plan(entries, runs, at_once)
         return 0
+    if show and not out.is_dir():
+        raise ValueError(f"--show: there is no folder {out}; give the one that `reproduce` wrote to with --out")
+    if runs and not (show or place.small):
+        build_dataset(runs[0].config.data)  # missing data is one error, not one for each run
     failures = [] if show else make_runs(runs, at_once, place)
     show_results(entries, place, chosen, out, repeat_flags(seeds, world, out, root), count=not show)
     return 1 if failures else 0
@@ -111,7 +116,7 @@ def count_jobs() -> int:
     return max(1, min(count_cores(), psutil.virtual_memory().available // _RUN_MEMORY))
 
 
-def print_plan(runs: Sequence[Job], at_once: int) -> None:
+def print_plan(entries: Sequence[Entry], runs: Sequence[Job], at_once: int) -> None:
     """Every run, what is done of it, and how long the rest may take."""
     from cascade_clip.reproduction.jobs import estimate_seconds
 
@@ -123,7 +128,13 @@ def print_plan(runs: Sequence[Job], at_once: int) -> None:
         seconds = left.get(run.folder)
         time_left = "-" if run.done else "unknown" if seconds is None else _clock(seconds)
         table.add_row(run.name, str(run.config.train.seed), ", ".join(run.entries), describe_state(run), time_left)
-    console.print(table)
+    if runs:
+        console.print(table)
+    untrained = [entry.key for entry in entries if not entry.rows]
+    if untrained:
+        say(f"nothing to train for {', '.join(untrained)}")
+    if not runs:
+        return
     missing = [run for run in runs if not run.done]
     total = f", about {_clock(sum(left.values()) / min(at_once, len(missing)))} of training, {at_once} at a time" if left else ""
     say(f"{len(runs) - len(missing)} of {len(runs)} runs are done; {len(missing)} to do{total}")
@@ -155,7 +166,10 @@ def make_runs(runs: Sequence[Job], at_once: int, world: World) -> Sequence[Failu
         task = progress.add_task("", total=len(missing), count=f"{done_before}/{len(runs)}")
 
         def moved(made: float, done: int) -> None:
-            progress.update(task, completed=made, count=f"{done_before + done}/{len(runs)}")
+            count = f"{done_before + done}/{len(runs)}"
+            if not screen.is_terminal and progress.tasks[task].fields["count"] != count:
+                say(f"{count} runs have ended")
+            progress.update(task, completed=made, count=count)
 
         def failed(failure: Failure) -> None:
             warn(f"{failure.job.name}, seed {failure.job.config.train.seed}, failed: {failure.reason} ({failure.job.folder})")

@@ -91,8 +91,8 @@ def find_entries(words: str) -> tuple[Entry, ...]:
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"choose from all, {', '.join(known)}"
-            raise ValueError(f"nothing to reproduce is called {name!r}; {hint}")
+            hint = f"did you mean {close[0]}? There are " if close else "choose from "
+            raise ValueError(f"nothing to reproduce is called {name!r}; {hint}all, {', '.join(known)}")
     if not names:
         raise ValueError(f"say what to reproduce: all, {', '.join(known)}")
     return tuple(known[name] for name in dict.fromkeys(names))

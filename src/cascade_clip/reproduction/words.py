@@ -108,7 +108,18 @@ def compare_orders(entry: Entry, results: Mapping[str, Sequence[Result]], publis
 
 
 def caution(verdicts: Sequence[Verdict]) -> list[str]:
-    """Number of seeds, what was resampled, and what many comparisons do."""
+    """Number of seeds, what was resampled, and what many comparisons do; comparisons with one seed apart from those with several."""
+    groups = [[verdict for verdict in verdicts if verdict.one_seed is one_seed] for one_seed in (False, True)]
+    groups = [group for group in groups if group]
+    lines = []
+    for group in groups:
+        rows = f"Of {', '.join(dict.fromkeys(verdict.row for verdict in group))}: " if len(groups) > 1 else ""
+        lines += [rows + line for line in _caution(group)]
+    return lines
+
+
+def _caution(verdicts: Sequence[Verdict]) -> list[str]:
+    """The same for comparisons that all rest on one seed, or all on several."""
     fewest = min(min(verdict.seeds) for verdict in verdicts)
     tests = sum(verdict.standing != "unknown" for verdict in verdicts)
     certain = [verdict for verdict in verdicts if verdict.standing == "certain"]
