@@ -181,7 +181,11 @@ def test_cost_of_the_published_models(capsys: pytest.CaptureFixture[str]) -> Non
         (["train", "nowhere.yaml", "--out", "{dir}/run"], "no settings file nowhere.yaml"),
         (["train", "{bad}", "--out", "{dir}/run"], "unknown setting settings.train.stepps"),
         (["train", "--out", "{dir}/run", "--train.steps", "0"], "train.steps must be at least 1"),
-        (["train", "--out", "{dir}/run", "--train.steps", "many"], "train.steps"),
+        (["train", "--out", "{dir}/run", "--train.steps", "many"], "--train.steps expects whole number, got many"),
+        (["train", "--out", "{dir}/run", "--model.stages", "[[a]]"], "--model.stages expects [[whole number, ...], ...], got "),
+        (["segment", "{photo}", "--model", "{model}", "--precision", "fp8"], "--precision expects fp32 | bf16 | fp16, got fp8"),
+        (["segment", "{photo}", "--model", "{model}", "--threshold", "q"], "--threshold expects number | none"),
+        (["benchmark", "nonsense"], "CASE expects inference | sliding"),
         (["train", "--out", "{dir}/run"], "data.images, data.masks, data.classes not set"),
         (["import", "nowhere.pth", "--config", "{bad}", "--out", "{dir}/m"], "stepps"),
     ],
@@ -217,6 +221,15 @@ def test_as_a_program(tiny_folder: Path, photo: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert (tmp_path / "output" / "photo_overlay.png").is_file()
+
+
+@pytest.mark.parametrize("command", ["segment", "train", "benchmark", "evaluate"])
+def test_help_names_types_in_words(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run(command, "--help", capsys=capsys)
+    out = capsys.readouterr().out
+    assert "whole number" in out
+    assert not re.search(r"Literal|Optional|Union|<class|type: (int|str|bool|float)", out)
 
 
 def test_groups_and_close_words(capsys: pytest.CaptureFixture[str]) -> None:

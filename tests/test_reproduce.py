@@ -100,7 +100,10 @@ def test_entries_are_found_in_the_order_given() -> None:
     assert [entry.key for entry in find_entries(" figure4, Table 1,figure4")] == ["figure4", "table1"]
 
 
-@pytest.mark.parametrize(("words", "message"), [("tabel1", r"did you mean table1\? There are all, table1"), ("x", "choose from all, table1"), (" , ", "say what")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [("tabel1", r"did you mean table1\? There are all, table1"), ("x", "choose from all, table1"), (" , ", "say what")],
+)
 def test_entries_that_do_not_exist(words: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         find_entries(words)
@@ -629,7 +632,7 @@ def test_a_failed_run_gives_exit_code_1(tmp_path: Path, monkeypatch: pytest.Monk
     found = capsys.readouterr()
     assert re.search(r"shared, seed 0, failed: no disk \(.*shared-[0-9a-f]{8}/seed-0\)", found.err)
     assert f"not run: shared, independent; cascade-clip reproduce table9 --out {tmp_path}" in found.out
-    assert "1/2 runs have ended" in found.out and "2/2 runs have ended" in found.out
+    assert "2/2 runs have ended" in found.out
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
+import types
 import typing
+from argparse import Action
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import docstring_parser
 import jsonargparse
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from cascade_clip.config import Config
 from cascade_clip.plain_values import config_from_dict, read_yaml
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+_PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path", type(None): "null", Any: "anything"}
+_MISFIT = re.compile(r'Parser key "(?P<key>[^"]+)":.*(?:Got|Given) value: (?P<value>.*)')
+"""What jsonargparse says of a value of the wrong type."""
 
 
 class ArgumentError(ValueError):
@@ -43,7 +51,7 @@ def call_with_arguments(handler: Callable[..., Any], program: str, words: Sequen
     try:
         given = parser.parse_args(words, defaults=False)
     except (jsonargparse.ArgumentError, TypeError) as error:
-        raise ArgumentError(" ".join(str(error).split())[:500]) from error
+        raise ArgumentError(_explain(parser, " ".join(str(error).split()))[:500]) from error
     groups = _groups(handler)
     values = {name: _take_group(group, given) for name, group in groups.items()}
     values |= {name: given.pop(name) for name in parameters if name in given and name not in groups}
@@ -56,12 +64,49 @@ def call_with_arguments(handler: Callable[..., Any], program: str, words: Sequen
     return handler(*ordered, **chosen)
 
 
+def describe_type(hint: Any) -> str:
+    """What a value may be, in words: `whole number`, `fp32 | bf16`, `[number, number]`."""
+    parts = typing.get_args(hint)
+    match typing.get_origin(hint):
+        case typing.Literal:
+            return " | ".join(str(part) or "''" for part in parts)
+        case typing.Union | types.UnionType:
+            return " | ".join(map(describe_type, parts))
+        case builtin if builtin in (list, tuple):
+            parts = parts if builtin is tuple else (*parts, ...)
+            return f"[{', '.join('...' if part is ... else describe_type(part) for part in parts)}]"
+    found = typing.get_origin(hint) or hint
+    return _PLAIN.get(found) or {dict: "mapping"}.get(found) or str(getattr(found, "__name__", found))
+
+
+class _Formatter(DefaultHelpFormatter):
+    """Help that names types in words."""
+
+    def _get_type_str(self, action: Action) -> str | None:
+        hint = _type_of(action)
+        return None if hint is None else describe_type(hint)
+
+
+def _type_of(action: Action) -> Any:
+    return getattr(action, "_typehint", None) or action.type
+
+
+def _explain(parser: ArgumentParser, message: str) -> str:
+    """The message about a value of the wrong type in the command line's own terms; other messages as they are."""
+    found = _MISFIT.match(message)
+    action = next((one for one in parser._actions if found and one.dest == found["key"]), None)
+    if found is None or action is None or _type_of(action) is None:
+        return message
+    name = action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
+    return f"{name} expects {describe_type(_type_of(action))}, got {found['value']}"
+
+
 def build_parser(handler: Callable[..., Any], program: str) -> ArgumentParser:
     """The parser of a handler; descriptions come from its docstring and from the docs of settings fields."""
     documentation = docstring_parser.parse(inspect.getdoc(handler) or "")
     helps = {parameter.arg_name: parameter.description or "" for parameter in documentation.params}
     text = " ".join(part for part in (documentation.short_description, documentation.long_description) if part)
-    parser = ArgumentParser(prog=program, description=" ".join(text.split()), exit_on_error=False)
+    parser = ArgumentParser(prog=program, description=" ".join(text.split()), exit_on_error=False, formatter_class=_Formatter)
     hints = typing.get_type_hints(handler)
     for name, parameter in inspect.signature(handler).parameters.items():
         _add_parameter(parser, parameter, hints[name], helps.get(name, ""))

@@ -108,6 +108,8 @@ class ImageBackbone(nn.Module):
         self.drop_path = drop_path
         self.gradient_checkpointing = False
         """Whether blocks that a gradient flows through are computed again in the backward pass, which saves memory."""
+        self.remake_taps = True
+        """Whether features of middle blocks are."""
 
     @property
     def patch_size(self) -> int:
@@ -156,7 +158,8 @@ class ImageBackbone(nn.Module):
             if number in wanted and not projected:
                 found[number] = tokens[:, start:]  # (B, N, W)
             elif self.taps is not None and number in wanted and number < self.depth:
-                if tokens.requires_grad:  # made again in the backward pass: a hundredth of a step's time, and 5 MiB less per tap and image
+                if tokens.requires_grad and self.remake_taps:
+                    # made again in the backward pass: a hundredth of a step's time, and 5 MiB less per tap and image
                     found[number] = checkpoint(self._tap, number, tokens, start, use_reentrant=False, preserve_rng_state=False)
                 else:
                     found[number] = self._tap(number, tokens, start)

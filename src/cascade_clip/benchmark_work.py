@@ -140,6 +140,7 @@ def count_flops(work: Work) -> int:
     """Floating-point operations of the network in one run of the work, by torch's counter on tensors without values."""
     model = build_segmenter(model_config(work.size))
     windows = len(list_windows((work.height, work.width), work.window, work.stride)) if work.kind == "inference" else 1
+    model.backbone.remake_taps = False  # what is computed twice to save memory counts once
     network: Any = textbook.Textbook(model) if work.variant == "textbook" else model
     if work.kind == "inference":
         network.eval().requires_grad_(False)
