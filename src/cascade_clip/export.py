@@ -266,12 +266,23 @@ def _write_graph(model: ExportedModel, file: Path, *, int8: bool) -> None:
     if not difference < TOLERANCE:
         raise ValueError(f"nothing was written: mask logits of the ONNX graph differ by {difference:.1e} from PyTorch's")
     if int8:
-        from onnxruntime.quantization import QuantType, quantize_dynamic
+        _quantise(file)
 
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder, _quiet():
-            short = Path(folder) / "int8.onnx"
-            quantize_dynamic(str(file), str(short), op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
-            os.replace(short, file)
+
+def _quantise(file: Path) -> None:
+    """Replace a graph by one whose matrix products have weights of 8 bits."""
+    from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder, _quiet():
+        folded, short = Path(folder) / "folded.onnx", Path(folder) / "int8.onnx"
+        options = SessionOptions()
+        options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC  # computes what is constant, such as slices of weights
+        options.optimized_model_filepath = str(folded)
+        InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        # convolutions stay: onnxruntime before 1.24 cannot run them in 8 bits
+        quantize_dynamic(str(folded), str(short), op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
+        os.replace(short, file)
 
 
 def _reason(error: BaseException) -> str:
