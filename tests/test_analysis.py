@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
 from cascade_clip.__main__ import main
+from cascade_clip.analyse_commands import _name_colors
 from cascade_clip.analysis import block_alignment, compare_stages, keep_stages, minibatch_hsic, patch_similarity
 from cascade_clip.predictor import Predictor, load_predictor
+from cascade_clip.results import Segmentation
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 
 
@@ -90,6 +93,22 @@ def test_commands_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert main(["analyse", *words, "--out", str(out)]) == 0
         assert Image.open(out).width > 300
         out.unlink()
-    capsys.readouterr()
+    assert not capsys.readouterr().err
+
+
+def test_stages_name_their_colors(tmp_path: Path) -> None:
+    """The classes that are there, those with most pixels first; a dollar sign is a letter and no formula."""
+    labels = np.array([[1, 1, 1, 2], [-1, 2, 3, 3]])
+    found = [Segmentation(labels, ("a", "b", "$5", "d"), ((1, 1, 1), (0, 0, 255), (255, 0, 0), (9, 9, 9))) for _ in range(2)]
+    figure = Figure()
+    _name_colors(figure, found)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["b", r"\$5", "d"]
+    assert [patch.get_facecolor()[:3] for patch in legend.get_patches()][:2] == [(0, 0, 1), (1, 0, 0)]
+
+
+def test_commands_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(scene()).save(tmp_path / "scene.png")
+    source = str(tmp_path / "scene.png")
     assert main(["analyse", "similarity", source, "--point", "a,b"]) == 2
     assert "--point wants whole numbers" in capsys.readouterr().err

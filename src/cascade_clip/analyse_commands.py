@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cascade_clip.predictor import Predictor
+    from cascade_clip.results import Segmentation
+
+_NAMED = 12
+"""Classes that a legend names at most."""
 
 
 def similarity(
@@ -50,8 +55,9 @@ def similarity(
     axes[0].plot(place[0], place[1], "o", color="white", markeredgecolor="black", markersize=9)
     axes[0].set_title("picture")
     for axis, block in zip(axes[1:], chosen, strict=True):
-        axis.imshow(maps[block], cmap="magma", vmin=0, vmax=1)
+        drawn = axis.imshow(maps[block], cmap="magma", vmin=0, vmax=1)
         axis.set_title(f"block {block}")
+    figure.colorbar(drawn, ax=axes, shrink=0.7, aspect=15, label="cosine")
     return _save(figure, out)
 
 
@@ -79,6 +85,7 @@ def stages(image: Path, *, model: str = "mini", classes: str = "", out: Path = P
         axis.imshow(result.overlay(pixels, 0.75, legend=False))
         blocks = predictor.model.stages[numbers[0] - 1]
         axis.set_title(f"stage {numbers[0]}\n{_block_names(blocks)}" if len(numbers) == 1 else "+".join(map(str, numbers)))
+    _name_colors(figure, [result for _, result in found])
     return _save(figure, out)
 
 
@@ -161,8 +168,24 @@ def _figure(count: int, size: float = 2.4) -> tuple[Figure, list[Any]]:
     return figure, axes
 
 
+def _name_colors(figure: Figure, found: Sequence[Segmentation]) -> None:
+    """A legend of the classes that any mask shows, those with most pixels first."""
+    import numpy as np
+    from matplotlib.patches import Patch
+
+    names, colors = found[0].class_names, found[0].colors
+    covered = np.concatenate([result.labels[result.labels >= 0] for result in found])
+    pixels = np.bincount(covered, minlength=len(names))  # (C,)
+    shown = [int(index) for index in np.argsort(-pixels, kind="stable") if pixels[index]][:_NAMED]
+    patches = [Patch(color="#{:02x}{:02x}{:02x}".format(*colors[index]), label=names[index].replace("$", r"\$")) for index in shown]
+    if patches:
+        figure.legend(handles=patches, loc="outside right center", frameon=False, fontsize=9)
+
+
 def _save(figure: Figure, out: Path) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # letters that the font lacks are drawn as boxes
+        figure.savefig(out)
     say(f"wrote {out}")
     return 0
