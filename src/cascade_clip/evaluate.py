@@ -272,12 +272,15 @@ def _assumptions(found: Scores, target: Target, predictor: Predictor, dataset: L
     background = "no background policy: every pixel gets a class name"
     if target.background != "none":
         background = f"background policy: {target.background}; a labelled pixel that gets no class of the data set is an error"
+    shift = f"{target.calibration:g} subtracted from the scores of seen classes"
+    if target.calibration and not target.seen.any():
+        shift += ": of none, as the model was trained on none of these names"
     return (
         f"all {len(found.names)} class names compete in the argmax",
         f"{len(unseen)} of them count as unseen{': ' + _some(unseen) if unseen else ''}",
         *([f"{len(known)} of these unseen classes had masks in the model's own training: {_some(known)}"] if known else []),
         background,
-        f"{target.calibration:g} subtracted from the scores of seen classes",
+        shift,
         f"one confusion matrix over all images; ignored pixels do not count; {absent}",
         _describe_images(dataset),
         f"training protocol of the model: {training_protocol(predictor.checkpoint)}",
