@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 
@@ -25,8 +25,9 @@ class NameOptions:
     """Subtracted from the scores of names that were seen in training."""
     background: str = ""
     """Background words ("sky, wall, tree"), a file of them, or `scenery`: they compete with the names and all mean `background`."""
-    threshold: float | None = None
-    """Pixels whose best score (0..1) lies below are unlabelled, or `background` where that is one of the names."""
+    threshold: float | Literal["none"] | None = None
+    """Pixels whose best score (0..1) lies below are unlabelled, or `background` where that is one of the names; `none` sets a
+    model's own aside."""
 
 
 DEFAULT_NAMES = NameOptions()
