@@ -180,7 +180,8 @@ def test_a_run_folder_is_not_overwritten(folders: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds a run already"):
         fit(tiny_config(folders, steps=1), tmp_path / "run")
     with pytest.raises(ValueError, match=r"other settings \(train.steps\); choose another"):
-        fit(tiny_config(folders, steps=2), tmp_path / "run", resume="auto")
+        fit(tiny_config(folders, steps=2, device="auto"), tmp_path / "run", resume="auto")
+    assert fit(tiny_config(folders, steps=1, device="auto"), tmp_path / "run", resume="auto").model  # another device is no other run
 
 
 def test_non_finite_loss_stops_the_run(folders: Path, tmp_path: Path) -> None:

@@ -348,7 +348,8 @@ def _claim_folder(config: Config, out: Path, resume: Resume) -> None:
     if settings.is_file() and (begun or begun_now):  # else it was refused before its first step
         if resume == "never":
             raise ValueError(f"{out} holds a run already; continue it with --resume auto, or choose another --out")
-        changed = _differences(config_to_dict(load_config(settings)), config_to_dict(config))
+        found = _differences(config_to_dict(load_config(settings)), config_to_dict(config))
+        changed = [name for name in found if name != "train.device"]  # another device goes on with the same run
         if changed:
             raise ValueError(f"{out} holds a run with other settings ({', '.join(changed)}); choose another --out, or use {settings}")
         text = settings.read_text(encoding="utf-8")
