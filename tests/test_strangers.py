@@ -105,6 +105,15 @@ def test_models_that_claim_more_than_they_hold(
     assert "\n" not in str(found.value)
 
 
+def test_a_text_tower_of_another_length_is_refused(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "model", build_tiny(), full=True)
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    values["model"]["clip"]["architecture"]["text_cfg"]["context_length"] = 7
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match=r"text tower does not fit: other shapes of \['positional_embedding'"):
+        load_checkpoint(folder)
+
+
 LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 8))
 """Ten million values in 400 characters."""
 

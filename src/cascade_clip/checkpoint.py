@@ -341,6 +341,10 @@ def _outline(clip: LoadedClip) -> LoadedClip:
 def _load_text(clip: LoadedClip, state: dict[str, Tensor], folder: Path) -> TextEncoder | None:
     encoder = build_text_encoder(clip)
     if encoder is not None and state:
+        own = encoder.tower.state_dict()
+        other = [name for name, value in state.items() if name in own and own[name].shape != value.shape]
+        if other:
+            raise ValueError(f"{folder}: the text tower does not fit: other shapes of {_few(other)}")
         missing, unexpected = encoder.tower.load_state_dict(state, strict=False)
         if missing or unexpected:
             raise ValueError(f"{folder}: the text tower does not fit: missing {_few(missing)}, unexpected {_few(unexpected)}")

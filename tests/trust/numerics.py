@@ -1,4 +1,4 @@
-"""Numbers: the same seed gives the same bits on a CPU, whatever loads the data; values that are no numbers are named.
+"""Numbers: one seed and number of threads give the same bits on a CPU, whatever loads the data; values that are no numbers are named.
 
 `platforms.py` compares the oldest supported torch with this one.
 """
@@ -55,7 +55,8 @@ def train_with(workers: int, base: Path, name: str, steps: int, *, process: bool
     if process:
         (base / f"{name}.yaml").write_text(yaml.safe_dump(config))
         words = ["-m", "cascade_clip", "train", str(base / f"{name}.yaml"), "--out", str(out)]
-        subprocess.run([sys.executable, *words], check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": str(len(name))})
+        changes = {"PYTHONHASHSEED": str(len(name)), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        subprocess.run([sys.executable, *words], check=True, capture_output=True, env={**os.environ, **changes})
     else:
         fit(config_from_dict(Config, config), out)
     return (out / "model" / "model.safetensors").read_bytes()
