@@ -82,6 +82,9 @@ def test_first_best_is_the_first_of_the_largest() -> None:
     assert index[:, 0].tolist() == [1, 0, 2, 0]
     assert not index.is_floating_point()
     assert [part.tolist() for part in first_best(scores[:1])] == [scores[0].tolist(), [[0]] * 4]
+    best, _ = first_best(scores[:1])
+    best.add_(1)
+    assert not torch.equal(best, scores[0])  # a running best may write into it
     many = torch.randint(0, 9, (300, 4, 5)).float()  # more than an 8-bit number can count
     assert torch.equal(first_best(many)[1], first_best(many[:, None])[1][0])
     assert torch.equal(many.gather(0, first_best(many)[1][None])[0], many.amax(dim=0))
