@@ -104,6 +104,10 @@ def test_stages_name_their_colors(tmp_path: Path) -> None:
     _name_colors(figure, found)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["b", r"\$5", "d"]
+    many = Segmentation(np.arange(15)[None], tuple(map(str, range(15))), ((1, 2, 3),) * 15)
+    crowded = Figure()
+    _name_colors(crowded, [many])
+    assert [text.get_text() for text in crowded.legends[0].get_texts()][-2:] == ["11", "and 3 more"]
     assert [patch.get_facecolor()[:3] for patch in legend.get_patches()][:2] == [(0, 0, 1), (1, 0, 0)]
 
 

@@ -232,6 +232,16 @@ def test_names_baked_in_and_int8(small: Predictor, exported: Path, tmp_path: Pat
         exported_predictor(file, small)
 
 
+def test_a_full_disk_is_named(small: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("Protobuf serialization failed.")
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", fail)
+    with pytest.raises(OSError, match=r"in 8 bits \(Protobuf serialization failed\.\); is the disk full"):
+        export_onnx(small, tmp_path / "a.onnx", small.bind("dog, sky"), bake=True, int8=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_torch_export_has_free_sizes(small: Predictor, tmp_path: Path) -> None:
     program = torch.export.load(export_torch(small, tmp_path / "tiny.pt2")).module()
     config = small.checkpoint.config.model

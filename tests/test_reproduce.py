@@ -595,6 +595,8 @@ def test_missing_data_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
     assert main([*words, "--plan"]) == 0  # needs no data
+    finish(tmp_path / "out", find_entries("table5"), load_world("voc", str(tmp_path / "none")), (0,))
+    assert main(words) == 0  # nothing is left to make
 
 
 def test_showing_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

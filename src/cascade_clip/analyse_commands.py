@@ -176,8 +176,11 @@ def _name_colors(figure: Figure, found: Sequence[Segmentation]) -> None:
     names, colors = found[0].class_names, found[0].colors
     covered = np.concatenate([result.labels[result.labels >= 0] for result in found])
     pixels = np.bincount(covered, minlength=len(names))  # (C,)
-    shown = [int(index) for index in np.argsort(-pixels, kind="stable") if pixels[index]][:_NAMED]
+    present = [int(index) for index in np.argsort(-pixels, kind="stable") if pixels[index]]
+    shown, more = present[:_NAMED], len(present) - _NAMED
     patches = [Patch(color="#{:02x}{:02x}{:02x}".format(*colors[index]), label=names[index].replace("$", r"\$")) for index in shown]
+    if more > 0:
+        patches.append(Patch(color="none", label=f"and {more} more"))
     if patches:
         figure.legend(handles=patches, loc="outside right center", frameon=False, fontsize=9)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import re
 import types
 import typing
@@ -27,7 +28,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 _PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path", type(None): "null", Any: "anything"}
-_MISFIT = re.compile(r'Parser key "(?P<key>[^"]+)":.*(?:Got|Given) value: (?P<value>.*)')
+_MISFIT = re.compile(r'Parser key "(?P<key>[^"]+)":.*(?:Got|Given) value:\s*(?P<value>.*)')
 """What jsonargparse says of a value of the wrong type."""
 
 
@@ -51,7 +52,7 @@ def call_with_arguments(handler: Callable[..., Any], program: str, words: Sequen
     try:
         given = parser.parse_args(words, defaults=False)
     except (jsonargparse.ArgumentError, TypeError) as error:
-        raise ArgumentError(_explain(parser, " ".join(str(error).split()))[:500]) from error
+        raise ArgumentError(_explain(parser, " ".join(str(error).split()), words)[:500]) from error
     groups = _groups(handler)
     values = {name: _take_group(group, given) for name, group in groups.items()}
     values |= {name: given.pop(name) for name in parameters if name in given and name not in groups}
@@ -91,14 +92,17 @@ def _type_of(action: Action) -> Any:
     return getattr(action, "_typehint", None) or action.type
 
 
-def _explain(parser: ArgumentParser, message: str) -> str:
+def _explain(parser: ArgumentParser, message: str, words: Sequence[str]) -> str:
     """The message about a value of the wrong type in the command line's own terms; other messages as they are."""
     found = _MISFIT.match(message)
     action = next((one for one in parser._actions if found and one.dest == found["key"]), None)
     if found is None or action is None or _type_of(action) is None:
         return message
     name = action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
-    return f"{name} expects {describe_type(_type_of(action))}, got {found['value']}"
+    given = [following for word, following in itertools.pairwise(words) if word in action.option_strings]
+    given += [word.partition("=")[2] for word in words if "=" in word and word.partition("=")[0] in action.option_strings]
+    value = given[0] if len(given) == 1 else found["value"]  # jsonargparse names the part of a list that does not fit
+    return f"{name} expects {describe_type(_type_of(action))}, got {value or repr(value)}"
 
 
 def build_parser(handler: Callable[..., Any], program: str) -> ArgumentParser:

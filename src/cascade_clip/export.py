@@ -257,7 +257,7 @@ def _write_graph(model: ExportedModel, file: Path, *, int8: bool) -> None:
             assert found is not None
             found.save(str(file), external_data=False)
             difference = _largest_difference(model, file)
-    except MemoryError:
+    except (MemoryError, OSError):
         raise
     except Exception as error:  # the exporter raises many kinds
         raise ValueError(
@@ -270,7 +270,11 @@ def _write_graph(model: ExportedModel, file: Path, *, int8: bool) -> None:
 
 
 def _quantise(file: Path) -> None:
-    """Replace a graph by one whose matrix products have weights of 8 bits."""
+    """Replace a graph by one whose matrix products have weights of 8 bits.
+
+    Raises:
+        OSError: it could not be written.
+    """
     from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -279,9 +283,14 @@ def _quantise(file: Path) -> None:
         options = SessionOptions()
         options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC  # computes what is constant, such as slices of weights
         options.optimized_model_filepath = str(folded)
-        InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        # convolutions stay: onnxruntime before 1.24 cannot run them in 8 bits
-        quantize_dynamic(str(folded), str(short), op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
+        try:
+            InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            # convolutions stay: onnxruntime before 1.24 cannot run them in 8 bits
+            quantize_dynamic(str(folded), str(short), op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:  # onnxruntime has exceptions of its own
+            raise OSError(f"{file}: its weights could not be written in 8 bits ({_reason(error)}); is the disk full?") from error
         os.replace(short, file)
 
 

@@ -72,7 +72,7 @@ def reproduce(
         return 0
     if show and not out.is_dir():
         raise ValueError(f"--show: there is no folder {out}; give the one that `reproduce` wrote to with --out")
-    if runs and not (show or place.small):
+    if not (show or place.small) and any(not run.done for run in runs):
         build_dataset(runs[0].config.data)  # missing data is one error, not one for each run
     failures = [] if show else make_runs(runs, at_once, place)
     show_results(entries, place, chosen, out, repeat_flags(seeds, world, out, root), count=not show)

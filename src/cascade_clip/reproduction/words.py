@@ -114,12 +114,12 @@ def caution(verdicts: Sequence[Verdict]) -> list[str]:
     lines = []
     for group in groups:
         rows = f"Of {', '.join(dict.fromkeys(verdict.row for verdict in group))}: " if len(groups) > 1 else ""
-        lines += [rows + line for line in _caution(group)]
+        lines += [rows + line for line in _caution(group, len([one for one in verdicts if one.standing != "unknown"]))]
     return lines
 
 
-def _caution(verdicts: Sequence[Verdict]) -> list[str]:
-    """The same for comparisons that all rest on one seed, or all on several."""
+def _caution(verdicts: Sequence[Verdict], of_entry: int) -> list[str]:
+    """The same for comparisons that all rest on one seed, or all on several; `of_entry`: how many there are of both."""
     fewest = min(min(verdict.seeds) for verdict in verdicts)
     tests = sum(verdict.standing != "unknown" for verdict in verdicts)
     certain = [verdict for verdict in verdicts if verdict.standing == "certain"]
@@ -130,7 +130,7 @@ def _caution(verdicts: Sequence[Verdict]) -> list[str]:
     compared = "trained model" if fewest < 2 else "row"
     if tests > 1:
         firm = sum(verdict.firm for verdict in certain)
-        kept = f" {firm} of the {len(certain)} found here stay certain when all {tests} are allowed for (Bonferroni)." if certain else ""
+        kept = f" {firm} of the {len(certain)} found here stay certain when all {of_entry} are allowed for (Bonferroni)." if certain else ""
         chances = f"if no {compared} differed from another, about {chance:.1f} of them would still seem certain."
         lines.append(f"{tests} differences are tested; {chances}{kept}")
     return lines
