@@ -96,7 +96,7 @@ def test_commands_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert not capsys.readouterr().err
 
 
-def test_stages_name_their_colors(tmp_path: Path) -> None:
+def test_stages_name_their_colors() -> None:
     """The classes that are there, those with most pixels first; a dollar sign is a letter and no formula."""
     labels = np.array([[1, 1, 1, 2], [-1, 2, 3, 3]])
     found = [Segmentation(labels, ("a", "b", "$5", "d"), ((1, 1, 1), (0, 0, 255), (255, 0, 0), (9, 9, 9))) for _ in range(2)]

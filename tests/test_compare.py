@@ -65,7 +65,7 @@ def test_the_better_model_may_be_the_second(tiny_folder: Path, capsys: pytest.Ca
     assert "S: B is ahead: the interval does not hold 0" in capsys.readouterr().out
 
 
-def test_a_model_against_itself_is_undecided(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_is_equal_to_itself(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(tiny_folder), str(tiny_folder), *WORDS, "--resamples", "20"]) == 0
     printed = capsys.readouterr().out
     assert "S: equal, whichever images are drawn" in printed and "+0.00 .. +0.00" in printed

@@ -196,25 +196,8 @@ def test_flags_replace_the_settings_of_the_checkpoint(tiny_folder: Path, tmp_pat
 
 def test_clip_alone_is_evaluated_too(tmp_path: Path) -> None:
     out = tmp_path / "a.json"
-    assert (
-        main(
-            [
-                "evaluate",
-                "clip:mini",
-                "--data",
-                "sandbox",
-                "--limit",
-                "1",
-                "--out",
-                str(out),
-                "--against",
-                "clip:mini",
-                "--calibration",
-                "0.1",
-            ]
-        )
-        == 0
-    )
+    words = ["evaluate", "clip:mini", "--data", "sandbox", "--limit", "1", "--against", "clip:mini", "--calibration", "0.1"]
+    assert main([*words, "--out", str(out)]) == 0
     values = json.loads(out.read_text())
     assert values["checkpoint"]["name"] == "clip:mini" and values["checkpoint"]["sha256"] == ""
     assert len(values["checkpoint"]["clip_sha256"]) == 64

@@ -27,7 +27,16 @@ from cascade_clip.plain_values import config_from_dict, read_yaml
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-_PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path", type(None): "null", Any: "anything"}
+_PLAIN: dict[Any, str] = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    bool: "true or false",
+    Path: "path",
+    dict: "mapping",
+    type(None): "null",
+}
+"""Types in words."""
 _MISFIT = re.compile(r'Parser key "(?P<key>[^"]+)":.*(?:Got|Given) value:\s*(?P<value>.*)')
 """What jsonargparse says of a value of the wrong type."""
 
@@ -77,11 +86,11 @@ def describe_type(hint: Any) -> str:
             parts = parts if builtin is tuple else (*parts, ...)
             return f"[{', '.join('...' if part is ... else describe_type(part) for part in parts)}]"
     found = typing.get_origin(hint) or hint
-    return _PLAIN.get(found) or {dict: "mapping"}.get(found) or str(getattr(found, "__name__", found))
+    return _PLAIN.get(found) or str(getattr(found, "__name__", found))
 
 
 class _Formatter(DefaultHelpFormatter):
-    """Help that names types in words."""
+    """Help that names types in words; jsonargparse has no public place for that, and without this one its own names appear."""
 
     def _get_type_str(self, action: Action) -> str | None:
         hint = _type_of(action)

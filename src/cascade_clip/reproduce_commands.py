@@ -55,7 +55,6 @@ def reproduce(
         plan: list the runs and do nothing else.
         show: print and write what is there already, and train nothing.
     """
-    from cascade_clip.data import build_dataset
     from cascade_clip.reproduction.entries import find_entries
     from cascade_clip.reproduction.jobs import plan_jobs
     from cascade_clip.reproduction.worlds import load_world
@@ -72,8 +71,6 @@ def reproduce(
         return 0
     if show and not out.is_dir():
         raise ValueError(f"--show: there is no folder {out}; give the one that `reproduce` wrote to with --out")
-    if not (show or place.small) and any(not run.done for run in runs):
-        build_dataset(runs[0].config.data)  # missing data is one error, not one for each run
     failures = [] if show else make_runs(runs, at_once, place)
     show_results(entries, place, chosen, out, repeat_flags(seeds, world, out, root), count=not show)
     return 1 if failures else 0
@@ -152,12 +149,19 @@ def describe_state(run: Job) -> str:
 
 
 def make_runs(runs: Sequence[Job], at_once: int, world: World) -> Sequence[Failure]:
-    """Make what is missing, with a progress bar on standard error; every failure is one line there."""
+    """Make what is missing, with a progress bar on standard error; every failure is one line there.
+
+    Raises:
+        ValueError, FileNotFoundError: the data of another world than the built-in one is not there.
+    """
+    from cascade_clip.data import build_dataset
     from cascade_clip.reproduction.jobs import run_jobs
 
     missing = [run for run in runs if not run.done]
     if not missing:
         return []
+    if not world.small:
+        build_dataset(missing[0].config.data)  # what is missing is one error, not one for each run
     done_before = len(runs) - len(missing)
     screen = Console(file=sys.stderr)
     say(f"{len(missing)} runs to make, {done_before} are done; {min(at_once, len(missing))} at a time")
