@@ -1,7 +1,8 @@
 """A run folder as version 0.1.0 wrote it, before the modules moved: it goes on, loads, and is scored as then.
 
-`fixtures/world` is a folder of four images; `cascade-clip train settings.yaml --out run` was typed there. What the folder `run` holds since is
-the state after step 2 of 4 and what came out at the end; pages and logs were removed, and the names of the machine replaced.
+`fixtures/world` is a folder of four images; there `cascade-clip train settings.yaml --out run`
+was typed. The folder `run` holds the state after step 2 of 4 and what came out at the end; pages
+and logs were removed, and what names the machine was replaced.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from observe import FIXTURES, call
 from PIL import Image
 from safetensors.torch import load_file
 
 import cascade_clip
-from observe import FIXTURES, call
 
 TOLERANCE = 1e-4
-"""Largest difference of a weight. One thread and two differ by 6e-8 after the two steps; a step moves weights by up to 0.005, and a run that
-has lost its moments differs by more than ten times the tolerance (the last test)."""
+"""Largest difference of a weight. One thread and two differ by 6e-8 after the two steps; a step
+moves weights by up to 0.005, and a run that has lost its moments differs by more than ten times
+the tolerance (the last test)."""
 ZERO_GRADIENT = r"attention\.key\.bias"
 """The true gradient of these is 0; AdamW turns its rounding noise, another one on every processor, into whole steps."""
 
