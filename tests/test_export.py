@@ -222,6 +222,7 @@ def test_names_baked_in_and_int8(small: Predictor, exported: Path, tmp_path: Pat
     kinds = [node.op_type for node in graph.node if node.op_type != "MatMul" or set(node.input) & fixed]
     assert "MatMulInteger" in kinds and "MatMul" not in kinds  # a weight that is known is in 8 bits, also where it is a part of another
     assert "Conv" in kinds and "ConvInteger" not in kinds  # older onnxruntimes have none
+    assert_no_overflow(graph)
     image = picture(64, 80)
     runner = export_runner.Runner(tmp_path / "baked.json")
     assert runner.text is None
@@ -230,6 +231,16 @@ def test_names_baked_in_and_int8(small: Predictor, exported: Path, tmp_path: Pat
         export_runner.Runner(tmp_path / "baked.json", exported.with_suffix(".json"))
     with pytest.raises(ValueError, match="without --classes"):
         exported_predictor(file, small)
+
+
+def assert_no_overflow(graph: Any) -> None:
+    """CPUs without VNNI add two products (input 0..255 times weight) in signed 16 bits, which must hold the largest sum."""
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    products = [weights[node.input[1]] for node in graph.node if node.op_type == "MatMulInteger"]
+    assert products and all(weight.dtype == np.int8 for weight in products)
+    for weight in products:
+        rows = np.abs(weight.astype(np.int64))  # (inputs, outputs)
+        assert 255 * (rows[:-1] + rows[1:]).max() <= np.iinfo(np.int16).max
 
 
 def test_a_full_disk_is_named(small: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

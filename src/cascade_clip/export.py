@@ -139,7 +139,7 @@ def export_onnx(predictor: Predictor, file: Path, target: Target, *, bake: bool 
         file: where to, ending in .onnx.
         target: class names; their embeddings are baked in with `bake`, else stand in FILE.npy and can be replaced.
         bake: see `target`.
-        int8: quantise the weights of matrix products to 8 bits, their inputs while running; the patch embedding stays as it is.
+        int8: store the weights of matrix products in 8 bits (7 of them used), quantise their inputs while running; the patch embedding stays as it is.
         name: how the model is called in FILE.json.
 
     Raises:
@@ -285,8 +285,16 @@ def _quantise(file: Path) -> None:
         options.optimized_model_filepath = str(folded)
         try:
             InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-            # convolutions stay: onnxruntime before 1.24 cannot run them in 8 bits
-            quantize_dynamic(str(folded), str(short), op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
+            quantize_dynamic(
+                str(folded),
+                str(short),
+                # convolutions stay: onnxruntime before 1.24 cannot run them in 8 bits
+                op_types_to_quantize=["MatMul"],
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                # CPUs without VNNI add two products of 8 bits in 16 bits: weights of 7 bits cannot overflow there
+                reduce_range=True,
+            )
         except (MemoryError, OSError):
             raise
         except Exception as error:  # onnxruntime has exceptions of its own
