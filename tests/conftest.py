@@ -1,4 +1,5 @@
-"""Shared fixtures: tiny models with random weights, and the reference arrays imported through the public way in."""
+"""Shared fixtures: tiny models with random weights, and the reference arrays imported through the
+public way in."""
 
 from __future__ import annotations
 
@@ -45,12 +46,20 @@ TINY_MODEL: dict[str, Any] = {
 TINY_SETTINGS: dict[str, Any] = {
     "model": TINY_MODEL,
     "data": {"classes": "a, b, c, d, e, f, g", "unseen": "c, f"},
-    "inference": {"window": 64, "stride": 43, "resize": False, "calibration": 0.1, "class_chunk": 3},
+    "inference": {
+        "window": 64,
+        "stride": 43,
+        "resize": False,
+        "calibration": 0.1,
+        "class_chunk": 3,
+    },
 }
 TINY_NAMES = "abcdefg"
 
 
-torch.set_num_threads(1)  # tests run in several processes; threads that wait for each other on busy cores cost more than they bring
+# tests run in several processes; threads that wait for each other on busy cores cost more than they
+# bring
+torch.set_num_threads(1)
 
 
 def read_reference(name: str) -> Mapping[str, np.ndarray]:
@@ -63,8 +72,14 @@ def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def import_reference(name: str, folder: Path, settings: Mapping[str, Any], extra: Mapping[str, torch.Tensor] | None = None) -> Path:
-    """Write a reference state dict as the released trainer would, import it, and return the checkpoint folder."""
+def import_reference(
+    name: str,
+    folder: Path,
+    settings: Mapping[str, Any],
+    extra: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
+    """Write a reference state dict as the released trainer would, import it, and return the
+    checkpoint folder."""
     state = {key: tensor(value) for key, value in read_reference(name).items()} | dict(extra or {})
     torch.save({"state_dict": state, "meta": {"iter": 1}, "optimizer": {}}, folder / "released.pth")
     (folder / "released.yaml").write_text(yaml.safe_dump(dict(settings)))
@@ -84,7 +99,9 @@ def cascade_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def zegclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return import_reference("zegclip_state", tmp_path_factory.mktemp("zegclip"), with_model(stages=[[12]]))
+    return import_reference(
+        "zegclip_state", tmp_path_factory.mktemp("zegclip"), with_model(stages=[[12]])
+    )
 
 
 @pytest.fixture
@@ -97,16 +114,30 @@ def zegclip(zegclip_folder: Path) -> Predictor:
     return load_predictor(zegclip_folder, device="cpu")
 
 
-def build_tiny(model: Mapping[str, Any] | None = None, classes: str = "cat, dog, grass", unseen: str = "grass") -> Checkpoint:
+def build_tiny(
+    model: Mapping[str, Any] | None = None, classes: str = "cat, dog, grass", unseen: str = "grass"
+) -> Checkpoint:
     """A tiny cascade with random weights and a text tower."""
-    values = {**TINY_SETTINGS, "model": dict(model or TINY_MODEL), "data": {"classes": classes, "unseen": unseen}}
+    values = {
+        **TINY_SETTINGS,
+        "model": dict(model or TINY_MODEL),
+        "data": {"classes": classes, "unseen": unseen},
+    }
     config = config_from_dict(Config, values)
     torch.manual_seed(0)
     clip = load_clip(config.model.clip)
     encoder = build_text_encoder(clip)
     vocabulary = load_vocabulary(classes, unseen)
     segmenter = build_segmenter(config.model, clip).eval()
-    return Checkpoint(segmenter, encoder, config, vocabulary, ("a photo of a {}",), clip.fingerprint, clip.architecture)
+    return Checkpoint(
+        segmenter,
+        encoder,
+        config,
+        vocabulary,
+        ("a photo of a {}",),
+        clip.fingerprint,
+        clip.architecture,
+    )
 
 
 @pytest.fixture(scope="session")

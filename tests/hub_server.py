@@ -1,4 +1,5 @@
-"""A small hub on this machine: the parts of its HTTP interface that fetching and uploading a model use."""
+"""A small hub on this machine: the parts of its HTTP interface that fetching and uploading a model
+use."""
 
 from __future__ import annotations
 
@@ -26,7 +27,12 @@ class Repository:
     def commit(self, files: Files, branch: str = "main") -> str:
         """Add a commit to a branch; returns its hash."""
         merged = {**self.commits.get(self.refs.get(branch, ""), {}), **files}
-        text = repr((len(self.commits), sorted((name, hashlib.sha1(data).hexdigest()) for name, data in merged.items())))
+        text = repr(
+            (
+                len(self.commits),
+                sorted((name, hashlib.sha1(data).hexdigest()) for name, data in merged.items()),
+            )
+        )
         commit = hashlib.sha1(text.encode()).hexdigest()
         self.commits[commit] = merged
         self.refs[branch] = commit
@@ -48,7 +54,9 @@ class Hub:
             server_hub = hub
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self.thread = threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
         self.thread.start()
 
     @property
@@ -61,7 +69,11 @@ class Hub:
 
     def fetched(self) -> set[str]:
         """Names of the files that were downloaded."""
-        return {line.rpartition("/")[2] for line in self.requests if line.startswith("GET") and "/resolve/" in line}
+        return {
+            line.rpartition("/")[2]
+            for line in self.requests
+            if line.startswith("GET") and "/resolve/" in line
+        }
 
     def stop(self) -> None:
         self.server.shutdown()
@@ -95,14 +107,21 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(401, "", "Invalid username or password.")
         if self.path == "/api/repos/create":
             return self._create(json.loads(body))
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit|branch)/([^/?]+)", self.path)
+        found = re.fullmatch(
+            r"/api/models/([^/]+/[^/]+)/(preupload|commit|branch)/([^/?]+)", self.path
+        )
         if found:
-            return getattr(self, f"_{found[2]}")(hub.repositories[found[1]], found[1], found[3], body)
+            return getattr(self, f"_{found[2]}")(
+                hub.repositories[found[1]], found[1], found[3], body
+            )
         if self.path.endswith("/info/lfs/objects/batch"):
             objects = [
-                {**entry, "actions": {"upload": {"href": f"{hub.address}/lfs/{entry['oid']}"}}} for entry in json.loads(body)["objects"]
+                {**entry, "actions": {"upload": {"href": f"{hub.address}/lfs/{entry['oid']}"}}}
+                for entry in json.loads(body)["objects"]
             ]
-            return self._json({"transfer": "basic", "objects": objects}, "application/vnd.git-lfs+json")
+            return self._json(
+                {"transfer": "basic", "objects": objects}, "application/vnd.git-lfs+json"
+            )
         return self._error(404, "", "not here")
 
     def do_PUT(self) -> None:
@@ -117,13 +136,19 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{wanted['organization']}/{wanted['name']}"
         there = name in self.server_hub.repositories
         private = wanted.get("private") is True or wanted.get("visibility") == "private"
-        self.server_hub.repositories.setdefault(name, Repository(private)).refs.setdefault("main", "")
+        self.server_hub.repositories.setdefault(name, Repository(private)).refs.setdefault(
+            "main", ""
+        )
         answer = {"url": f"{self.server_hub.address}/{name}", "name": name}
         self._json(answer, status=409 if there else 200)
 
     def _preupload(self, repository: Repository, name: str, branch: str, body: bytes) -> None:
         files = [
-            {"path": entry["path"], "uploadMode": "lfs" if is_large(entry["path"]) else "regular", "shouldIgnore": False}
+            {
+                "path": entry["path"],
+                "uploadMode": "lfs" if is_large(entry["path"]) else "regular",
+                "shouldIgnore": False,
+            }
             for entry in json.loads(body)["files"]
         ]
         self._json({"files": files})
@@ -141,15 +166,21 @@ class _Handler(BaseHTTPRequestHandler):
             elif entry["key"] == "lfsFile":
                 files[entry["value"]["path"]] = self.server_hub.blobs[entry["value"]["oid"]]
         commit = repository.commit(files, branch)
-        self._json({"commitUrl": f"{self.server_hub.address}/{name}/commit/{commit}", "commitOid": commit, "pullRequestUrl": None})
+        self._json(
+            {
+                "commitUrl": f"{self.server_hub.address}/{name}/commit/{commit}",
+                "commitOid": commit,
+                "pullRequestUrl": None,
+            }
+        )
 
     def _read(self) -> None:
         hub = self.server_hub
         hub.requests.append(f"{self.command} {self.path}")
         path = self.path.partition("?")[0]
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+)", path) or re.fullmatch(
-            r"/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)", path
-        )
+        found = re.fullmatch(
+            r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+)", path
+        ) or re.fullmatch(r"/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)", path)
         if found is None and (short := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path)):
             name, kind, revision = short[1], "revision", "main"
         elif found is not None:
@@ -164,7 +195,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(404, "RevisionNotFound", "Invalid rev id")
         files = repository.commits[commit]
         if kind == "revision":
-            return self._json({"id": name, "modelId": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]})
+            return self._json(
+                {
+                    "id": name,
+                    "modelId": name,
+                    "sha": commit,
+                    "siblings": [{"rfilename": file} for file in files],
+                }
+            )
         if kind == "tree":
             return self._json([_describe(file, data) for file, data in files.items()])
         assert found is not None
@@ -176,7 +214,10 @@ class _Handler(BaseHTTPRequestHandler):
         data = files[file]
         head = {"X-Repo-Commit": commit, "ETag": f'"{_describe(file, data)["oid"]}"'}
         if is_large(file):
-            head |= {"X-Linked-ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data))}
+            head |= {
+                "X-Linked-ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+                "X-Linked-Size": str(len(data)),
+            }
         if self.server_hub.corrupt and is_large(file):
             data = data[:-1] + bytes([data[-1] ^ 1])
         self._send(200, data, "application/octet-stream", head)
@@ -212,7 +253,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _describe(file: str, data: bytes) -> dict[str, Any]:
     """An entry of the list of files, as the hub gives it."""
-    entry: dict[str, Any] = {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+    entry: dict[str, Any] = {
+        "type": "file",
+        "path": file,
+        "size": len(data),
+        "oid": hashlib.sha1(data).hexdigest(),
+    }
     if is_large(file):
-        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+        entry["lfs"] = {
+            "oid": hashlib.sha256(data).hexdigest(),
+            "size": len(data),
+            "pointerSize": 130,
+        }
     return entry

@@ -22,6 +22,11 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int] = (40, 48)) -
 
 
 def read_results(out: Path) -> dict[str, bytes]:
-    """Everything below an output folder except the manifest and what a killed process was writing."""
-    files = [path for path in out.rglob("[!.]*") if path.is_file() and FOLDER not in path.relative_to(out).parts]
+    """Everything below an output folder except the manifest and what a killed process was
+    writing."""
+    files = [
+        path
+        for path in out.rglob("[!.]*")
+        if path.is_file() and FOLDER not in path.relative_to(out).parts
+    ]
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}

@@ -32,14 +32,18 @@ SHAPE = (13, 17)
 
 def jpeg(seed: int, shape: tuple[int, int] = SHAPE) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)).save(buffer, format="JPEG")
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)).save(
+        buffer, format="JPEG"
+    )
     return buffer.getvalue()
 
 
 def grey_png(mask: np.ndarray, palette: bool = False) -> bytes:
     image = Image.fromarray(mask.astype(np.uint8))
     if palette:
-        image.putpalette([part for value in range(256) for part in (value, 255 - value, value // 2)])
+        image.putpalette(
+            [part for value in range(256) for part in (value, 255 - value, value // 2)]
+        )
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
@@ -56,13 +60,16 @@ def sbd_labels(number: int, shape: tuple[int, int] = SHAPE) -> np.ndarray:
 
 
 def sbd_file(number: int, shape: tuple[int, int] = SHAPE) -> bytes:
-    """A file of SBD's folder cls: struct GTcls with the fields Boundaries, Segmentation and CategoriesPresent."""
+    """A file of SBD's folder cls: struct GTcls with the fields Boundaries, Segmentation and
+    CategoriesPresent."""
     labels = sbd_labels(number, shape)
     boundaries = np.empty((20, 1), dtype=object)
     for index in range(20):
         boundaries[index, 0] = np.zeros((1, 1))
     present = np.setdiff1d(np.unique(labels), [0])[:, None]
-    return matlab({"GTcls": {"Boundaries": boundaries, "Segmentation": labels, "CategoriesPresent": present}})
+    return matlab(
+        {"GTcls": {"Boundaries": boundaries, "Segmentation": labels, "CategoriesPresent": present}}
+    )
 
 
 def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -77,7 +84,11 @@ def write_zip(path: Path, files: Mapping[str, bytes]) -> None:
             if name.endswith("/"):
                 archive.writestr(name, b"")
             else:
-                archive.writestr(name, content, zipfile.ZIP_DEFLATED if name.endswith(".png") else zipfile.ZIP_STORED)
+                archive.writestr(
+                    name,
+                    content,
+                    zipfile.ZIP_DEFLATED if name.endswith(".png") else zipfile.ZIP_STORED,
+                )
 
 
 def write_voc(raw: Path) -> None:
@@ -95,11 +106,23 @@ def write_voc(raw: Path) -> None:
             mask = np.random.default_rng(number).choice([0, 1, 15, 20, 255], SHAPE)
             add(archive, f"{base}/SegmentationClass/{stem}.png", grey_png(mask, palette=True))
             add(archive, f"{base}/SegmentationObject/{stem}.png", grey_png(mask, palette=True))
-        for name, stems in (("train", VOC_TRAIN), ("val", VOC_VAL), ("trainval", sorted(VOC_TRAIN + VOC_VAL))):
-            add(archive, f"{base}/ImageSets/Segmentation/{name}.txt", "".join(f"{stem}\n" for stem in stems).encode())
+        for name, stems in (
+            ("train", VOC_TRAIN),
+            ("val", VOC_VAL),
+            ("trainval", sorted(VOC_TRAIN + VOC_VAL)),
+        ):
+            add(
+                archive,
+                f"{base}/ImageSets/Segmentation/{name}.txt",
+                "".join(f"{stem}\n" for stem in stems).encode(),
+            )
         add(archive, f"{base}/ImageSets/Main/train.txt", b"2008_000008\n")
     with tarfile.open(raw / "benchmark.tgz", "w:gz") as archive:
-        add(archive, "benchmark_RELEASE/dataset/train.txt", b"2008_000002\n2010_000003\n2008_000034\n")
+        add(
+            archive,
+            "benchmark_RELEASE/dataset/train.txt",
+            b"2008_000002\n2010_000003\n2008_000034\n",
+        )
         add(archive, "benchmark_RELEASE/dataset/val.txt", b"2008_000008\n2008_000050\n")
         for number, stem in enumerate(SBD):
             add(archive, f"benchmark_RELEASE/dataset/img/{stem}.jpg", jpeg(50 + number))
@@ -117,16 +140,29 @@ def coco_labels(number: int) -> np.ndarray:
 def write_coco(raw: Path) -> None:
     raw.mkdir(parents=True, exist_ok=True)
     for part, stems in (("train2017", COCO_TRAIN), ("val2017", COCO_VAL)):
-        write_zip(raw / f"{part}.zip", {f"{part}/": b""} | {f"{part}/{stem}.jpg": jpeg(number) for number, stem in enumerate(stems)})
-    maps = {f"train2017/{stem}.png": grey_png(coco_labels(number)) for number, stem in enumerate(COCO_TRAIN)}
-    maps |= {f"val2017/{stem}.png": grey_png(coco_labels(9 + number)) for number, stem in enumerate(COCO_VAL)}
+        write_zip(
+            raw / f"{part}.zip",
+            {f"{part}/": b""}
+            | {f"{part}/{stem}.jpg": jpeg(number) for number, stem in enumerate(stems)},
+        )
+    maps = {
+        f"train2017/{stem}.png": grey_png(coco_labels(number))
+        for number, stem in enumerate(COCO_TRAIN)
+    }
+    maps |= {
+        f"val2017/{stem}.png": grey_png(coco_labels(9 + number))
+        for number, stem in enumerate(COCO_VAL)
+    }
     maps["__MACOSX/train2017/._000000000009.png"] = b"side file"
     write_zip(raw / "stuffthingmaps_trainval2017.zip", maps)
 
 
 def context_labels(number: int) -> np.ndarray:
-    """Values of the 459-name list: none, aeroplane, accordion (not among the 59), person, wood, and the last name."""
-    return np.random.default_rng(300 + number).choice(np.array([0, 2, 1, 284, 458, 459], dtype=np.uint16), SHAPE)
+    """Values of the 459-name list: none, aeroplane, accordion (not among the 59), person, wood, and
+    the last name."""
+    return np.random.default_rng(300 + number).choice(
+        np.array([0, 2, 1, 284, 458, 459], dtype=np.uint16), SHAPE
+    )
 
 
 def write_voc2010(raw: Path) -> None:
@@ -136,7 +172,11 @@ def write_voc2010(raw: Path) -> None:
         for number, stem in enumerate((*CONTEXT_TRAIN, *CONTEXT_VAL, "2010_009999")):
             add(archive, f"{base}/JPEGImages/{stem}.jpg", jpeg(number))
         for name, stems in (("train", CONTEXT_TRAIN), ("val", CONTEXT_VAL)):
-            add(archive, f"{base}/ImageSets/Main/{name}.txt", "".join(f"{stem}\n" for stem in stems).encode())
+            add(
+                archive,
+                f"{base}/ImageSets/Main/{name}.txt",
+                "".join(f"{stem}\n" for stem in stems).encode(),
+            )
             add(archive, f"{base}/ImageSets/Main/aeroplane_{name}.txt", b"2010_009999  1\n")
 
 
@@ -155,7 +195,14 @@ def write_context_json(raw: Path) -> None:
         phase = "train" if stem in CONTEXT_TRAIN else "val"
         height, width = labels.shape
         images.append(
-            {"image_id": identity, "file_name": f"{stem}.jpg", "height": height, "width": width, "phase": phase, "date_captured": ""}
+            {
+                "image_id": identity,
+                "file_name": f"{stem}.jpg",
+                "height": height,
+                "width": width,
+                "phase": phase,
+                "date_captured": "",
+            }
         )
         for category in np.unique(labels[labels > 0]).tolist():
             encoded: dict[str, Any] = dict(encode_mask(labels == category))
@@ -163,38 +210,74 @@ def write_context_json(raw: Path) -> None:
                 flat = np.concatenate([[False], (labels == category).ravel(order="F")])
                 edges = np.flatnonzero(flat[1:] != flat[:-1])
                 encoded["counts"] = np.diff([0, *edges, labels.size]).tolist()
-            regions.append({"id": len(regions), "image_id": identity, "category_id": category, "segmentation": encoded, "iscrowd": 0})
-    images.append({"image_id": 1, "file_name": "2010_009999.jpg", "height": 2, "width": 2, "phase": "test"})
-    regions.append({"id": len(regions), "image_id": 1, "category_id": 2, "segmentation": {"size": [2, 2], "counts": "04"}})
+            regions.append(
+                {
+                    "id": len(regions),
+                    "image_id": identity,
+                    "category_id": category,
+                    "segmentation": encoded,
+                    "iscrowd": 0,
+                }
+            )
+    images.append(
+        {"image_id": 1, "file_name": "2010_009999.jpg", "height": 2, "width": 2, "phase": "test"}
+    )
+    regions.append(
+        {
+            "id": len(regions),
+            "image_id": 1,
+            "category_id": 2,
+            "segmentation": {"size": [2, 2], "counts": "04"},
+        }
+    )
     categories = [{"category_id": 284, "name": "person"}]
-    content = {"info": {}, "images": images, "categories": categories, "annos_segmentation": regions, "annos_boundary": [], "parts": []}
+    content = {
+        "info": {},
+        "images": images,
+        "categories": categories,
+        "annos_segmentation": regions,
+        "annos_boundary": [],
+        "parts": [],
+    }
     (raw / "trainval_merged.json").write_text(json.dumps(content))
 
 
 def write_ade(raw: Path) -> None:
     raw.mkdir(parents=True, exist_ok=True)
-    files = {"ADEChallengeData2016/objectInfo150.txt": b"Idx\tRatio\n", "ADEChallengeData2016/images/training/": b""}
+    files = {
+        "ADEChallengeData2016/objectInfo150.txt": b"Idx\tRatio\n",
+        "ADEChallengeData2016/images/training/": b"",
+    }
     for part, stems in (("training", ADE_TRAIN), ("validation", ADE_VAL)):
         for number, stem in enumerate(stems):
             files[f"ADEChallengeData2016/images/{part}/{stem}.jpg"] = jpeg(number)
-            files[f"ADEChallengeData2016/annotations/{part}/{stem}.png"] = grey_png(np.full(SHAPE, 150 - number))
+            files[f"ADEChallengeData2016/annotations/{part}/{stem}.png"] = grey_png(
+                np.full(SHAPE, 150 - number)
+            )
     write_zip(raw / "ADEChallengeData2016.zip", files)
 
 
 def small(name: str, counts: list[int], pairs: list[int]) -> Recipe:
-    """A recipe with the counts of a miniature: one for each rule, one for each check; sizes and hashes are not compared."""
+    """A recipe with the counts of a miniature: one for each rule, one for each check; sizes and
+    hashes are not compared."""
     recipe, rest = RECIPES[name], iter(counts)
     needs = tuple(
         tuple(
             dataclasses.replace(
-                download, size=0, digest="", rules=tuple(dataclasses.replace(rule, count=next(rest)) for rule in download.rules)
+                download,
+                size=0,
+                digest="",
+                rules=tuple(dataclasses.replace(rule, count=next(rest)) for rule in download.rules),
             )
             for download in choices
         )
         for choices in recipe.needs
     )
     assert not list(rest)
-    checks = tuple(dataclasses.replace(check, count=count) for check, count in zip(recipe.checks, pairs, strict=True))
+    checks = tuple(
+        dataclasses.replace(check, count=count)
+        for check, count in zip(recipe.checks, pairs, strict=True)
+    )
     return dataclasses.replace(recipe, needs=needs, checks=checks)
 
 

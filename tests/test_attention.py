@@ -40,7 +40,9 @@ def test_value_and_gradients_are_those_of_the_formula(dropout: float) -> None:
     found = attention._HeadByHead.apply(*inputs, dropout)
     expected = formula(*inputs, kept.double(), dropout)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(slopes_of(found, inputs), slopes_of(expected, inputs), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        slopes_of(found, inputs), slopes_of(expected, inputs), rtol=1e-10, atol=1e-12
+    )
     assert torch.autograd.gradcheck(lambda *args: attention._HeadByHead.apply(*args, 0.0), inputs)
 
 
@@ -57,18 +59,30 @@ def test_bfloat16_is_close_to_float32_and_stays_bfloat16() -> None:
     exact, short = draw(), draw(torch.bfloat16)
     found = attention.attend(*short)
     assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), F.scaled_dot_product_attention(*exact), rtol=0.02, atol=0.02)
-    for one, other in zip(slopes_of(found, short), slopes_of(F.scaled_dot_product_attention(*exact), exact), strict=True):
+    torch.testing.assert_close(
+        found.float(), F.scaled_dot_product_attention(*exact), rtol=0.02, atol=0.02
+    )
+    for one, other in zip(
+        slopes_of(found, short),
+        slopes_of(F.scaled_dot_product_attention(*exact), exact),
+        strict=True,
+    ):
         torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.03)
 
 
 def test_only_inputs_and_one_byte_a_weight_are_kept() -> None:
     inputs = draw()
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+    ):
         attention.attend(*inputs, 0.1)
-    assert sorted((tuple(tensor.shape), tensor.dtype) for tensor in kept if tensor.dtype == torch.bool) == [((2, 3, 5, 7), torch.bool)]
-    assert sum(tensor.numel() for tensor in kept if tensor.dtype != torch.bool) == sum(tensor.numel() for tensor in inputs)
+    assert sorted(
+        (tuple(tensor.shape), tensor.dtype) for tensor in kept if tensor.dtype == torch.bool
+    ) == [((2, 3, 5, 7), torch.bool)]
+    assert sum(tensor.numel() for tensor in kept if tensor.dtype != torch.bool) == sum(
+        tensor.numel() for tensor in inputs
+    )
 
 
 def test_joining_the_heads_copies_nothing() -> None:
@@ -80,10 +94,16 @@ def test_joining_the_heads_copies_nothing() -> None:
 
 def test_small_or_plain_attention_is_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = draw()
-    torch.testing.assert_close(attention.attend(*inputs), F.scaled_dot_product_attention(*inputs), rtol=0, atol=0)
+    torch.testing.assert_close(
+        attention.attend(*inputs), F.scaled_dot_product_attention(*inputs), rtol=0, atol=0
+    )
     monkeypatch.setattr(attention, "MANY_WEIGHTS", 10**6)
-    monkeypatch.setattr(attention._HeadByHead, "apply", lambda *args: pytest.fail("too small for it"))
+    monkeypatch.setattr(
+        attention._HeadByHead, "apply", lambda *args: pytest.fail("too small for it")
+    )
     torch.manual_seed(1)
     found = attention.attend(*inputs, 0.5)
     torch.manual_seed(1)
-    torch.testing.assert_close(found, F.scaled_dot_product_attention(*inputs, dropout_p=0.5), rtol=0, atol=0)
+    torch.testing.assert_close(
+        found, F.scaled_dot_product_attention(*inputs, dropout_p=0.5), rtol=0, atol=0
+    )

@@ -20,7 +20,8 @@ from cascade_clip.towers import MOST_GRIDS
 
 
 def shallow_tower(name: str, **vision: Any) -> dict[str, Any]:
-    """The open_clip configuration of a model with two blocks instead of all: width, patch, heads and pooling are its own."""
+    """The open_clip configuration of a model with two blocks instead of all: width, patch, heads
+    and pooling are its own."""
     settings = copy.deepcopy(open_clip.get_model_config(name))
     settings["vision_cfg"] |= {"layers": 2, **vision}
     settings["text_cfg"] |= {"layers": 1}
@@ -39,9 +40,12 @@ TOWERS = {
 
 @pytest.mark.parametrize("name", TOWERS)
 def test_plain_output_equals_open_clip(name: str) -> None:
-    """With prompts off, at the native size: the image embedding, and the patch tokens after the last norm and projection."""
+    """With prompts off, at the native size: the image embedding, and the patch tokens after the
+    last norm and projection."""
     clip = ClipConfig(name="tower", weights="random", architecture=TOWERS[name], tokenizer=False)
-    model = build_segmenter(config_from_dict(ModelConfig, {**PLAIN, "stages": [[2]], "clip": vars(clip)})).eval()
+    model = build_segmenter(
+        config_from_dict(ModelConfig, {**PLAIN, "stages": [[2]], "clip": vars(clip)})
+    ).eval()
     own = load_clip(clip).visual  # random weights are the same each time
     own.output_tokens = True
     images = torch.randn(1, 3, *own.image_size)
@@ -50,18 +54,23 @@ def test_plain_output_equals_open_clip(name: str) -> None:
         features = model.features(images, [2])
         normed = own.ln_post(tokens) if own.final_ln_after_pool else tokens
     torch.testing.assert_close(features.class_token, F.normalize(pooled, dim=-1), rtol=0, atol=1e-5)
-    torch.testing.assert_close(features.patches[2], F.normalize(normed @ own.proj, dim=-1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        features.patches[2], F.normalize(normed @ own.proj, dim=-1), rtol=0, atol=1e-5
+    )
 
 
 @pytest.fixture(scope="module")
 def siglip() -> Segmenter:
     clip = {"name": "ViT-B-16-SigLIP", "weights": "random", "tokenizer": False}
-    config = config_from_dict(ModelConfig, {**PLAIN, "clip": clip, "prompts": {"kind": "deep", "tokens": 2}})
+    config = config_from_dict(
+        ModelConfig, {**PLAIN, "clip": clip, "prompts": {"kind": "deep", "tokens": 2}}
+    )
     return build_segmenter(config).eval()
 
 
 def test_a_timm_trunk_equals_open_clip(siglip: Segmenter) -> None:
-    """SigLIP has no class token: g is the tower's own pooled embedding, patches are the tokens after its last norm."""
+    """SigLIP has no class token: g is the tower's own pooled embedding, patches are the tokens
+    after its last norm."""
     own = load_clip(ClipConfig(name="ViT-B-16-SigLIP", weights="random", tokenizer=False)).visual
     images = torch.randn(1, 3, 224, 224)
     backbone = copy.copy(siglip.backbone)
@@ -79,20 +88,34 @@ def test_a_timm_trunk_with_another_grid(siglip: Segmenter) -> None:
     images = torch.zeros(1, 3, 40, 64)
     images[:, :, 16:32, 48:64] = 3.0  # row 1, column 3
     with torch.inference_mode():
-        plain, other = (siglip.features(batch, [1], projected=False) for batch in (torch.zeros(1, 3, 40, 64), images))
+        plain, other = (
+            siglip.features(batch, [1], projected=False)
+            for batch in (torch.zeros(1, 3, 40, 64), images)
+        )
     assert plain.grid == (3, 4)
     assert int((plain.patches[1] - other.patches[1]).norm(dim=-1).argmax()) == 1 * 4 + 3
 
 
 def timm_tower(name: str) -> dict[str, Any]:
-    vision = {"image_size": 160, "timm_model_name": name, "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear"}
-    return {"embed_dim": 32, "vision_cfg": vision, "text_cfg": shallow_tower("ViT-B-32")["text_cfg"]}
+    vision = {
+        "image_size": 160,
+        "timm_model_name": name,
+        "timm_model_pretrained": False,
+        "timm_pool": "",
+        "timm_proj": "linear",
+    }
+    return {
+        "embed_dim": 32,
+        "vision_cfg": vision,
+        "text_cfg": shallow_tower("ViT-B-32")["text_cfg"],
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("test_vit", "1 prefix tokens are not supported; choose a SigLIP model"),  # a class token of its own
+        # a class token of its own
+        ("test_vit", "1 prefix tokens are not supported; choose a SigLIP model"),
         ("test_vit_relpos", "no learned position embedding"),
         ("test_resnet", "not a plain ViT; choose a ViT model"),
     ],
@@ -117,26 +140,36 @@ def test_the_default_tower_at_its_real_size() -> None:
     own = load_clip(clip).visual
     images = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
-        torch.testing.assert_close(model.features(images).class_token, F.normalize(own(images), dim=-1), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            model.features(images).class_token, F.normalize(own(images), dim=-1), rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", ["CoCa", "ResNet"])
 def test_towers_that_are_no_plain_vit(kind: str) -> None:
     settings = shallow_tower("ViT-B-32", attentional_pool=True, attn_pooler_heads=8)
     if kind == "ResNet":
-        settings["vision_cfg"] = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
+        settings["vision_cfg"] = {
+            "image_size": 64,
+            "layers": [1, 1, 1, 1],
+            "width": 16,
+            "patch_size": None,
+        }
     clip = {"name": "other", "weights": "random", "architecture": settings, "tokenizer": False}
     with pytest.raises(ValueError, match="plain ViT"):
         build_segmenter(config_from_dict(ModelConfig, {**PLAIN, "stages": [[2]], "clip": clip}))
 
 
 def test_axes_are_not_swapped(tiny_model: Segmenter) -> None:
-    """Only one patch differs from the rest; its row and column are found in the features of a wide image."""
+    """Only one patch differs from the rest; its row and column are found in the features of a wide
+    image."""
     images = torch.zeros(1, 3, 48, 128)
     changed = images.clone()
     changed[:, :, 16:32, 96:112] = 3.0  # row 1, column 6
     with torch.inference_mode():
-        plain, other = (tiny_model.features(image, [1], projected=False) for image in (images, changed))
+        plain, other = (
+            tiny_model.features(image, [1], projected=False) for image in (images, changed)
+        )
     assert plain.grid == (3, 8)
     difference = (plain.patches[1] - other.patches[1]).norm(dim=-1).unflatten(1, plain.grid)[0]
     assert divmod(int(difference.argmax()), 8) == (1, 6)
@@ -169,7 +202,8 @@ def test_turning_the_image_turns_the_grid(tiny_model: Segmenter) -> None:
 
 
 def test_hidden_states_are_those_of_the_blocks(tiny_model: Segmenter) -> None:
-    """Any block, tapped or not; asking for some changes nothing in the others; unit vectors once projected."""
+    """Any block, tapped or not; asking for some changes nothing in the others; unit vectors once
+    projected."""
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         every = tiny_model.features(images, range(1, 13), projected=False)
@@ -195,10 +229,16 @@ def test_the_image_embedding_is_always_that_of_the_last_block(tiny_model: Segmen
     [
         ([0], False, r"blocks \[0\] do not exist: this tower has blocks 1 to 12"),
         ([13], True, r"blocks \[13\] do not exist"),
-        ([2, 3], True, r"blocks \[2, 3\] have no projection \(those of \[6, 7, 8, 9, 10, 11, 12\] do\)"),
+        (
+            [2, 3],
+            True,
+            r"blocks \[2, 3\] have no projection \(those of \[6, 7, 8, 9, 10, 11, 12\] do\)",
+        ),
     ],
 )
-def test_blocks_that_cannot_be_read(tiny_model: Segmenter, blocks: list[int], projected: bool, message: str) -> None:
+def test_blocks_that_cannot_be_read(
+    tiny_model: Segmenter, blocks: list[int], projected: bool, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_model.features(torch.zeros(1, 3, 64, 64), blocks, projected=projected)
 
@@ -212,15 +252,21 @@ def test_images_of_another_shape(tiny_model: Segmenter, shape: tuple[int, ...]) 
 @pytest.mark.parametrize(
     ("old", "table", "new", "expected"),
     [
-        ((1, 2), [0, 4], (1, 4), [0, 1, 3, 4]),  # bilinear, pixel centres aligned; bicubic would leave the range
+        # bilinear, pixel centres aligned; bicubic would leave the range
+        ((1, 2), [0, 4], (1, 4), [0, 1, 3, 4]),
         ((2, 1), [0, 4], (4, 1), [0, 1, 3, 4]),
         ((2, 3), [0, 0, 0, 6, 6, 6], (2, 2), [0, 0, 6, 6]),  # rows stay rows
         ((1, 4), [0, 0, 8, 8], (1, 2), [0, 8]),
-        ((1, 6), [9, 0, 9, 9, 0, 9], (1, 2), [0, 0]),  # no antialias: between samples nothing is averaged
+        # no antialias: between samples nothing is averaged
+        ((1, 6), [9, 0, 9, 9, 0, 9], (1, 2), [0, 0]),
     ],
 )
-def test_resizing_by_hand(old: tuple[int, int], table: list[float], new: tuple[int, int], expected: list[float]) -> None:
-    assert resize_positions(torch.tensor(table).float()[:, None], old, new)[:, 0].tolist() == pytest.approx(expected)
+def test_resizing_by_hand(
+    old: tuple[int, int], table: list[float], new: tuple[int, int], expected: list[float]
+) -> None:
+    assert resize_positions(torch.tensor(table).float()[:, None], old, new)[
+        :, 0
+    ].tolist() == pytest.approx(expected)
 
 
 def test_positions_are_resized_once_per_grid() -> None:
@@ -230,7 +276,8 @@ def test_positions_are_resized_once_per_grid() -> None:
         found = embedding((5, 3))
     assert embedding((5, 3)) is found
     torch.testing.assert_close(found, resize_positions(embedding.positions, (4, 4), (5, 3)))
-    (torch.ones(15, 8, requires_grad=True) * found).sum().backward()  # filled under inference mode, used in training
+    # filled under inference mode, used in training
+    (torch.ones(15, 8, requires_grad=True) * found).sum().backward()
     embedding.load_state_dict({"positions": torch.zeros(16, 8)})
     assert float(embedding((5, 3)).abs().max()) == 0  # new weights, new values
 
@@ -239,14 +286,17 @@ def test_positions_are_kept_for_a_few_grids_alone() -> None:
     """Pictures of ever new sizes must not fill the memory."""
     embedding = PositionEmbedding(torch.randn(16, 8), (4, 4))
     found = [embedding((5, columns)) for columns in range(1, 31)]
-    assert [key[0] for key in embedding._cache] == [(5, columns) for columns in range(31 - MOST_GRIDS, 31)]
+    assert [key[0] for key in embedding._cache] == [
+        (5, columns) for columns in range(31 - MOST_GRIDS, 31)
+    ]
     assert embedding((5, 30)) is found[-1]
     assert embedding((5, 1)) is not found[0]
     torch.testing.assert_close(embedding((5, 1)), found[0])
 
 
 def test_a_model_made_under_inference_mode_works() -> None:
-    """A user may load inside `torch.inference_mode()`; parameters made there do not say when they change."""
+    """A user may load inside `torch.inference_mode()`; parameters made there do not say when they
+    change."""
     with torch.inference_mode():
         embedding = PositionEmbedding(torch.randn(16, 8), (4, 4))
         first = embedding((5, 3))
@@ -255,13 +305,17 @@ def test_a_model_made_under_inference_mode_works() -> None:
 
 
 def test_positions_are_resized_once_at_loading_too() -> None:
-    """Native grid -> the grid of the settings -> the grid of the image: two steps, as the released program does."""
+    """Native grid -> the grid of the settings -> the grid of the image: two steps, as the released
+    program does."""
     model = build_segmenter(tiny_config(position_grid=(8, 6)))
     native = load_clip(tiny_config().clip).visual.positional_embedding.detach()
     embedding = model.backbone.tower.position_embedding
     assert embedding.grid == (8, 6)
     torch.testing.assert_close(embedding((8, 6)), resize_positions(native[1:], (4, 4), (8, 6)))
-    torch.testing.assert_close(embedding((3, 5)), resize_positions(resize_positions(native[1:], (4, 4), (8, 6)), (8, 6), (3, 5)))
+    torch.testing.assert_close(
+        embedding((3, 5)),
+        resize_positions(resize_positions(native[1:], (4, 4), (8, 6)), (8, 6), (3, 5)),
+    )
 
 
 def test_a_clip_carries_one_model() -> None:
@@ -277,14 +331,24 @@ def test_deep_prompts_are_replaced_before_every_block(tiny_model: Segmenter) -> 
     with torch.inference_mode():
         class_token, patches = backbone.tower.embed(images)
         for index, block in enumerate(backbone.tower.blocks):
-            tokens = block(torch.cat([class_token, backbone.prompts.projection(backbone.prompts.tokens[index])[None], patches], dim=1))
+            tokens = block(
+                torch.cat(
+                    [
+                        class_token,
+                        backbone.prompts.projection(backbone.prompts.tokens[index])[None],
+                        patches,
+                    ],
+                    dim=1,
+                )
+            )
             class_token, patches = tokens[:, :1], tokens[:, 4:]
         found = backbone(images, [12], projected=False).patches[12]
     torch.testing.assert_close(found, patches)
 
 
 def test_shallow_prompts_are_carried_on(tiny_model: Segmenter) -> None:
-    """Against a loop written out: prompts enter once, behind the class token, and go through all blocks."""
+    """Against a loop written out: prompts enter once, behind the class token, and go through all
+    blocks."""
     backbone = copy.deepcopy(tiny_model.backbone)
     backbone.prompts.tokens = torch.nn.Parameter(backbone.prompts.tokens[:1].detach().clone())
     images = torch.randn(2, 3, 64, 64)
@@ -299,7 +363,9 @@ def test_shallow_prompts_are_carried_on(tiny_model: Segmenter) -> None:
 
 
 def test_dropout_draws_a_fresh_mask_for_every_image_and_block() -> None:
-    prompts = build_segmenter(tiny_config(prompts=PromptConfig(tokens=3, dropout=0.5))).backbone.prompts.train()
+    prompts = build_segmenter(
+        tiny_config(prompts=PromptConfig(tokens=3, dropout=0.5))
+    ).backbone.prompts.train()
     first, second = prompts.before(2, 2), prompts.before(3, 2)
     assert not torch.equal(first[0] == 0, first[1] == 0)
     assert not torch.equal(first == 0, second == 0)
@@ -315,7 +381,9 @@ def test_initial_prompts_and_their_map() -> None:
     tokens = prompts.tokens.detach()
     assert bound * 0.98 < float(tokens.abs().max()) <= bound
     assert float(tokens.std()) == pytest.approx(bound / math.sqrt(3), rel=0.03)
-    assert float(prompts.projection.weight.detach().std()) == pytest.approx(math.sqrt(2 / 64), rel=0.06)
+    assert float(prompts.projection.weight.detach().std()) == pytest.approx(
+        math.sqrt(2 / 64), rel=0.06
+    )
 
 
 def tiny_config(**changes: Any) -> ModelConfig:

@@ -1,4 +1,5 @@
-"""The paired bootstrap: figures by hand, what the pairing does, and how often its intervals hold the truth."""
+"""The paired bootstrap: figures by hand, what the pairing does, and how often its intervals hold
+the truth."""
 
 from __future__ import annotations
 
@@ -13,15 +14,27 @@ from cascade_clip.metrics import ConfusionMatrix, scores
 SEEN = np.array([True, True, False])
 
 
-def draw(generator: np.random.Generator, images: int, share: Sequence[float], common: np.ndarray | None = None) -> Tallies:
-    """Images whose classes have random areas, of which a random part around `share` is right; `common` makes models alike."""
+def draw(
+    generator: np.random.Generator,
+    images: int,
+    share: Sequence[float],
+    common: np.ndarray | None = None,
+) -> Tallies:
+    """Images whose classes have random areas, of which a random part around `share` is right;
+    `common` makes models alike."""
     area = generator.poisson(100, (images, len(share))) if common is None else common
-    right = generator.binomial(area, np.clip(np.array(share) + 0.1 * generator.standard_normal(area.shape), 0, 1))
+    right = generator.binomial(
+        area, np.clip(np.array(share) + 0.1 * generator.standard_normal(area.shape), 0, 1)
+    )
     return Tallies(right, area)
 
 
 def test_figures_by_hand() -> None:
-    found = figures(np.array([[1.0, 3.0, 2.0], [0.0, 0.0, 0.0]]), np.array([[2.0, 4.0, 5.0], [0.0, 2.0, 0.0]]), SEEN)
+    found = figures(
+        np.array([[1.0, 3.0, 2.0], [0.0, 0.0, 0.0]]),
+        np.array([[2.0, 4.0, 5.0], [0.0, 2.0, 0.0]]),
+        SEEN,
+    )
     seen, unseen = (0.5 + 0.75) / 2, 0.4
     assert found[0] == pytest.approx([seen, unseen, 2 * seen * unseen / (seen + unseen)])
     assert found[1, 0] == 0.0  # the first class is absent
@@ -37,19 +50,26 @@ def test_tallies_sum_up_to_the_scores_of_an_evaluation() -> None:
     expected = scores(matrix, "abc", SEEN)
     tallies = Tallies.of(counts)
     found = figures(tallies.intersection.sum(axis=0), tallies.union.sum(axis=0), SEEN)
-    assert found == pytest.approx([expected.seen_miou, expected.unseen_miou, expected.hiou], rel=1e-12)
+    assert found == pytest.approx(
+        [expected.seen_miou, expected.unseen_miou, expected.hiou], rel=1e-12
+    )
 
 
 def test_two_images_by_hand() -> None:
-    """Drawn again, two images are both the first (1/4), both the second (1/4), or one of each (1/2)."""
-    first, second = Tallies(np.array([[8, 4], [0, 0]]), np.array([[10, 10], [10, 10]])), Tallies(*np.full((2, 2, 2), 2) * [[[1]], [[5]]])
+    """Drawn again, two images are both the first (1/4), both the second (1/4), or one of each
+    (1/2)."""
+    first, second = (
+        Tallies(np.array([[8, 4], [0, 0]]), np.array([[10, 10], [10, 10]])),
+        Tallies(*np.full((2, 2, 2), 2) * [[[1]], [[5]]]),
+    )
     rows = compare_paired([first], [second], np.array([True, False]), resamples=4000, level=0.9)
     assert [row.name for row in rows] == ["S", "U", "hIoU"]
     seen, unseen = rows[:2]
     assert (seen.first, seen.second, seen.difference) == pytest.approx((0.4, 0.2, 0.2))
     assert (seen.low, seen.high) == pytest.approx((-0.2, 0.6))  # 0 - 0.2 and 0.8 - 0.2
     assert seen.wins == pytest.approx(0.75, abs=0.03)
-    assert unseen.difference == pytest.approx(0.0) and unseen.wins == pytest.approx(0.25, abs=0.03)  # equal is not ahead
+    # equal is not ahead
+    assert unseen.difference == pytest.approx(0.0) and unseen.wins == pytest.approx(0.25, abs=0.03)
     assert not seen.certain
 
 
@@ -82,10 +102,18 @@ def test_pairing_takes_away_what_images_have_in_common() -> None:
 def test_runs_that_scatter_widen_the_interval() -> None:
     generator = np.random.default_rng(4)
     area = generator.poisson(500, (200, 3))
-    runs = [draw(generator, 200, [share + shift for share in (0.6, 0.5, 0.4)], area) for shift in (-0.1, 0.0, 0.1)]
+    runs = [
+        draw(generator, 200, [share + shift for share in (0.6, 0.5, 0.4)], area)
+        for shift in (-0.1, 0.0, 0.1)
+    ]
     other = draw(generator, 200, (0.6, 0.5, 0.4), area)
-    single, several = compare_paired([runs[1]], [other], SEEN)[0], compare_paired(runs, [other], SEEN)[0]
-    assert several.first == pytest.approx(np.mean([figures(run.intersection.sum(0), run.union.sum(0), SEEN)[0] for run in runs]))
+    single, several = (
+        compare_paired([runs[1]], [other], SEEN)[0],
+        compare_paired(runs, [other], SEEN)[0],
+    )
+    assert several.first == pytest.approx(
+        np.mean([figures(run.intersection.sum(0), run.union.sum(0), SEEN)[0] for run in runs])
+    )
     assert several.high - several.low > 3 * (single.high - single.low)
 
 
@@ -100,7 +128,8 @@ def test_figures_that_cannot_be_computed() -> None:
 def coverage(trials: int, images: int, resamples: int) -> list[float]:
     """How often the interval holds the true difference, for S, U and hIoU.
 
-    Areas and shares are independent, so that the IoU of all images there could be is the mean share.
+    Areas and shares are independent, so that the IoU of all images there could be is the mean
+    share.
     """
     generator = np.random.default_rng(6)
     shares = np.array([[0.7, 0.5, 0.4], [0.65, 0.5, 0.45]])
@@ -137,8 +166,13 @@ def test_coverage_with_more_trials() -> None:
         ((4,), (4,), {"level": 1.0}, "level must lie between 0 and 1"),
     ],
 )
-def test_what_cannot_be_compared(first: tuple[int, ...], second: tuple[int, ...], settings: dict[str, float], message: str) -> None:
-    runs = [[Tallies(*np.ones((2, images, 3), dtype=np.int64)) for images in method] for method in (first, second)]
+def test_what_cannot_be_compared(
+    first: tuple[int, ...], second: tuple[int, ...], settings: dict[str, float], message: str
+) -> None:
+    runs = [
+        [Tallies(*np.ones((2, images, 3), dtype=np.int64)) for images in method]
+        for method in (first, second)
+    ]
     with pytest.raises(ValueError, match=message):
         compare_paired(runs[0], runs[1], SEEN, **settings)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"shape \(images, classes\)"):

@@ -40,14 +40,17 @@ def single_thread() -> None:
 
 
 def write_pair(folder: Path, name: str, mask: Any, size: tuple[int, int] | None = None) -> None:
-    """An image of noise and its mask (rows of values or colours); `size` is the image's width and height where it differs."""
+    """An image of noise and its mask (rows of values or colours); `size` is the image's width and
+    height where it differs."""
     values = np.asarray(mask)
     width, height = size or (values.shape[1], values.shape[0])
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(len(name)).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "images" / f"{name}.png")
-    Image.fromarray(values.astype(np.uint16 if values.max() > 255 else np.uint8)).save(folder / "masks" / f"{name}.png")
+    Image.fromarray(values.astype(np.uint16 if values.max() > 255 else np.uint8)).save(
+        folder / "masks" / f"{name}.png"
+    )
 
 
 def check(folder: Path, vocabulary: Vocabulary = CLASSES, **options: Any) -> CheckReport:
@@ -55,7 +58,10 @@ def check(folder: Path, vocabulary: Vocabulary = CLASSES, **options: Any) -> Che
 
 
 def kinds(report: CheckReport) -> dict[str, list[str]]:
-    return {"wrong": [finding.kind for finding in report.wrong], "note": [finding.kind for finding in report.notes]}
+    return {
+        "wrong": [finding.kind for finding in report.wrong],
+        "note": [finding.kind for finding in report.notes],
+    }
 
 
 def text_of(report: CheckReport, kind: str) -> str:
@@ -76,7 +82,11 @@ def test_counts_are_exact(tmp_path: Path) -> None:
     write_pair(tmp_path, "a", [[0, 0, 1, 255], [0, 0, 1, 255]])
     write_pair(tmp_path, "b", [[0, 0, 0, 2], [0, 0, 0, 0]])
     report = check(tmp_path)
-    assert [(row.text, row.pixels, row.images) for row in report.tally.classes] == [("cat", 11, 2), ("dog", 2, 1), ("tree", 1, 1)]
+    assert [(row.text, row.pixels, row.images) for row in report.tally.classes] == [
+        ("cat", 11, 2),
+        ("dog", 2, 1),
+        ("tree", 1, 1),
+    ]
     assert (report.tally.ignored.pixels, report.tally.ignored.images) == (2, 1)
     assert (report.tally.masks, report.tally.pixels, report.tally.unknown) == (2, 16, ())
     assert report.tally.share(report.tally.classes[0]) == 11 / 16
@@ -96,7 +106,10 @@ def test_workers_and_limit(tmp_path: Path) -> None:
     assert len(some.files.pairs) == 7
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(0, [0, 1, 2, 3, 4]), (1, [0]), (2, [0, 2]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(0, [0, 1, 2, 3, 4]), (1, [0]), (2, [0, 2]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3, 4])],
+)
 def test_a_limit_takes_even_distances(limit: int, expected: list[int]) -> None:
     pairs = [(Path(f"{index}"), Path()) for index in range(5)]
     assert [int(image.name) for image, _ in spread(pairs, limit)] == expected
@@ -117,29 +130,53 @@ def test_every_problem_is_found_at_once(tmp_path: Path) -> None:
     (tmp_path / "masks" / "image.png").unlink()
     (tmp_path / "images" / "mask.png").unlink()
     (tmp_path / "images" / "good.bmp").write_bytes(b"")
-    (tmp_path / "images" / "damaged.png").write_bytes((tmp_path / "images" / "damaged.png").read_bytes()[:60])
+    (tmp_path / "images" / "damaged.png").write_bytes(
+        (tmp_path / "images" / "damaged.png").read_bytes()[:60]
+    )
     for part in ("images", "masks"):
         (tmp_path / part / "both.png").write_bytes(b"hello")
     (tmp_path / "images" / "good.bmp").unlink()
     Image.new("RGB", (4, 4)).save(tmp_path / "images" / "unknown.jpg")
     report = check(tmp_path)
     assert kinds(report) == {
-        "wrong": ["one-name", "images-without-mask", "unreadable-images", "unreadable-masks", "sizes", "unknown-values"],
+        "wrong": [
+            "one-name",
+            "images-without-mask",
+            "unreadable-images",
+            "unreadable-masks",
+            "sizes",
+            "unknown-values",
+        ],
         "note": ["masks-without-image"],
     }
     assert list(report.findings) == report.wrong + report.notes  # what is wrong comes first
-    assert "files of one name, 1 pair: unknown.jpg and unknown.png; remove" in text_of(report, "one-name")
-    assert text_of(report, "images-without-mask").startswith("1 of 7 images have no mask: image.png; ")
+    assert "files of one name, 1 pair: unknown.jpg and unknown.png; remove" in text_of(
+        report, "one-name"
+    )
+    assert text_of(report, "images-without-mask").startswith(
+        "1 of 7 images have no mask: image.png; "
+    )
     assert text_of(report, "masks-without-image") == "1 mask without an image, not used: mask.png"
     assert text_of(report, "unreadable-images").startswith("2 images cannot be used: image ")
     assert "(also damaged.png)" in text_of(report, "unreadable-images")
     assert text_of(report, "unreadable-masks").startswith("1 mask cannot be used: mask ")
     sizes = text_of(report, "sizes")
-    assert sizes.startswith("2 masks of another size (width x height) than the image: other.png 4 x 4, image 5 x 4, turned.png 5 x 4")
+    assert sizes.startswith(
+        "2 masks of another size (width x height) than the image: other.png 4 x 4, image 5 x 4,"
+        " turned.png 5 x 4"
+    )
     assert "turned by 90 degrees: 1;" in sizes
-    assert "1 mask value without a class: 9 (4 pixels, 1 of 5 masks); write the class list" in text_of(report, "unknown-values")
+    assert (
+        "1 mask value without a class: 9 (4 pixels, 1 of 5 masks); write the class list"
+        in text_of(report, "unknown-values")
+    )
     values = report.to_json()
-    assert (values["images"], values["masks"], values["pairs"], values["pairs_read"]) == (7, 7, 6, 6)
+    assert (values["images"], values["masks"], values["pairs"], values["pairs_read"]) == (
+        7,
+        7,
+        6,
+        6,
+    )
     assert len(values["unreadable"]) == 3 and len(values["other_size"]) == 2
 
 
@@ -154,23 +191,31 @@ BACKGROUND = [[0, 0, 0, 0, 0, 0, 0, 1, 2, 2]]  # 70 % of value 0
 @pytest.mark.parametrize(
     ("classes", "rows", "wrong", "notes"),
     [
-        ("cat\ndog\ntree\n", [[1, 2, 3, 255]], ["unknown-values", "shifted"], ["absent-classes"]),  # masks count from 1
+        # masks count from 1
+        ("cat\ndog\ntree\n", [[1, 2, 3, 255]], ["unknown-values", "shifted"], ["absent-classes"]),
         ("1 cat\n2 dog\n3 tree\n", [[1, 2, 3, 255]], [], []),  # the remedy that it names
-        ("cat\ndog\ntree\n", [[0, 2, 3, 255]], ["unknown-values"], ["absent-classes"]),  # 0 occurs: no shift
-        ("cat\ndog\ntree\n", [[1, 2, 2, 255]], [], ["zero-absent", "absent-classes"]),  # perhaps shifted
-        ("cat\ndog\ntree\n", [[1, 1, 1, 255]], [], ["absent-classes"]),  # only one class: no sign of a shift
+        # 0 occurs: no shift
+        ("cat\ndog\ntree\n", [[0, 2, 3, 255]], ["unknown-values"], ["absent-classes"]),
+        # perhaps shifted
+        ("cat\ndog\ntree\n", [[1, 2, 2, 255]], [], ["zero-absent", "absent-classes"]),
+        # only one class: no sign of a shift
+        ("cat\ndog\ntree\n", [[1, 1, 1, 255]], [], ["absent-classes"]),
         ("cat\ndog\ntree\n", BACKGROUND, ["zero-is-background"], ["nothing-ignored"]),
-        ("cat\ndog\ntree\n", [*BACKGROUND, [255] + [0] * 7 + [1, 2]], [], ["zero-is-background"]),  # something is ignored elsewhere
+        # something is ignored elsewhere
+        ("cat\ndog\ntree\n", [*BACKGROUND, [255] + [0] * 7 + [1, 2]], [], ["zero-is-background"]),
         ("road surface\ndog\ntree\n", BACKGROUND, [], ["nothing-ignored"]),  # may fill most of it
         ("0 null\n1 dog\n2 tree\n", BACKGROUND, [], []),
-        ("cat\ndog\ntree\n", [[0, 0, 0, 0, 0, 0, 1, 1, 2, 2]], [], ["nothing-ignored"]),  # 60 % is not over 60 %
+        # 60 % is not over 60 %
+        ("cat\ndog\ntree\n", [[0, 0, 0, 0, 0, 0, 1, 1, 2, 2]], [], ["nothing-ignored"]),
         ("0 cat\n1 dog\n2 tree\n", [[0, 1, 2, 254]], ["unknown-values"], ["nothing-ignored"]),
         ("0 null\n1 dog\n", [[0, 0, 0, 0]], ["no-class"], ["empty-masks"]),  # nothing to score
         ("0 null\n1 dog\n", [[0, 0, 0, 1]], [], []),
         ("0 null\n1 dog\n", [[0, 0, 0, 7]], ["unknown-values"], []),  # the reason has been named
     ],
 )
-def test_values_that_look_wrong(classes: str, rows: list[list[int]], wrong: list[str], notes: list[str], tmp_path: Path) -> None:
+def test_values_that_look_wrong(
+    classes: str, rows: list[list[int]], wrong: list[str], notes: list[str], tmp_path: Path
+) -> None:
     write_pair(tmp_path, "a", rows)
     assert kinds(check(tmp_path, listed(tmp_path, classes))) == {"wrong": wrong, "note": notes}
 
@@ -190,7 +235,14 @@ def test_values_that_look_wrong(classes: str, rows: list[list[int]], wrong: list
         ("0 cat\n300 dog\n", 255, [[0, 255, 300, 300]], [], []),
     ],
 )
-def test_the_value_255(classes: str, ignore: int, rows: list[list[int]], wrong: list[str], notes: list[str], tmp_path: Path) -> None:
+def test_the_value_255(
+    classes: str,
+    ignore: int,
+    rows: list[list[int]],
+    wrong: list[str],
+    notes: list[str],
+    tmp_path: Path,
+) -> None:
     write_pair(tmp_path, "a", rows)
     report = check(tmp_path, dataclasses.replace(listed(tmp_path, classes), ignore=ignore))
     assert kinds(report) == {"wrong": wrong, "note": notes}
@@ -202,24 +254,36 @@ def test_unseen_classes_that_never_occur(tmp_path: Path) -> None:
     write_pair(tmp_path, "a", [[0, 1, 0, 255]])
     report = check(tmp_path, CLASSES.with_unseen(["dog", "tree"]))
     assert text_of(report, "absent-classes") == "1 of 3 classes never occur: tree"
-    assert text_of(report, "absent-unseen") == "unseen classes that never occur cannot be scored: tree"
+    assert (
+        text_of(report, "absent-unseen") == "unseen classes that never occur cannot be scored: tree"
+    )
 
 
 # Colours
 
 
 def test_masks_by_colour(tmp_path: Path) -> None:
-    rows = [[(1, 0, 0), (1, 0, 0), (0, 2, 0), (0, 0, 0)], [(1, 0, 0), (9, 9, 9), (9, 9, 8), (9, 9, 8)]]
+    rows = [
+        [(1, 0, 0), (1, 0, 0), (0, 2, 0), (0, 0, 0)],
+        [(1, 0, 0), (9, 9, 9), (9, 9, 8), (9, 9, 8)],
+    ]
     write_pair(tmp_path, "a", rows)
     report = check(tmp_path, listed(tmp_path, "0 0 0 null\n1 0 0 cat\n#000200 dog\n"))
     assert [(row.text, row.pixels) for row in report.tally.classes] == [("cat", 3), ("dog", 1)]
-    assert [(row.text, row.pixels) for row in report.tally.unknown] == [("#090908", 2), ("#090909", 1)]
+    assert [(row.text, row.pixels) for row in report.tally.unknown] == [
+        ("#090908", 2),
+        ("#090909", 1),
+    ]
     assert kinds(report) == {"wrong": ["unknown-colours"], "note": []}
     assert "`R G B NAME`" in text_of(report, "unknown-colours")
     report = check(tmp_path)
     assert kinds(report) == {"wrong": ["colour-masks"], "note": []}
-    assert text_of(report, "colour-masks").startswith("masks that hold colours: 1 of 1, but the class list gives none; ")
-    assert "the colours found: #010000 (3 pixels, 1 of 1 masks), #090908 (2 pixels" in text_of(report, "colour-masks")
+    assert text_of(report, "colour-masks").startswith(
+        "masks that hold colours: 1 of 1, but the class list gives none; "
+    )
+    assert "the colours found: #010000 (3 pixels, 1 of 1 masks), #090908 (2 pixels" in text_of(
+        report, "colour-masks"
+    )
 
 
 def test_smoothed_colours_do_not_fill_the_memory(tmp_path: Path) -> None:
@@ -236,8 +300,11 @@ def test_smoothed_colours_do_not_fill_the_memory(tmp_path: Path) -> None:
 # Class order
 
 
-def drawn_values(names: list[str], typical: dict[str, float], start: int, seed: int, noise: float = 1.0) -> dict[int, int]:
-    """Pixels of mask values start, start + 1, ... that mean `names`, around typical shares with noise; unknown names get 0.3 %."""
+def drawn_values(
+    names: list[str], typical: dict[str, float], start: int, seed: int, noise: float = 1.0
+) -> dict[int, int]:
+    """Pixels of mask values start, start + 1, ... that mean `names`, around typical shares with
+    noise; unknown names get 0.3 %."""
     draws = np.random.default_rng(seed)
     shares = [typical.get(name, 0.3) * float(np.exp(noise * draws.normal())) for name in names]
     return {start + place: int(1e6 * share) for place, share in enumerate(shares)}
@@ -262,18 +329,28 @@ def test_context_masks_in_voc_first_order_are_found(seed: int) -> None:
     assert found.verdict == "permuted"
     assert "VOC first" in found.better and "labels look permuted: rank agreement" in found.text
     listed_voc_first = parse_classes(", ".join(VOC_FIRST))
-    values = drawn_values(sorted(vocabulary.names), typical, 0, seed)  # the other way round: such a list, alphabetical masks
+    # the other way round: such a list, alphabetical masks
+    values = drawn_values(sorted(vocabulary.names), typical, 0, seed)
     assert check_order(values, 50, listed_voc_first).better == "in alphabetical order"
-    assert check_order(drawn_values(list(VOC_FIRST), typical, 0, seed), 50, listed_voc_first).verdict == "good"
+    assert (
+        check_order(drawn_values(list(VOC_FIRST), typical, 0, seed), 50, listed_voc_first).verdict
+        == "good"
+    )
 
 
-@pytest.mark.parametrize(("names", "wrong"), [(VOC_FIRST, ["class-order"]), (sorted(VOC_FIRST), [])])
+@pytest.mark.parametrize(
+    ("names", "wrong"), [(VOC_FIRST, ["class-order"]), (sorted(VOC_FIRST), [])]
+)
 def test_permuted_masks_are_wrong(names: list[str], wrong: list[str], tmp_path: Path) -> None:
     vocabulary = load_vocabulary("context")  # alphabetical
-    pixels = np.array(list(drawn_values(list(names), typical_shares(vocabulary), 1, 0).values()), dtype=float)
+    pixels = np.array(
+        list(drawn_values(list(names), typical_shares(vocabulary), 1, 0).values()), dtype=float
+    )
     draws = np.random.default_rng(0)
     for index in range(10):
-        write_pair(tmp_path, str(index), draws.choice(np.arange(1, 60), (80, 80), p=pixels / pixels.sum()))
+        write_pair(
+            tmp_path, str(index), draws.choice(np.arange(1, 60), (80, 80), p=pixels / pixels.sum())
+        )
     report = check(tmp_path, vocabulary)
     assert [finding.kind for finding in report.wrong] == wrong
     assert report.to_json()["class_order"]["verdict"] == ("permuted" if wrong else "good")
@@ -285,18 +362,28 @@ def test_coco_raw_values_read_as_train_ids_are_found() -> None:
     values = drawn_values(list(vocabulary.names), typical_shares(vocabulary), 0, 1)
     raw = {label: value for value, label in vocabulary.raw_values or () if label >= 0}
     found = check_order({raw[label]: count for label, count in values.items()}, 50, plain)
-    assert (found.verdict, found.better) == ("permuted", "as the raw values of the packaged list coco-stuff")
+    assert (found.verdict, found.better) == (
+        "permuted",
+        "as the raw values of the packaged list coco-stuff",
+    )
     found = check_order(values, 50, vocabulary)
     assert (found.verdict, found.better) == ("permuted", "in list order from mask value 0")
 
 
 def test_a_shift_by_one_is_found() -> None:
     vocabulary = load_vocabulary("context")  # mask values 1..59
-    found = check_order(drawn_values(list(vocabulary.names), typical_shares(vocabulary), 0, 3), 50, vocabulary)
+    found = check_order(
+        drawn_values(list(vocabulary.names), typical_shares(vocabulary), 0, 3), 50, vocabulary
+    )
     assert (found.verdict, found.better) == ("permuted", "in list order from mask value 0")
     plain = dataclasses.replace(vocabulary, raw_values=None)  # mask values 0..58
-    found = check_order(drawn_values(list(vocabulary.names), typical_shares(vocabulary), 1, 3), 50, plain)
-    assert (found.verdict, found.better) == ("permuted", "as the raw values of the packaged list context")
+    found = check_order(
+        drawn_values(list(vocabulary.names), typical_shares(vocabulary), 1, 3), 50, plain
+    )
+    assert (found.verdict, found.better) == (
+        "permuted",
+        "as the raw values of the packaged list context",
+    )
     others = parse_classes(", ".join([*vocabulary.names, "unicorn"]))  # no packaged list
     found = check_order(drawn_values(list(others.names), typical_shares(others), 1, 3), 50, others)
     assert (found.verdict, found.better) == ("permuted", "in list order from mask value 1")
@@ -314,12 +401,19 @@ def test_an_unknown_order_is_called_unusual(seed: int) -> None:
 @pytest.mark.parametrize(
     ("classes", "values", "masks", "text"),
     [
-        ("hat, boots, skin", {0: 5}, 50, "10 classes whose typical frequency is known and 10 masks, here are 0 and 50"),
+        (
+            "hat, boots, skin",
+            {0: 5},
+            50,
+            "10 classes whose typical frequency is known and 10 masks, here are 0 and 50",
+        ),
         ("context", {1: 5}, 9, "here are 59 and 9"),
         ("context", {}, 50, "no index masks"),
     ],
 )
-def test_too_little_to_judge_by(classes: str, values: dict[int, int], masks: int, text: str) -> None:
+def test_too_little_to_judge_by(
+    classes: str, values: dict[int, int], masks: int, text: str
+) -> None:
     found = check_order(values, masks, load_vocabulary(classes))
     assert found.verdict == "unknown"
     assert re.search(text, found.text), found.text
@@ -327,43 +421,69 @@ def test_too_little_to_judge_by(classes: str, values: dict[int, int], masks: int
 
 def test_rank_agreement() -> None:
     order, typical = {0: "a", 1: "b", 2: "c", 3: "d"}, {"a": 9.0, "b": 5.0, "c": 1.0}
-    assert rank_agreement(order, {0: 900, 1: 30, 2: 1, 3: 999}, typical) == pytest.approx(1, abs=1e-5)
+    assert rank_agreement(order, {0: 900, 1: 30, 2: 1, 3: 999}, typical) == pytest.approx(
+        1, abs=1e-5
+    )
     assert rank_agreement(order, {0: 1, 1: 30, 2: 900}, typical) == pytest.approx(-1, abs=1e-5)
-    assert rank_agreement(order, {0: 30, 1: 900, 2: 1}, typical) == pytest.approx(0.5, abs=1e-5)  # 1 - 6 * 2 / (3 * 8)
+    # 1 - 6 * 2 / (3 * 8)
+    assert rank_agreement(order, {0: 30, 1: 900, 2: 1}, typical) == pytest.approx(0.5, abs=1e-5)
     assert rank_agreement(order, {3: 5}, typical) == 0
 
 
 def test_typical_ranks_fit_a_real_data_set() -> None:
-    """ADE20K numbers its classes by falling frequency, which is the one real ranking that a class list tells."""
+    """ADE20K numbers its classes by falling frequency, which is the one real ranking that a class
+    list tells."""
     vocabulary = load_vocabulary("ade20k")
     falling = {place: 1000 - place for place in range(len(vocabulary))}
-    assert rank_agreement(dict(enumerate(vocabulary.names)), falling, typical_shares(vocabulary)) > 0.7
+    assert (
+        rank_agreement(dict(enumerate(vocabulary.names)), falling, typical_shares(vocabulary)) > 0.7
+    )
 
 
 def test_typical_shares() -> None:
     assert sorted(VOC_FIRST) == sorted(load_vocabulary("context").names)
     for table in (_EVERYDAY, _STREET):
         names = [
-            _plain(name) for row in table.replace("\n", ";").split(";") if row.strip() for name in row.strip().partition(" ")[2].split(",")
+            _plain(name)
+            for row in table.replace("\n", ";").split(";")
+            if row.strip()
+            for name in row.strip().partition(" ")[2].split(",")
         ]
-        assert len(set(names)) == len(names), sorted(name for name in names if names.count(name) > 1)
+        assert len(set(names)) == len(names), sorted(
+            name for name in names if names.count(name) > 1
+        )
         assert all(0 < share < 100 for share in _parse(table).values())
-    assert typical_shares(parse_classes("Sky, potted-plant, unicorn")).keys() == {"Sky", "potted-plant"}
+    assert typical_shares(parse_classes("Sky, potted-plant, unicorn")).keys() == {
+        "Sky",
+        "potted-plant",
+    }
     assert typical_shares(load_vocabulary("cityscapes"))["person"] == 1.2  # the street table
     assert typical_shares(load_vocabulary("context"))["person"] == 8
-    assert {name: len(typical_shares(load_vocabulary(name))) for name in ("voc", "cityscapes")} == {"voc": 20, "cityscapes": 19}
+    assert {name: len(typical_shares(load_vocabulary(name))) for name in ("voc", "cityscapes")} == {
+        "voc": 20,
+        "cityscapes": 19,
+    }
 
 
 # Preview sheet
 
 
 def facts(name: str, *labels: int) -> PairFacts:
-    return PairFacts(Path(name), Path(name), image_size=(4, 4), mask_size=(4, 4), labels=dict.fromkeys(labels, 1))
+    return PairFacts(
+        Path(name), Path(name), image_size=(4, 4), mask_size=(4, 4), labels=dict.fromkeys(labels, 1)
+    )
 
 
 def test_the_sheet_shows_as_many_classes_as_it_can() -> None:
     broken = dataclasses.replace(facts("broken", 1, 2, 3, 4, 5), mask_size=None)
-    items = [facts("a", 0), facts("b", 0, 1, -1), facts("c", 2), facts("d", 2, 3, 0), broken, facts("e", 3)]
+    items = [
+        facts("a", 0),
+        facts("b", 0, 1, -1),
+        facts("c", 2),
+        facts("d", 2, 3, 0),
+        broken,
+        facts("e", 3),
+    ]
     assert [item.image.name for item in choose_pairs(items, 2)] == ["b", "d"]
     assert [item.image.name for item in choose_pairs(items, 3)] == ["b", "d", "e"]
     assert [item.image.name for item in choose_pairs(items, 9)] == ["a", "b", "c", "d", "e"]
@@ -374,18 +494,29 @@ def test_the_sheet_has_the_colours_of_the_classes(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     Image.new("RGB", (40, 20), (100, 100, 100)).save(tmp_path / "images" / "a.png")
-    Image.fromarray(np.repeat(np.array([[0, 9, 255, 1]], dtype=np.uint8), 20, 0).repeat(10, 1)).save(tmp_path / "masks" / "a.png")
+    Image.fromarray(
+        np.repeat(np.array([[0, 9, 255, 1]], dtype=np.uint8), 20, 0).repeat(10, 1)
+    ).save(tmp_path / "masks" / "a.png")
     report = check(tmp_path)
     sheet = draw_sheet(report.facts, report.vocabulary, report.tally)
     assert sheet is not None
     left, top = 14 + 40 + 2, 14
-    expected = [CLASSES.colors[0], (255, 0, 255), (128, 128, 128), CLASSES.colors[1]]  # unknown is magenta, ignored grey
+    # unknown is magenta, ignored grey
+    expected = [CLASSES.colors[0], (255, 0, 255), (128, 128, 128), CLASSES.colors[1]]
     for place, color in enumerate(expected):
         found = sheet.getpixel((left + 10 * place + 4, top + 10))
         assert isinstance(found, tuple)
-        assert max(abs(value - (0.3 * 100 + 0.7 * part)) for value, part in zip(found, color, strict=True)) <= 1
+        assert (
+            max(
+                abs(value - (0.3 * 100 + 0.7 * part))
+                for value, part in zip(found, color, strict=True)
+            )
+            <= 1
+        )
     assert sheet.getpixel((14 + 5, top + 5)) == (100, 100, 100)  # the image beside it
-    swatches = [sheet.getpixel((14 + 40 + 2 + 40 + 14 + 5, top + 26 * row + 12)) for row in (1, 2, 3, 4)]
+    swatches = [
+        sheet.getpixel((14 + 40 + 2 + 40 + 14 + 5, top + 26 * row + 12)) for row in (1, 2, 3, 4)
+    ]
     assert swatches == [CLASSES.colors[0], CLASSES.colors[1], (128, 128, 128), (255, 0, 255)]
 
 
@@ -399,8 +530,26 @@ def run(*words: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, s
 
 
 def test_the_photos_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folders = ("--images", PHOTOS / "images", "--masks", PHOTOS / "masks", "--classes", PHOTOS / "classes.txt")
-    code, out, _ = run(*folders, "--unseen", "boots, hat", "--limit", 6, "--workers", 0, "--out", tmp_path / "out", capsys=capsys)
+    folders = (
+        "--images",
+        PHOTOS / "images",
+        "--masks",
+        PHOTOS / "masks",
+        "--classes",
+        PHOTOS / "classes.txt",
+    )
+    code, out, _ = run(
+        *folders,
+        "--unseen",
+        "boots, hat",
+        "--limit",
+        6,
+        "--workers",
+        0,
+        "--out",
+        tmp_path / "out",
+        capsys=capsys,
+    )
     assert code == 0, out
     assert "24 images, 24 masks, 24 pairs, 6 of them read; images from 550 x 8" in out
     assert "nothing is wrong" in out and "class order not checked" in out
@@ -416,7 +565,8 @@ def test_the_photos_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert report["ignored"]["pixels"] == sum(int((mask == 0).sum()) for mask in masks)
     assert report["pixels"] == sum(mask.size for mask in masks)
     assert Image.open(tmp_path / "out" / "check.png").width > 900
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["check.json", "check.png"]  # nothing temporary is left
+    # nothing temporary is left
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["check.json", "check.png"]
 
 
 def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -432,7 +582,10 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "message"),
     [
         ([], "--images, --masks, --classes missing"),
-        (["--images", "nowhere", "--masks", "{dir}", "--classes", "voc"], "image folder nowhere does not exist"),
+        (
+            ["--images", "nowhere", "--masks", "{dir}", "--classes", "voc"],
+            "image folder nowhere does not exist",
+        ),
         (["--images", "{dir}", "--masks", "{dir}", "--classes", "voc"], "no images in"),
         (["--images", "{dir}", "--masks", "{dir}", "--classes", "unicorns.txt"], "no images in"),
         (["--data", "voc"], "voc is not in data: looked for VOCdevkit/VOC2012"),
@@ -443,7 +596,11 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_bad_input_is_one_line(
-    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CASCADE_CLIP_DATA", raising=False)
@@ -452,17 +609,24 @@ def test_bad_input_is_one_line(
     assert message in error
 
 
-def test_a_named_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_data_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for part in ("images", "annotations"):
         (tmp_path / "ade" / "ADEChallengeData2016" / part / "validation").mkdir(parents=True)
     base = tmp_path / "ade" / "ADEChallengeData2016"
     Image.new("RGB", (4, 2)).save(base / "images" / "validation" / "a.jpg")
-    Image.fromarray(np.array([[0, 1, 2, 2], [0, 1, 2, 150]], dtype=np.uint8)).save(base / "annotations" / "validation" / "a.png")
-    code, out, _ = run("--data", "ade20k", "--root", tmp_path, "--workers", 0, "--unseen", "flag", capsys=capsys)
+    Image.fromarray(np.array([[0, 1, 2, 2], [0, 1, 2, 150]], dtype=np.uint8)).save(
+        base / "annotations" / "validation" / "a.png"
+    )
+    code, out, _ = run(
+        "--data", "ade20k", "--root", tmp_path, "--workers", 0, "--unseen", "flag", capsys=capsys
+    )
     assert code == 0, out
     assert "1 images, 1 masks, 1 pairs, all read; images of 4 x 2" in out
     assert "wall" in out and "building" in out and "flag (unseen)" in out
-    monkeypatch.setenv("CASCADE_CLIP_DATA", str(tmp_path))  # stands for --root, as in training and evaluation
+    # stands for --root, as in training and evaluation
+    monkeypatch.setenv("CASCADE_CLIP_DATA", str(tmp_path))
     code, out, _ = run("--data", "ade20k", "--workers", 0, capsys=capsys)
     assert code == 0 and "1 images, 1 masks, 1 pairs, all read" in out
 

@@ -1,4 +1,5 @@
-"""Checkpoint folders: round trip, strictness, what is stored, what is refused; and import of released files."""
+"""Checkpoint folders: round trip, strictness, what is stored, what is refused; and import of
+released files."""
 
 from __future__ import annotations
 
@@ -18,7 +19,16 @@ from safetensors.torch import load_file, save_file
 from archives import random_clip, write_openai_archive
 from cascade_clip.checkpoint import load_checkpoint, read_record, save_checkpoint
 from cascade_clip.importer import import_released
-from conftest import TINY_CLIP, TINY_MODEL, TINY_SETTINGS, build_tiny, import_reference, read_reference, tensor, with_model
+from conftest import (
+    TINY_CLIP,
+    TINY_MODEL,
+    TINY_SETTINGS,
+    build_tiny,
+    import_reference,
+    read_reference,
+    tensor,
+    with_model,
+)
 
 
 @pytest.fixture
@@ -37,13 +47,27 @@ def test_round_trip(tiny_folder: Path, tmp_path: Path) -> None:
     assert torch.equal(first.model(images, text), second.model(images, text))
     assert first.text_encoder is not None and second.text_encoder is not None
     assert torch.equal(first.text_encoder.encode(["a cat"]), second.text_encoder.encode(["a cat"]))
-    assert {path.name for path in tiny_folder.iterdir()} == {"model.safetensors", "config.yaml", "checkpoint.json", "README.md"}
+    assert {path.name for path in tiny_folder.iterdir()} == {
+        "model.safetensors",
+        "config.yaml",
+        "checkpoint.json",
+        "README.md",
+    }
     assert not list(tmp_path.glob(".*"))  # no temporary folder stays
 
 
 def archive_settings(tmp_path: Path, **clip: Any) -> dict[str, Any]:
     path = write_openai_archive(tmp_path / "ViT-B-16.pt", random_clip(TINY_CLIP), 64)
-    return {**TINY_MODEL, "clip": {"name": "tiny", "weights": str(path), "architecture": TINY_CLIP, "sha256": "any", **clip}}
+    return {
+        **TINY_MODEL,
+        "clip": {
+            "name": "tiny",
+            "weights": str(path),
+            "architecture": TINY_CLIP,
+            "sha256": "any",
+            **clip,
+        },
+    }
 
 
 def test_the_frozen_clip_is_only_referenced(tmp_path: Path) -> None:
@@ -52,7 +76,9 @@ def test_the_frozen_clip_is_only_referenced(tmp_path: Path) -> None:
     small = save_checkpoint(tmp_path / "small", checkpoint)
     full = save_checkpoint(tmp_path / "full", checkpoint, full=True)
     names = load_file(small / "model.safetensors").keys()
-    assert not [name for name in names if name.startswith("backbone.tower.") or name.startswith("text.")]
+    assert not [
+        name for name in names if name.startswith("backbone.tower.") or name.startswith("text.")
+    ]
     assert {name for name in names if "taps" in name}  # random and frozen, so they must be there
     assert read_record(small)["clip_fingerprint"] == checkpoint.clip_fingerprint
     images, text = torch.randn(1, 3, 64, 64), torch.randn(3, 32)
@@ -61,26 +87,38 @@ def test_the_frozen_clip_is_only_referenced(tmp_path: Path) -> None:
     assert torch.equal(load_checkpoint(full).model(images, text), expected)  # needs no other file
     with pytest.raises(FileNotFoundError, match=r"ViT-B-16\.pt"):
         load_checkpoint(small)
-    assert torch.equal(load_checkpoint(small, str(tmp_path / "moved.pt")).model(images, text), expected)
+    assert torch.equal(
+        load_checkpoint(small, str(tmp_path / "moved.pt")).model(images, text), expected
+    )
     write_openai_archive(tmp_path / "other.pt", random_clip(TINY_CLIP, seed=1), 64)
     with pytest.raises(ValueError, match="trained on another CLIP"):
         load_checkpoint(small, str(tmp_path / "other.pt"))
 
 
 def damage(kind: str, folder: Path) -> None:
-    weights, record, settings = folder / "model.safetensors", folder / "checkpoint.json", folder / "config.yaml"
+    weights, record, settings = (
+        folder / "model.safetensors",
+        folder / "checkpoint.json",
+        folder / "config.yaml",
+    )
     state = load_file(weights)
     actions: dict[str, Callable[[], Any]] = {
         "truncated": lambda: weights.write_bytes(weights.read_bytes()[:-1000]),
         "empty": lambda: weights.write_bytes(b""),
-        "missing key": lambda: save_file({name: value for name, value in state.items() if name != "queries.0.weight"}, weights),
+        "missing key": lambda: save_file(
+            {name: value for name, value in state.items() if name != "queries.0.weight"}, weights
+        ),
         "extra key": lambda: save_file({**state, "something.else": torch.zeros(1)}, weights),
         "shape": lambda: save_file({**state, "queries.0.weight": torch.zeros(3, 3)}, weights),
         "no file": weights.unlink,
         "record": lambda: record.write_text("{"),
-        "format": lambda: record.write_text(json.dumps({**json.loads(record.read_text()), "format": 99})),
+        "format": lambda: record.write_text(
+            json.dumps({**json.loads(record.read_text()), "format": 99})
+        ),
         "unknown setting": lambda: settings.write_text("model: {stagess: [[12]]}"),
-        "object in yaml": lambda: settings.write_text("model: !!python/object/apply:os.system ['true']"),
+        "object in yaml": lambda: settings.write_text(
+            "model: !!python/object/apply:os.system ['true']"
+        ),
     }
     actions[kind]()
 
@@ -146,16 +184,32 @@ def test_released_files_in_every_form(tmp_path: Path, form: str) -> None:
 @pytest.mark.parametrize(
     ("change", "settings", "message"),
     [
-        ({"decode_head.q_projs.0.weight": None}, TINY_SETTINGS, r"missing \['queries\.0\.weight'\]"),
-        ({"decode_head.surprise": torch.zeros(1)}, TINY_SETTINGS, r"unexpected \['decode_head\.surprise'\]"),
+        (
+            {"decode_head.q_projs.0.weight": None},
+            TINY_SETTINGS,
+            r"missing \['queries\.0\.weight'\]",
+        ),
+        (
+            {"decode_head.surprise": torch.zeros(1)},
+            TINY_SETTINGS,
+            r"unexpected \['decode_head\.surprise'\]",
+        ),
         ({}, with_model(stages=[[12]]), "aggregated stages"),
         ({}, with_model(stages=[[6, 7, 8], [12]]), "aggregated stages"),
         ({}, with_model(prompts={"tokens": 5}), r"prompts\.tokens \(12, 3, 64\) for \(12, 5, 64\)"),
-        ({}, {key: value for key, value in TINY_SETTINGS.items() if key != "data"}, r"data\.classes"),
+        (
+            {},
+            {key: value for key, value in TINY_SETTINGS.items() if key != "data"},
+            r"data\.classes",
+        ),
     ],
 )
-def test_released_files_that_do_not_fit(tmp_path: Path, change: dict[str, Any], settings: dict[str, Any], message: str) -> None:
-    state = {name: value for name, value in {**released_state(), **change}.items() if value is not None}
+def test_released_files_that_do_not_fit(
+    tmp_path: Path, change: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    state = {
+        name: value for name, value in {**released_state(), **change}.items() if value is not None
+    }
     file, yaml_file = write_released(tmp_path, {"state_dict": state}, settings)
     with pytest.raises(ValueError, match=message):
         import_released(file, yaml_file, tmp_path / "out")
@@ -174,7 +228,10 @@ class Malicious:
 
 def test_pickles_are_never_executed(tmp_path: Path) -> None:
     (tmp_path / "released.yaml").write_text(yaml.safe_dump(TINY_SETTINGS))
-    for name, write in (("zip", torch.save), ("plain", lambda value, path: path.write_bytes(pickle.dumps(value)))):
+    for name, write in (
+        ("zip", torch.save),
+        ("plain", lambda value, path: path.write_bytes(pickle.dumps(value))),
+    ):
         file = tmp_path / f"{name}.pth"
         write({"state_dict": {"a": Malicious(tmp_path / "harm")}}, file)
         with pytest.raises(ValueError, match="never executed"):
@@ -189,9 +246,14 @@ def test_import_can_store_a_reference_to_a_known_clip(tmp_path: Path) -> None:
     for name, value in first.model.state_dict().items():
         state |= {released: value for released in [to_released(name)] if released}
     tower = first.model.backbone.tower
-    state["backbone.positional_embedding"] = torch.cat([tower.class_position[None], tower.position_embedding.positions])
+    state["backbone.positional_embedding"] = torch.cat(
+        [tower.class_position[None], tower.position_embedding.positions]
+    )
     tokens = first.model.backbone.prompts.tokens.detach()
-    state |= {"backbone.prompt_embeddings": tokens[:1], "backbone.deep_prompt_embeddings": tokens[1:]}
+    state |= {
+        "backbone.prompt_embeddings": tokens[:1],
+        "backbone.deep_prompt_embeddings": tokens[1:],
+    }
     settings = {**TINY_SETTINGS, "model": archive_settings(tmp_path)}
     file, yaml_file = write_released(tmp_path, {"state_dict": state}, settings)
     found = import_released(file, yaml_file, tmp_path / "out", match_clip=True)
@@ -241,7 +303,10 @@ def test_imported_embeddings_stand_in_for_a_text_tower(tmp_path: Path) -> None:
 
     rows = read_reference("eval")["text_emb"]
     np.save(tmp_path / "text.npy", rows)
-    settings = {**TINY_SETTINGS, "data": {**TINY_SETTINGS["data"], "text_embeddings": str(tmp_path / "text.npy")}}
+    settings = {
+        **TINY_SETTINGS,
+        "data": {**TINY_SETTINGS["data"], "text_embeddings": str(tmp_path / "text.npy")},
+    }
     checkpoint = load_checkpoint(import_reference("state", tmp_path, settings))
     assert checkpoint.text is not None
     assert np.array_equal(checkpoint.text.numpy(), rows)

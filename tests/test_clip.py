@@ -29,26 +29,42 @@ from conftest import TINY_CLIP
 
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_openai_archive(tmp_path_factory.mktemp("openai") / "ViT-B-16.pt", random_clip(TINY_CLIP), 64)
+    return write_openai_archive(
+        tmp_path_factory.mktemp("openai") / "ViT-B-16.pt", random_clip(TINY_CLIP), 64
+    )
 
 
 def from_file(path: object, **changes: Any) -> ClipConfig:
-    return ClipConfig(**{"name": "tiny", "weights": str(path), "architecture": TINY_CLIP, "sha256": "any", **changes})
+    return ClipConfig(
+        **{
+            "name": "tiny",
+            "weights": str(path),
+            "architecture": TINY_CLIP,
+            "sha256": "any",
+            **changes,
+        }
+    )
 
 
 def write_folder(folder: Path, model: nn.Module, settings: dict[str, Any] = TINY_CLIP) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_settings(folder, settings)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
     return folder
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings, "preprocess_cfg": {}}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": settings, "preprocess_cfg": {}})
+    )
 
 
 def test_openai_archive(archive: Path) -> None:
-    """Read for its state dict; half precision becomes float32; the settings in it are no weights."""
+    """Read for its state dict; half precision becomes float32; the settings in it are no
+    weights."""
     found = load_clip(from_file(archive))
     expected = random_clip(TINY_CLIP)
     own = found.visual.transformer.resblocks[3].mlp.c_fc.weight
@@ -66,7 +82,8 @@ def test_random_weights_are_the_same_each_time_and_draw_nothing() -> None:
     expected = torch.rand(3)
     torch.manual_seed(7)
     first = load_clip(config).visual.state_dict()
-    assert torch.equal(torch.rand(3), expected)  # a seed set by the user means the same with every CLIP
+    # a seed set by the user means the same with every CLIP
+    assert torch.equal(torch.rand(3), expected)
     second = load_clip(config).visual.state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
@@ -79,22 +96,32 @@ def test_an_archive_needs_a_known_hash(archive: Path, tmp_path: Path) -> None:
         load_clip(from_file(archive, sha256=""))
     renamed = tmp_path / "mine.pt"
     renamed.write_bytes(archive.read_bytes())
-    with pytest.raises(ValueError, match=rf"{digest} is not a published one; .*model\.clip\.sha256"):
+    with pytest.raises(
+        ValueError, match=rf"{digest} is not a published one; .*model\.clip\.sha256"
+    ):
         load_clip(from_file(renamed, sha256=""))
     with pytest.raises(ValueError, match="expected 0000"):
         load_clip(from_file(archive, sha256="0000"))
 
 
 def test_quickgelu_must_fit(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("started a download"))
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("started a download")
+    )
     with pytest.raises(ValueError, match=r"set model\.clip\.name to ViT-B-16-quickgelu"):
         load_clip(ClipConfig(name="ViT-B-16", weights="openai"))  # found before any download
-    with pytest.raises(FileNotFoundError, match=r"tags \[.*openai"):  # GELU weights have no tag under a QuickGELU name
+    # GELU weights have no tag under a QuickGELU name
+    with pytest.raises(FileNotFoundError, match=r"tags \[.*openai"):
         load_clip(ClipConfig(name="ViT-B-16-quickgelu", weights="laion2b_s34b_b88k"))
     with pytest.raises(ValueError, match="trained with QuickGELU"):
         load_clip(from_file(archive, architecture={**TINY_CLIP, "quick_gelu": False}))
-    monkeypatch.setattr(module.open_clip, "get_pretrained_cfg", lambda name, tag: {"url": "x", "quick_gelu": False})
-    with pytest.raises(ValueError, match=r"trained with GELU, .* computes QuickGELU; set model\.clip\.name to ViT-B-16$"):
+    monkeypatch.setattr(
+        module.open_clip, "get_pretrained_cfg", lambda name, tag: {"url": "x", "quick_gelu": False}
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"trained with GELU, .* computes QuickGELU; set model\.clip\.name to ViT-B-16$",
+    ):
         load_clip(ClipConfig(name="ViT-B-16-quickgelu", weights="other"))
 
 
@@ -109,7 +136,8 @@ class Malicious:
 
 
 class RaisesTypeError:
-    """A pickle that torch refuses with a TypeError when it reads safely, and builds when it does not."""
+    """A pickle that torch refuses with a TypeError when it reads safely, and builds when it does
+    not."""
 
     def __reduce__(self) -> Any:
         return (OrderedDict, (), (None, {"attribute": 1}))
@@ -122,7 +150,9 @@ def break_directory(data: bytes) -> bytes:
 
 
 def other_model(**vision: Any) -> dict[str, torch.Tensor]:
-    return dict(random_clip({**TINY_CLIP, "vision_cfg": {**TINY_CLIP["vision_cfg"], **vision}}).state_dict())
+    return dict(
+        random_clip({**TINY_CLIP, "vision_cfg": {**TINY_CLIP["vision_cfg"], **vision}}).state_dict()
+    )
 
 
 def write_damaged(kind: str, path: Path, archive: Path) -> Path:
@@ -135,9 +165,13 @@ def write_damaged(kind: str, path: Path, archive: Path) -> Path:
         "truncated.safetensors": lambda: path.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}"),
         "malicious.pt": lambda: torch.save({"state_dict": {"a": harm}}, path),
         "malicious.pkl": lambda: path.write_bytes(pickle.dumps({"a": harm})),
-        "malicious behind an error.pt": lambda: torch.save({"a": RaisesTypeError(), "b": harm}, path),
+        "malicious behind an error.pt": lambda: torch.save(
+            {"a": RaisesTypeError(), "b": harm}, path
+        ),
         "another model.pt": lambda: torch.save(nn.Linear(3, 3).state_dict(), path),
-        "half a model.pt": lambda: torch.save(dict(list(random_clip(TINY_CLIP).state_dict().items())[:9]), path),
+        "half a model.pt": lambda: torch.save(
+            dict(list(random_clip(TINY_CLIP).state_dict().items())[:9]), path
+        ),
         "other image size.pt": lambda: torch.save(other_model(image_size=96), path),
         "list.pt": lambda: torch.save([torch.zeros(1)], path),
         "nothing.pt": lambda: torch.save({}, path),
@@ -159,10 +193,15 @@ def write_damaged(kind: str, path: Path, archive: Path) -> Path:
         ("truncated.safetensors", ""),
         ("malicious.pt", "nothing in it was run"),
         ("malicious.pkl", "nothing in it was run"),
-        ("malicious behind an error.pt", "nothing in it was run"),  # open_clip opens it again, unsafely
+        # open_clip opens it again, unsafely
+        ("malicious behind an error.pt", "nothing in it was run"),
         ("another model.pt", r"Missing key.*visual\.class_embedding"),
         ("half a model.pt", r"Missing key.*visual\.transformer"),
-        ("other image size.pt", r"visual\.positional_embedding has shape \(37, 64\), expected \(17, 64\)"),  # never resized in silence
+        # never resized in silence
+        (
+            "other image size.pt",
+            r"visual\.positional_embedding has shape \(37, 64\), expected \(17, 64\)",
+        ),
         ("list.pt", "holds a list that is no state dict"),
         ("nothing.pt", "no state dict"),
         ("numbers.pt", "no state dict of named tensors"),
@@ -170,17 +209,24 @@ def write_damaged(kind: str, path: Path, archive: Path) -> Path:
         ("numpy.npz", ""),
     ],
 )
-def test_damaged_and_foreign_files(kind: str, message: str, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as torch before 2.6: pickles run unless told otherwise
+def test_damaged_and_foreign_files(
+    kind: str, message: str, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as torch before 2.6: pickles run unless told otherwise
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     path = write_damaged(kind, tmp_path / kind, archive)
-    with pytest.raises(ValueError, match=f"{kind} does not hold weights of tiny: .*{message}") as found:
+    with pytest.raises(
+        ValueError, match=f"{kind} does not hold weights of tiny: .*{message}"
+    ) as found:
         load_clip(from_file(path))
     assert "\n" not in str(found.value) and "\x1b" not in str(found.value)
     assert not (tmp_path / "harm").exists()
 
 
 @pytest.mark.parametrize("kind", ["malicious.pt", "malicious behind an error.pt"])
-def test_a_folder_with_a_pickle(kind: str, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_a_pickle(
+    kind: str, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     weights = tmp_path / "open_clip_pytorch_model.bin"
     write_settings(tmp_path, TINY_CLIP)
@@ -202,9 +248,15 @@ def test_values_that_are_no_numbers(tmp_path: Path) -> None:
 
 def test_state_dicts_and_safetensors(tmp_path: Path) -> None:
     model = random_clip(TINY_CLIP)
-    torch.save({"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}}, tmp_path / "trained.pt")
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}},
+        tmp_path / "trained.pt",
+    )
     save_file(dict(model.state_dict()), tmp_path / "trained.safetensors")
-    prints = {load_clip(from_file(tmp_path / f"trained.{suffix}", sha256="")).fingerprint for suffix in ("pt", "safetensors")}
+    prints = {
+        load_clip(from_file(tmp_path / f"trained.{suffix}", sha256="")).fingerprint
+        for suffix in ("pt", "safetensors")
+    }
     assert len(prints) == 1
 
 
@@ -234,7 +286,8 @@ def test_a_folder_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_tokenizer_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may need a package that we do not install, and then only text does; it must not bring code."""
+    """It may need a package that we do not install, and then only text does; it must not bring
+    code."""
     own = {**TINY_CLIP["text_cfg"], "hf_tokenizer_name": "owner/clip"}
     folder = write_folder(tmp_path / "clip", random_clip(TINY_CLIP), {**TINY_CLIP, "text_cfg": own})
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -242,7 +295,9 @@ def test_the_tokenizer_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_clip(ClipConfig(name=f"local-dir:{folder}"))
     found = load_clip(ClipConfig(name=f"local-dir:{folder}", tokenizer=False))
     assert found.text is None and found.tokenizer is None
-    write_settings(folder, {**TINY_CLIP, "text_cfg": {**own, "tokenizer_kwargs": {"trust_remote_code": True}}})
+    write_settings(
+        folder, {**TINY_CLIP, "text_cfg": {**own, "tokenizer_kwargs": {"trust_remote_code": True}}}
+    )
     with pytest.raises(ValueError, match="run code of its own"):
         load_clip(ClipConfig(name=f"local-dir:{folder}"))
 
@@ -252,7 +307,9 @@ def test_hub_folder_from_the_offline_cache(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match=r"cannot reach the hub for owner/clip.*local-dir:FOLDER"):
+    with pytest.raises(
+        FileNotFoundError, match=r"cannot reach the hub for owner/clip.*local-dir:FOLDER"
+    ):
         load_clip(ClipConfig(name="hf-hub:owner/clip"))
     repository = tmp_path / "models--owner--clip"
     write_folder(repository / "snapshots" / ("a" * 40), random_clip(TINY_CLIP))
@@ -261,7 +318,8 @@ def test_hub_folder_from_the_offline_cache(tmp_path: Path, monkeypatch: pytest.M
     assert load_clip(ClipConfig(name="hf-hub:owner/clip")).fingerprint
     assert load_clip(ClipConfig(name=f"hf-hub:owner/clip@{'a' * 40}")).fingerprint
     with pytest.raises(FileNotFoundError, match="cannot reach the hub for owner/clip"):
-        load_clip(ClipConfig(name=f"hf-hub:owner/clip@{'b' * 40}"))  # another revision is not the same model
+        # another revision is not the same model
+        load_clip(ClipConfig(name=f"hf-hub:owner/clip@{'b' * 40}"))
     with pytest.raises(ValueError, match="not a repository name"):
         load_clip(ClipConfig(name="hf-hub:what is this"))
 
@@ -269,11 +327,31 @@ def test_hub_folder_from_the_offline_cache(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("config", "error", "message"),
     [
-        (ClipConfig(name="ViT-B-17"), ValueError, "knows no model 'ViT-B-17'; close names: .*ViT-B-16"),
-        (ClipConfig(weights="nowhere.pt"), FileNotFoundError, "neither a file nor one of ViT-B-16-quickgelu's tags .*openai"),
-        (ClipConfig(name="coca_ViT-B-32", weights="random"), ValueError, "not a plain two-tower CLIP"),
-        (ClipConfig(name="x", weights="random", architecture={"wings": 2}), ValueError, "not an open_clip model configuration"),
-        (ClipConfig(name="x", weights="random", architecture={**TINY_CLIP, "vision_cfg": 3}), ValueError, "not an open_clip model conf"),
+        (
+            ClipConfig(name="ViT-B-17"),
+            ValueError,
+            "knows no model 'ViT-B-17'; close names: .*ViT-B-16",
+        ),
+        (
+            ClipConfig(weights="nowhere.pt"),
+            FileNotFoundError,
+            "neither a file nor one of ViT-B-16-quickgelu's tags .*openai",
+        ),
+        (
+            ClipConfig(name="coca_ViT-B-32", weights="random"),
+            ValueError,
+            "not a plain two-tower CLIP",
+        ),
+        (
+            ClipConfig(name="x", weights="random", architecture={"wings": 2}),
+            ValueError,
+            "not an open_clip model configuration",
+        ),
+        (
+            ClipConfig(name="x", weights="random", architecture={**TINY_CLIP, "vision_cfg": 3}),
+            ValueError,
+            "not an open_clip model conf",
+        ),
         (ClipConfig(name="hf-hb:owner/clip"), ValueError, "knows no model 'hf-hb:owner/clip'"),
     ],
 )
@@ -317,7 +395,11 @@ def server(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         running.body = archive.read_bytes()
         digest = hashlib.sha256(running.body).hexdigest()
         url = f"http://127.0.0.1:{running.server_port}/openaipublic/{digest}/ViT-B-16.pt"
-        monkeypatch.setattr(module.open_clip, "get_pretrained_cfg", lambda name, tag: {"url": url, "hf_hub": "", "quick_gelu": True})
+        monkeypatch.setattr(
+            module.open_clip,
+            "get_pretrained_cfg",
+            lambda name, tag: {"url": url, "hf_hub": "", "quick_gelu": True},
+        )
         monkeypatch.setattr(module.open_clip, "get_model_config", lambda name: dict(TINY_CLIP))
         monkeypatch.setattr(module, "_known_hashes", lambda: {"ViT-B-16.pt": digest})
         monkeypatch.setenv("CASCADE_CLIP_CACHE", str(tmp_path / "cache"))
@@ -325,7 +407,9 @@ def server(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         running.shutdown()
 
 
-def test_a_tag_is_downloaded_once_with_its_hash(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tag_is_downloaded_once_with_its_hash(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = ClipConfig(tokenizer=False)
     first = load_clip(config)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["ViT-B-16.pt"]
@@ -343,7 +427,12 @@ def test_nothing_half_written_stays(server: Server, tmp_path: Path, fault: str) 
     server.chunked = fault == "cut off in a chunk"
     server.status = 404 if fault == "not there" else 200
     server.body = server.body[:1000] if fault.startswith("cut off") else b"another file"
-    with pytest.raises(FileNotFoundError, match=r"cannot download ViT-B-16\.pt \(about 351 MB\).*Get it from http.* put it at .*cache"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=(
+            r"cannot download ViT-B-16\.pt \(about 351 MB\).*Get it from http.* put it at .*cache"
+        ),
+    ):
         load_clip(ClipConfig(tokenizer=False))
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -357,7 +446,8 @@ def test_without_a_connection(server: Server, tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Weights in the hub's cache, laid out as its client does: a link in a snapshot to a file named by its hash."""
+    """Weights in the hub's cache, laid out as its client does: a link in a snapshot to a file named
+    by its hash."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -383,11 +473,19 @@ def test_a_tag_whose_weights_lie_on_the_hub(hub: Path, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match=f"is damaged: its SHA-256 is not {hub.name}; delete it"):
         load_clip(config)
     entry["hf_hub"] = "owner/other/weights.bin"
-    with pytest.raises(FileNotFoundError, match=r"open_clip_model\.safetensors from the hub repository owner/other .*model\.clip\.weights"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=(
+            r"open_clip_model\.safetensors from the hub repository owner/other"
+            r" .*model\.clip\.weights"
+        ),
+    ):
         load_clip(config)
 
 
-def test_the_hub_stands_in_for_an_address_that_fails(server: Server, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_stands_in_for_an_address_that_fails(
+    server: Server, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entry = {**module.open_clip.get_pretrained_cfg("", ""), "hf_hub": "owner/clip/"}
     monkeypatch.setattr(module.open_clip, "get_pretrained_cfg", lambda name, tag: entry)
     server.status = 404
@@ -395,15 +493,26 @@ def test_the_hub_stands_in_for_an_address_that_fails(server: Server, hub: Path, 
 
 
 def test_fingerprints_follow_the_weights(archive: Path, tmp_path: Path) -> None:
-    """The same for every file that gives the same float32 values; another one for any other weight."""
+    """The same for every file that gives the same float32 values; another one for any other
+    weight."""
     loaded = load_clip(from_file(archive))
     model = random_clip(TINY_CLIP)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not any(part in name for part in ("ln_", "embedding", "logit_scale")):
                 parameter.copy_(parameter.half().float())
-    assert load_clip(ClipConfig(name=f"local-dir:{write_folder(tmp_path / 'same', model)}")).fingerprint == loaded.fingerprint
+    assert (
+        load_clip(
+            ClipConfig(name=f"local-dir:{write_folder(tmp_path / 'same', model)}")
+        ).fingerprint
+        == loaded.fingerprint
+    )
     with torch.no_grad():
         model.visual.proj[0, 0] = torch.nextafter(model.visual.proj[0, 0], torch.tensor(9.0))
-    assert load_clip(ClipConfig(name=f"local-dir:{write_folder(tmp_path / 'other', model)}")).fingerprint != loaded.fingerprint
+    assert (
+        load_clip(
+            ClipConfig(name=f"local-dir:{write_folder(tmp_path / 'other', model)}")
+        ).fingerprint
+        != loaded.fingerprint
+    )
     assert load_clip(from_file("random", weights="random")).fingerprint == ""

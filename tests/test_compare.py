@@ -23,18 +23,30 @@ WORDS = ["--data", "sandbox", "--limit", "3", "--device", "cpu"]
 
 
 def test_tallies_are_the_counts_of_an_evaluation(tiny_folder: Path) -> None:
-    predictor, dataset = load_predictor(tiny_folder, device="cpu"), SandboxScenes(3, seed=0, size=64)
+    predictor, dataset = (
+        load_predictor(tiny_folder, device="cpu"),
+        SandboxScenes(3, seed=0, size=64),
+    )
     steps: list[tuple[int, int]] = []
-    tallies, vocabulary = collect_tallies(predictor, dataset, progress=lambda done, total: steps.append((done, total)))
+    tallies, vocabulary = collect_tallies(
+        predictor, dataset, progress=lambda done, total: steps.append((done, total))
+    )
     report = evaluate(predictor, dataset)
-    found = figures(tallies.intersection.sum(axis=0), tallies.union.sum(axis=0), np.array(report.scores.seen))
-    assert found == pytest.approx([report.scores.seen_miou, report.scores.unseen_miou, report.scores.hiou], rel=1e-12)
+    found = figures(
+        tallies.intersection.sum(axis=0), tallies.union.sum(axis=0), np.array(report.scores.seen)
+    )
+    assert found == pytest.approx(
+        [report.scores.seen_miou, report.scores.unseen_miou, report.scores.hiou], rel=1e-12
+    )
     assert tallies.union.shape == (3, 26) and vocabulary.unseen == dataset.vocabulary.unseen
     assert steps == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_processes_share_the_images(tiny_folder: Path) -> None:
-    predictor, dataset = load_predictor(tiny_folder, device="cpu"), SandboxScenes(3, seed=0, size=64)
+    predictor, dataset = (
+        load_predictor(tiny_folder, device="cpu"),
+        SandboxScenes(3, seed=0, size=64),
+    )
     whole, _ = collect_tallies(predictor, dataset)
 
     class Alone(Ranks):
@@ -48,19 +60,38 @@ def test_processes_share_the_images(tiny_folder: Path) -> None:
 
 def test_the_command(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "difference.json"
-    assert main(["compare", "mini", str(tiny_folder), *WORDS, "--resamples", "50", "--bootstrap-seed", "5", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                "mini",
+                str(tiny_folder),
+                *WORDS,
+                "--resamples",
+                "50",
+                "--bootstrap-seed",
+                "5",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     values = json.loads(out.read_text())
     assert (values["first"], values["second"], values["images"]) == ("mini", str(tiny_folder), 3)
     assert (values["resamples"], values["seed"]) == (50, 5)
     seen = values["figures"][0]
-    assert seen["figure"] == "S" and seen["wins"] == 1 and seen["interval"][0] > 0  # trained against random weights
+    # trained against random weights
+    assert seen["figure"] == "S" and seen["wins"] == 1 and seen["interval"][0] > 0
     assert seen["difference"] == seen["first"] - seen["second"]
     printed = capsys.readouterr().out
     assert "S: A is ahead: the interval does not hold 0" in printed
     assert "3 images, 50 resamples" in printed and f"wrote {out}" in printed
 
 
-def test_the_better_model_may_be_the_second(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_better_model_may_be_the_second(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["compare", str(tiny_folder), "mini", *WORDS, "--resamples", "20"]) == 0
     assert "S: B is ahead: the interval does not hold 0" in capsys.readouterr().out
 
@@ -72,7 +103,10 @@ def test_a_model_is_equal_to_itself(tiny_folder: Path, capsys: pytest.CaptureFix
 
 
 def test_one_image_cannot_say(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", "mini", str(tiny_folder), *WORDS, "--limit", "1", "--resamples", "20"]) == 0
+    assert (
+        main(["compare", "mini", str(tiny_folder), *WORDS, "--limit", "1", "--resamples", "20"])
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "one image cannot say how sure a difference is" in printed and "is ahead" not in printed
 
@@ -85,16 +119,41 @@ def test_other_splits_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
         (scenes / kind).mkdir(parents=True)
     Image.new("RGB", (64, 64)).save(scenes / "images" / "a.png")
     Image.new("L", (64, 64), 1).save(scenes / "masks" / "a.png")
-    data = ["--images", str(scenes / "images"), "--masks", str(scenes / "masks"), "--classes", "cat, dog, grass", "--device", "cpu"]
+    data = [
+        "--images",
+        str(scenes / "images"),
+        "--masks",
+        str(scenes / "masks"),
+        "--classes",
+        "cat, dog, grass",
+        "--device",
+        "cpu",
+    ]
     assert main(["compare", str(folders[0]), str(folders[1]), *data]) == 2
     assert "count other classes as unseen; say which with --unseen" in capsys.readouterr().err
-    assert main(["compare", str(folders[0]), str(folders[1]), *data, "--unseen", "cat", "--resamples", "5"]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                str(folders[0]),
+                str(folders[1]),
+                *data,
+                "--unseen",
+                "cat",
+                "--resamples",
+                "5",
+            ]
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["--resamples", "0"], "--resamples must be at least 1"), ([], "no checkpoint at nowhere")],
 )
-def test_wrong_words_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_words_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["compare", "nowhere", "mini", *WORDS, *words]) == 2
     assert message in capsys.readouterr().err

@@ -13,12 +13,25 @@ from cascade_clip.comparison import Row, check_same_data, compare, compare_figur
 
 
 def make_report(
-    name: str, iou: dict[str, float | None], unseen: tuple[str, ...] = ("c",), images: int = 4, sha256: str = "ab"
+    name: str,
+    iou: dict[str, float | None],
+    unseen: tuple[str, ...] = ("c",),
+    images: int = 4,
+    sha256: str = "ab",
 ) -> dict[str, Any]:
     return {
         "images": images,
-        "summary": {"seen_miou": 0.5, "unseen_miou": None, "hiou": None, "miou": 0.25, "pixel_accuracy": 1.0},
-        "classes": [{"name": label, "seen": label not in unseen, "iou": value, "accuracy": None} for label, value in iou.items()],
+        "summary": {
+            "seen_miou": 0.5,
+            "unseen_miou": None,
+            "hiou": None,
+            "miou": 0.25,
+            "pixel_accuracy": 1.0,
+        },
+        "classes": [
+            {"name": label, "seen": label not in unseen, "iou": value, "accuracy": None}
+            for label, value in iou.items()
+        ],
         "data": {"settings": None, "sha256": sha256},
         "checkpoint": {"name": name, "sha256": ""},
     }
@@ -29,10 +42,17 @@ def test_classes_with_the_largest_differences_come_first() -> None:
     second = make_report("runs/b", {"a": 0.2, "b": 0.1, "c": 0.9, "d": 0.3, "e": 0.5})
     found = compare(first, second, count=2)
     assert found.titles == ("a", "b")
-    assert [(row.label, row.first, row.second) for row in found.classes] == [("b", 0.9, 0.1), ("c *", 0.5, 0.9)]
+    assert [(row.label, row.first, row.second) for row in found.classes] == [
+        ("b", 0.9, 0.1),
+        ("c *", 0.5, 0.9),
+    ]
     everything = compare(first, second)
-    assert [row.label for row in everything.classes] == ["b", "c *", "a"]  # d has not changed, e cannot be compared
-    assert [row.label for row in found.figures][:2] == ["S: mIoU of seen classes", "U: mIoU of unseen classes"]
+    # d has not changed, e cannot be compared
+    assert [row.label for row in everything.classes] == ["b", "c *", "a"]
+    assert [row.label for row in found.figures][:2] == [
+        "S: mIoU of seen classes",
+        "U: mIoU of unseen classes",
+    ]
 
 
 def test_differences_have_the_sign_of_the_change() -> None:
@@ -62,13 +82,17 @@ def test_agreement(first: float | None, second: float | None, agrees: bool) -> N
 @pytest.mark.parametrize(
     ("names", "titles"),
     [
-        (("runs/a/model", "runs/b/model"), ("runs/a/model", "runs/b/model")),  # the last parts are the same
+        # the last parts are the same
+        (("runs/a/model", "runs/b/model"), ("runs/a/model", "runs/b/model")),
         (("runs/a", "runs/a"), ("runs/a (before)", "runs/a (now)")),
         (("", "mini"), ("unnamed", "mini")),
     ],
 )
 def test_titles_tell_the_two_apart(names: tuple[str, str], titles: tuple[str, str]) -> None:
-    assert compare(make_report(names[0], {"c": 0.1}), make_report(names[1], {"c": 0.1})).titles == titles
+    assert (
+        compare(make_report(names[0], {"c": 0.1}), make_report(names[1], {"c": 0.1})).titles
+        == titles
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,7 +106,9 @@ def test_titles_tell_the_two_apart(names: tuple[str, str], titles: tuple[str, st
 )
 def test_other_images_or_splits_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        compare(make_report("a", {"a": 0.1, "c": 0.1}, **change), make_report("b", {"a": 0.1, "c": 0.1}))
+        compare(
+            make_report("a", {"a": 0.1, "c": 0.1}, **change), make_report("b", {"a": 0.1, "c": 0.1})
+        )
 
 
 def test_the_data_can_be_checked_before_anything_runs() -> None:
@@ -119,20 +145,40 @@ def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
         ({"data": None, "checkpoint": None}, "data, checkpoint"),
     ],
 )
-def test_a_report_with_other_values_is_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+def test_a_report_with_other_values_is_refused(
+    change: dict[str, Any], named: str, tmp_path: Path
+) -> None:
     file = tmp_path / "report.json"
     report = make_report("a", {"a": 0.1, "c": None})
     file.write_text(json.dumps(report))
     assert read_report(file) == report
     file.write_text(json.dumps(report | change))
-    with pytest.raises(ValueError, match=rf"not a report of this version: {named} hold other values"):
+    with pytest.raises(
+        ValueError, match=rf"not a report of this version: {named} hold other values"
+    ):
         read_report(file)
 
 
-def test_a_malformed_report_is_no_defect(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_malformed_report_is_no_defect(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "report.json"
     file.write_text('{"images": 2, "summary": {}, "classes": [], "data": null, "checkpoint": null}')
-    assert main(["evaluate", str(tiny_folder), "--data", "sandbox", "--limit", "2", "--against", str(file)]) == 2
+    assert (
+        main(
+            [
+                "evaluate",
+                str(tiny_folder),
+                "--data",
+                "sandbox",
+                "--limit",
+                "2",
+                "--against",
+                str(file),
+            ]
+        )
+        == 2
+    )
     assert "data, checkpoint hold other values" in capsys.readouterr().err
 
 
@@ -143,7 +189,9 @@ def test_reports_of_other_classes_are_refused(names: list[str]) -> None:
         compare(make_report("a", {"a": 0.1, "c": 0.1}), make_report("b", dict.fromkeys(names, 0.1)))
 
 
-def test_against_a_report_and_against_a_checkpoint(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_against_a_report_and_against_a_checkpoint(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["evaluate", str(tiny_folder), "--data", "sandbox", "--limit", "1"]
     assert main([*words, "--out", str(tmp_path / "first")]) == 0
     for against in (tmp_path / "first" / "report.json", tmp_path / "first", tiny_folder):
@@ -151,7 +199,20 @@ def test_against_a_report_and_against_a_checkpoint(tiny_folder: Path, tmp_path: 
         assert main([*words, "--against", str(against)]) == 0
         out = capsys.readouterr().out
         assert "side by side" in out and "+0.00" in out and "differs most" not in out
-    assert main([*words, "--calibration", "0.9", "--out", str(tmp_path / "second"), "--against", str(tmp_path / "first")]) == 0
+    assert (
+        main(
+            [
+                *words,
+                "--calibration",
+                "0.9",
+                "--out",
+                str(tmp_path / "second"),
+                "--against",
+                str(tmp_path / "first"),
+            ]
+        )
+        == 0
+    )
     assert "beside" in (tmp_path / "second" / "report.html").read_text()
     capsys.readouterr()
     for given, text in (

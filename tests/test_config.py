@@ -12,17 +12,28 @@ from cascade_clip.plain_values import config_from_dict, config_to_dict
 
 
 def test_round_trip_through_yaml() -> None:
-    values = {"model": {"stages": [[3, 4], [12]], "position_grid": None}, "train": {"steps": 3}, "evaluation": {"name": "sandbox"}}
+    values = {
+        "model": {"stages": [[3, 4], [12]], "position_grid": None},
+        "train": {"steps": 3},
+        "evaluation": {"name": "sandbox"},
+    }
     config = config_from_dict(Config, values)
     assert config.model.stages == ((3, 4), (12,))
     assert config.model.position_grid is None
     assert config.evaluation == DataConfig(name="sandbox")
-    assert config_from_dict(Config, yaml.safe_load(yaml.safe_dump(config_to_dict(config)))) == config
+    assert (
+        config_from_dict(Config, yaml.safe_load(yaml.safe_dump(config_to_dict(config)))) == config
+    )
     assert config_from_dict(Config, {}) == Config()
 
 
 def test_numbers_that_yaml_reads_as_text() -> None:
-    assert config_from_dict(Config, yaml.safe_load("train: {optimizer: {learning_rate: 1e-4}}")).train.optimizer.learning_rate == 1e-4
+    assert (
+        config_from_dict(
+            Config, yaml.safe_load("train: {optimizer: {learning_rate: 1e-4}}")
+        ).train.optimizer.learning_rate
+        == 1e-4
+    )
     assert config_from_dict(TrainConfig, {"loss": {"focal": 20}}).loss.focal == 20.0
 
 
@@ -36,7 +47,10 @@ def test_numbers_that_yaml_reads_as_text() -> None:
             r"config\.model\.prompts\.kind must be one of .*got 'wide'",
         ),
         ({"model": {"stages": 12}}, r"config\.model\.stages must be a list"),
-        ({"model": {"stages": [[6, "7"]]}}, r"config\.model\.stages\[0\]\[1\] must be int, got '7'"),
+        (
+            {"model": {"stages": [[6, "7"]]}},
+            r"config\.model\.stages\[0\]\[1\] must be int, got '7'",
+        ),
         ({"model": {"mean": [0.5, 0.5]}}, r"config\.model\.mean must have 3 entries"),
         ({"train": {"steps": 2.5}}, r"config\.train\.steps must be int, got 2\.5"),
         ({"train": {"steps": True}}, r"config\.train\.steps must be int"),

@@ -1,4 +1,5 @@
-"""The published settings: every file is built and trained for three steps at tiny size, on files in the layout it expects."""
+"""The published settings: every file is built and trained for three steps at tiny size, on files in
+the layout it expects."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from cascade_clip.vocabulary import load_vocabulary
 from conftest import TINY_CLIP
 
 ROOT = Path(__file__).parent.parent
-PUBLISHED = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith("sandbox"))
+PUBLISHED = sorted(
+    path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith("sandbox")
+)
 FOLDERS = {
     "voc": ("VOCdevkit/VOC2012/JPEGImages", "VOCdevkit/VOC2012/SegmentationClass"),
     "context": ("VOCdevkit/VOC2010/JPEGImages", "VOCdevkit/VOC2010/SegmentationClassContext"),
@@ -28,7 +31,8 @@ FOLDERS = {
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six generated images of every data set, whose masks hold seen and unseen values, and random text embeddings."""
+    """Six generated images of every data set, whose masks hold seen and unseen values, and random
+    text embeddings."""
     base = tmp_path_factory.mktemp("data")
     draw = np.random.default_rng(0)
     for name, (images, masks) in FOLDERS.items():
@@ -37,10 +41,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (base / images).mkdir(parents=True)
         (base / masks).mkdir(parents=True)
         for index in range(6):
-            Image.fromarray(draw.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(base / images / f"{index}.jpg")
+            Image.fromarray(draw.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(
+                base / images / f"{index}.jpg"
+            )
             blocks = draw.choice(values, (6, 8)).repeat(10, axis=0).repeat(10, axis=1)
             Image.fromarray(blocks.astype(np.uint8)).save(base / masks / f"{index}.png")
-        np.save(base / f"{name}.npy", draw.standard_normal((len(vocabulary), 32)).astype(np.float32))
+        np.save(
+            base / f"{name}.npy", draw.standard_normal((len(vocabulary), 32)).astype(np.float32)
+        )
     for folder, lists in (
         ("VOCdevkit/VOC2012/ImageSets/Segmentation", ("train",)),
         ("VOCdevkit/VOC2010/ImageSets/SegmentationContext", ("train",)),
@@ -66,7 +74,12 @@ def shrink(config: Config, root: Path) -> Config:
         device="cpu",
     )
     decoder = dataclasses.replace(config.model.decoder, heads=4, feedforward=64)
-    model = dataclasses.replace(config.model, clip=ClipConfig("tiny", "random", TINY_CLIP), decoder=decoder, position_grid=(4, 4))
+    model = dataclasses.replace(
+        config.model,
+        clip=ClipConfig("tiny", "random", TINY_CLIP),
+        decoder=decoder,
+        position_grid=(4, 4),
+    )
     data = dataclasses.replace(config.data, root=str(root), text_embeddings=str(text), workers=0)
     return dataclasses.replace(config, train=train, model=model, data=data, evaluation=None)
 
@@ -76,7 +89,9 @@ def test_every_published_setting_trains(path: Path, root: Path, tmp_path: Path) 
     config = shrink(load_config(path), root)
     checkpoint = fit(config, tmp_path / "run")
     assert checkpoint.record["steps"] == 3
-    assert all(bool(torch.isfinite(value).all()) for value in checkpoint.model.state_dict().values())
+    assert all(
+        bool(torch.isfinite(value).all()) for value in checkpoint.model.state_dict().values()
+    )
     assert (tmp_path / "run" / "stage1").is_dir() == (config.train.protocol == "transductive")
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert rows[-1].startswith("3,")
@@ -86,12 +101,21 @@ def test_there_is_one_file_per_published_number() -> None:
     names = {path.stem for path in PUBLISHED}
     for method in ("cascade", "zegclip"):
         for data in ("voc", "coco", "context"):
-            assert {f"{method}-{data}-{protocol}" for protocol in ("inductive", "transductive", "supervised")} <= names
-        assert {f"{method}-context-released-{protocol}" for protocol in ("inductive", "transductive")} <= names
+            assert {
+                f"{method}-{data}-{protocol}"
+                for protocol in ("inductive", "transductive", "supervised")
+            } <= names
+        assert {
+            f"{method}-context-released-{protocol}" for protocol in ("inductive", "transductive")
+        } <= names
     for method in ("frozen", "frozen-cascade"):
         assert {f"{method}-voc-inductive", f"{method}-coco-inductive"} <= names
     for method in ("spt", "spt-cascade"):
-        assert {f"{method}-{data}-{protocol}" for data in ("voc", "coco") for protocol in ("inductive", "transductive")} <= names
+        assert {
+            f"{method}-{data}-{protocol}"
+            for data in ("voc", "coco")
+            for protocol in ("inductive", "transductive")
+        } <= names
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
@@ -104,12 +128,21 @@ def test_names_say_what_the_settings_are(path: Path) -> None:
     assert config.train.protocol == protocol
     assert config.model.prompts.kind == ("none" if method == "frozen" else "deep")
     assert len(config.model.stages) == (3 if "cascade" in stem else 1)
-    spectral = (config.model.prompts.spectral, config.model.decoder.kind, config.train.loss.dice, config.train.loss.ssim)
-    assert spectral == ((True, "spectral", 0.0, 1.0) if method == "spt" else (False, "transformer", 1.0, 0.0))
+    spectral = (
+        config.model.prompts.spectral,
+        config.model.decoder.kind,
+        config.train.loss.dice,
+        config.train.loss.ssim,
+    )
+    assert spectral == (
+        (True, "spectral", 0.0, 1.0) if method == "spt" else (False, "transformer", 1.0, 0.0)
+    )
     data = stem.removeprefix(f"{method}-").removeprefix("cascade-").removesuffix(f"-{protocol}")
     assert config.data.name == {"coco": "coco-stuff"}.get(data, data)
     assert config.evaluation is not None and config.evaluation.name == config.data.name
-    steps = {"voc": 20_000, "coco-stuff": 80_000, "context": 40_000, "context-released": 40_000}[config.data.name]
+    steps = {"voc": 20_000, "coco-stuff": 80_000, "context": 40_000, "context-released": 40_000}[
+        config.data.name
+    ]
     assert config.train.steps == (steps // 2 if protocol == "transductive" else steps)
     assert f"configs/{path.name}" in path.read_text()
 
@@ -163,16 +196,30 @@ FIGURES = {  # paper, Tables 2, 3 and 10
 }
 
 
-@pytest.mark.parametrize("path", [path for path in PUBLISHED if not path.stem.startswith("spt")], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in PUBLISHED if not path.stem.startswith("spt")],
+    ids=lambda path: path.stem,
+)
 def test_decisive_values_are_the_published_ones(path: Path) -> None:
     config = load_config(path)
     stem = path.stem.removeprefix("recommended-")
-    method, data = stem.split("-")[0], stem.removeprefix("frozen-cascade-").split("-")[-2 if "released" not in stem else -3]
+    method, data = (
+        stem.split("-")[0],
+        stem.removeprefix("frozen-cascade-").split("-")[-2 if "released" not in stem else -3],
+    )
     if method != "frozen":
         assert config.model.prompts.tokens == TOKENS[method, data]
     pseudo = path.stem == "cascade-voc-transductive"
-    assert (config.train.batch_size, config.train.first_batch_size) == ((32, 16) if pseudo else (16, 0))
-    assert config.model.stages == (((12,),) if len(config.model.stages) == 1 else ((6, 7, 8), (9, 10, 11), (12,)))
-    assert (config.train.optimizer.learning_rate, config.train.optimizer.warmup_steps) == (2e-4, 1500)
+    assert (config.train.batch_size, config.train.first_batch_size) == (
+        (32, 16) if pseudo else (16, 0)
+    )
+    assert config.model.stages == (
+        ((12,),) if len(config.model.stages) == 1 else ((6, 7, 8), (9, 10, 11), (12,))
+    )
+    assert (config.train.optimizer.learning_rate, config.train.optimizer.warmup_steps) == (
+        2e-4,
+        1500,
+    )
     found = re.search(r"Published S / U / hIoU: (.*) \(Table", path.read_text())
     assert (found[1] if found else None) == FIGURES.get(path.stem)

@@ -14,7 +14,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from cascade_clip.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
-from cascade_clip.datasets.folder import UNKNOWN, MaskReader, Sample, SegmentationFolder, StepSampler, TrainingSet, find_files
+from cascade_clip.datasets.folder import (
+    UNKNOWN,
+    MaskReader,
+    Sample,
+    SegmentationFolder,
+    StepSampler,
+    TrainingSet,
+    find_files,
+)
 from cascade_clip.transforms import TrainTransform
 from cascade_clip.vocabulary import Vocabulary, load_vocabulary, parse_classes
 
@@ -23,7 +31,8 @@ CLASSES = parse_classes("cat, dog, grass")
 
 @pytest.fixture(autouse=True)
 def single_thread() -> None:
-    """As in a loader's worker; two threads on busy cores wait for each other at every small step."""
+    """As in a loader's worker; two threads on busy cores wait for each other at every small
+    step."""
     torch.set_num_threads(1)
 
 
@@ -33,7 +42,11 @@ def write(path: Path, values: object, size: tuple[int, int] = (6, 4)) -> Path:
     if isinstance(values, tuple):
         Image.new("RGB", size, values).save(path)
     else:
-        Image.fromarray(np.full(size[::-1], values, dtype=np.uint8) if isinstance(values, int) else np.array(values)).save(path)
+        Image.fromarray(
+            np.full(size[::-1], values, dtype=np.uint8)
+            if isinstance(values, int)
+            else np.array(values)
+        ).save(path)
     return path
 
 
@@ -47,7 +60,11 @@ def fill(folder: Path, images: list[str], masks: list[str]) -> tuple[Path, Path]
 
 def stems(dataset: SegmentationFolder, folder: Path) -> list[tuple[str, str]]:
     return [
-        (image.relative_to(folder / "images").as_posix(), mask.relative_to(folder / "masks").as_posix()) for image, mask in dataset.pairs
+        (
+            image.relative_to(folder / "images").as_posix(),
+            mask.relative_to(folder / "masks").as_posix(),
+        )
+        for image, mask in dataset.pairs
     ]
 
 
@@ -57,21 +74,40 @@ def stems(dataset: SegmentationFolder, folder: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("images", "masks", "expected"),
     [
-        (["b.jpg", "a.jpg"], ["a.png", "b.png"], [("a.jpg", "a.png"), ("b.jpg", "b.png")]),  # sorted
-        (["a.JPG", "b.JPeG", "c.PNG"], ["a.png", "b.PNG", "c.png"], [("a.JPG", "a.png"), ("b.JPeG", "b.PNG"), ("c.PNG", "c.png")]),
-        (["a.bmp", "b.webp", "c.tif", "d.tiff"], ["a.tif", "b.png", "c.bmp", "d.tiff"], None),  # every suffix
+        # sorted
+        (["b.jpg", "a.jpg"], ["a.png", "b.png"], [("a.jpg", "a.png"), ("b.jpg", "b.png")]),
+        (
+            ["a.JPG", "b.JPeG", "c.PNG"],
+            ["a.png", "b.PNG", "c.png"],
+            [("a.JPG", "a.png"), ("b.JPeG", "b.PNG"), ("c.PNG", "c.png")],
+        ),
+        # every suffix
+        (["a.bmp", "b.webp", "c.tif", "d.tiff"], ["a.tif", "b.png", "c.bmp", "d.tiff"], None),
         (["a.jpg"], ["a_labelTrainIds.png"], [("a.jpg", "a_labelTrainIds.png")]),  # COCO-Stuff
-        (["a.jpg"], ["a.png", "a_labelTrainIds.png"], [("a.jpg", "a_labelTrainIds.png")]),  # raw labels beside training labels
-        (["y/a.jpg", "x/a.jpg"], ["x/a.png", "y/a.png"], [("x/a.jpg", "x/a.png"), ("y/a.jpg", "y/a.png")]),  # one stem in two folders
+        # raw labels beside training labels
+        (["a.jpg"], ["a.png", "a_labelTrainIds.png"], [("a.jpg", "a_labelTrainIds.png")]),
+        # one stem in two folders
+        (
+            ["y/a.jpg", "x/a.jpg"],
+            ["x/a.png", "y/a.png"],
+            [("x/a.jpg", "x/a.png"), ("y/a.jpg", "y/a.png")],
+        ),
         (
             ["x/a.jpg", "b.jpg", "a/c.jpg"],
             ["a/c.png", "b.png", "x/a.png"],
             [("a/c.jpg", "a/c.png"), ("b.jpg", "b.png"), ("x/a.jpg", "x/a.png")],
         ),
-        (["a.1.jpg", "a.2.jpg"], ["a.1.png", "a.2.png"], [("a.1.jpg", "a.1.png"), ("a.2.jpg", "a.2.png")]),  # dots in names
+        # dots in names
+        (
+            ["a.1.jpg", "a.2.jpg"],
+            ["a.1.png", "a.2.png"],
+            [("a.1.jpg", "a.1.png"), ("a.2.jpg", "a.2.png")],
+        ),
     ],
 )
-def test_files_pair_by_stem(images: list[str], masks: list[str], expected: list[tuple[str, str]] | None, tmp_path: Path) -> None:
+def test_files_pair_by_stem(
+    images: list[str], masks: list[str], expected: list[tuple[str, str]] | None, tmp_path: Path
+) -> None:
     dataset = SegmentationFolder(*fill(tmp_path, images, masks), CLASSES)
     found = stems(dataset, tmp_path)
     assert found == (expected if expected is not None else list(zip(images, masks, strict=True)))
@@ -98,41 +134,87 @@ def test_links_are_followed(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "train").symlink_to(target)
         (tmp_path / name / "again").symlink_to(tmp_path / name)  # a circle ends
-    assert stems(SegmentationFolder(tmp_path / "images", tmp_path / "masks", CLASSES), tmp_path) == [("train/a.jpg", "train/a.png")]
+    assert stems(
+        SegmentationFolder(tmp_path / "images", tmp_path / "masks", CLASSES), tmp_path
+    ) == [("train/a.jpg", "train/a.png")]
 
 
 def test_masks_without_image_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        SegmentationFolder(*fill(tmp_path, ["a.jpg"], ["a.png", "b.png", "c_labelTrainIds.png"]), CLASSES)
+        SegmentationFolder(
+            *fill(tmp_path, ["a.jpg"], ["a.png", "b.png", "c_labelTrainIds.png"]), CLASSES
+        )
     assert "2 masks have no image and are not used: b.png, c_labelTrainIds.png" in caplog.text
 
 
 def test_everything_that_does_not_pair_up_is_found(tmp_path: Path) -> None:
-    images, masks = fill(tmp_path, ["a.jpg", "a.png", "b.jpg", "c.jpg"], ["a.png", "a.tif", "x/b.png", "c_labelTrainIds.png"])
+    images, masks = fill(
+        tmp_path,
+        ["a.jpg", "a.png", "b.jpg", "c.jpg"],
+        ["a.png", "a.tif", "x/b.png", "c_labelTrainIds.png"],
+    )
     found = find_files(images, masks)
-    assert found.pairs == [(images / "a.jpg", masks / "a.png"), (images / "c.jpg", masks / "c_labelTrainIds.png")]
+    assert found.pairs == [
+        (images / "a.jpg", masks / "a.png"),
+        (images / "c.jpg", masks / "c_labelTrainIds.png"),
+    ]
     assert (found.images, found.masks) == (3, 3)  # files of one name count once
     assert (found.images_alone, found.masks_alone) == ([images / "b.jpg"], [masks / "x" / "b.png"])
-    assert found.clashes == [(images / "a.jpg", images / "a.png"), (masks / "a.png", masks / "a.tif")]
+    assert found.clashes == [
+        (images / "a.jpg", images / "a.png"),
+        (masks / "a.png", masks / "a.tif"),
+    ]
 
 
 def test_images_without_mask_are_an_error_that_names_five(tmp_path: Path) -> None:
     images = [f"{letter}.jpg" for letter in "abcdefgh"]
-    with pytest.raises(ValueError, match=r"7 of 8 images .* have no mask in .*: b\.jpg, c\.jpg, d\.jpg, e\.jpg, f\.jpg, \.\.\.; a mask"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"7 of 8 images .* have no mask in .*: b\.jpg, c\.jpg, d\.jpg, e\.jpg, f\.jpg, \.\.\.;"
+            r" a mask"
+        ),
+    ):
         SegmentationFolder(*fill(tmp_path, images, ["a.png"]), CLASSES)
 
 
 @pytest.mark.parametrize(
     ("prepare", "error", "message"),
     [
-        (lambda images, masks: (images.parent / "none", masks), FileNotFoundError, "image folder .*none does not exist"),
-        (lambda images, masks: (images, masks.parent / "none"), FileNotFoundError, "mask folder .*none does not exist"),
-        (lambda images, masks: (images / "a.jpg", masks), FileNotFoundError, "is a file; give a folder"),
-        (lambda images, masks: (write(images.parent / "empty" / "x.gif", 0).parent, masks), FileNotFoundError, "no images in .*empty"),
-        (lambda images, masks: (write(images / "a.png", (0, 0, 0)).parent, masks), ValueError, "have one name"),  # a.jpg and a.png
+        (
+            lambda images, masks: (images.parent / "none", masks),
+            FileNotFoundError,
+            "image folder .*none does not exist",
+        ),
+        (
+            lambda images, masks: (images, masks.parent / "none"),
+            FileNotFoundError,
+            "mask folder .*none does not exist",
+        ),
+        (
+            lambda images, masks: (images / "a.jpg", masks),
+            FileNotFoundError,
+            "is a file; give a folder",
+        ),
+        (
+            lambda images, masks: (write(images.parent / "empty" / "x.gif", 0).parent, masks),
+            FileNotFoundError,
+            "no images in .*empty",
+        ),
+        # a.jpg and a.png
+        (
+            lambda images, masks: (write(images / "a.png", (0, 0, 0)).parent, masks),
+            ValueError,
+            "have one name",
+        ),
     ],
 )
-def test_wrong_folders(prepare: Callable[[Path, Path], tuple[Path, Path]], error: type[Exception], message: str, tmp_path: Path) -> None:
+def test_wrong_folders(
+    prepare: Callable[[Path, Path], tuple[Path, Path]],
+    error: type[Exception],
+    message: str,
+    tmp_path: Path,
+) -> None:
     folders = fill(tmp_path, ["a.jpg"], ["a.png"])
     with pytest.raises(error, match=message):
         SegmentationFolder(*prepare(*folders), CLASSES)
@@ -140,7 +222,11 @@ def test_wrong_folders(prepare: Callable[[Path, Path], tuple[Path, Path]], error
 
 @pytest.mark.parametrize(("limit", "expected"), [(0, 3), (2, 2), (9, 3)])
 def test_limit_keeps_the_first(limit: int, expected: int, tmp_path: Path) -> None:
-    dataset = SegmentationFolder(*fill(tmp_path, ["c.jpg", "a.jpg", "b.jpg"], ["a.png", "b.png", "c.png"]), CLASSES, limit=limit)
+    dataset = SegmentationFolder(
+        *fill(tmp_path, ["c.jpg", "a.jpg", "b.jpg"], ["a.png", "b.png", "c.png"]),
+        CLASSES,
+        limit=limit,
+    )
     assert [image.stem for image, _ in dataset.pairs] == list("abc")[:expected]
 
 
@@ -152,7 +238,9 @@ def test_negative_limit_is_refused(tmp_path: Path) -> None:
 # Samples
 
 
-def one_pair(folder: Path, mask: object, vocabulary: Vocabulary = CLASSES, size: tuple[int, int] = (6, 4)) -> SegmentationFolder:
+def one_pair(
+    folder: Path, mask: object, vocabulary: Vocabulary = CLASSES, size: tuple[int, int] = (6, 4)
+) -> SegmentationFolder:
     write(folder / "images" / "a.png", (1, 2, 3), size)
     write(folder / "masks" / "a.png", mask)
     return SegmentationFolder(folder / "images", folder / "masks", vocabulary)
@@ -178,18 +266,41 @@ def test_class_list_with_values(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("0 null\n7 cat\n300 dog\n")
     vocabulary = load_vocabulary(str(tmp_path / "classes.txt"))
     mask = np.array([[0, 7, 300, 7, 255, 0]] * 4, dtype=np.uint16)
-    assert one_pair(tmp_path, mask, vocabulary).sample(0).labels[0].tolist() == [-1, 0, 1, 0, -1, -1]
+    assert one_pair(tmp_path, mask, vocabulary).sample(0).labels[0].tolist() == [
+        -1,
+        0,
+        1,
+        0,
+        -1,
+        -1,
+    ]
 
 
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.full((4, 6), 3, dtype=np.uint8), r"a\.png holds values that name no class: 3 \(24 pixels\); .*VALUE NAME.*value, now 255"),
-        (np.arange(24, dtype=np.uint8).reshape(4, 6), r"3 \(1 pixels\), .*, 7 \(1 pixels\) and 16 more;"),  # many
-        (np.full((4, 5), 0, dtype=np.uint8), r"images.a\.png has 6 x 4 pixels .*masks.a\.png has 5 x 4"),
+        (
+            np.full((4, 6), 3, dtype=np.uint8),
+            (
+                r"a\.png holds values that name no class: 3 \(24 pixels\); .*VALUE NAME.*value,"
+                r" now 255"
+            ),
+        ),
+        # many
+        (
+            np.arange(24, dtype=np.uint8).reshape(4, 6),
+            r"3 \(1 pixels\), .*, 7 \(1 pixels\) and 16 more;",
+        ),
+        (
+            np.full((4, 5), 0, dtype=np.uint8),
+            r"images.a\.png has 6 x 4 pixels .*masks.a\.png has 5 x 4",
+        ),
         (
             np.zeros((4, 6, 3), dtype=np.uint8),
-            r"a\.png is a colour picture, but the class list gives no colours; .*`#rrggbb NAME` a line .*: #000000 \(24 pixels\)",
+            (
+                r"a\.png is a colour picture, but the class list gives no colours; .*`#rrggbb NAME`"
+                r" a line .*: #000000 \(24 pixels\)"
+            ),
         ),
     ],
 )
@@ -200,8 +311,17 @@ def test_masks_that_do_not_fit(mask: np.ndarray, message: str, tmp_path: Path) -
 
 # Masks by colour
 
-COLORS = "# a comment\n0 0 0 ignore\n#804080 road\n70, 130, 180 sky = heaven\n0 0 142 car\n#0000e6 car\n"
-ROAD, SKY, CAR, BIKE, NOTHING, OTHER = (128, 64, 128), (70, 130, 180), (0, 0, 142), (0, 0, 230), (0, 0, 0), (1, 2, 3)
+COLORS = (
+    "# a comment\n0 0 0 ignore\n#804080 road\n70, 130, 180 sky = heaven\n0 0 142 car\n#0000e6 car\n"
+)
+ROAD, SKY, CAR, BIKE, NOTHING, OTHER = (
+    (128, 64, 128),
+    (70, 130, 180),
+    (0, 0, 142),
+    (0, 0, 230),
+    (0, 0, 0),
+    (1, 2, 3),
+)
 
 
 def color_list(folder: Path, text: str = COLORS) -> Vocabulary:
@@ -221,7 +341,11 @@ def test_colours_become_labels(mode: str, tmp_path: Path) -> None:
     write(tmp_path / "images" / "a.png", (1, 2, 3))
     mask.save(tmp_path / "masks" / "a.png")
     assert Image.open(tmp_path / "masks" / "a.png").mode == mode
-    labels = SegmentationFolder(tmp_path / "images", tmp_path / "masks", color_list(tmp_path)).sample(0).labels
+    labels = (
+        SegmentationFolder(tmp_path / "images", tmp_path / "masks", color_list(tmp_path))
+        .sample(0)
+        .labels
+    )
     assert labels.dtype == torch.int64
     assert labels[0].tolist() == [0, 1, 2, 2, -1, 0]  # two colours of a car, black is ignored
 
@@ -229,20 +353,37 @@ def test_colours_become_labels(mode: str, tmp_path: Path) -> None:
 def test_grey_masks_of_a_colour_list_are_colours(tmp_path: Path) -> None:
     vocabulary = color_list(tmp_path, "0 0 0 null\n255 255 255 building\n")
     mask = np.array([[0, 255, 255, 0, 0, 255]] * 4, dtype=np.uint8)
-    assert one_pair(tmp_path, mask, vocabulary).sample(0).labels[0].tolist() == [-1, 0, 0, -1, -1, 0]
+    assert one_pair(tmp_path, mask, vocabulary).sample(0).labels[0].tolist() == [
+        -1,
+        0,
+        0,
+        -1,
+        -1,
+        0,
+    ]
 
 
 def test_a_list_of_values_and_colours_reads_both(tmp_path: Path) -> None:
-    (tmp_path / "list.json").write_text('{"names": ["cat", "dog"], "raw_values": {"5": "dog"}, "mask_colors": {"#804080": "cat"}}')
+    (tmp_path / "list.json").write_text(
+        '{"names": ["cat", "dog"], "raw_values": {"5": "dog"}, "mask_colors": {"#804080": "cat"}}'
+    )
     vocabulary = load_vocabulary(str(tmp_path / "list.json"))
-    assert one_pair(tmp_path / "grey", np.full((4, 6), 5, dtype=np.uint8), vocabulary).sample(0).labels.unique().tolist() == [1]
-    assert one_pair(tmp_path / "color", np.full((4, 6, 3), ROAD, dtype=np.uint8), vocabulary).sample(0).labels.unique().tolist() == [0]
+    assert one_pair(tmp_path / "grey", np.full((4, 6), 5, dtype=np.uint8), vocabulary).sample(
+        0
+    ).labels.unique().tolist() == [1]
+    assert one_pair(
+        tmp_path / "color", np.full((4, 6, 3), ROAD, dtype=np.uint8), vocabulary
+    ).sample(0).labels.unique().tolist() == [0]
 
 
 def test_unknown_colours_are_named_with_their_pixels(tmp_path: Path) -> None:
     rows = np.array([[ROAD, OTHER, SKY, SKY, OTHER, (255, 255, 255)]] * 4, dtype=np.uint8)
     with pytest.raises(
-        ValueError, match=r"a\.png holds colours that name no class: #010203 \(8 pixels\), #ffffff \(4 pixels\); .*`R G B NAME`"
+        ValueError,
+        match=(
+            r"a\.png holds colours that name no class: #010203 \(8 pixels\), #ffffff \(4 pixels\);"
+            r" .*`R G B NAME`"
+        ),
     ):
         one_pair(tmp_path, rows, color_list(tmp_path)).sample(0)
 
@@ -252,7 +393,11 @@ def test_colour_labels_equal_a_search_pixel_by_pixel(classes: int, tmp_path: Pat
     draws = np.random.default_rng(classes)
     codes = draws.choice(2**24, classes + 1, replace=False)  # the last one is left out of the list
     colors = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in codes]
-    reader = MaskReader(color_list(tmp_path, "".join(f"{r} {g} {b} class {i}\n" for i, (r, g, b) in enumerate(colors[:-1]))))
+    reader = MaskReader(
+        color_list(
+            tmp_path, "".join(f"{r} {g} {b} class {i}\n" for i, (r, g, b) in enumerate(colors[:-1]))
+        )
+    )
     expected = draws.integers(0, classes + 1, (37, 53))
     Image.fromarray(np.array(colors, dtype=np.uint8)[expected]).save(tmp_path / "mask.png")
     labels = reader.labels(reader.read(tmp_path / "mask.png"))
@@ -279,13 +424,18 @@ class Numbers:
 
 def training_set(length: int = 10, seed: int = 0) -> TrainingSet:
     config = AugmentConfig(scale=(64, 32), crop=16)
-    return TrainingSet(Numbers(length), TrainTransform(config, IMAGENET_MEAN, IMAGENET_STD), seed=seed)
+    return TrainingSet(
+        Numbers(length), TrainTransform(config, IMAGENET_MEAN, IMAGENET_STD), seed=seed
+    )
 
 
 def run(workers: int, start: int = 0, rank: int = 0, world: int = 1) -> list[torch.Tensor]:
     sampler = StepSampler(10, batch_size=4, seed=3, steps=6, start=start, rank=rank, world=world)
     loader = DataLoader(training_set(), batch_size=4 // world, sampler=sampler, num_workers=workers)
-    return [torch.cat([images.flatten(1), labels.flatten(1).float()], dim=1) for images, labels in loader]
+    return [
+        torch.cat([images.flatten(1), labels.flatten(1).float()], dim=1)
+        for images, labels in loader
+    ]
 
 
 def test_crops_do_not_depend_on_workers_resuming_or_ranks() -> None:
@@ -295,8 +445,13 @@ def test_crops_do_not_depend_on_workers_resuming_or_ranks() -> None:
     assert len(alone) == 6
     for other in (run(2), run(0)):
         assert all(torch.equal(first, second) for first, second in zip(alone, other, strict=True))
-    assert all(torch.equal(first, second) for first, second in zip(alone[2:], run(0, start=8), strict=True))
-    shared = [torch.cat(parts) for parts in zip(run(0, rank=0, world=2), run(0, rank=1, world=2), strict=True)]
+    assert all(
+        torch.equal(first, second) for first, second in zip(alone[2:], run(0, start=8), strict=True)
+    )
+    shared = [
+        torch.cat(parts)
+        for parts in zip(run(0, rank=0, world=2), run(0, rank=1, world=2), strict=True)
+    ]
     assert all(torch.equal(first, second) for first, second in zip(alone, shared, strict=True))
 
 
@@ -340,10 +495,17 @@ def test_order_depends_on_the_seed_only() -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
 def test_steps_hold_the_same_pairs_whatever_the_ranks(world: int) -> None:
     whole = list(StepSampler(17, batch_size=12, seed=2, steps=5))
-    ranks = [list(StepSampler(17, batch_size=12, seed=2, steps=5, rank=rank, world=world)) for rank in range(world)]
+    ranks = [
+        list(StepSampler(17, batch_size=12, seed=2, steps=5, rank=rank, world=world))
+        for rank in range(world)
+    ]
     share = 12 // world
     for step in range(5):
-        joined = list(itertools.chain.from_iterable(pairs[step * share : (step + 1) * share] for pairs in ranks))
+        joined = list(
+            itertools.chain.from_iterable(
+                pairs[step * share : (step + 1) * share] for pairs in ranks
+            )
+        )
         assert joined == whole[12 * step : 12 * (step + 1)]
 
 

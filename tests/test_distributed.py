@@ -51,24 +51,47 @@ def test_two_processes_give_the_identical_report(tiny_folder: Path, tmp_path: Pa
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "cascade_clip", "evaluate", str(tiny_folder), *WORDS, "--out", str(tmp_path / "two")]
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "cascade_clip",
+        "evaluate",
+        str(tiny_folder),
+        *WORDS,
+        "--out",
+        str(tmp_path / "two"),
+    ]
     running = [
         subprocess.Popen(
-            command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in "01"
     ]
-    assert main(["evaluate", str(tiny_folder), *WORDS, "--out", str(tmp_path / "one")]) == 0  # meanwhile
+    # meanwhile
+    assert main(["evaluate", str(tiny_folder), *WORDS, "--out", str(tmp_path / "one")]) == 0
     try:
         printed = [process.communicate(timeout=100) for process in running]
     finally:
         for process in running:
             process.kill()
     assert [process.returncode for process in running] == [0, 0], printed
-    second = [line for line in printed[1][0].splitlines() if not line.startswith("[Gloo]")]  # PyTorch 2.10 prints such a line itself
+    # PyTorch 2.10 prints such a line itself
+    second = [line for line in printed[1][0].splitlines() if not line.startswith("[Gloo]")]
     assert "5 images" in printed[0][0] and not second  # the first prints, the second does not
-    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    one, two = (
+        json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")
+    )
     assert one == two
     assert sum(map(sum, one["confusion"])) == 5 * 128 * 128
     assert len(one["worst"]) == len(one["best"]) == 1

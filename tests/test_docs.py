@@ -1,4 +1,5 @@
-"""What is published is tested: every configuration builds, the README's Python prints what it says, its commands exist."""
+"""What is published is tested: every configuration builds, the README's Python prints what it says,
+its commands exist."""
 
 from __future__ import annotations
 
@@ -35,13 +36,16 @@ def test_there_is_something_to_test() -> None:
 def test_configurations_build_and_run_a_batch(path: Path) -> None:
     config = load_config(path)
     if not path.stem.startswith("sandbox"):
-        assert f"configs/{path.name}" in path.read_text()  # tests/test_configs.py builds and trains it
+        # tests/test_configs.py builds and trains it
+        assert f"configs/{path.name}" in path.read_text()
         return
     model = build_segmenter(config.model).eval()
     vocabulary = build_dataset(config.data).vocabulary
     side = config.train.augment.crop
     with torch.inference_mode():
-        logits = model(torch.zeros(1, 3, side, side), torch.randn(len(vocabulary), model.joint_width))
+        logits = model(
+            torch.zeros(1, 3, side, side), torch.randn(len(vocabulary), model.joint_width)
+        )
     assert logits.shape[:2] == (1, len(vocabulary))
     assert f"configs/{path.name}" in path.read_text()  # its head says the command
 
@@ -50,7 +54,16 @@ def test_readme_python_prints_what_it_says() -> None:
     text = (ROOT / "README.md").read_text()
     match = re.search(r"```python\n(.*?)```\n.*?```\n(.*?)\n```", text, re.DOTALL)
     assert match
-    assert len([line for line in match[1].splitlines() if line.strip() and not line.startswith("import")]) <= 5
+    assert (
+        len(
+            [
+                line
+                for line in match[1].splitlines()
+                if line.strip() and not line.startswith("import")
+            ]
+        )
+        <= 5
+    )
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(match[1], "README.md", "exec"), {})
@@ -59,7 +72,9 @@ def test_readme_python_prints_what_it_says() -> None:
 
 def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block of docs/python.md, one after the other, as a reader types them."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL
+    )
     assert len(blocks) >= 5
     monkeypatch.chdir(tmp_path)
     scene = build_dataset(DataConfig(name="sandbox", seed=5, limit=4)).sample(3)
@@ -67,7 +82,12 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), names)
-    assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "overlay.png", "star.png", "output"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "photo.png",
+        "overlay.png",
+        "star.png",
+        "output",
+    }
     assert names["some"].class_names == ("star", "tree", "background")  # type: ignore[attr-defined]
 
 
@@ -103,7 +123,9 @@ def test_commands_and_links_exist(path: Path) -> None:
         flags = known_flags(name)
         assert [word for word in words if word.startswith("--") and word not in flags] == [], line
     for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert target.startswith("https://") or (path.parent / target).exists(), f"{path.name} links to {target}"
+        assert target.startswith("https://") or (path.parent / target).exists(), (
+            f"{path.name} links to {target}"
+        )
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^\s*make ([a-z-]+)", text, re.MULTILINE):
         assert f"\n{target}:" in makefile, target

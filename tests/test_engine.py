@@ -1,4 +1,5 @@
-"""How a step is shared by devices and nodes, which launcher is found, and self-training beyond the paper."""
+"""How a step is shared by devices and nodes, which launcher is found, and self-training beyond the
+paper."""
 
 from __future__ import annotations
 
@@ -22,7 +23,13 @@ from cascade_clip.batches import TrainingBatches
 from cascade_clip.config import TrainConfig
 from cascade_clip.data import build_dataset
 from cascade_clip.diagnosis import Cause, describe, merge_causes
-from cascade_clip.engine import Stopped, build_trainer, check_launch, is_first_process, stopping_at_once
+from cascade_clip.engine import (
+    Stopped,
+    build_trainer,
+    check_launch,
+    is_first_process,
+    stopping_at_once,
+)
 from cascade_clip.protocols import TrainingProtocol
 from cascade_clip.teacher import EmaTeacher
 from cascade_clip.train import SegmentationTask, describe_batch, fit, prepare
@@ -54,19 +61,31 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (16, 1, 1, 4, 4, 4),
     ],
 )
-def test_the_batch_is_fixed_and_its_split_is_derived(batch: int, devices: int, nodes: int, micro: int, at_once: int, passes: int) -> None:
+def test_the_batch_is_fixed_and_its_split_is_derived(
+    batch: int, devices: int, nodes: int, micro: int, at_once: int, passes: int
+) -> None:
     train = TrainConfig(batch_size=batch, devices=devices, num_nodes=nodes, micro_batch=micro)
     assert (train.images_at_once, train.accumulation) == (at_once, passes)
     assert nodes * devices * passes * at_once == batch
-    assert describe_batch(train) == f"a step of {batch} images = {nodes} nodes x {devices} devices x {passes} passes x {at_once} images"
+    assert (
+        describe_batch(train)
+        == f"a step of {batch} images = {nodes} nodes x {devices} devices x {passes} passes x"
+        f" {at_once} images"
+    )
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"batch_size": 16, "devices": 3}, "16 cannot be shared by 3 devices; make it a multiple"),
-        ({"batch_size": 16, "devices": 4, "num_nodes": 3}, "16 cannot be shared by 4 devices on each of 3 nodes"),
-        ({"batch_size": 16, "devices": 2, "num_nodes": 2, "micro_batch": 3}, "does not divide the 4 images"),
+        (
+            {"batch_size": 16, "devices": 4, "num_nodes": 3},
+            "16 cannot be shared by 4 devices on each of 3 nodes",
+        ),
+        (
+            {"batch_size": 16, "devices": 2, "num_nodes": 2, "micro_batch": 3},
+            "does not divide the 4 images",
+        ),
         ({"num_nodes": 0}, "num_nodes must be at least 1"),
         ({"pseudo_threshold": 1.0}, "pseudo_threshold must lie"),
         ({"ema_teacher": 1.0}, "ema_teacher must lie"),
@@ -77,23 +96,43 @@ def test_splits_that_do_not_fit(values: dict[str, int], message: str) -> None:
         TrainConfig(**values)
 
 
-def test_launchers_are_found(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun and srun are told from a plain start; a run on two nodes of one device each is distributed."""
+def test_launchers_are_found(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun and srun are told from a plain start; a run on two nodes of one device each is
+    distributed."""
     two_nodes = tiny_config(folders, num_nodes=2)
     monkeypatch.setenv("NODE_RANK", "1")
     trainer, _ = build_trainer(two_nodes, tmp_path, [])
     assert isinstance(trainer.strategy.cluster_environment, LightningEnvironment)
     assert (trainer.world_size, trainer.global_rank) == (2, 1)
     monkeypatch.delenv("NODE_RANK")
-    srun = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2", "SLURM_JOB_ID": "12345", "SLURM_JOB_NAME": "train"}
-    for name, value in {**srun, "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}.items():
+    srun = {
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "12345",
+        "SLURM_JOB_NAME": "train",
+    }
+    for name, value in {
+        **srun,
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     trainer, _ = build_trainer(two_nodes, tmp_path, [])
     environment = trainer.strategy.cluster_environment
     assert isinstance(environment, SLURMEnvironment)
     assert environment.auto_requeue is False
     assert (trainer.world_size, trainer.global_rank) == (2, 1)
-    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "LOCAL_RANK": "0", "GROUP_RANK": "1", "WORLD_SIZE": "2"}.items():
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "x",
+        "RANK": "1",
+        "LOCAL_RANK": "0",
+        "GROUP_RANK": "1",
+        "WORLD_SIZE": "2",
+    }.items():
         monkeypatch.setenv(name, value)
     trainer, _ = build_trainer(two_nodes, tmp_path, [])
     assert isinstance(trainer.strategy.cluster_environment, TorchElasticEnvironment)
@@ -110,7 +149,9 @@ def test_launchers_are_found(folders: Path, tmp_path: Path, monkeypatch: pytest.
         ({"LOCAL_RANK": "0", "RANK": "0"}, True),
     ],
 )
-def test_who_is_first(variables: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_first(
+    variables: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -131,23 +172,31 @@ def test_paths_of_a_step_are_those_of_its_batch(folders: Path) -> None:
         next(batches)
         in_batch = list(drawn)
         assert len(in_batch) == 4
-        assert [path.name for path in TrainingBatches(config, dataset, start=0).paths(step)] == in_batch
+        assert [
+            path.name for path in TrainingBatches(config, dataset, start=0).paths(step)
+        ] == in_batch
 
 
 # --- self-training beyond the paper
 
 SEEN = torch.tensor([True, False, False])
-LOGITS = torch.tensor([[[[9.0, 9.0]], [[0.0, -2.0]], [[-1.0, -3.0]]]])  # scores of the unseen: 0.5 and 0.269; 0.119 and 0.047
+# scores of the unseen: 0.5 and 0.269; 0.119 and 0.047
+LOGITS = torch.tensor([[[[9.0, 9.0]], [[0.0, -2.0]], [[-1.0, -3.0]]]])
 
 
 @pytest.mark.parametrize(
     ("threshold", "expected"),
     [(0.0, [0, 1, 1, -1]), (0.3, [0, 1, -1, -1]), (0.5, [0, 1, -1, -1]), (0.51, [0, -1, -1, -1])],
 )
-def test_pseudo_labels_below_the_threshold_are_ignored(threshold: float, expected: list[int]) -> None:
+def test_pseudo_labels_below_the_threshold_are_ignored(
+    threshold: float, expected: list[int]
+) -> None:
     labels = torch.tensor([[[0, 2, 1, -1]]])  # seen, unseen, unseen, ignored
     logits = LOGITS.repeat_interleave(2, dim=-1)  # (1, 3, 1, 4), one patch a pixel
-    assert TrainingProtocol("transductive", SEEN, threshold).targets(labels, logits, 1)[0, 0].tolist() == expected
+    assert (
+        TrainingProtocol("transductive", SEEN, threshold).targets(labels, logits, 1)[0, 0].tolist()
+        == expected
+    )
 
 
 class Scale(nn.Module):
@@ -171,24 +220,31 @@ def test_the_teacher_is_a_moving_average() -> None:
     with torch.no_grad():
         model.frozen.fill_(3.0)
     answer = teacher(model, torch.ones(100), torch.zeros(1))
-    assert torch.equal(answer, torch.full((100,), 8.75))  # no dropout; what is frozen is the model's own
+    # no dropout; what is frozen is the model's own
+    assert torch.equal(answer, torch.full((100,), 8.75))
     assert not answer.requires_grad
     assert model.training and model.factor.item() == 8.0
     assert {name: value.item() for name, value in teacher.state_dict().items()} == {"factor": 5.75}
 
 
-def test_pseudo_labels_come_from_the_teacher(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pseudo_labels_come_from_the_teacher(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_config(folders, protocol="transductive", ema_teacher=0.9)
     checkpoint = prepare(config, build_dataset(config.data))
     assert checkpoint.text is not None
-    task = SegmentationTask(checkpoint.model.train(), checkpoint.text, torch.tensor([True, True, False, False]), config)
+    task = SegmentationTask(
+        checkpoint.model.train(), checkpoint.text, torch.tensor([True, True, False, False]), config
+    )
     assert task.teacher is not None
     teacher_says = torch.full((1, 4, 4, 4), -5.0)
     teacher_says[:, 3] = 5.0
     monkeypatch.setattr(task.teacher, "forward", lambda *inputs: teacher_says)
     targets: list[Tensor] = []
     rule = task.protocol.targets
-    monkeypatch.setattr(task.protocol, "targets", lambda *inputs: (targets.append(rule(*inputs)), targets[-1])[1])
+    monkeypatch.setattr(
+        task.protocol, "targets", lambda *inputs: (targets.append(rule(*inputs)), targets[-1])[1]
+    )
     task.loss(torch.randn(1, 3, 64, 64), torch.full((1, 64, 64), 2))
     assert set(targets[0].unique().tolist()) == {3}
 
@@ -197,19 +253,30 @@ def test_options_beyond_the_paper_act_in_self_training_alone(folders: Path, tmp_
     plain = tiny_config(folders, DROPOUT, protocol="transductive", steps=3)
     plain = dataclasses.replace(plain, data=dataclasses.replace(plain.data, unseen="grass, sky"))
     slow = dataclasses.replace(plain, train=dataclasses.replace(plain.train, ema_teacher=0.9))
-    strict = dataclasses.replace(plain, train=dataclasses.replace(plain.train, pseudo_threshold=0.999))
+    strict = dataclasses.replace(
+        plain, train=dataclasses.replace(plain.train, pseudo_threshold=0.999)
+    )
     for name, config in (("plain", plain), ("slow", slow), ("strict", strict)):
         fit(config, tmp_path / name)
     for name in ("slow", "strict"):
-        assert largest_gap(weights(tmp_path / "plain" / "stage1"), weights(tmp_path / name / "stage1")) == 0
+        assert (
+            largest_gap(weights(tmp_path / "plain" / "stage1"), weights(tmp_path / name / "stage1"))
+            == 0
+        )
         assert largest_gap(weights(tmp_path / "plain"), weights(tmp_path / name)) > 0
     inductive = SegmentationTask(
-        prepare(plain, build_dataset(plain.data)).model, torch.randn(4, 32), torch.tensor([True] * 4), tiny_config(folders, ema_teacher=0.9)
+        prepare(plain, build_dataset(plain.data)).model,
+        torch.randn(4, 32),
+        torch.tensor([True] * 4),
+        tiny_config(folders, ema_teacher=0.9),
     )
     assert inductive.teacher is None
 
 
-@pytest.mark.parametrize(("started", "devices", "nodes", "fits"), [(2, 1, 1, False), (2, 2, 1, True), (4, 2, 2, True), (4, 4, 2, False)])
+@pytest.mark.parametrize(
+    ("started", "devices", "nodes", "fits"),
+    [(2, 1, 1, False), (2, 2, 1, True), (4, 2, 2, True), (4, 4, 2, False)],
+)
 def test_a_launcher_must_start_what_the_settings_share(
     monkeypatch: pytest.MonkeyPatch, started: int, devices: int, nodes: int, fits: bool
 ) -> None:
@@ -221,7 +288,12 @@ def test_a_launcher_must_start_what_the_settings_share(
     if fits:
         check_launch(train)
     else:
-        with pytest.raises(ValueError, match=f"torchrun started {started} processes, but .* = {devices * nodes}; set --devices"):
+        with pytest.raises(
+            ValueError,
+            match=(
+                f"torchrun started {started} processes, but .* = {devices * nodes}; set --devices"
+            ),
+        ):
             check_launch(train)
 
 

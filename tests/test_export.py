@@ -36,9 +36,14 @@ WORDS = "cat, dog = puppy, grass, sky"
 
 
 def short_model(blocks: int, **changes: Any) -> dict[str, Any]:
-    """Settings of a tiny model whose tower has few blocks, each a stage, since exporting takes long per block."""
+    """Settings of a tiny model whose tower has few blocks, each a stage, since exporting takes long
+    per block."""
     vision = {**TINY_CLIP["vision_cfg"], "layers": blocks}  # type: ignore[dict-item]
-    clip = {"name": "tiny", "weights": "random", "architecture": {**TINY_CLIP, "vision_cfg": vision}}
+    clip = {
+        "name": "tiny",
+        "weights": "random",
+        "architecture": {**TINY_CLIP, "vision_cfg": vision},
+    }
     decoder = {"layers": 2, "heads": 4, "feedforward": 64, "dropout": 0.0}
     stages = [[block] for block in range(1, blocks + 1)]
     return {**TINY_MODEL, "clip": clip, "stages": stages, "decoder": decoder, **changes}
@@ -46,7 +51,9 @@ def short_model(blocks: int, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("model") / "tiny", build_tiny(short_model(2), WORDS, "grass, sky"))
+    return save_checkpoint(
+        tmp_path_factory.mktemp("model") / "tiny", build_tiny(short_model(2), WORDS, "grass, sky")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +70,18 @@ def small() -> Predictor:
 def exported(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with text embeddings as an input, in 32 bits, written by the command."""
     file = tmp_path_factory.mktemp("export") / "new" / "tiny.onnx"
-    assert main(["export", "onnx", str(model_folder), "--out", str(file), "--calibration", "0.1"]) == 0
+    assert (
+        main(["export", "onnx", str(model_folder), "--out", str(file), "--calibration", "0.1"]) == 0
+    )
     names = ["tiny.json", "tiny.npy", "tiny.onnx", "tiny_run.py"]
     assert sorted(path.name for path in file.parent.iterdir()) == names  # nothing left over
     return file
 
 
 def embeddings(classes: int, width: int = 32) -> torch.Tensor:
-    return F.normalize(torch.randn(classes, width, generator=torch.Generator().manual_seed(classes)), dim=-1)
+    return F.normalize(
+        torch.randn(classes, width, generator=torch.Generator().manual_seed(classes)), dim=-1
+    )
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -78,10 +89,18 @@ def picture(height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(smooth).resize((width, height), Image.Resampling.BICUBIC))
 
 
-@pytest.mark.parametrize(("batch", "rows", "columns", "classes"), [(1, 4, 4, 1), (3, 9, 2, 11), (2, 3, 13, 5), (1, 1, 1, 2)])
-def test_onnx_logits_equal_pytorch(predictor: Predictor, exported: Path, batch: int, rows: int, columns: int, classes: int) -> None:
+@pytest.mark.parametrize(
+    ("batch", "rows", "columns", "classes"),
+    [(1, 4, 4, 1), (3, 9, 2, 11), (2, 3, 13, 5), (1, 1, 1, 2)],
+)
+def test_onnx_logits_equal_pytorch(
+    predictor: Predictor, exported: Path, batch: int, rows: int, columns: int, classes: int
+) -> None:
     """Any batch, any grid (square, tall, wide, one patch), any number of names; pixels are raw."""
-    pixels = (torch.rand(batch, 3, 16 * rows, 16 * columns, generator=torch.Generator().manual_seed(rows)) * 255).float()
+    pixels = (
+        torch.rand(batch, 3, 16 * rows, 16 * columns, generator=torch.Generator().manual_seed(rows))
+        * 255
+    ).float()
     config = predictor.checkpoint.config.model
     mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
     with torch.inference_mode():
@@ -95,11 +114,25 @@ def test_onnx_logits_equal_pytorch(predictor: Predictor, exported: Path, batch: 
 
 def test_the_check_notices_another_network(predictor: Predictor, exported: Path) -> None:
     """Other position embeddings move logits far beyond the tolerance."""
-    assert max(one.largest for one in compare_logits(predictor, exported_predictor(exported, predictor), embeddings(6))) < 1e-5
+    assert (
+        max(
+            one.largest
+            for one in compare_logits(
+                predictor, exported_predictor(exported, predictor), embeddings(6)
+            )
+        )
+        < 1e-5
+    )
     other = Predictor(build_tiny(short_model(2)), device="cpu")
     with torch.no_grad():
         other.model.backbone.tower.position_embedding.positions.mul_(0.5)  # type: ignore[union-attr]
-    assert min(one.largest for one in compare_logits(other, exported_predictor(exported, other), embeddings(6))) > 1e-3
+    assert (
+        min(
+            one.largest
+            for one in compare_logits(other, exported_predictor(exported, other), embeddings(6))
+        )
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,45 +142,66 @@ def test_the_check_notices_another_network(predictor: Predictor, exported: Path)
         ({"resize": False}, (131, 90)),
         ({"resize": False}, (40, 37)),  # smaller than the window: windows stick out
         ({"resize": True, "score_size": 48}, (64, 100)),
-        ({"resize": False, "window": 58, "stride": 30}, (90, 64)),  # the patch does not divide the window
+        # the patch does not divide the window
+        ({"resize": False, "window": 58, "stride": 30}, (90, 64)),
         ({"resize": True, "flip": True, "scales": (1.0, 1.5)}, (70, 64)),
     ],
 )
 def test_the_runner_labels_as_the_predictor(
-    predictor: Predictor, exported: Path, tmp_path: Path, changes: dict[str, Any], size: tuple[int, int]
+    predictor: Predictor,
+    exported: Path,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    size: tuple[int, int],
 ) -> None:
     settings = dataclasses.replace(predictor.settings, **changes)
     own = Predictor(predictor.checkpoint, settings, device="cpu")
     facts = json.loads(exported.with_suffix(".json").read_text())
-    facts["inference"] = {**facts["inference"], **{key: getattr(settings, key) for key in facts["inference"]}}
+    facts["inference"] = {
+        **facts["inference"],
+        **{key: getattr(settings, key) for key in facts["inference"]},
+    }
     for file in (exported, exported.with_suffix(".npy")):
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "tiny.json").write_text(json.dumps(facts))
     image = picture(*size)
     expected = own.segment(image, WORDS, 0.1).labels
     assert len(np.unique(expected)) > 1
-    assert (export_runner.Runner(tmp_path / "tiny.json").label(image) != expected).mean() < 1e-3  # ties within float rounding
+    # ties within float rounding
+    assert (export_runner.Runner(tmp_path / "tiny.json").label(image) != expected).mean() < 1e-3
 
 
-def test_the_runner_keeps_background_words_and_threshold(predictor: Predictor, exported: Path, tmp_path: Path) -> None:
+def test_the_runner_keeps_background_words_and_threshold(
+    predictor: Predictor, exported: Path, tmp_path: Path
+) -> None:
     image = picture(64, 96)
     free = predictor.segment(image, "cat, dog")
     assert free.scores is not None
     threshold = float(np.median(free.scores))
     target = predictor.bind("cat, dog", 0.1, background="wall, floor", threshold=threshold)
     file = tmp_path / "words.json"
-    assert [path.name for path in export_text(predictor, file, target)] == ["words.json", "words.npy"]
+    assert [path.name for path in export_text(predictor, file, target)] == [
+        "words.json",
+        "words.npy",
+    ]
     runner = export_runner.Runner(exported.with_suffix(".json"), file)
     assert runner.names == ["cat", "dog", "background"]
-    expected = predictor.segment(image, "cat, dog", 0.1, background="wall, floor", threshold=threshold).labels
+    expected = predictor.segment(
+        image, "cat, dog", 0.1, background="wall, floor", threshold=threshold
+    ).labels
     assert -1 in expected or 2 in expected
     assert (runner.label(image) != expected).mean() < 1e-3
 
 
 @pytest.mark.parametrize("shape", [(60, 87), (128, 186), (97, 200), (97, 141), (300, 20)])
 def test_bytes_are_resized_as_torch_does(shape: tuple[int, int]) -> None:
-    values = torch.randint(0, 256, (3, 97, 141), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    difference = export_runner.resize_bytes(values.numpy(), shape).astype(int) - resize_image(values, shape).numpy()
+    values = torch.randint(
+        0, 256, (3, 97, 141), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    difference = (
+        export_runner.resize_bytes(values.numpy(), shape).astype(int)
+        - resize_image(values, shape).numpy()
+    )
     assert np.abs(difference).max() <= 1  # torch without vector instructions rounds once
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         assert not difference.any()
@@ -164,16 +218,23 @@ def test_sigmoid_holds_for_large_values() -> None:
 
 
 def test_the_runner_stands_alone(predictor: Predictor, exported: Path, tmp_path: Path) -> None:
-    """The copied file, in a Python that refuses torch and this package, writes what the predictor finds."""
+    """The copied file, in a Python that refuses torch and this package, writes what the predictor
+    finds."""
     picture_file = tmp_path / "photo.png"
     Image.fromarray(picture(75, 64)).save(picture_file)
-    block = "import sys\nfor name in ('torch', 'torchvision', 'cascade_clip', 'open_clip'): sys.modules[name] = None\n"
+    block = (
+        "import sys\nfor name in ('torch', 'torchvision', 'cascade_clip', 'open_clip'):"
+        " sys.modules[name] = None\n"
+    )
     script = tmp_path / "start.py"
     script.write_text(
-        f"{block}import runpy\nsys.argv = ['run', {str(picture_file)!r}, '--out', {str(tmp_path / 'out')!r}]\n"
-        f"runpy.run_path({str(exported.with_name('tiny_run.py'))!r}, run_name='__main__')\n"
+        f"{block}import runpy\nsys.argv = ['run', {str(picture_file)!r}, '--out',"
+        f" {str(tmp_path / 'out')!r}]\nrunpy.run_path({str(exported.with_name('tiny_run.py'))!r},"
+        " run_name='__main__')\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     labels = np.array(Image.open(tmp_path / "out" / "photo_index.png"))
     expected = predictor.segment(picture_file, WORDS, 0.1)
@@ -188,7 +249,9 @@ def test_the_runner_stands_alone(predictor: Predictor, exported: Path, tmp_path:
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "I;16", "CMYK"])
 def test_pictures_are_read_as_the_predictor_reads_them(tmp_path: Path, mode: str) -> None:
     array = np.random.default_rng(0).integers(0, 65536, (9, 11)).astype(np.uint16)
-    made = Image.fromarray(array) if mode == "I;16" else Image.fromarray(picture(9, 11)).convert(mode)
+    made = (
+        Image.fromarray(array) if mode == "I;16" else Image.fromarray(picture(9, 11)).convert(mode)
+    )
     file = tmp_path / ("photo.tif" if mode == "CMYK" else "photo.png")
     made.save(file)
     assert (export_runner.load_picture(file) == load_image(file).permute(1, 2, 0).numpy()).all()
@@ -197,9 +260,15 @@ def test_pictures_are_read_as_the_predictor_reads_them(tmp_path: Path, mode: str
 def test_the_sidecar_says_what_is_needed(exported: Path) -> None:
     facts = json.loads(exported.with_suffix(".json").read_text())
     assert facts["words"]["names"] == ["cat", "dog", "grass", "sky"]
-    assert facts["words"]["seen"] == [True, True, False, False]  # grass is unseen, sky unknown to the training
+    # grass is unseen, sky unknown to the training
+    assert facts["words"]["seen"] == [True, True, False, False]
     assert facts["words"]["calibration"] == 0.1
-    assert (facts["patch"], facts["width"], facts["text"], facts["onnx"]["int8"]) == (16, 32, "input", False)
+    assert (facts["patch"], facts["width"], facts["text"], facts["onnx"]["int8"]) == (
+        16,
+        32,
+        "input",
+        False,
+    )
     assert facts["inference"]["window"] == 64
     assert facts["licence"] and facts["versions"]["torch"]
     assert np.load(exported.with_suffix(".npy")).shape == (4, 32)
@@ -218,15 +287,21 @@ def test_names_baked_in_and_int8(small: Predictor, exported: Path, tmp_path: Pat
     written = export_onnx(small, file, small.bind("dog, sky"), bake=True, int8=True)
     assert [path.name for path in written] == ["baked.onnx", "baked.json", "baked_run.py"]
     graph = onnx.load(file).graph
-    fixed = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
-    kinds = [node.op_type for node in graph.node if node.op_type != "MatMul" or set(node.input) & fixed]
-    assert "MatMulInteger" in kinds and "MatMul" not in kinds  # a weight that is known is in 8 bits, also where it is a part of another
+    fixed = {
+        tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT
+    }
+    kinds = [
+        node.op_type for node in graph.node if node.op_type != "MatMul" or set(node.input) & fixed
+    ]
+    # a weight that is known is in 8 bits, also where it is a part of another
+    assert "MatMulInteger" in kinds and "MatMul" not in kinds
     assert "Conv" in kinds and "ConvInteger" not in kinds  # older onnxruntimes have none
     assert_no_overflow(graph)
     image = picture(64, 80)
     runner = export_runner.Runner(tmp_path / "baked.json")
     assert runner.text is None
-    assert (runner.label(image) == small.segment(image, "dog, sky").labels).mean() > 0.9  # 8 bits: nearly the same
+    # 8 bits: nearly the same
+    assert (runner.label(image) == small.segment(image, "dog, sky").labels).mean() > 0.9
     with pytest.raises(ValueError, match="baked in"):
         export_runner.Runner(tmp_path / "baked.json", exported.with_suffix(".json"))
     with pytest.raises(ValueError, match="without --classes"):
@@ -234,7 +309,8 @@ def test_names_baked_in_and_int8(small: Predictor, exported: Path, tmp_path: Pat
 
 
 def assert_no_overflow(graph: Any) -> None:
-    """CPUs without VNNI add two products (input 0..255 times weight) in signed 16 bits, which must hold the largest sum."""
+    """CPUs without VNNI add two products (input 0..255 times weight) in signed 16 bits, which must
+    hold the largest sum."""
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     products = [weights[node.input[1]] for node in graph.node if node.op_type == "MatMulInteger"]
     assert products and all(weight.dtype == np.int8 for weight in products)
@@ -243,12 +319,16 @@ def assert_no_overflow(graph: Any) -> None:
         assert 255 * (rows[:-1] + rows[1:]).max() <= np.iinfo(np.int16).max
 
 
-def test_a_full_disk_is_named(small: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named(
+    small: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("Protobuf serialization failed.")
 
     monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", fail)
-    with pytest.raises(OSError, match=r"in 8 bits \(Protobuf serialization failed\.\); is the disk full"):
+    with pytest.raises(
+        OSError, match=r"in 8 bits \(Protobuf serialization failed\.\); is the disk full"
+    ):
         export_onnx(small, tmp_path / "a.onnx", small.bind("dog, sky"), bake=True, int8=True)
     assert not list(tmp_path.iterdir())
 
@@ -264,8 +344,11 @@ def test_torch_export_has_free_sizes(small: Predictor, tmp_path: Path) -> None:
             assert (program(pixels, embeddings(classes)) - expected).abs().max() < 1e-5
 
 
-def test_commands(model_folder: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """export check passes the right model and fails another; export text gives the runner other words; a wrong ending is bad input."""
+def test_commands(
+    model_folder: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """export check passes the right model and fails another; export text gives the runner other
+    words; a wrong ending is bad input."""
     assert main(["export", "check", str(model_folder), str(exported)]) == 0
     assert "64 x 64" in capsys.readouterr().out.replace("\n", "")
     changed = build_tiny(short_model(2), WORDS, "grass, sky")
@@ -273,18 +356,43 @@ def test_commands(model_folder: Path, exported: Path, tmp_path: Path, capsys: py
         changed.model.queries[0].weight.mul_(2)
     other = save_checkpoint(tmp_path / "other", changed)
     assert main(["export", "check", str(other), str(exported)]) == 1
-    assert main(["export", "check", str(model_folder), str(exported), "--picture", str(tmp_path / "a.png")]) == 2
-    words = ["export", "text", str(model_folder), "--classes", "boat, car", "--out", str(tmp_path / "b.json")]
+    assert (
+        main(
+            [
+                "export",
+                "check",
+                str(model_folder),
+                str(exported),
+                "--picture",
+                str(tmp_path / "a.png"),
+            ]
+        )
+        == 2
+    )
+    words = [
+        "export",
+        "text",
+        str(model_folder),
+        "--classes",
+        "boat, car",
+        "--out",
+        str(tmp_path / "b.json"),
+    ]
     assert main([*words, "--threshold", "none"]) == 0
     assert main(words) == 0
     image = picture(64, 64)
     expected = load_predictor(model_folder, "cpu").segment(image, "boat, car").labels
-    assert (export_runner.Runner(exported.with_suffix(".json"), tmp_path / "b.json").label(image) != expected).mean() < 1e-3
+    assert (
+        export_runner.Runner(exported.with_suffix(".json"), tmp_path / "b.json").label(image)
+        != expected
+    ).mean() < 1e-3
     assert main(["export", "onnx", str(model_folder), "--out", str(tmp_path / "a.bin")]) == 2
     assert "--out must end in .onnx" in capsys.readouterr().err
 
 
-def test_a_graph_that_cannot_be_traced_leaves_nothing(small: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_cannot_be_traced_leaves_nothing(
+    small: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cascade_clip.export.trace", lambda model: 1 / 0)
     with pytest.raises(ValueError, match="cannot be written as ONNX"):
         export_onnx(small, tmp_path / "a.onnx", small.bind("dog, sky"))
@@ -293,29 +401,48 @@ def test_a_graph_that_cannot_be_traced_leaves_nothing(small: Predictor, tmp_path
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named(
-    package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     assert main(["export", "onnx", "mini", "--out", str(tmp_path / "a.onnx")]) == 2
-    assert f"exporting to ONNX needs {package}: pip install 'cascade-clip[export]'" in capsys.readouterr().err
+    assert (
+        f"exporting to ONNX needs {package}: pip install 'cascade-clip[export]'"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("module", ["export", "export_check", "export_commands"])
 def test_extras_are_imported_where_they_are_used(module: str) -> None:
     """Else the error above could not be given."""
     tree = ast.parse((Path(export_runner.__file__).parent / f"{module}.py").read_text())
-    names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    names = [
+        alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names
+    ]
     names += [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
-    assert not [name for name in names if name.partition(".")[0] in ("onnx", "onnxruntime", "onnxscript")]
+    assert not [
+        name for name in names if name.partition(".")[0] in ("onnx", "onnxruntime", "onnxscript")
+    ]
     assert "export_runner" not in " ".join(names)
 
 
 @pytest.mark.slow
 def test_training_free_models_export(tmp_path: Path) -> None:
-    """CLIP alone: the softmax over names is in the graph, so names compete whatever their number."""
-    settings = short_model(1, prompts={"kind": "none"}, queries="text", last_block="clearclip", decoder={"kind": "similarity"})
+    """CLIP alone: the softmax over names is in the graph, so names compete whatever their
+    number."""
+    settings = short_model(
+        1,
+        prompts={"kind": "none"},
+        queries="text",
+        last_block="clearclip",
+        decoder={"kind": "similarity"},
+    )
     free = Predictor(build_tiny(settings), device="cpu")
-    other = exported_predictor(export_onnx(free, tmp_path / "clip.onnx", free.bind("sky, sand"))[0], free)
+    other = exported_predictor(
+        export_onnx(free, tmp_path / "clip.onnx", free.bind("sky, sand"))[0], free
+    )
     assert max(one.largest for one in compare_logits(free, other, embeddings(5))) < 1e-4
 
 
@@ -336,24 +463,40 @@ def test_spectral_models_export_or_say_why(changes: dict[str, Any], tmp_path: Pa
         assert "cannot be written as ONNX" in str(error)
         assert list(tmp_path.iterdir()) == []
     else:
-        assert max(one.largest for one in compare_logits(own, exported_predictor(file, own), embeddings(5))) < 1e-4
+        assert (
+            max(
+                one.largest
+                for one in compare_logits(own, exported_predictor(file, own), embeddings(5))
+            )
+            < 1e-4
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["mini", "clip:mini"])
 def test_packaged_models_export(source: str, tmp_path: Path) -> None:
     own = load_predictor(source, "cpu")
-    other = exported_predictor(export_onnx(own, tmp_path / "own.onnx", own.bind("sky, sand"))[0], own)
-    assert max(one.largest for one in compare_logits(own, other, embeddings(5, own.model.joint_width))) < 1e-4
+    other = exported_predictor(
+        export_onnx(own, tmp_path / "own.onnx", own.bind("sky, sand"))[0], own
+    )
+    assert (
+        max(one.largest for one in compare_logits(own, other, embeddings(5, own.model.joint_width)))
+        < 1e-4
+    )
 
 
 @pytest.mark.slow
 def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every command and the Python of docs/export.md, in an empty folder with a picture; two scenes instead of 300."""
+    """Every command and the Python of docs/export.md, in an empty folder with a picture; two scenes
+    instead of 300."""
     text = (Path(__file__).parent.parent / "docs" / "export.md").read_text()
     monkeypatch.chdir(tmp_path)
     Image.fromarray(picture(90, 120)).save("photo.jpg")
-    lines = [line.strip() for line in text.splitlines() if line.startswith(("    cascade-clip ", "    python "))]
+    lines = [
+        line.strip()
+        for line in text.splitlines()
+        if line.startswith(("    cascade-clip ", "    python "))
+    ]
     assert len(lines) == 8
     for line in lines:
         words = shlex.split(line.replace("--limit 300", "--limit 2"))

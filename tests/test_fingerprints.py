@@ -35,7 +35,8 @@ def read(folder: Path) -> SegmentationFolder:
 
 
 def test_a_checkpoint_hash_is_that_of_its_weight_file(tiny_folder: Path) -> None:
-    for source in (tiny_folder, tiny_folder.parent, "mini"):  # a folder, a run folder, a packaged model
+    # a folder, a run folder, a packaged model
+    for source in (tiny_folder, tiny_folder.parent, "mini"):
         weights = (find_checkpoint(source) / "model.safetensors").read_bytes()
         assert hash_checkpoint(source) == hashlib.sha256(weights).hexdigest()
     assert hash_checkpoint("mini") != hash_checkpoint("mini-last")
@@ -57,8 +58,15 @@ def test_every_change_of_the_files_or_classes_changes_the_hash(folder: Path) -> 
         found.add(hash_dataset(LabelledFiles(dataset.pairs, parse_classes(classes))))
     red_and_blue = ((255, 0, 0), 0), ((0, 0, 255), 1)
     blue_and_red = ((255, 0, 0), 1), ((0, 0, 255), 0)
-    for change in ({"ignore": 254}, {"raw_values": ((0, 0), (7, 1))}, {"mask_colors": red_and_blue}, {"mask_colors": blue_and_red}):
-        found.add(hash_dataset(LabelledFiles(dataset.pairs, dataclasses.replace(VOCABULARY, **change))))  # type: ignore[arg-type]
+    for change in (
+        {"ignore": 254},
+        {"raw_values": ((0, 0), (7, 1))},
+        {"mask_colors": red_and_blue},
+        {"mask_colors": blue_and_red},
+    ):
+        found.add(
+            hash_dataset(LabelledFiles(dataset.pairs, dataclasses.replace(VOCABULARY, **change)))
+        )  # type: ignore[arg-type]
     found.add(hash_dataset(LabelledFiles(dataset.pairs[:1], VOCABULARY)))
     with (folder / "masks" / "a" / "1.png").open("ab") as file:
         file.write(b"x")
@@ -74,7 +82,9 @@ def test_the_hash_of_a_list_without_colours_stays_what_it_was(tmp_path: Path) ->
     for name in ("a.jpg", "a.png"):
         (tmp_path / name).write_bytes(b"1234")
     assert hash_dataset(LabelledFiles([(tmp_path / "a.jpg", tmp_path / "a.png")], VOCABULARY)) == (
-        hashlib.sha256(b'[["files", [[["a.jpg", 4], ["a.png", 4]]]], [["cat", "grass"], [], 255]]').hexdigest()
+        hashlib.sha256(
+            b'[["files", [[["a.jpg", 4], ["a.png", 4]]]], [["cat", "grass"], [], 255]]'
+        ).hexdigest()
     )
 
 
@@ -82,17 +92,22 @@ def test_masks_stay_with_their_images(folder: Path) -> None:
     """Two files whose masks are exchanged are another data set."""
     with (folder / "masks" / "a" / "1.png").open("ab") as file:
         file.write(b"x")
-    (first, second) = read(folder).pairs
+    first, second = read(folder).pairs
     exchanged = LabelledFiles([(first[0], second[1]), (second[0], first[1])], VOCABULARY)
     assert hash_dataset(exchanged) != hash_dataset(read(folder))
 
 
 def test_the_split_is_not_part_of_the_data(folder: Path) -> None:
-    assert hash_dataset(LabelledFiles(read(folder).pairs, VOCABULARY.with_unseen(["cat"]))) == hash_dataset(read(folder))
+    assert hash_dataset(
+        LabelledFiles(read(folder).pairs, VOCABULARY.with_unseen(["cat"]))
+    ) == hash_dataset(read(folder))
 
 
 def test_scenes_are_told_apart_by_all_that_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {hash_dataset(SandboxScenes(count, seed, size)) for count, seed, size in ((3, 1, 64), (4, 1, 64), (3, 2, 64), (3, 1, 96))}
+    found = {
+        hash_dataset(SandboxScenes(count, seed, size))
+        for count, seed, size in ((3, 1, 64), (4, 1, 64), (3, 2, 64), (3, 1, 96))
+    }
     assert len(found) == 4
     assert hash_dataset(SandboxScenes(3, 1, 64)) in found
     monkeypatch.setattr("cascade_clip.fingerprints.SCENES_VERSION", 99)

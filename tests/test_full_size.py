@@ -42,7 +42,8 @@ def test_upsampling_has_a_gradient() -> None:
 def test_running_best_is_the_first_of_the_largest(chunk: int, levels: int) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(levels, (300, 13, 17), generator=generator).float()
-    scores[:150] += torch.randint(2, (150, 1, 1), generator=generator) * levels  # chunks that win everywhere, somewhere and nowhere
+    # chunks that win everywhere, somewhere and nowhere
+    scores[:150] += torch.randint(2, (150, 1, 1), generator=generator) * levels
     scores[200, 3, 4] = 3.0 * levels
     best = RunningBest()
     for start in range(0, 300, chunk):

@@ -1,4 +1,5 @@
-"""Properties that hold for any input: vocabularies, label maps, settings, transforms, windows, run lengths and scores."""
+"""Properties that hold for any input: vocabularies, label maps, settings, transforms, windows, run
+lengths and scores."""
 
 from __future__ import annotations
 
@@ -24,10 +25,16 @@ from cascade_clip.windows import cut_windows, list_windows
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 seeds = st.integers(0, 2**32 - 1)
-names = st.lists(st.text(max_size=30) | st.sampled_from(["../x", "a/b", "con", ".x", "猫", "🐈"]), min_size=1, max_size=8)
+names = st.lists(
+    st.text(max_size=30) | st.sampled_from(["../x", "a/b", "con", ".x", "猫", "🐈"]),
+    min_size=1,
+    max_size=8,
+)
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -38,7 +45,9 @@ plain = st.recursive(
 def test_vocabularies(words: list[str]) -> None:
     """Class names are kept as they are or refused in one line, and their file names are plain."""
     try:
-        found = Vocabulary(tuple(words), tuple((word,) for word in words), build_palette(len(words)))
+        found = Vocabulary(
+            tuple(words), tuple((word,) for word in words), build_palette(len(words))
+        )
     except ValueError as error:
         assert len(str(error).split("\n")) == 1
         return
@@ -57,16 +66,28 @@ def test_class_lists_in_text(text: str) -> None:
         found = parse_classes(text)
     except ValueError:
         return
-    assert all(name == name.strip() and name in words for name, words in zip(found.names, found.synonyms, strict=True))
+    assert all(
+        name == name.strip() and name in words
+        for name, words in zip(found.names, found.synonyms, strict=True)
+    )
     assert len(found.names) == text.count(",") + 1
 
 
 @few
-@given(pairs=st.dictionaries(st.integers(0, 65535), st.integers(0, 4), max_size=12), ignore=st.integers(0, 65535))
+@given(
+    pairs=st.dictionaries(st.integers(0, 65535), st.integers(0, 4), max_size=12),
+    ignore=st.integers(0, 65535),
+)
 def test_label_maps(pairs: dict[int, int], ignore: int) -> None:
     """Every mask value means its class, or nothing, and never two things."""
     words = tuple("abcde")
-    found = Vocabulary(words, tuple((word,) for word in words), build_palette(5), raw_values=tuple(pairs.items()), ignore=ignore)
+    found = Vocabulary(
+        words,
+        tuple((word,) for word in words),
+        build_palette(5),
+        raw_values=tuple(pairs.items()),
+        ignore=ignore,
+    )
     if ignore in pairs:
         with pytest.raises(ValueError, match="means both"):
             found.label_table()
@@ -86,7 +107,9 @@ def test_label_maps_in_files(seed: int, classes: int) -> None:
     words = tuple(f"c{number}" for number in range(classes))
     result = Segmentation(labels, words, build_palette(classes))
     stored = np.asarray(result.index_image()).astype(int)
-    assert np.array_equal(np.where(stored == (255 if classes <= 255 else 65535), -1, stored), labels)
+    assert np.array_equal(
+        np.where(stored == (255 if classes <= 255 else 65535), -1, stored), labels
+    )
     assert sum(result.coverage.values()) == pytest.approx(float((labels >= 0).mean()))
 
 
@@ -104,7 +127,8 @@ def change(values: dict[str, Any], path: list[int], value: Any) -> None:
 @given(path=st.lists(st.integers(0, 50), min_size=1, max_size=4), value=plain)
 @example(path=[3], value=10**400)
 def test_settings(path: list[int], value: Any) -> None:
-    """Settings with any value in any place survive YAML, or are refused in one short line that names the place."""
+    """Settings with any value in any place survive YAML, or are refused in one short line that
+    names the place."""
     values = config_to_dict(Config())
     change(values, path, value)
     try:
@@ -120,27 +144,41 @@ def test_settings(path: list[int], value: Any) -> None:
 @few
 @given(seed=seeds, flip=st.sampled_from([0.0, 1.0]))
 def test_transforms_keep_image_and_mask_aligned(seed: int, flip: float) -> None:
-    """Training crops: a picture whose red is drawn from its mask still fits its mask, and padding is unlabelled."""
+    """Training crops: a picture whose red is drawn from its mask still fits its mask, and padding
+    is unlabelled."""
     draws = np.random.default_rng(seed)
     blocks = draws.integers(0, 3, (int(draws.integers(2, 5)), int(draws.integers(2, 5))))
     labels = torch.from_numpy(blocks.repeat(24, 0).repeat(24, 1))  # (H, W)
     image = (labels * 100).to(torch.uint8).expand(3, -1, -1).clone()
-    config = AugmentConfig(scale=(96, 96), ratio=(0.5, 2.0), crop=64, largest_share=0.75, flip=flip, photometric=False)
-    pixels, mask = TrainTransform(config, (0.0,) * 3, (1.0,) * 3)(image, labels, torch.Generator().manual_seed(seed))
+    config = AugmentConfig(
+        scale=(96, 96), ratio=(0.5, 2.0), crop=64, largest_share=0.75, flip=flip, photometric=False
+    )
+    pixels, mask = TrainTransform(config, (0.0,) * 3, (1.0,) * 3)(
+        image, labels, torch.Generator().manual_seed(seed)
+    )
     assert pixels.shape == (3, 64, 64) and mask.shape == (64, 64)
     inside = mask != IGNORED
     rows, columns = int(inside.any(1).sum()), int(inside.any(0).sum())
     assert inside[:rows, :columns].all() and int(inside.sum()) == rows * columns
     assert (pixels[:, ~inside] == 0).all()
     wrong = ((pixels[0] * 255 / 100).round() != mask) & inside
-    edges = torch.nn.functional.max_pool2d(mask[None].float(), 5, 1, 2) != -torch.nn.functional.max_pool2d(-mask[None].float(), 5, 1, 2)
-    assert not (wrong & ~edges[0])[2 : rows - 2, 2 : columns - 2].any()  # bilinear and nearest differ at borders of blocks alone
+    edges = torch.nn.functional.max_pool2d(
+        mask[None].float(), 5, 1, 2
+    ) != -torch.nn.functional.max_pool2d(-mask[None].float(), 5, 1, 2)
+    # bilinear and nearest differ at borders of blocks alone
+    assert not (wrong & ~edges[0])[2 : rows - 2, 2 : columns - 2].any()
 
 
 @few
-@given(height=st.integers(1, 200), width=st.integers(1, 200), side=st.integers(1, 90), step=st.floats(0.01, 1))
+@given(
+    height=st.integers(1, 200),
+    width=st.integers(1, 200),
+    side=st.integers(1, 90),
+    step=st.floats(0.01, 1),
+)
 def test_windows(height: int, width: int, side: int, step: float) -> None:
-    """Windows cover every pixel, lie inside, and averaging over them gives weights that sum to one."""
+    """Windows cover every pixel, lie inside, and averaging over them gives weights that sum to
+    one."""
     stride = max(1, round(side * step))
     if height * width / stride**2 > 2000:
         return
@@ -150,7 +188,9 @@ def test_windows(height: int, width: int, side: int, step: float) -> None:
         assert top >= 0 and left >= 0 and top + tall <= height and left + wide <= width
         count[top : top + tall, left : left + wide] += 1
     assert count.min() >= 1
-    total = sum((1 / count[top : top + tall, left : left + wide]).sum() for top, left, tall, wide in windows)
+    total = sum(
+        (1 / count[top : top + tall, left : left + wide]).sum() for top, left, tall, wide in windows
+    )
     assert float(total) == pytest.approx(height * width, rel=1e-4)
     image = torch.arange(3 * height * width, dtype=torch.float32).reshape(3, height, width)
     parts = cut_windows(image, windows[:2], side)
@@ -165,30 +205,49 @@ def test_scores_against_a_count(seed: int, classes: int) -> None:
     """Scores equal a count pixel by pixel, whatever is unlabelled or unpredicted."""
     draws = np.random.default_rng(seed)
     shape = (int(draws.integers(1, 7)), int(draws.integers(1, 7)))
-    predicted, true = draws.integers(-1, classes, shape), draws.choice([-1, 255, *range(classes)], shape)
+    predicted, true = (
+        draws.integers(-1, classes, shape),
+        draws.choice([-1, 255, *range(classes)], shape),
+    )
     matrix = ConfusionMatrix(classes)
     matrix.update(predicted, true, ignore=255)
     seen = [bool(number % 2) for number in range(classes)]
     found = scores(matrix, [str(number) for number in range(classes)], seen)
-    pixels = [(int(p), int(t)) for p, t in zip(predicted.flat, true.flat, strict=True) if t not in (-1, 255)]
+    pixels = [
+        (int(p), int(t))
+        for p, t in zip(predicted.flat, true.flat, strict=True)
+        if t not in (-1, 255)
+    ]
     expected = []
     for number in range(classes):
         union = sum(number in pair for pair in pixels)
-        expected.append(sum(pair == (number, number) for pair in pixels) / union if union else math.nan)
+        expected.append(
+            sum(pair == (number, number) for pair in pixels) / union if union else math.nan
+        )
     assert found.iou == pytest.approx(expected, nan_ok=True)
     there = [value for value in expected if not math.isnan(value)]
     assert found.miou == (pytest.approx(sum(there) / len(there)) if there else None)
     parts = [
-        [value for value, flag in zip(expected, seen, strict=True) if flag is want and not math.isnan(value)] for want in (True, False)
+        [
+            value
+            for value, flag in zip(expected, seen, strict=True)
+            if flag is want and not math.isnan(value)
+        ]
+        for want in (True, False)
     ]
     means = [sum(part) / len(part) if part else None for part in parts]
-    assert (found.seen_miou, found.unseen_miou) == tuple(mean if mean is None else pytest.approx(mean) for mean in means)
+    assert (found.seen_miou, found.unseen_miou) == tuple(
+        mean if mean is None else pytest.approx(mean) for mean in means
+    )
 
 
 @few
-@given(seed=seeds, damage=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=3))
+@given(
+    seed=seeds, damage=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=3)
+)
 def test_run_lengths(seed: int, damage: list[tuple[int, int]]) -> None:
-    """A mask survives run lengths; a damaged string gives a mask of the same size or a ValueError."""
+    """A mask survives run lengths; a damaged string gives a mask of the same size or a
+    ValueError."""
     draws = np.random.default_rng(seed)
     mask = draws.random((int(draws.integers(1, 30)), int(draws.integers(1, 30)))) < draws.random()
     encoded = encode_mask(mask)

@@ -1,4 +1,5 @@
-"""Models go to a hub and come back the same; what is broken or dangerous there is refused; the card says where a model comes from."""
+"""Models go to a hub and come back the same; what is broken or dangerous there is refused; the card
+says where a model comes from."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         "HF_HUB_DISABLE_XET": True,
         "HF_HUB_DISABLE_PROGRESS_BARS": True,
     }.items():
-        monkeypatch.setattr(hub_constants, name, value, raising=False)  # clients before Xet have no switch for it
+        # clients before Xet have no switch for it
+        monkeypatch.setattr(hub_constants, name, value, raising=False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     yield server
     server.stop()
@@ -85,16 +87,24 @@ def test_hub_before_something_else_is_an_error(source: str) -> None:
 
 
 def test_a_model_from_the_hub_equals_the_folder(hub: Hub, tiny_folder: Path) -> None:
-    hub.add("someone/tiny", {**read_files(tiny_folder), "extra.bin": b"x", "script.py": b"raise SystemExit"})
+    hub.add(
+        "someone/tiny",
+        {**read_files(tiny_folder), "extra.bin": b"x", "script.py": b"raise SystemExit"},
+    )
     expected = labels(load_predictor(tiny_folder, "cpu"))
     for source in ("someone/tiny", "hub:someone/tiny"):
         assert (labels(cascade_clip.load(source, device="cpu")) == expected).all()
     assert (labels(Predictor.from_pretrained("someone/tiny", device="cpu")) == expected).all()
-    assert hub.fetched() == {"model.safetensors", "config.yaml", "checkpoint.json", "README.md"}  # nothing else, and each once
-    assert len([line for line in hub.requests if line.startswith("GET") and "/resolve/" in line]) == 4
+    # nothing else, and each once
+    assert hub.fetched() == {"model.safetensors", "config.yaml", "checkpoint.json", "README.md"}
+    assert (
+        len([line for line in hub.requests if line.startswith("GET") and "/resolve/" in line]) == 4
+    )
 
 
-def test_a_folder_here_goes_first(hub: Hub, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_here_goes_first(
+    hub: Hub, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     save_checkpoint(Path("someone/tiny"), load_checkpoint(tiny_folder))
     assert find_checkpoint("someone/tiny") == Path("someone/tiny")
@@ -127,7 +137,9 @@ def test_revisions_are_pinned(hub: Hub, tiny_folder: Path) -> None:
         download_checkpoint("someone/tiny@v1", "main")
 
 
-def test_the_cache_serves_without_a_connection(hub: Hub, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_serves_without_a_connection(
+    hub: Hub, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.add("someone/tiny", read_files(tiny_folder))
     folder = download_checkpoint("someone/tiny")
     asked = len(hub.requests)
@@ -141,7 +153,9 @@ def test_the_cache_serves_without_a_connection(hub: Hub, tiny_folder: Path, monk
     assert download_checkpoint("someone/tiny") == folder  # the hub is gone
 
 
-def test_private_models_need_a_token(hub: Hub, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_private_models_need_a_token(
+    hub: Hub, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.add("someone/secret", read_files(tiny_folder), private=True)
     with pytest.raises(FileNotFoundError, match="HF_TOKEN"):
         download_checkpoint("someone/secret")
@@ -167,36 +181,67 @@ class Bomb:
 
 
 def test_pickles_are_neither_fetched_nor_read(hub: Hub, tiny_folder: Path, tmp_path: Path) -> None:
-    """Beside a good model they stay where they are; instead of one, or under its name, the model is refused."""
+    """Beside a good model they stay where they are; instead of one, or under its name, the model is
+    refused."""
     target = tmp_path / "exploded"
     bomb, good = pickle.dumps(Bomb(target)), read_files(tiny_folder)
     evil = {"pytorch_model.bin": bomb, "model.pkl": bomb, "model.pt": bomb}
     hub.add("evil/beside", {**good, **evil})
     labels(load_predictor("evil/beside", "cpu"))
-    hub.add("evil/instead", {name: data for name, data in {**good, **evil}.items() if name != "model.safetensors"})
-    with pytest.raises(FileNotFoundError, match=r"'model.safetensors'\] missing; it holds .*pytorch_model.bin.* only safetensors"):
+    hub.add(
+        "evil/instead",
+        {name: data for name, data in {**good, **evil}.items() if name != "model.safetensors"},
+    )
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"'model.safetensors'\] missing; it holds .*pytorch_model.bin.* only safetensors",
+    ):
         load_predictor("evil/instead", "cpu")
     hub.add("evil/disguised", {**good, "model.safetensors": bomb})
     with pytest.raises(ValueError, match="truncated or damaged"):
         load_predictor("evil/disguised", "cpu")
-    hub.add("evil/yaml", {**good, "config.yaml": f"model: !!python/object/apply:os.system ['touch {target}']".encode()})
+    hub.add(
+        "evil/yaml",
+        {
+            **good,
+            "config.yaml": f"model: !!python/object/apply:os.system ['touch {target}']".encode(),
+        },
+    )
     with pytest.raises(ValueError, match=r"config\.yaml"):
         load_predictor("evil/yaml", "cpu")
     assert not target.exists()
     assert not hub.fetched() & evil.keys()
 
 
-def test_names_that_leave_the_folder_are_never_fetched(hub: Hub, tiny_folder: Path, tmp_path: Path) -> None:
-    outside = ["../escape.txt", "../../model.safetensors", "/tmp/absolute.txt", "a/../../config.yaml", "..\\windows.txt"]
+def test_names_that_leave_the_folder_are_never_fetched(
+    hub: Hub, tiny_folder: Path, tmp_path: Path
+) -> None:
+    outside = [
+        "../escape.txt",
+        "../../model.safetensors",
+        "/tmp/absolute.txt",
+        "a/../../config.yaml",
+        "..\\windows.txt",
+    ]
     hub.add("evil/paths", {**dict.fromkeys(outside, b"evil"), **read_files(tiny_folder)})
     labels(load_predictor("evil/paths", "cpu"))
-    written = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"evil"}
+    written = {
+        path.relative_to(tmp_path)
+        for path in tmp_path.rglob("*")
+        if path.is_file() and path.read_bytes() == b"evil"
+    }
     assert written == set()
-    assert not [line for line in hub.requests if "/resolve/" in line and ("escape" in line or ".." in line or "absolute" in line)]
+    assert not [
+        line
+        for line in hub.requests
+        if "/resolve/" in line and ("escape" in line or ".." in line or "absolute" in line)
+    ]
 
 
 def test_a_commit_that_leaves_the_cache_is_refused(hub: Hub, tiny_folder: Path) -> None:
-    hub.repositories["evil/commit"] = Repository(commits={"outside": read_files(tiny_folder)}, refs={"main": "outside"})
+    hub.repositories["evil/commit"] = Repository(
+        commits={"outside": read_files(tiny_folder)}, refs={"main": "outside"}
+    )
     with pytest.raises(ValueError, match="not a proper entry of the hub cache"):
         download_checkpoint("evil/commit")
 
@@ -218,7 +263,8 @@ def test_settings_that_lower_the_guard_are_refused(hub: Hub, tiny_folder: Path) 
 
 
 def test_push_and_fetch_again(hub: Hub, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What arrives gives the same labels; the files arrive in one commit; the card's metadata holds for the hub."""
+    """What arrives gives the same labels; the files arrive in one commit; the card's metadata holds
+    for the hub."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     predictor = load_predictor(tiny_folder, "cpu")
     address = predictor.push_to_hub("me/tiny", private=True)
@@ -237,7 +283,9 @@ def test_push_and_fetch_again(hub: Hub, tiny_folder: Path, monkeypatch: pytest.M
     assert (labels(half) == labels(predictor)).mean() > 0.95
 
 
-def test_push_needs_a_token_and_a_name(hub: Hub, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_push_needs_a_token_and_a_name(
+    hub: Hub, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["push", str(tiny_folder), "me/tiny"]) == 2
     error = capsys.readouterr().err
     assert "cannot upload to me/tiny" in error
@@ -249,21 +297,38 @@ def test_push_needs_a_token_and_a_name(hub: Hub, tiny_folder: Path, capsys: pyte
 
 
 def test_the_commands_obey_the_environment(hub: Hub, tiny_folder: Path, tmp_path: Path) -> None:
-    """HF_ENDPOINT, HF_HUB_CACHE, HF_TOKEN and HF_HUB_OFFLINE in a process of their own: push, then segment from a fresh cache."""
+    """HF_ENDPOINT, HF_HUB_CACHE, HF_TOKEN and HF_HUB_OFFLINE in a process of their own: push, then
+    segment from a fresh cache."""
     from PIL import Image
 
     Image.fromarray(IMAGE).save(tmp_path / "photo.png")
-    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_CACHE": str(tmp_path / "other"), "HF_TOKEN": TOKEN}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.address,
+        "HF_HUB_CACHE": str(tmp_path / "other"),
+        "HF_TOKEN": TOKEN,
+    }
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
 
     def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "cascade_clip", *words]
-        return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, env={**environment, **more}, capture_output=True, text=True, check=False
+        )
 
     pushed = run("push", str(tiny_folder), "me/tiny")
     assert pushed.returncode == 0, pushed.stderr
     assert f"uploaded {tiny_folder} to me/tiny: {hub.address}/me/tiny/commit/" in pushed.stdout
-    words = ("segment", str(tmp_path / "photo.png"), "--model", "me/tiny", "--classes", "cat, dog, grass", "--device", "cpu")
+    words = (
+        "segment",
+        str(tmp_path / "photo.png"),
+        "--model",
+        "me/tiny",
+        "--classes",
+        "cat, dog, grass",
+        "--device",
+        "cpu",
+    )
     done = run(*words, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     index = np.array(Image.open(tmp_path / "out" / "photo_index.png"))
@@ -276,7 +341,11 @@ def test_save_pretrained_writes_a_checkpoint_with_a_card(tmp_path: Path) -> None
     folder = predictor.save_pretrained(tmp_path / "model")
     assert (labels(Predictor.from_pretrained(folder, device="cpu")) == labels(predictor)).all()
     data = ModelCard.load(folder / "README.md").data.to_dict()
-    assert (data["library_name"], data["pipeline_tag"], data["license"]) == ("cascade-clip", "image-segmentation", "other")
+    assert (data["library_name"], data["pipeline_tag"], data["license"]) == (
+        "cascade-clip",
+        "image-segmentation",
+        "other",
+    )
     assert {"zero-shot", "open-vocabulary"} <= set(data["tags"])
 
 
@@ -286,10 +355,17 @@ def test_clip_from_a_local_file_is_stored_too(tmp_path: Path) -> None:
     weights = tmp_path / "clip.safetensors"
     weights.touch()
     clip = dataclasses.replace(made.config.model.clip, weights=str(weights))
-    config = dataclasses.replace(made.config, model=dataclasses.replace(made.config.model, clip=clip))
+    config = dataclasses.replace(
+        made.config, model=dataclasses.replace(made.config.model, clip=clip)
+    )
     local = dataclasses.replace(made, config=config, clip_fingerprint="f" * 64)
     assert read_record(save_checkpoint(tmp_path / "plain", local))["clip_stored"] is False
-    assert read_record(Predictor(local, device="cpu").save_pretrained(tmp_path / "published"))["clip_stored"] is True
+    assert (
+        read_record(Predictor(local, device="cpu").save_pretrained(tmp_path / "published"))[
+            "clip_stored"
+        ]
+        is True
+    )
 
 
 def test_the_card_says_where_a_model_comes_from() -> None:
@@ -301,7 +377,11 @@ def test_the_card_says_where_a_model_comes_from() -> None:
         model=dataclasses.replace(made.config.model, clip=clip),
         data=dataclasses.replace(made.config.data, name="coco-stuff"),
     )
-    start = {"time": "2026-11-24T10:00:00+00:00", "command": "cascade-clip train a.yaml", "hardware": {"cpu": "Some CPU", "gpus": []}}
+    start = {
+        "time": "2026-11-24T10:00:00+00:00",
+        "command": "cascade-clip train a.yaml",
+        "hardware": {"cpu": "Some CPU", "gpus": []},
+    }
     record = {
         "protocol": "inductive",
         "steps": 80000,
@@ -310,7 +390,10 @@ def test_the_card_says_where_a_model_comes_from() -> None:
         "clip_fingerprint": "ab12",
         "saved": "2026-11-24",
         "versions": {"cascade-clip": "0.1.0", "torch": "2.14.1"},
-        "run": {"data": {"images": 118287, "sha256": "cd34"}, "starts": [{**start, "git": {"commit": "9f9f", "dirty": False}}]},
+        "run": {
+            "data": {"images": 118287, "sha256": "cd34"},
+            "starts": [{**start, "git": {"commit": "9f9f", "dirty": False}}],
+        },
         "evaluation": {
             "data": {"name": "coco-stuff", "split": "val"},
             "images": 5000,
@@ -322,10 +405,16 @@ def test_the_card_says_where_a_model_comes_from() -> None:
     for line in (
         "license: cc-by-4.0",
         "# cascade",
-        "| CLIP weights (ViT-B-16-quickgelu, weights openai; not stored here, fetched from its source) | MIT (OpenAI) |",
+        (
+            "| CLIP weights (ViT-B-16-quickgelu, weights openai; not stored here, fetched from its"
+            " source) | MIT (OpenAI) |"
+        ),
         "| trained weights | CC BY 4.0 |",
         "| training data | COCO-Stuff: annotations CC BY 4.0, images under Flickr's terms of use |",
-        "Measured on coco-stuff, val, 5000 images, calibration 0.1. `cascade-clip verify` measures it again.",
+        (
+            "Measured on coco-stuff, val, 5000 images, calibration 0.1. `cascade-clip verify`"
+            " measures it again."
+        ),
         "| mIoU, seen classes | 41.10 |",
         "| mIoU, unseen classes | 43.40 |",
         "- protocol: inductive, steps: 80000, seed: 0",
@@ -344,7 +433,13 @@ def test_the_card_says_where_a_model_comes_from() -> None:
 
 @pytest.mark.parametrize(
     ("licence", "expected"),
-    [("Apache-2.0", "apache-2.0"), ("MIT", "mit"), ("CC BY-NC 4.0", "cc-by-nc-4.0"), ("unclear: ask", "other"), ("", "other")],
+    [
+        ("Apache-2.0", "apache-2.0"),
+        ("MIT", "mit"),
+        ("CC BY-NC 4.0", "cc-by-nc-4.0"),
+        ("unclear: ask", "other"),
+        ("", "other"),
+    ],
 )
 def test_licence_identifiers(licence: str, expected: str) -> None:
     assert licence_identifier(licence) == expected

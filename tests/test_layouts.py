@@ -30,7 +30,9 @@ def write_voc(root: Path, names: dict[str, Sequence[str]], values: Sequence[int]
     base = root / "VOCdevkit" / "VOC2012"
     for part, stems in names.items():
         (base / "ImageSets" / "Segmentation").mkdir(parents=True, exist_ok=True)
-        (base / "ImageSets" / "Segmentation" / f"{part}.txt").write_text("".join(f"{stem}\n" for stem in stems))
+        (base / "ImageSets" / "Segmentation" / f"{part}.txt").write_text(
+            "".join(f"{stem}\n" for stem in stems)
+        )
         folder = "SegmentationClassAug" if part == "aug" else "SegmentationClass"
         for stem in stems:
             write_pair(base / "JPEGImages" / f"{stem}.jpg", base / folder / f"{stem}.png", values)
@@ -39,11 +41,18 @@ def write_voc(root: Path, names: dict[str, Sequence[str]], values: Sequence[int]
 def test_voc_train_is_its_own_list_and_the_aug_list_of_sbd(tmp_path: Path) -> None:
     write_voc(tmp_path, {"train": ["b", "a"], "aug": ["c"], "val": ["d"]}, [0, 1, 20, 255])
     dataset = build_dataset(DataConfig(name="voc", root=str(tmp_path)))
-    assert [dataset.sample(index).path.stem for index in range(len(dataset))] == ["b", "a", "c"]  # the order of the lists
-    assert dataset.sample(0).labels[0].tolist() == [IGNORED, 0, 19, IGNORED]  # background and borders count nowhere
+    # the order of the lists
+    assert [dataset.sample(index).path.stem for index in range(len(dataset))] == ["b", "a", "c"]
+    # background and borders count nowhere
+    assert dataset.sample(0).labels[0].tolist() == [IGNORED, 0, 19, IGNORED]
     assert dataset.vocabulary.names[0] == "aeroplane" and len(dataset.vocabulary.unseen) == 5
-    masks = [mask for _, mask in list_layout("voc", tmp_path / "VOCdevkit" / "VOC2012", "train")]  # the data set's own folder will do
-    assert [mask.parent.name for mask in masks] == ["SegmentationClass", "SegmentationClass", "SegmentationClassAug"]
+    # the data set's own folder will do
+    masks = [mask for _, mask in list_layout("voc", tmp_path / "VOCdevkit" / "VOC2012", "train")]
+    assert [mask.parent.name for mask in masks] == [
+        "SegmentationClass",
+        "SegmentationClass",
+        "SegmentationClassAug",
+    ]
 
 
 def test_evaluation_takes_the_other_part(tmp_path: Path) -> None:
@@ -51,14 +60,17 @@ def test_evaluation_takes_the_other_part(tmp_path: Path) -> None:
     config = DataConfig(name="voc", root=str(tmp_path))
     assert len(build_dataset(config)) == 1
     assert len(build_dataset(config, "val")) == 2
-    assert len(build_dataset(dataclasses.replace(config, split="train"), "val")) == 1  # what is set holds
+    # what is set holds
+    assert len(build_dataset(dataclasses.replace(config, split="train"), "val")) == 1
     assert len(build_dataset(dataclasses.replace(config, limit=1), "val")) == 1
 
 
 @pytest.mark.parametrize(("name", "unseen"), [("context", "bird"), ("context-released", "bottle")])
 def test_context_has_two_splits_on_the_same_files(tmp_path: Path, name: str, unseen: str) -> None:
     base = tmp_path / "VOCdevkit" / "VOC2010"
-    write_pair(base / "JPEGImages" / "x.jpg", base / "SegmentationClassContext" / "x.png", [0, 1, 59])
+    write_pair(
+        base / "JPEGImages" / "x.jpg", base / "SegmentationClassContext" / "x.png", [0, 1, 59]
+    )
     (base / "ImageSets" / "SegmentationContext").mkdir(parents=True)
     (base / "ImageSets" / "SegmentationContext" / "val.txt").write_text("x\n")
     dataset = build_dataset(DataConfig(name=name, root=str(tmp_path), split="val"))  # type: ignore[arg-type]
@@ -71,8 +83,11 @@ def test_coco_stuff_reads_raw_values_and_train_ids(tmp_path: Path) -> None:
     masks = base / "annotations" / "val2017"
     write_pair(base / "images" / "val2017" / "1.jpg", masks / "1.png", [0, 12, 181, 255])
     config = DataConfig(name="coco-stuff", root=str(tmp_path), split="val")
-    assert build_dataset(config).sample(0).labels[0].tolist() == [0, 11, 170, IGNORED]  # 12 is the twelfth value that occurs
-    write_pair(base / "images" / "val2017" / "1.jpg", masks / "1_labelTrainIds.png", [0, 12, 170, 255])
+    # 12 is the twelfth value that occurs
+    assert build_dataset(config).sample(0).labels[0].tolist() == [0, 11, 170, IGNORED]
+    write_pair(
+        base / "images" / "val2017" / "1.jpg", masks / "1_labelTrainIds.png", [0, 12, 170, 255]
+    )
     assert build_dataset(config).sample(0).labels[0].tolist() == [0, 12, 170, IGNORED]
     write_pair(base / "images" / "val2017" / "2.jpg", masks / "2.png", [0])
     with pytest.raises(ValueError, match="finish the conversion"):
@@ -81,8 +96,14 @@ def test_coco_stuff_reads_raw_values_and_train_ids(tmp_path: Path) -> None:
 
 def test_ade20k(tmp_path: Path) -> None:
     base = tmp_path / "ade" / "ADEChallengeData2016"
-    write_pair(base / "images" / "training" / "t.jpg", base / "annotations" / "training" / "t.png", [1])
-    write_pair(base / "images" / "validation" / "v.jpg", base / "annotations" / "validation" / "v.png", [0, 1, 150])
+    write_pair(
+        base / "images" / "training" / "t.jpg", base / "annotations" / "training" / "t.png", [1]
+    )
+    write_pair(
+        base / "images" / "validation" / "v.jpg",
+        base / "annotations" / "validation" / "v.png",
+        [0, 1, 150],
+    )
     dataset = build_dataset(DataConfig(name="ade20k", root=str(tmp_path)), "val")
     assert dataset.sample(0).path.name == "v.jpg"
     assert dataset.sample(0).labels[0].tolist() == [IGNORED, 0, 149, IGNORED]
@@ -92,7 +113,11 @@ def test_cityscapes_takes_train_ids_where_all_frames_have_them(tmp_path: Path) -
     base = tmp_path / "cityscapes"
     fine = base / "gtFine" / "val" / "ulm"
     for frame in ("ulm_0", "ulm_1"):
-        write_pair(base / "leftImg8bit" / "val" / "ulm" / f"{frame}_leftImg8bit.png", fine / f"{frame}_gtFine_labelIds.png", [7, 33, 0])
+        write_pair(
+            base / "leftImg8bit" / "val" / "ulm" / f"{frame}_leftImg8bit.png",
+            fine / f"{frame}_gtFine_labelIds.png",
+            [7, 33, 0],
+        )
     write_pair(tmp_path / "x.png", fine / "ulm_0_gtFine_labelTrainIds.png", [0, 18, 255])
     config = DataConfig(name="cityscapes", root=str(tmp_path), split="val")
     assert build_dataset(config).sample(0).labels[0].tolist() == [0, 18, IGNORED, IGNORED]
@@ -102,7 +127,9 @@ def test_cityscapes_takes_train_ids_where_all_frames_have_them(tmp_path: Path) -
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASCADE_CLIP_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match=r"voc is not in .*nowhere.*VOCdevkit/VOC2012.*data prepare"):
+    with pytest.raises(
+        FileNotFoundError, match=r"voc is not in .*nowhere.*VOCdevkit/VOC2012.*data prepare"
+    ):
         build_dataset(DataConfig(name="voc"))
     write_voc(tmp_path, {"train": ["a"], "val": ["d"]}, [1])
     with pytest.raises(FileNotFoundError, match=r"aug\.txt is missing"):

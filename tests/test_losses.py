@@ -16,11 +16,17 @@ CONFIG = LossConfig()
 
 def dense_reference(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
     """The published formula, one (image, class) after another, in float64."""
-    masks = torch.nn.functional.interpolate(logits.double(), scale_factor=4, mode="bilinear", align_corners=False)
+    masks = torch.nn.functional.interpolate(
+        logits.double(), scale_factor=4, mode="bilinear", align_corners=False
+    )
     masks = masks[..., : labels.shape[1], : labels.shape[2]]
     total = torch.zeros((), dtype=torch.float64)
     for image in range(len(masks)):
-        counted = torch.ones_like(labels[image], dtype=torch.bool) if config.ignored == "negative" else labels[image] >= 0
+        counted = (
+            torch.ones_like(labels[image], dtype=torch.bool)
+            if config.ignored == "negative"
+            else labels[image] >= 0
+        )
         for index in range(masks.shape[1]):
             p = torch.sigmoid(masks[image, index])
             t = (labels[image] == index).double()
@@ -30,7 +36,9 @@ def dense_reference(logits: Tensor, labels: Tensor, config: LossConfig) -> Tenso
             total = total + config.focal * focal[counted].sum() / counted.sum().clamp(min=1)
             if t.sum() > 0:
                 p = p * counted
-                total = total + config.dice * (1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1))
+                total = total + config.dice * (
+                    1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+                )
     return total
 
 
@@ -39,7 +47,8 @@ def dense_reference(logits: Tensor, labels: Tensor, config: LossConfig) -> Tenso
     [
         (CONFIG, (16, 20)),  # whole grid
         (CONFIG, (15, 18)),  # crop that the patch does not divide: the padding is cut off
-        (dataclasses.replace(CONFIG, class_chunk=2), (16, 20)),  # several chunks, the last one smaller
+        # several chunks, the last one smaller
+        (dataclasses.replace(CONFIG, class_chunk=2), (16, 20)),
         (dataclasses.replace(CONFIG, class_chunk=1), (16, 20)),
         (dataclasses.replace(CONFIG, ignored="masked"), (16, 20)),  # ignored pixels count nowhere
         (dataclasses.replace(CONFIG, gamma=1.0, alpha=0.5, dice=3.0), (16, 20)),
@@ -63,7 +72,10 @@ def test_value_and_gradient(config: LossConfig, size: tuple[int, int]) -> None:
 
 def test_chunks_change_nothing() -> None:
     logits, labels = torch.randn(2, 7, 3, 3), torch.randint(-1, 7, (2, 12, 12))
-    totals = [float(mask_loss(logits, labels, 4, dataclasses.replace(CONFIG, class_chunk=chunk)).total) for chunk in (1, 3, 7, 100)]
+    totals = [
+        float(mask_loss(logits, labels, 4, dataclasses.replace(CONFIG, class_chunk=chunk)).total)
+        for chunk in (1, 3, 7, 100)
+    ]
     assert totals == pytest.approx([totals[0]] * 4, rel=1e-6)
 
 
@@ -76,7 +88,9 @@ def test_all_ignored_is_finite_and_pushes_down() -> None:
     assert float(result.dice) == 0
     assert torch.isfinite(logits.grad).all()
     assert (logits.grad > 0).all()
-    masked = mask_loss(logits, torch.full((1, 8, 8), -1), 4, dataclasses.replace(CONFIG, ignored="masked"))
+    masked = mask_loss(
+        logits, torch.full((1, 8, 8), -1), 4, dataclasses.replace(CONFIG, ignored="masked")
+    )
     assert float(masked.total) == 0
 
 
@@ -109,6 +123,13 @@ def test_memory_does_not_hold_every_full_size_mask() -> None:
     """What is saved for the backward pass has the size of the logits, whatever the image size."""
     saved: list[int] = []
     logits = torch.randn(1, 64, 4, 4, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor):
-        mask_loss(logits, torch.zeros(1, 64, 64, dtype=torch.long), 16, dataclasses.replace(CONFIG, class_chunk=4)).total.backward()
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor
+    ):
+        mask_loss(
+            logits,
+            torch.zeros(1, 64, 64, dtype=torch.long),
+            16,
+            dataclasses.replace(CONFIG, class_chunk=4),
+        ).total.backward()
     assert max(saved) <= 4 * 64 * 64  # one chunk of 4 classes, never 64

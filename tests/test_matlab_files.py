@@ -1,4 +1,5 @@
-"""MATLAB files: whole ones are read as SciPy reads them, damaged ones are refused before SciPy's reader, which they would crash."""
+"""MATLAB files: whole ones are read as SciPy reads them, damaged ones are refused before SciPy's
+reader, which they would crash."""
 
 from __future__ import annotations
 
@@ -34,23 +35,39 @@ def sbd_struct() -> dict[str, Any]:
     """As the files of SBD: sparse boundaries in a cell, the mask, a column of class numbers."""
     boundaries = np.empty((2, 1), dtype=object)
     boundaries[0, 0], boundaries[1, 0] = sparse.csc_matrix(LABELS > 9), sparse.csc_matrix((3, 4))
-    return {"Boundaries": boundaries, "Segmentation": LABELS, "CategoriesPresent": np.array([[1.0], [2.0]])}
+    return {
+        "Boundaries": boundaries,
+        "Segmentation": LABELS,
+        "CategoriesPresent": np.array([[1.0], [2.0]]),
+    }
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_whole_files(compressed: bool) -> None:
-    content = matlab(compressed, GTcls=sbd_struct(), LabelMap=LABELS.astype(np.uint16) * 1000, note="a cat", wave=np.array([[1 + 2j]]))
+    content = matlab(
+        compressed,
+        GTcls=sbd_struct(),
+        LabelMap=LABELS.astype(np.uint16) * 1000,
+        note="a cat",
+        wave=np.array([[1 + 2j]]),
+    )
     found, wanted = load_matlab(content), loadmat(io.BytesIO(content))
     assert found.keys() == wanted.keys()
     assert found["LabelMap"].tolist() == (LABELS.astype(int) * 1000).tolist()
     assert found["note"].tolist() == ["a cat"] and found["wave"].tolist() == [[1 + 2j]]
     inside = found["GTcls"][0, 0]
-    assert inside["Segmentation"].dtype == np.uint8 and np.array_equal(inside["Segmentation"], LABELS)
+    assert inside["Segmentation"].dtype == np.uint8 and np.array_equal(
+        inside["Segmentation"], LABELS
+    )
     assert inside["Boundaries"][0, 0].toarray().sum() == 2 and inside["Boundaries"][1, 0].nnz == 0
 
 
 def test_the_compression_is_taken_away() -> None:
-    assert unpack_matlab(matlab(True, a=LABELS, b=LABELS)) == unpack_matlab(plain := matlab(False, a=LABELS, b=LABELS)) == plain
+    assert (
+        unpack_matlab(matlab(True, a=LABELS, b=LABELS))
+        == unpack_matlab(plain := matlab(False, a=LABELS, b=LABELS))
+        == plain
+    )
 
 
 def test_logical_sparse_values_that_matlab_calls_doubles() -> None:
@@ -68,7 +85,12 @@ def test_logical_sparse_values_that_matlab_calls_doubles() -> None:
 def test_the_other_byte_order() -> None:
     name, numbers = struct.pack(">HHcxxx", 1, 1, b"a"), struct.pack(">II3H2x", 4, 6, 1, 2, 515)
     inside = struct.pack(">IIII", 6, 8, 11, 0) + struct.pack(">IIii", 5, 8, 1, 3) + name + numbers
-    content = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x01\x00MI" + struct.pack(">II", 14, len(inside)) + inside
+    content = (
+        b"MATLAB 5.0 MAT-file".ljust(124)
+        + b"\x01\x00MI"
+        + struct.pack(">II", 14, len(inside))
+        + inside
+    )
     assert load_matlab(content)["a"].tolist() == [[1, 2, 515]]
 
 
@@ -100,11 +122,16 @@ def nested(levels: int) -> bytes:
     [
         (b"", "the header of MATLAB 5 files is missing"),
         (SIMPLE[:127], "the header of MATLAB 5 files is missing"),
-        (bytes(4) + SIMPLE[4:], "the header of MATLAB 5 files is missing"),  # version 4, another reader
+        # version 4, another reader
+        (bytes(4) + SIMPLE[4:], "the header of MATLAB 5 files is missing"),
         (SIMPLE[:-1], "it is cut off"),
         (SIMPLE + b"\0", "it is cut off"),
-        (number_at(176, 25, SIMPLE), "an element of type 25 and 12 bytes in a wrong place"),  # SciPy crashes
-        (number_at(180, 2**31, SIMPLE), "an element of type 2 and 2147483648 bytes in a wrong place"),
+        # SciPy crashes
+        (number_at(176, 25, SIMPLE), "an element of type 25 and 12 bytes in a wrong place"),
+        (
+            number_at(180, 2**31, SIMPLE),
+            "an element of type 2 and 2147483648 bytes in a wrong place",
+        ),
         (number_at(180, 11, SIMPLE), "11 bytes of type 2 for 12 values"),
         (number_at(176, 4, SIMPLE), "12 bytes of type 4 for 12 values"),
         (number_at(144, 17, SIMPLE), r"a matrix of class 17 and shape \(3, 4\)"),
@@ -118,7 +145,10 @@ def nested(levels: int) -> bytes:
         (number_at(144, 5, SIMPLE), "it is cut off"),
         (bomb(), "it unpacks to more than 67,108,864 bytes"),
         (nested(8), "8 inside one another"),
-        (matlab(True, a=LABELS)[:-1] + b"\0", "its compressed part is damaged: .*incorrect data check"),
+        (
+            matlab(True, a=LABELS)[:-1] + b"\0",
+            "its compressed part is damaged: .*incorrect data check",
+        ),
     ],
     ids=range(21),
 )
@@ -148,7 +178,11 @@ print(json.dumps(test_matlab_files.try_mutants(3000)))
 
 def try_mutants(count: int) -> dict[str, int]:
     """Read files of which a few numbers were changed at random; how many were read and refused."""
-    seeds = [matlab(GTcls=sbd_struct()), matlab(LabelMap=LABELS.astype(np.uint16)), raw_data.sbd_file(0)]
+    seeds = [
+        matlab(GTcls=sbd_struct()),
+        matlab(LabelMap=LABELS.astype(np.uint16)),
+        raw_data.sbd_file(0),
+    ]
     seeds.append(unpack_matlab(seeds[2]))
     generator, found = np.random.default_rng(0), {"read": 0, "refused": 0}
     numbers = (0, 1, 5, 8, 9, 14, 17, 25, 200, 0x10001, 0x20005, 0x50001, 2**31 - 1, 2**32 - 1)

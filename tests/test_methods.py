@@ -1,4 +1,5 @@
-"""Methods as compositions: every row of the tables in docs/methods.md is built from its YAML, and its loss reaches what is trained."""
+"""Methods as compositions: every row of the tables in docs/methods.md is built from its YAML, and
+its loss reaches what is trained."""
 
 from __future__ import annotations
 
@@ -39,7 +40,11 @@ class Row(NamedTuple):
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    both = {name: merge(base[name], change[name]) for name in base.keys() & change.keys() if isinstance(base[name], dict)}
+    both = {
+        name: merge(base[name], change[name])
+        for name in base.keys() & change.keys()
+        if isinstance(base[name], dict)
+    }
     return {**base, **change, **both}
 
 
@@ -61,9 +66,15 @@ ROWS = list(read_rows())
 
 
 def test_every_table_of_compositions_is_there() -> None:
-    counts = {table: sum(row.table == table for row in ROWS) for table in dict.fromkeys(row.table for row in ROWS)}
+    counts = {
+        table: sum(row.table == table for row in ROWS)
+        for table in dict.fromkeys(row.table for row in ROWS)
+    }
     expected = {1: 3, 4: 3, 5: 3, 6: 6, 7: 3, 8: 6, 9: 2, 10: 12, 14: 6, 15: 3, 16: 3, 18: 4}
-    assert counts == {"Methods": 9, **{f"Table {number}": rows for number, rows in expected.items()}}
+    assert counts == {
+        "Methods": 9,
+        **{f"Table {number}": rows for number, rows in expected.items()},
+    }
 
 
 def test_rows_of_a_table_differ() -> None:
@@ -87,7 +98,9 @@ def test_a_row_has_a_finite_loss_and_gradients(row: Row) -> None:
     weights = row.config.train.loss
     for name in ("focal", "dice", "ssim", "cross_entropy"):
         assert bool(getattr(result, name) > 0) == bool(getattr(weights, name)), name
-    assert float(result.total) == pytest.approx(float(result.focal + result.dice + result.ssim + result.cross_entropy), rel=1e-5)
+    assert float(result.total) == pytest.approx(
+        float(result.focal + result.dice + result.ssim + result.cross_entropy), rel=1e-5
+    )
     for name, parameter in task.model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
         if parameter.grad is not None:
@@ -97,7 +110,12 @@ def test_a_row_has_a_finite_loss_and_gradients(row: Row) -> None:
 
 def test_published_figures_on_the_page_are_those_of_the_configs() -> None:
     """Where a row is a file in configs, both print the same figures."""
-    methods = {"ZegCLIP": "zegclip", "Frozen CLIP": "frozen", "SPT-SEG": "spt", "Cascade-CLIP": "cascade"}
+    methods = {
+        "ZegCLIP": "zegclip",
+        "Frozen CLIP": "frozen",
+        "SPT-SEG": "spt",
+        "Cascade-CLIP": "cascade",
+    }
     compared = 0
     for row in ROWS:
         data = {"Methods": "voc", "Table 10": "coco"}.get(row.table)
@@ -120,19 +138,24 @@ def test_published_figures_on_the_page_are_those_of_the_configs() -> None:
 @pytest.mark.parametrize(
     ("settings", "total", "trained"),
     [
-        ({"prompts": {"tokens": 100}, "stages": [[12]]}, 164.9, 14.65),  # Table 12 prints 14.6; 14,650,624 in the released program
+        # Table 12 prints 14.6; 14,650,624 in the released program
+        ({"prompts": {"tokens": 100}, "stages": [[12]]}, 164.9, 14.65),
         ({"prompts": {"tokens": 50}}, 193.1, 40.46),
-        ({"prompts": {"tokens": 50}, "stages": [[12], [12], [12]]}, None, 40.46),  # Table 7: "the same size"
+        # Table 7: "the same size"
+        ({"prompts": {"tokens": 50}, "stages": [[12], [12], [12]]}, None, 40.46),
     ],
 )
-def test_parameters_of_table_12(settings: dict[str, Any], total: float | None, trained: float) -> None:
+def test_parameters_of_table_12(
+    settings: dict[str, Any], total: float | None, trained: float
+) -> None:
     cost = count_cost(config_from_dict(ModelConfig, settings), 171, 32)
     assert total is None or cost.published_parameters / 1e6 == pytest.approx(total, abs=0.05)
     assert cost.published_trained / 1e6 == pytest.approx(trained, abs=0.005)
 
 
 def test_parameters_of_the_spectral_decoder() -> None:
-    """Stored by the released head with three layers: 17.69 M; of a layer reach an output: 3,614,656, of the last one its values alone."""
+    """Stored by the released head with three layers: 17.69 M; of a layer reach an output:
+    3,614,656, of the last one its values alone."""
     model = {"prompts": {"kind": "none"}, "stages": [[12]], "decoder": {"kind": "spectral"}}
     cost = count_cost(config_from_dict(ModelConfig, model), 171, 32)
     query = 2 * 512 * 512 + 512
@@ -142,7 +165,12 @@ def test_parameters_of_the_spectral_decoder() -> None:
 
 
 def test_a_decoder_without_weights_has_no_dead_ones() -> None:
-    model = {"prompts": {"kind": "none"}, "queries": "text", "stages": [[12]], "decoder": {"kind": "similarity"}}
+    model = {
+        "prompts": {"kind": "none"},
+        "queries": "text",
+        "stages": [[12]],
+        "decoder": {"kind": "similarity"},
+    }
     cost = count_cost(config_from_dict(ModelConfig, {**TINY["model"], **model}), 5, 32)
     assert (cost.trained, cost.dead_parameters, cost.dead_flops) == (0, 0, 0)
 
@@ -177,19 +205,35 @@ def test_linear_text_queries_do_not_see_the_image() -> None:
     text, others = torch.randn(3, 32), torch.randn(2, 3, 32)
     assert len(model.queries) == 2
     for projection in model.queries:
-        (first, second) = (projection(torch.cat([half, text], dim=-1)) for half in others)  # the image half differs
+        # the image half differs
+        first, second = (projection(torch.cat([half, text], dim=-1)) for half in others)
         assert torch.equal(first, second)
-        torch.testing.assert_close(first, text @ projection.linear.weight.T + projection.linear.bias)
+        torch.testing.assert_close(
+            first, text @ projection.linear.weight.T + projection.linear.bias
+        )
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"decoder": {"kind": "spectral"}}, r"model\.decoder\.kind is spectral, the checkpoint has transformer"),
-        ({"prompts": {"spectral": True}}, r"model\.prompts\.spectral is True, the checkpoint has False"),
-        ({"queries": "text_linear"}, r"model\.queries is text_linear, the checkpoint has independent"),
+        (
+            {"decoder": {"kind": "spectral"}},
+            r"model\.decoder\.kind is spectral, the checkpoint has transformer",
+        ),
+        (
+            {"prompts": {"spectral": True}},
+            r"model\.prompts\.spectral is True, the checkpoint has False",
+        ),
+        (
+            {"queries": "text_linear"},
+            r"model\.queries is text_linear, the checkpoint has independent",
+        ),
     ],
 )
-def test_weights_of_another_composition_are_refused(model: dict[str, Any], message: str, tiny_folder: Path) -> None:
+def test_weights_of_another_composition_are_refused(
+    model: dict[str, Any], message: str, tiny_folder: Path
+) -> None:
     with pytest.raises(ValueError, match=message):
-        start_from(config_from_dict(Config, {"model": merge(TINY["model"], model)}), str(tiny_folder))
+        start_from(
+            config_from_dict(Config, {"model": merge(TINY["model"], model)}), str(tiny_folder)
+        )

@@ -1,4 +1,5 @@
-"""Scores against the released program, torchmetrics, a brute-force count and hand-computed tables."""
+"""Scores against the released program, torchmetrics, a brute-force count and hand-computed
+tables."""
 
 from __future__ import annotations
 
@@ -12,21 +13,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassJaccardIndex,
+)
 
 from cascade_clip.metrics import ConfusionMatrix, Scores, scores
 
 REFERENCE = Path(__file__).parent / "reference" / "metrics.npz"
 
 
-def count(prediction: object, target: object, classes: int = 2, ignore: int = -1) -> ConfusionMatrix:
+def count(
+    prediction: object, target: object, classes: int = 2, ignore: int = -1
+) -> ConfusionMatrix:
     matrix = ConfusionMatrix(classes)
     matrix.update(np.asarray(prediction), np.asarray(target), ignore)
     return matrix
 
 
 def score(matrix: ConfusionMatrix, seen: list[bool] | None = None) -> Scores:
-    return scores(matrix, [f"c{index}" for index in range(matrix.classes)], seen or [True] * matrix.classes)
+    return scores(
+        matrix, [f"c{index}" for index in range(matrix.classes)], seen or [True] * matrix.classes
+    )
 
 
 # The released program
@@ -46,10 +55,13 @@ def reference() -> dict[str, np.ndarray]:
 def test_areas_equal_the_released_program(reference: dict[str, np.ndarray]) -> None:
     assert reference["n"] == 4
     for index in range(4):
-        counts = count(reference[f"pred{index}"], voc_labels(reference[f"gt_raw{index}"]), 20).matrix.numpy()
+        counts = count(
+            reference[f"pred{index}"], voc_labels(reference[f"gt_raw{index}"]), 20
+        ).matrix.numpy()
         right, predicted, labelled = counts.diagonal(), counts.sum(0), counts.sum(1)
         assert np.array_equal(right, reference[f"intersect{index}"])
-        assert np.array_equal(predicted, reference[f"pred_area{index}"])  # what is predicted on ignored pixels does not count
+        # what is predicted on ignored pixels does not count
+        assert np.array_equal(predicted, reference[f"pred_area{index}"])
         assert np.array_equal(labelled, reference[f"label_area{index}"])
         assert np.array_equal(predicted + labelled - right, reference[f"union{index}"])
 
@@ -57,7 +69,10 @@ def test_areas_equal_the_released_program(reference: dict[str, np.ndarray]) -> N
 def test_scores_equal_the_released_program(reference: dict[str, np.ndarray]) -> None:
     matrix = ConfusionMatrix(20)
     for index in range(4):
-        matrix.update(torch.from_numpy(reference[f"pred{index}"]), torch.from_numpy(voc_labels(reference[f"gt_raw{index}"])))
+        matrix.update(
+            torch.from_numpy(reference[f"pred{index}"]),
+            torch.from_numpy(voc_labels(reference[f"gt_raw{index}"])),
+        )
     found = score(matrix, [True] * 15 + [False] * 5)
     np.testing.assert_allclose(found.iou, reference["metric/IoU"], rtol=1e-6)
     np.testing.assert_allclose(found.accuracy, reference["metric/Acc"], rtol=1e-6)
@@ -66,9 +81,15 @@ def test_scores_equal_the_released_program(reference: dict[str, np.ndarray]) -> 
         [float(reference[f"evaluate/{name}"]) for name in ("mIoU", "mAcc", "aAcc")], abs=5.1e-5
     )  # printed with 4 decimals
     assert found.seen_miou is not None and found.unseen_miou is not None and found.hiou is not None
-    assert round(100 * found.seen_miou, 2) == pytest.approx(float(reference["seen_mIoU_percent_2dp"]), abs=1e-5)
-    assert round(100 * found.unseen_miou, 2) == pytest.approx(float(reference["unseen_mIoU_percent_2dp"]), abs=1e-5)
-    assert found.hiou == 2 * found.seen_miou * found.unseen_miou / (found.seen_miou + found.unseen_miou)
+    assert round(100 * found.seen_miou, 2) == pytest.approx(
+        float(reference["seen_mIoU_percent_2dp"]), abs=1e-5
+    )
+    assert round(100 * found.unseen_miou, 2) == pytest.approx(
+        float(reference["unseen_mIoU_percent_2dp"]), abs=1e-5
+    )
+    assert found.hiou == 2 * found.seen_miou * found.unseen_miou / (
+        found.seen_miou + found.unseen_miou
+    )
     assert found.absent == ()
 
 
@@ -87,33 +108,49 @@ LABELS = st.integers(1, 5).flatmap(
 @given(LABELS)
 def test_scores_equal_a_brute_force_count(case: tuple[int, np.ndarray, np.ndarray]) -> None:
     classes, prediction, target = case
-    pixels = [(int(p), int(t)) for p, t in zip(prediction.flat, target.flat, strict=True) if t not in (-1, 255)]
+    pixels = [
+        (int(p), int(t))
+        for p, t in zip(prediction.flat, target.flat, strict=True)
+        if t not in (-1, 255)
+    ]
     found = score(count(prediction, target, classes, ignore=255))
     for index in range(classes):
         both = sum(p == index and t == index for p, t in pixels)
         either = sum(p == index or t == index for p, t in pixels)
         labelled = sum(t == index for _, t in pixels)
         assert found.iou[index] == pytest.approx(both / either if either else math.nan, nan_ok=True)
-        assert found.accuracy[index] == pytest.approx(both / labelled if labelled else math.nan, nan_ok=True)
+        assert found.accuracy[index] == pytest.approx(
+            both / labelled if labelled else math.nan, nan_ok=True
+        )
         assert (f"c{index}" in found.absent) is (either == 0)
-    assert found.pixel_accuracy == (pytest.approx(sum(p == t for p, t in pixels) / len(pixels)) if pixels else None)
+    assert found.pixel_accuracy == (
+        pytest.approx(sum(p == t for p, t in pixels) / len(pixels)) if pixels else None
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_scores_equal_torchmetrics(seed: int) -> None:
     draws = torch.Generator().manual_seed(seed)
     classes = 7
-    prediction = torch.randint(0, classes - seed % 2, (3, 17, 23), generator=draws)  # the last class is absent in odd cases
+    # the last class is absent in odd cases
+    prediction = torch.randint(0, classes - seed % 2, (3, 17, 23), generator=draws)
     target = torch.randint(-1, classes - seed % 2, (3, 17, 23), generator=draws)
     matrix = ConfusionMatrix(classes)
     for predicted, labelled in zip(prediction, target, strict=True):
         matrix.update(predicted, labelled)
     found = score(matrix)
-    assert torch.equal(matrix.matrix, MulticlassConfusionMatrix(classes, ignore_index=-1)(prediction, target))
+    assert torch.equal(
+        matrix.matrix, MulticlassConfusionMatrix(classes, ignore_index=-1)(prediction, target)
+    )
     for average, expected in (("none", found.iou), ("macro", found.miou)):
-        theirs = MulticlassJaccardIndex(classes, average=average, ignore_index=-1)(prediction, target)
-        np.testing.assert_allclose(theirs, np.nan_to_num(expected), rtol=1e-6)  # they give an absent class 0
-    accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=-1, multidim_average="global")(prediction, target)
+        theirs = MulticlassJaccardIndex(classes, average=average, ignore_index=-1)(
+            prediction, target
+        )
+        # they give an absent class 0
+        np.testing.assert_allclose(theirs, np.nan_to_num(expected), rtol=1e-6)
+    accuracy = MulticlassAccuracy(
+        classes, average="micro", ignore_index=-1, multidim_average="global"
+    )(prediction, target)
     assert found.pixel_accuracy == pytest.approx(float(accuracy), rel=1e-6)
     for average, expected in (("none", found.accuracy), ("macro", found.mean_accuracy)):
         theirs = MulticlassAccuracy(classes, average=average, ignore_index=-1)(prediction, target)
@@ -129,15 +166,21 @@ def test_scores_equal_torchmetrics(seed: int) -> None:
     ("prediction", "target", "iou", "accuracy"),
     [
         ([[0, 1]], [[0, 1]], [1, 1], [1, 1]),  # perfect
-        ([[0, 0]], [[0, 1]], [1 / 2, 0], [1, 0]),  # class 0 predicted once too often, class 1 missed
-        ([[0, 1]], [[0, -1]], [1, math.nan], [1, math.nan]),  # a prediction on an ignored pixel counts nowhere
-        ([[0, 1]], [[0, 0]], [1 / 2, 0], [1 / 2, math.nan]),  # class 1 is predicted but never true: IoU 0, no accuracy
+        # class 0 predicted once too often, class 1 missed
+        ([[0, 0]], [[0, 1]], [1 / 2, 0], [1, 0]),
+        # a prediction on an ignored pixel counts nowhere
+        ([[0, 1]], [[0, -1]], [1, math.nan], [1, math.nan]),
+        # class 1 is predicted but never true: IoU 0, no accuracy
+        ([[0, 1]], [[0, 0]], [1 / 2, 0], [1 / 2, math.nan]),
         ([[-1, 1]], [[0, 1]], [0, 1], [0, 1]),  # no prediction: wrong for class 0 and for no other
         ([[-1, 0]], [[0, 0]], [1 / 2, math.nan], [1 / 2, math.nan]),  # ... and in its union
-        ([[-1, -1]], [[-1, 0]], [0, math.nan], [0, math.nan]),  # no prediction on an ignored pixel: nothing
+        # no prediction on an ignored pixel: nothing
+        ([[-1, -1]], [[-1, 0]], [0, math.nan], [0, math.nan]),
     ],
 )
-def test_per_class_scores(prediction: list[list[int]], target: list[list[int]], iou: list[float], accuracy: list[float]) -> None:
+def test_per_class_scores(
+    prediction: list[list[int]], target: list[list[int]], iou: list[float], accuracy: list[float]
+) -> None:
     found = score(count(prediction, target))
     assert found.iou == pytest.approx(iou, nan_ok=True)
     assert found.accuracy == pytest.approx(accuracy, nan_ok=True)
@@ -150,7 +193,8 @@ MIXED = ([[0, 0, 1, 1, 2]], [[0, 1, 1, 2, 2]])
 @pytest.mark.parametrize(
     ("seen", "expected"),
     [
-        ([True, True, False, False], (5 / 12, 1 / 2, 5 / 11)),  # the absent class 3 is not in U; 2 * 5/12 * 1/2 / (11/12)
+        # the absent class 3 is not in U; 2 * 5/12 * 1/2 / (11/12)
+        ([True, True, False, False], (5 / 12, 1 / 2, 5 / 11)),
         ([True, False, True, False], (1 / 2, 1 / 3, 2 / 5)),
         ([True, True, True, True], (4 / 9, None, None)),  # no unseen class
         ([True, True, True, False], (4 / 9, None, None)),  # the only unseen class is absent
@@ -159,7 +203,9 @@ MIXED = ([[0, 0, 1, 1, 2]], [[0, 1, 1, 2, 2]])
 )
 def test_seen_and_unseen(seen: list[bool], expected: tuple[float | None, ...]) -> None:
     found = score(count(*MIXED, classes=4), seen)
-    assert (found.seen_miou, found.unseen_miou, found.hiou) == tuple(value if value is None else pytest.approx(value) for value in expected)
+    assert (found.seen_miou, found.unseen_miou, found.hiou) == tuple(
+        value if value is None else pytest.approx(value) for value in expected
+    )
     assert found.miou == pytest.approx(4 / 9)
     assert found.absent == ("c3",)
 
@@ -171,14 +217,27 @@ def test_harmonic_mean_of_nothing_right_is_zero() -> None:
 
 def test_nothing_labelled_gives_no_numbers() -> None:
     found = score(count([[0, 1]], [[-1, -1]]), [True, False])
-    assert (found.miou, found.seen_miou, found.unseen_miou, found.hiou, found.pixel_accuracy, found.mean_accuracy) == (None,) * 6
+    assert (
+        found.miou,
+        found.seen_miou,
+        found.unseen_miou,
+        found.hiou,
+        found.pixel_accuracy,
+        found.mean_accuracy,
+    ) == (None,) * 6
     assert found.absent == ("c0", "c1")
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.int64, torch.uint8, torch.int16, torch.int64])
+@pytest.mark.parametrize(
+    "kind", [np.uint8, np.uint16, np.int32, np.int64, torch.uint8, torch.int16, torch.int64]
+)
 def test_any_whole_numbers_are_counted(kind: object) -> None:
     values = [[0, 1, 1], [1, 0, 1]]
-    label_map = torch.tensor(values, dtype=kind) if isinstance(kind, torch.dtype) else np.array(values, dtype=kind)  # type: ignore[call-overload]
+    label_map = (
+        torch.tensor(values, dtype=kind)
+        if isinstance(kind, torch.dtype)
+        else np.array(values, dtype=kind)
+    )  # type: ignore[call-overload]
     matrix = ConfusionMatrix(2)
     matrix.update(label_map, label_map)
     assert matrix.matrix.tolist() == [[2, 0], [0, 4]]
@@ -190,7 +249,13 @@ def test_ignored_value_of_files() -> None:
 
 def test_images_add_up_in_any_split() -> None:
     draws = torch.Generator().manual_seed(0)
-    pairs = [(torch.randint(-1, 4, (5, 6), generator=draws), torch.randint(-1, 4, (5, 6), generator=draws)) for _ in range(6)]
+    pairs = [
+        (
+            torch.randint(-1, 4, (5, 6), generator=draws),
+            torch.randint(-1, 4, (5, 6), generator=draws),
+        )
+        for _ in range(6)
+    ]
     whole, first, second = (ConfusionMatrix(4) for _ in range(3))
     for index, pair in enumerate(pairs):
         whole.update(*pair)

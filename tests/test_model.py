@@ -1,4 +1,5 @@
-"""What every model must do, whatever its composition; decoders, aggregations, and what is trained."""
+"""What every model must do, whatever its composition; decoders, aggregations, and what is
+trained."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ COMPOSITIONS: dict[str, dict[str, Any]] = {
     "last block inside a stage": {"stages": [[4, 5, 6], [7, 8, 9], [10, 11, 12]]},
     "without the last block": {"stages": [[6, 7, 8], [9, 10, 11]]},
     "gaps and any order": {"stages": [[2, 9], [1]]},
-    "naive fusion": {"stages": [[6, 7, 8, 9, 10, 11, 12]], "aggregation": {"kind": "sum", "trained": False}},
+    "naive fusion": {
+        "stages": [[6, 7, 8, 9, 10, 11, 12]],
+        "aggregation": {"kind": "sum", "trained": False},
+    },
     "shared queries": {"queries": "shared"},
     "concatenation": {"aggregation": {"kind": "concat"}},
     "block attention": {"aggregation": {"kind": "attention"}},
@@ -35,7 +39,10 @@ COMPOSITIONS: dict[str, dict[str, Any]] = {
     "projections from CLIP, trained": {"projection": {"init": "clip", "trained": True}},
     "one decoder layer": {"decoder": {"layers": 1, "heads": 2}},
     "native positions": {"position_grid": None},
-    "SPT-SEG with cascade": {"prompts": {"spectral": True}, "decoder": {"kind": "spectral", "layers": 2, "heads": 4, "low_share": 0.75}},
+    "SPT-SEG with cascade": {
+        "prompts": {"spectral": True},
+        "decoder": {"kind": "spectral", "layers": 2, "heads": 4, "low_share": 0.75},
+    },
     "three decoders on the last block": {"stages": [[12], [12], [12]]},
     "linear text queries": {"queries": "text_linear"},
 }
@@ -50,7 +57,8 @@ def build(changes: dict[str, Any]) -> Segmenter:
 class TestModelContract:
     """Inherited by every composition of parts."""
 
-    @pytest.mark.parametrize("size", [(64, 64), (48, 97)])  # an odd, non-square size hides no swapped axes
+    # an odd, non-square size hides no swapped axes
+    @pytest.mark.parametrize("size", [(64, 64), (48, 97)])
     def test_output_has_the_grid_of_the_image(self, name: str, size: tuple[int, int]) -> None:
         model = build(COMPOSITIONS[name]).eval()
         with torch.inference_mode():
@@ -75,8 +83,15 @@ class TestModelContract:
 
     def test_evaluation_draws_nothing(self, name: str) -> None:
         changes = COMPOSITIONS[name]
-        parts = {part: {**TINY_MODEL[part], **changes.get(part, {}), "dropout": 0.5} for part in ("prompts", "decoder")}
-        model, images, text = build({**changes, **parts}).eval(), torch.randn(1, 3, 64, 64), torch.randn(3, 32)
+        parts = {
+            part: {**TINY_MODEL[part], **changes.get(part, {}), "dropout": 0.5}
+            for part in ("prompts", "decoder")
+        }
+        model, images, text = (
+            build({**changes, **parts}).eval(),
+            torch.randn(1, 3, 64, 64),
+            torch.randn(3, 32),
+        )
         with torch.inference_mode():
             assert torch.equal(model(images, text), model(images, text))
             model.train()
@@ -91,37 +106,65 @@ class TestModelContract:
 
 
 def test_what_is_trained_in_the_published_cascade() -> None:
-    trained = {name.split(".")[0] + "." + name.split(".")[1] for name, p in build({}).named_parameters() if p.requires_grad}
+    trained = {
+        name.split(".")[0] + "." + name.split(".")[1]
+        for name, p in build({}).named_parameters()
+        if p.requires_grad
+    }
     heads = {f"{part}.{index}" for part in ("queries", "decoders") for index in range(3)}
-    assert trained == {"backbone.prompts", "backbone.prompt_norm", "aggregations.0", "aggregations.1"} | heads
+    assert (
+        trained
+        == {
+            "backbone.prompts",
+            "backbone.prompt_norm",
+            "aggregations.0",
+            "aggregations.1",
+        }
+        | heads
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "others"),
     [
         ({}, {"backbone.prompts", "backbone.prompt_norm"}),
-        ({"projection": {"trained": True}}, {"backbone.prompts", "backbone.prompt_norm", "backbone.taps"}),
+        (
+            {"projection": {"trained": True}},
+            {"backbone.prompts", "backbone.prompt_norm", "backbone.taps"},
+        ),
         ({"prompts": {"kind": "none"}}, set()),  # no prompts, no norm of theirs
-        ({"prompts": {"kind": "none"}, "projection": {"init": "clip", "trained": True}}, {"backbone.taps"}),
+        (
+            {"prompts": {"kind": "none"}, "projection": {"init": "clip", "trained": True}},
+            {"backbone.taps"},
+        ),
     ],
 )
 def test_what_is_trained_beside_the_head(changes: dict[str, Any], others: set[str]) -> None:
-    names = [name for name, parameter in build(changes).named_parameters() if parameter.requires_grad]
-    assert {".".join(name.split(".")[:2]) for name in names if name.startswith("backbone")} == others
+    names = [
+        name for name, parameter in build(changes).named_parameters() if parameter.requires_grad
+    ]
+    assert {
+        ".".join(name.split(".")[:2]) for name in names if name.startswith("backbone")
+    } == others
 
 
 def test_the_cascade_is_the_sum_of_its_stages() -> None:
-    """Each stage has its own blocks, query map and decoder; the masks of one do not move when another stage changes."""
+    """Each stage has its own blocks, query map and decoder; the masks of one do not move when
+    another stage changes."""
     model = build({}).eval()
     images, text = torch.randn(1, 3, 48, 64), torch.randn(3, 32)
     with torch.inference_mode():
         before = model.stage_masks(images, text)
-        torch.testing.assert_close(model(images, text), before.stages[0] + before.stages[1] + before.stages[2])
+        torch.testing.assert_close(
+            model(images, text), before.stages[0] + before.stages[1] + before.stages[2]
+        )
         model.queries[1].weight.zero_()
         model.decoders[1].mask_attention.key.weight.zero_()
         model.backbone.taps.matrices[3:].zero_()  # blocks 9 to 11
         after = model.stage_masks(images, text)
-    assert [torch.equal(old, new) for old, new in zip(before.stages, after.stages, strict=True)] == [True, False, True]
+    assert [
+        torch.equal(old, new) for old, new in zip(before.stages, after.stages, strict=True)
+    ] == [True, False, True]
 
 
 def test_shared_queries_are_one_map() -> None:
@@ -137,7 +180,8 @@ def test_projections_from_clip_are_copies() -> None:
     with torch.no_grad():
         backbone.tower.visual.proj.zero_()
         backbone.tower.visual.ln_post.weight.zero_()
-    assert bool(backbone.taps.matrices.any()) and bool(backbone.taps.norms[0].weight.any())  # copies, not the same tensors
+    # copies, not the same tensors
+    assert bool(backbone.taps.matrices.any()) and bool(backbone.taps.norms[0].weight.any())
 
 
 def test_small_constants_of_the_norms() -> None:
@@ -146,7 +190,8 @@ def test_small_constants_of_the_norms() -> None:
     config = config_from_dict(ModelConfig, {**TINY_MODEL, "projection": {"init": "clip"}})
     backbone = build_segmenter(config, clip).backbone
     assert backbone.prompt_norm.eps == 1e-6  # not PyTorch's 1e-5
-    assert {norm.eps for norm in backbone.taps.norms} == {1e-3}  # a copy of CLIP's norm is one in this too
+    # a copy of CLIP's norm is one in this too
+    assert {norm.eps for norm in backbone.taps.norms} == {1e-3}
 
 
 def test_random_projections_have_the_published_scale() -> None:
@@ -172,8 +217,14 @@ def test_drop_path_skips_blocks_in_training_only() -> None:
     plain = build({"prompts": {"tokens": 3, "dropout": 0.0}}).eval()
     plain.load_state_dict(model.state_dict())
     with torch.no_grad():
-        assert torch.equal(model.eval().features(images, [12]).patches[12], plain.features(images, [12]).patches[12])
-        assert not torch.equal(model.train().features(images, [12]).patches[12], plain.features(images, [12]).patches[12])
+        assert torch.equal(
+            model.eval().features(images, [12]).patches[12],
+            plain.features(images, [12]).patches[12],
+        )
+        assert not torch.equal(
+            model.train().features(images, [12]).patches[12],
+            plain.features(images, [12]).patches[12],
+        )
 
 
 def test_dead_weights_do_not_exist() -> None:
@@ -188,15 +239,23 @@ def test_dead_weights_do_not_exist() -> None:
 def test_mask_logits_are_the_mean_over_heads() -> None:
     attention = MaskAttention(32, 4)
     queries, patches = torch.randn(2, 5, 32), torch.randn(2, 9, 32)
-    query, key = attention.query(queries).unflatten(-1, (4, 8)), attention.key(patches).unflatten(-1, (4, 8))
+    query, key = (
+        attention.query(queries).unflatten(-1, (4, 8)),
+        attention.key(patches).unflatten(-1, (4, 8)),
+    )
     expected = torch.einsum("bchd,bnhd->bhcn", query, key).mean(dim=1) / 8**0.5
-    torch.testing.assert_close(attention.mask_logits(queries, patches), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        attention.mask_logits(queries, patches), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_similarities_stay_float32_under_autocast() -> None:
     attention = MaskAttention(32, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        assert attention.mask_logits(torch.randn(1, 5, 32), torch.randn(1, 9, 32)).dtype == torch.float32
+        assert (
+            attention.mask_logits(torch.randn(1, 5, 32), torch.randn(1, 9, 32)).dtype
+            == torch.float32
+        )
 
 
 def test_logits_stay_float32_under_autocast() -> None:
@@ -205,8 +264,15 @@ def test_logits_stay_float32_under_autocast() -> None:
         exact = model(images, text)
         with torch.autocast("cpu", torch.bfloat16):
             features, logits = model.features(images), model(images, text.bfloat16())
-    assert logits.dtype == features.class_token.dtype == features.patches[6].dtype == features.patches[12].dtype == torch.float32
-    assert 0 < float((logits - exact).abs().max()) < 0.1 * float(exact.abs().max())  # the rest does use bfloat16
+    assert (
+        logits.dtype
+        == features.class_token.dtype
+        == features.patches[6].dtype
+        == features.patches[12].dtype
+        == torch.float32
+    )
+    # the rest does use bfloat16
+    assert 0 < float((logits - exact).abs().max()) < 0.1 * float(exact.abs().max())
 
 
 def test_relation_descriptor() -> None:
@@ -246,27 +312,37 @@ def test_concatenation_by_hand() -> None:
     maps = torch.randn(3, 2, 5, 8).unbind()
     join = build_aggregation(AggregationConfig("concat"), 3, 8)
     parts = join.linear.weight.split(8, dim=1)  # one (D, D) matrix per block, first to last
-    expected = sum(feature @ part.T for feature, part in zip(maps, parts, strict=True)) + join.linear.bias
+    expected = (
+        sum(feature @ part.T for feature, part in zip(maps, parts, strict=True)) + join.linear.bias
+    )
     torch.testing.assert_close(join(maps), expected)
 
 
 def test_block_attention_by_hand() -> None:
-    """Each patch attends over its own three maps, in 8 heads; the result is the mean over the maps."""
+    """Each patch attends over its own three maps, in 8 heads; the result is the mean over the
+    maps."""
     maps = torch.randn(3, 2, 5, 16).unbind()
     attend = build_aggregation(AggregationConfig("attention"), 3, 16)
     tokens = torch.stack(maps, dim=2)  # (B, N, d, D)
-    query, key, value = F.linear(tokens, attend.attention.in_proj_weight, attend.attention.in_proj_bias).chunk(3, dim=-1)
+    query, key, value = F.linear(
+        tokens, attend.attention.in_proj_weight, attend.attention.in_proj_bias
+    ).chunk(3, dim=-1)
     heads = [part.unflatten(-1, (8, 2)) for part in (query, key, value)]
     shares = torch.einsum("bnlhe,bnmhe->bnhlm", heads[0], heads[1]).div(2**0.5).softmax(dim=-1)
     mixed = torch.einsum("bnhlm,bnmhe->bnlhe", shares, heads[2]).flatten(-2)
-    torch.testing.assert_close(attend(maps), attend.attention.out_proj(mixed).mean(dim=2), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        attend(maps), attend.attention.out_proj(mixed).mean(dim=2), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
-            {"clip": {**TINY_MODEL["clip"], "architecture": {**TINY_CLIP, "embed_dim": 36}}, "aggregation": {"kind": "attention"}},
+            {
+                "clip": {**TINY_MODEL["clip"], "architecture": {**TINY_CLIP, "embed_dim": 36}},
+                "aggregation": {"kind": "attention"},
+            },
             "width 36",
         ),
         ({"stages": [[6], [13]]}, "block 13, but tiny has blocks 1 to 12"),
@@ -280,7 +356,9 @@ def test_compositions_that_cannot_be_built(changes: dict[str, Any], message: str
 
 def test_features_of_too_few_blocks() -> None:
     model = build({}).eval()
-    with pytest.raises(ValueError, match=r"hold blocks \[9, 12\], but the stages need \[6, 7, 8, 10, 11\] too"):
+    with pytest.raises(
+        ValueError, match=r"hold blocks \[9, 12\], but the stages need \[6, 7, 8, 10, 11\] too"
+    ):
         model.decode(model.features(torch.zeros(1, 3, 64, 64), [9, 12]), torch.zeros(2, 32))
 
 

@@ -30,14 +30,22 @@ ROWS: list[tuple[str, float, float]] = []
 """Array, largest difference, tolerance: filled by `same`."""
 
 
-def same(name: str, ours: Tensor, reference: np.ndarray, tolerance: float, *, relative: bool = False) -> None:
-    """Compare with the reference array of that name; `relative` divides by the array's norm (or value)."""
+def same(
+    name: str, ours: Tensor, reference: np.ndarray, tolerance: float, *, relative: bool = False
+) -> None:
+    """Compare with the reference array of that name; `relative` divides by the array's norm (or
+    value)."""
     wanted = torch.from_numpy(np.asarray(reference))
-    assert ours.shape == wanted.shape, f"{name}: shape {tuple(ours.shape)}, reference {tuple(wanted.shape)}"
+    assert ours.shape == wanted.shape, (
+        f"{name}: shape {tuple(ours.shape)}, reference {tuple(wanted.shape)}"
+    )
     gap = (ours.detach().double() - wanted.double()).abs()
     largest = float(gap.max())
     if relative:
-        largest = float((ours.detach().double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-30))
+        largest = float(
+            (ours.detach().double() - wanted.double()).norm()
+            / wanted.double().norm().clamp(min=1e-30)
+        )
     ROWS.append((name, largest, tolerance))
     assert largest <= tolerance, f"{name}: {largest:.2e} over the tolerance {tolerance:.0e}"
 
@@ -46,20 +54,26 @@ CASES = [("cascade", "eval", (6, 7, 8, 9, 10, 11, 12)), ("zegclip", "zegclip_eva
 
 
 @pytest.mark.parametrize(("model", "file", "blocks"), CASES)
-def test_hidden_states_of_every_block(model: str, file: str, blocks: tuple[int, ...], request: pytest.FixtureRequest) -> None:
+def test_hidden_states_of_every_block(
+    model: str, file: str, blocks: tuple[int, ...], request: pytest.FixtureRequest
+) -> None:
     predictor: Predictor = request.getfixturevalue(model)
     arrays = read_reference(file)
     features = predictor.model.features(tensor(arrays["img"]), range(1, 13), projected=False)
     assert features.grid == (4, 4)
     for block in range(1, 13):
         name = f"bb/block{block - 1:02}_out"
-        reference = arrays[name][4:].transpose(1, 0, 2)  # patches come after class and 3 prompt tokens
+        # patches come after class and 3 prompt tokens
+        reference = arrays[name][4:].transpose(1, 0, 2)
         same(f"{file}: {name}", features.patches[block], reference, FEATURES)
 
 
 @pytest.mark.parametrize(("model", "file", "blocks"), CASES)
-def test_backbone_parts(model: str, file: str, blocks: tuple[int, ...], request: pytest.FixtureRequest) -> None:
-    """Every array between pixels and features that no public call returns, from the parts that the forward pass is made of."""
+def test_backbone_parts(
+    model: str, file: str, blocks: tuple[int, ...], request: pytest.FixtureRequest
+) -> None:
+    """Every array between pixels and features that no public call returns, from the parts that the
+    forward pass is made of."""
     predictor: Predictor = request.getfixturevalue(model)
     arrays, backbone = read_reference(file), predictor.model.backbone
     images = tensor(arrays["img"])
@@ -71,11 +85,20 @@ def test_backbone_parts(model: str, file: str, blocks: tuple[int, ...], request:
     same(f"{file}: bb/block00_in", sequence.transpose(0, 1), arrays["bb/block00_in"], FEATURES)
     for block in range(1, 12):
         previous = tensor(arrays[f"bb/block{block - 1:02}_out"]).transpose(0, 1)  # (B, N, W)
-        entering = torch.cat([previous[:, :1], backbone.prompts.before(block + 1, 2), previous[:, 4:]], dim=1)
-        same(f"{file}: bb/block{block:02}_in", entering.transpose(0, 1), arrays[f"bb/block{block:02}_in"], FEATURES)
+        entering = torch.cat(
+            [previous[:, :1], backbone.prompts.before(block + 1, 2), previous[:, 4:]], dim=1
+        )
+        same(
+            f"{file}: bb/block{block:02}_in",
+            entering.transpose(0, 1),
+            arrays[f"bb/block{block:02}_in"],
+            FEATURES,
+        )
         name = f"bb/prompt_proj#{block}"
         same(f"{file}: {name}", backbone.prompts.before(block + 1, 1)[0], arrays[name], FEATURES)
-    same(f"{file}: bb/prompt_proj", backbone.prompts.before(1, 1), arrays["bb/prompt_proj"], FEATURES)
+    same(
+        f"{file}: bb/prompt_proj", backbone.prompts.before(1, 1), arrays["bb/prompt_proj"], FEATURES
+    )
     last = tensor(arrays["bb/block11_out"])
     final = "bb/prompt_norm#6" if file == "eval" else "bb/prompt_norm#1"
     same(f"{file}: {final}", backbone.prompt_norm(last), arrays[final], FEATURES)
@@ -86,20 +109,32 @@ def test_backbone_parts(model: str, file: str, blocks: tuple[int, ...], request:
     same(f"{file}: bb/ln_post", backbone.tower.final_norm()(normed), arrays["bb/ln_post"], FEATURES)
     for index, block in enumerate(blocks[:-1]):
         name = "bb/prompt_norm" + (f"#{index}" if index else "")
-        same(f"{file}: {name}", backbone.prompt_norm(tensor(arrays[f"bb/block{block - 1:02}_out"])), arrays[name], FEATURES)
+        same(
+            f"{file}: {name}",
+            backbone.prompt_norm(tensor(arrays[f"bb/block{block - 1:02}_out"])),
+            arrays[name],
+            FEATURES,
+        )
         tapped = backbone.taps.norms[index](tensor(arrays[name]).transpose(0, 1))
         same(f"{file}: bb/ln_layer{index}", tapped, arrays[f"bb/ln_layer{index}"], FEATURES)
 
 
 @pytest.mark.parametrize(("model", "file", "blocks"), CASES)
-def test_features_and_decoders(model: str, file: str, blocks: tuple[int, ...], request: pytest.FixtureRequest) -> None:
+def test_features_and_decoders(
+    model: str, file: str, blocks: tuple[int, ...], request: pytest.FixtureRequest
+) -> None:
     predictor: Predictor = request.getfixturevalue(model)
     arrays, segmenter = read_reference(file), predictor.model
     text = tensor(arrays["text_emb"])
     features = segmenter.features(tensor(arrays["img"]))
     same(f"{file}: bb/cls", features.class_token, arrays["bb/cls"], FEATURES)
     for index, block in enumerate(blocks):
-        same(f"{file}: bb/feat{index}", features.patches[block].transpose(1, 2).unflatten(2, (4, 4)), arrays[f"bb/feat{index}"], FEATURES)
+        same(
+            f"{file}: bb/feat{index}",
+            features.patches[block].transpose(1, 2).unflatten(2, (4, 4)),
+            arrays[f"bb/feat{index}"],
+            FEATURES,
+        )
     relation = relation_descriptor(features.class_token, text)
     masks = segmenter.decode(features, text)
     for stage, of_stage in enumerate(segmenter.stages):
@@ -107,19 +142,46 @@ def test_features_and_decoders(model: str, file: str, blocks: tuple[int, ...], r
         queries = segmenter.queries[stage](relation)
         same(f"{file}: head/q{stage}", queries, arrays[f"head/q{stage}"], FEATURES)
         memory = segmenter.aggregations[stage]([features.patches[block] for block in of_stage])
-        same(f"{file}: head/memory{stage}", memory.transpose(0, 1), arrays[f"head/memory{stage}"], FEATURES)
+        same(
+            f"{file}: head/memory{stage}",
+            memory.transpose(0, 1),
+            arrays[f"head/memory{stage}"],
+            FEATURES,
+        )
         decoder = segmenter.decoders[stage]
         for number, layer in enumerate(decoder.layers):
             name = f"head/dec{stage}_layer{number}"
-            same(f"{file}: {name}_attn", layer.attention.mask_logits(queries, memory), arrays[f"{name}_attn"], FEATURES)
+            same(
+                f"{file}: {name}_attn",
+                layer.attention.mask_logits(queries, memory),
+                arrays[f"{name}_attn"],
+                FEATURES,
+            )
             queries = layer(queries, memory)
             same(f"{file}: {name}_out", queries.transpose(0, 1), arrays[f"{name}_out"], FEATURES)
         logits = decoder.mask_attention.mask_logits(queries, memory)
-        same(f"{file}: head/dec{stage}_layer2_attn", logits, arrays[f"head/dec{stage}_layer2_attn"], FEATURES)
-        same(f"{file}: head/mask{stage}", masks.stages[stage], arrays[f"head/mask{stage}"], FEATURES)
-    same(f"{file}: head/mask_sum", segmenter(tensor(arrays["img"]), text), arrays["head/mask_sum"], FEATURES)
+        same(
+            f"{file}: head/dec{stage}_layer2_attn",
+            logits,
+            arrays[f"head/dec{stage}_layer2_attn"],
+            FEATURES,
+        )
+        same(
+            f"{file}: head/mask{stage}", masks.stages[stage], arrays[f"head/mask{stage}"], FEATURES
+        )
+    same(
+        f"{file}: head/mask_sum",
+        segmenter(tensor(arrays["img"]), text),
+        arrays["head/mask_sum"],
+        FEATURES,
+    )
     if "head/pred_masks" in arrays:
-        same(f"{file}: head/pred_masks", upsample(masks.total, 16, (64, 64)), arrays["head/pred_masks"], FEATURES)
+        same(
+            f"{file}: head/pred_masks",
+            upsample(masks.total, 16, (64, 64)),
+            arrays["head/pred_masks"],
+            FEATURES,
+        )
 
 
 @pytest.mark.parametrize(
@@ -135,13 +197,20 @@ def test_scores(model: str, file: str, calibration: float, request: pytest.Fixtu
     predictor: Predictor = request.getfixturevalue(model)
     arrays = read_reference(file)
     target = predictor.bind(text=tensor(arrays["text_emb"]), calibration=calibration)
-    scores = torch.stack([predictor.scores_of_input(image, target) for image in tensor(arrays["img"])])
+    scores = torch.stack(
+        [predictor.scores_of_input(image, target) for image in tensor(arrays["img"])]
+    )
     same(f"{file}: scores", scores, arrays["scores"], SCORES)
     if "head/pred" in arrays:
         same(f"{file}: head/pred", scores, arrays["head/pred"], SCORES)
     if "q_in0" in arrays:
         features = predictor.model.features(tensor(arrays["img"]))
-        same(f"{file}: q_in0", relation_descriptor(features.class_token, target.text.float()), arrays["q_in0"], FEATURES)
+        same(
+            f"{file}: q_in0",
+            relation_descriptor(features.class_token, target.text.float()),
+            arrays["q_in0"],
+            FEATURES,
+        )
 
 
 @pytest.mark.parametrize(("model", "file"), [("cascade", "slide"), ("zegclip", "zegclip_slide")])
@@ -150,7 +219,10 @@ def test_sliding_window(model: str, file: str, request: pytest.FixtureRequest) -
     arrays = read_reference(file)
     image = tensor(arrays["img"])[0]
     windows = list_windows((96, 80), 64, 43)
-    edges = [[window.top, window.top + window.height, window.left, window.left + window.width] for window in windows]
+    edges = [
+        [window.top, window.top + window.height, window.left, window.left + window.width]
+        for window in windows
+    ]
     assert edges == arrays["windows_y1y2x1x2"].tolist()
     count = torch.zeros(1, 1, 96, 80)
     target = predictor.bind(text=tensor(arrays["text_emb"]), calibration=0.1)
@@ -169,10 +241,14 @@ def test_sliding_window(model: str, file: str, request: pytest.FixtureRequest) -
     ROWS.append((f"{file}: label_map", 0.0, 0.0))
 
 
-def training_task(predictor: Predictor, protocol: str, text: np.ndarray, **train: object) -> SegmentationTask:
+def training_task(
+    predictor: Predictor, protocol: str, text: np.ndarray, **train: object
+) -> SegmentationTask:
     """A training task on imported weights; every dropout of the tiny settings is 0."""
     config = predictor.checkpoint.config
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, protocol=protocol, **train))  # type: ignore[arg-type]
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, protocol=protocol, **train)
+    )  # type: ignore[arg-type]
     seen = torch.tensor(predictor.vocabulary.seen_mask)
     return SegmentationTask(predictor.model.train(), tensor(text).float(), seen, config)
 
@@ -191,7 +267,9 @@ def released_labels(labels: np.ndarray) -> Tensor:
         ("zegclip", "zegclip_loss_inductive", "inductive"),
     ],
 )
-def test_losses_and_gradients(model: str, file: str, protocol: str, request: pytest.FixtureRequest) -> None:
+def test_losses_and_gradients(
+    model: str, file: str, protocol: str, request: pytest.FixtureRequest
+) -> None:
     predictor: Predictor = request.getfixturevalue(model)
     arrays = read_reference(file)
     task = training_task(predictor, protocol, arrays["text_emb"])
@@ -205,33 +283,64 @@ def test_losses_and_gradients(model: str, file: str, protocol: str, request: pyt
     check_loss_parts(file, full, targets, task, arrays)
     result = task.accumulate_gradients(images, labels)
     same(f"{file}: num_masks", result.masks, arrays["num_masks"], 0)
-    same(f"{file}: decode.loss_mask", result.focal[None], arrays["loss/decode.loss_mask"], 1e-6, relative=True)
-    same(f"{file}: decode.loss_dice", result.dice[None], arrays["loss/decode.loss_dice"], 1e-6, relative=True)
+    same(
+        f"{file}: decode.loss_mask",
+        result.focal[None],
+        arrays["loss/decode.loss_mask"],
+        1e-6,
+        relative=True,
+    )
+    same(
+        f"{file}: decode.loss_dice",
+        result.dice[None],
+        arrays["loss/decode.loss_dice"],
+        1e-6,
+        relative=True,
+    )
     same(f"{file}: loss/total", result.total[None], arrays["loss/total"], 1e-6, relative=True)
     weights = task.config.train.loss
-    same(f"{file}: loss_raw/mask", result.focal[None] / weights.focal, arrays["loss_raw/mask"], 1e-6, relative=True)
-    same(f"{file}: loss_raw/dice", result.dice[None] / weights.dice, arrays["loss_raw/dice"], 1e-6, relative=True)
+    same(
+        f"{file}: loss_raw/mask",
+        result.focal[None] / weights.focal,
+        arrays["loss_raw/mask"],
+        1e-6,
+        relative=True,
+    )
+    same(
+        f"{file}: loss_raw/dice",
+        result.dice[None] / weights.dice,
+        arrays["loss_raw/dice"],
+        1e-6,
+        relative=True,
+    )
     check_gradients(file, task, arrays)
 
 
 def test_pseudo_labels_and_label_tables(cascade: Predictor) -> None:
-    """The guess of every pixel, and what becomes of every label value, as the released look-up tables say (255 and -1 are ignored)."""
+    """The guess of every pixel, and what becomes of every label value, as the released look-up
+    tables say (255 and -1 are ignored)."""
     arrays = read_reference("loss_transductive")
     task = training_task(cascade, "transductive", arrays["text_emb"])
     logits = task.model(tensor(arrays["img"]), task.queries)
     everywhere = torch.full((2, 64, 64), 2)  # class 2 is unseen: every pixel gets the model's guess
-    assert np.array_equal(task.protocol.targets(everywhere, logits, 16)[:, None].numpy(), arrays["pseudo_argmax"])
+    assert np.array_equal(
+        task.protocol.targets(everywhere, logits, 16)[:, None].numpy(), arrays["pseudo_argmax"]
+    )
     labels = torch.arange(7)[None, None].expand(1, 16, 7)
     released = tensor(read_reference("loss_inductive")["visibility_seen_mask"])[:7]
     inductive = training_task(cascade, "inductive", arrays["text_emb"]).protocol
     assert torch.equal(inductive.targets(labels, logits, 16)[0, 0], released)
 
 
-def check_loss_parts(file: str, full: Tensor, targets: Tensor, task: SegmentationTask, arrays: dict[str, np.ndarray]) -> None:
+def check_loss_parts(
+    file: str, full: Tensor, targets: Tensor, task: SegmentationTask, arrays: dict[str, np.ndarray]
+) -> None:
     """Present classes, binary targets, and the focal loss of every (image, class)."""
     classes = full.shape[1]
     present = present_pairs(targets, classes)
-    assert [row.nonzero()[:, 0].tolist() for row in present] == json.loads(str(arrays["labels_per_image"]))
+    assert [row.nonzero()[:, 0].tolist() for row in present] == json.loads(
+        str(arrays["labels_per_image"])
+    )
     binary = targets[:, None] == torch.arange(classes)[:, None, None]
     assert np.array_equal(binary.numpy(), arrays["focal_targets"].astype(bool))
     config = dataclasses.replace(task.config.train.loss, focal=1.0)
@@ -240,7 +349,10 @@ def check_loss_parts(file: str, full: Tensor, targets: Tensor, task: Segmentatio
             one = full[image : image + 1, index : index + 1]
             own = torch.where(targets[image : image + 1] == index, 0, -1)
             same(
-                f"{file}: focal_per_image_class", mask_loss(one, own, 1, config).focal, arrays["focal_per_image_class"][image, index], 1e-6
+                f"{file}: focal_per_image_class",
+                mask_loss(one, own, 1, config).focal,
+                arrays["focal_per_image_class"][image, index],
+                1e-6,
             )
 
 
@@ -250,16 +362,33 @@ def without_gradient(name: str) -> bool:
 
 
 def check_gradients(file: str, task: SegmentationTask, arrays: dict[str, np.ndarray]) -> None:
-    released = {name.removeprefix("grad/"): tensor(value) for name, value in arrays.items() if name.startswith("grad/")}
+    released = {
+        name.removeprefix("grad/"): tensor(value)
+        for name, value in arrays.items()
+        if name.startswith("grad/")
+    }
     compared = compare_named(
-        file, "grad", released, {name: p.grad for name, p in task.model.named_parameters() if p.grad is not None}, task.config, 2e-5
+        file,
+        "grad",
+        released,
+        {name: p.grad for name, p in task.model.named_parameters() if p.grad is not None},
+        task.config,
+        2e-5,
     )
     trained = {name for name, parameter in task.model.named_parameters() if parameter.requires_grad}
     assert compared == trained, f"never compared: {sorted(trained - compared)}"
 
 
-def compare_named(file: str, kind: str, released: dict[str, Tensor], ours: dict[str, Tensor], config: Config, tolerance: float) -> set[str]:
-    """Compare tensors by released name within `tolerance` times their norm; returns our names that were covered."""
+def compare_named(
+    file: str,
+    kind: str,
+    released: dict[str, Tensor],
+    ours: dict[str, Tensor],
+    config: Config,
+    tolerance: float,
+) -> set[str]:
+    """Compare tensors by released name within `tolerance` times their norm; returns our names that
+    were covered."""
     covered = set()
     for name, wanted in convert_released(released, config)[0].items():
         covered.add(name)
@@ -269,7 +398,9 @@ def compare_named(file: str, kind: str, released: dict[str, Tensor], ours: dict[
     return covered
 
 
-@pytest.mark.parametrize(("model", "file"), [("cascade", "train3_fast"), ("zegclip", "zegclip_train3_fast")])
+@pytest.mark.parametrize(
+    ("model", "file"), [("cascade", "train3_fast"), ("zegclip", "zegclip_train3_fast")]
+)
 def test_three_optimiser_steps(model: str, file: str, request: pytest.FixtureRequest) -> None:
     predictor: Predictor = request.getfixturevalue(model)
     arrays = read_reference(file)
@@ -281,27 +412,65 @@ def test_three_optimiser_steps(model: str, file: str, request: pytest.FixtureReq
         rate = task.set_learning_rate(optimizer, step)
         assert rate == pytest.approx(float(arrays[f"step{step}/lr_trainable"][0]), rel=1e-12)
         optimizer.zero_grad()
-        result = task.accumulate_gradients(tensor(arrays[f"step{step}/img"]), released_labels(arrays[f"step{step}/label"]))
-        same(f"{file}: step{step}/loss", result.total, arrays[f"step{step}/log/loss"], 1e-6, relative=True)
+        result = task.accumulate_gradients(
+            tensor(arrays[f"step{step}/img"]), released_labels(arrays[f"step{step}/label"])
+        )
+        same(
+            f"{file}: step{step}/loss",
+            result.total,
+            arrays[f"step{step}/log/loss"],
+            1e-6,
+            relative=True,
+        )
         optimizer.step()
         prefix = f"step{step}/delta/"
-        released = {name.removeprefix(prefix): tensor(value) for name, value in arrays.items() if name.startswith(prefix)}
-        moved = {name: parameter.detach() - start[name] for name, parameter in task.model.named_parameters()}
-        compare_named(file, f"step{step}/delta", released, moved, task.config, 1e-4)  # of the tensor's norm
-    still = {name for name, parameter in task.model.named_parameters() if torch.equal(parameter, start[name])}
-    assert still == {name for name, parameter in task.model.named_parameters() if not parameter.requires_grad}
+        released = {
+            name.removeprefix(prefix): tensor(value)
+            for name, value in arrays.items()
+            if name.startswith(prefix)
+        }
+        moved = {
+            name: parameter.detach() - start[name]
+            for name, parameter in task.model.named_parameters()
+        }
+        # of the tensor's norm
+        compare_named(file, f"step{step}/delta", released, moved, task.config, 1e-4)
+    still = {
+        name
+        for name, parameter in task.model.named_parameters()
+        if torch.equal(parameter, start[name])
+    }
+    assert still == {
+        name for name, parameter in task.model.named_parameters() if not parameter.requires_grad
+    }
 
 
 def test_learning_rate_schedules() -> None:
     arrays = read_reference("lr")
     schedules = {"voc20_20k": 20000, "voc20_st_10k": 10000, "context_40k": 40000, "coco_80k": 80000}
     for name, total in schedules.items():
-        ours = [learning_rate(int(step), total, OptimizerConfig()) for step in arrays[f"{name}/iterations"]]
-        same(f"lr: {name}", torch.tensor(ours, dtype=torch.float64), arrays[f"{name}/lr_trainable"].reshape(-1), 1e-12)
+        ours = [
+            learning_rate(int(step), total, OptimizerConfig())
+            for step in arrays[f"{name}/iterations"]
+        ]
+        same(
+            f"lr: {name}",
+            torch.tensor(ours, dtype=torch.float64),
+            arrays[f"{name}/lr_trainable"].reshape(-1),
+            1e-12,
+        )
     trained = arrays["group_trainable"].astype(bool)
     assert set(arrays["group_weight_decay"][trained]) == {OptimizerConfig().weight_decay}
-    rates = torch.tensor([learning_rate(int(step), 20000, OptimizerConfig()) for step in arrays["iterations"]], dtype=torch.float64)
-    same("lr: every trained group", rates[:, None].expand(-1, int(trained.sum())), arrays["lr"][:, trained], 1e-12)
+    rates = torch.tensor(
+        [learning_rate(int(step), 20000, OptimizerConfig()) for step in arrays["iterations"]],
+        dtype=torch.float64,
+    )
+    same(
+        "lr: every trained group",
+        rates[:, None].expand(-1, int(trained.sum())),
+        arrays["lr"][:, trained],
+        1e-12,
+    )
 
 
 def test_position_embedding_resize() -> None:
@@ -312,8 +481,13 @@ def test_position_embedding_resize() -> None:
 
 
 def text_state(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """The text tower's state dict; rows of tokens that never occur are left out of the stored table and are 0 here."""
-    state = {name.removeprefix("state/"): tensor(value) for name, value in arrays.items() if name.startswith("state/")}
+    """The text tower's state dict; rows of tokens that never occur are left out of the stored table
+    and are 0 here."""
+    state = {
+        name.removeprefix("state/"): tensor(value)
+        for name, value in arrays.items()
+        if name.startswith("state/")
+    }
     table = torch.zeros(49408, 32)
     table[tensor(arrays["token_ids"])] = tensor(arrays["token_rows"])
     return state | {"token_embedding.weight": table}
@@ -326,7 +500,9 @@ def test_tokenizer() -> None:
     for group in ("voc20", "context59", "coco171"):
         ours = tokenizer([f"a photo of a {name}" for name in arrays[f"{group}/classes"]])
         assert np.array_equal(ours.numpy(), arrays[f"{group}/tokens"]), group
-    assert np.array_equal(tokenizer([str(text) for text in arrays["odd/texts"]]).numpy(), arrays["odd/tokens"])
+    assert np.array_equal(
+        tokenizer([str(text) for text in arrays["odd/texts"]]).numpy(), arrays["odd/tokens"]
+    )
 
 
 def test_text_encoder(tmp_path: Path) -> None:
@@ -334,18 +510,30 @@ def test_text_encoder(tmp_path: Path) -> None:
     arrays = read_reference("text")
     extra = {f"text_encoder.{name}": value for name, value in text_state(arrays).items()}
     names = [str(name) for name in arrays["voc20/classes"][:7]]
-    settings = {**TINY_SETTINGS, "data": {"classes": ", ".join(names), "unseen": f"{names[2]}, {names[5]}"}}
-    predictor = load_predictor(import_reference("text_model_state", tmp_path, settings, extra), device="cpu")
+    settings = {
+        **TINY_SETTINGS,
+        "data": {"classes": ", ".join(names), "unseen": f"{names[2]}, {names[5]}"},
+    }
+    predictor = load_predictor(
+        import_reference("text_model_state", tmp_path, settings, extra), device="cpu"
+    )
     encoder = predictor.text_encoder
     assert encoder is not None
-    same("text: out_normalised", encoder.encode([f"a photo of a {name}" for name in names]), arrays["out_normalised"], FEATURES)
+    same(
+        "text: out_normalised",
+        encoder.encode([f"a photo of a {name}" for name in names]),
+        arrays["out_normalised"],
+        FEATURES,
+    )
     tower, tokens = encoder.tower, tensor(arrays["tokens"])
     same("text: out", tower.encode_text(tokens), arrays["out"], FEATURES)
     hidden = tower.token_embedding(tokens) + tower.positional_embedding
     same("text: embedded", hidden, arrays["embedded"], FEATURES)
     for index, block in enumerate(tower.transformer.resblocks):
         hidden = block(hidden, attn_mask=tower.attn_mask)
-        same(f"text: block{index}_out", hidden.transpose(0, 1), arrays[f"block{index}_out"], FEATURES)
+        same(
+            f"text: block{index}_out", hidden.transpose(0, 1), arrays[f"block{index}_out"], FEATURES
+        )
     assert np.array_equal(tower.attn_mask[:5, :5].numpy(), arrays["attn_mask_first5"])
     target = predictor.bind(names, calibration=0.1)
     scores = predictor.scores_of_input(tensor(arrays["img"])[0], target)
@@ -356,7 +544,9 @@ def print_table() -> None:
     """Largest difference per kind of array; numbers in names become `*`."""
     table: dict[str, tuple[int, float, float]] = {}
     for name, gap, tolerance in ROWS:
-        kind = re.sub(r"(?<=[a-z#\[])\d+|backbone\..*|queries\..*|decoders\..*|aggregations\..*", "*", name)
+        kind = re.sub(
+            r"(?<=[a-z#\[])\d+|backbone\..*|queries\..*|decoders\..*|aggregations\..*", "*", name
+        )
         count, largest, _ = table.get(kind, (0, 0.0, 0.0))
         table[kind] = (count + 1, max(gap, largest), tolerance)
     print("| array | compared | largest difference | tolerance |\n|---|---|---|---|")

@@ -1,4 +1,5 @@
-"""Inference: windows at any size, chunks of classes, calibration, names, and images that cannot be segmented."""
+"""Inference: windows at any size, chunks of classes, calibration, names, and images that cannot be
+segmented."""
 
 from __future__ import annotations
 
@@ -16,12 +17,16 @@ from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 
 
 def with_settings(predictor: Predictor, **changes: object) -> Predictor:
-    return Predictor(predictor.checkpoint, dataclasses.replace(predictor.settings, **changes), "cpu")  # type: ignore[arg-type]
+    return Predictor(
+        predictor.checkpoint, dataclasses.replace(predictor.settings, **changes), "cpu"
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def text() -> torch.Tensor:
-    return torch.nn.functional.normalize(torch.randn(7, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+    return torch.nn.functional.normalize(
+        torch.randn(7, 32, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,14 +50,22 @@ def test_windows_cover_every_pixel_and_stay_inside() -> None:
             for window in list_windows((height, width), 64, 43):
                 assert window.top + window.height <= height
                 assert window.left + window.width <= width
-                count[window.top : window.top + window.height, window.left : window.left + window.width] += 1
+                count[
+                    window.top : window.top + window.height,
+                    window.left : window.left + window.width,
+                ] += 1
             assert count.min() >= 1, (height, width)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 100])
 def test_class_chunks_change_nothing(cascade: Predictor, text: torch.Tensor, chunk: int) -> None:
-    image = torch.randint(0, 256, (3, 90, 130), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    whole, chunked = with_settings(cascade, class_chunk=7), with_settings(cascade, class_chunk=chunk)
+    image = torch.randint(
+        0, 256, (3, 90, 130), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    whole, chunked = (
+        with_settings(cascade, class_chunk=7),
+        with_settings(cascade, class_chunk=chunk),
+    )
     target = whole.bind(text=text, calibration=0.1)
     expected, found = whole.label_map(image, target), chunked.label_map(image, target)
     assert torch.equal(found.labels, expected.labels)
@@ -64,19 +77,27 @@ def test_class_chunks_change_nothing(cascade: Predictor, text: torch.Tensor, chu
 
 def test_of_equal_scores_the_first_class_wins(cascade: Predictor, text: torch.Tensor) -> None:
     same = text[:1].expand(7, -1)
-    labels = with_settings(cascade, class_chunk=2).label_map(torch.zeros(3, 64, 64, dtype=torch.uint8), cascade.bind(text=same)).labels
+    labels = (
+        with_settings(cascade, class_chunk=2)
+        .label_map(torch.zeros(3, 64, 64, dtype=torch.uint8), cascade.bind(text=same))
+        .labels
+    )
     assert int(labels.max()) <= 1  # never a class of a later chunk
 
 
 def test_windows_in_batches_change_nothing(cascade: Predictor, text: torch.Tensor) -> None:
     image = torch.randint(0, 256, (3, 90, 130), dtype=torch.uint8)
     target = cascade.bind(text=text)
-    one, four = (with_settings(cascade, window_batch=batch).scores(image, target) for batch in (1, 4))
+    one, four = (
+        with_settings(cascade, window_batch=batch).scores(image, target) for batch in (1, 4)
+    )
     torch.testing.assert_close(one, four, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (20, 64), (17, 33), (64, 200), (131, 90), (16, 16)])
-def test_any_size_with_and_without_resizing(cascade: Predictor, text: torch.Tensor, size: tuple[int, int]) -> None:
+def test_any_size_with_and_without_resizing(
+    cascade: Predictor, text: torch.Tensor, size: tuple[int, int]
+) -> None:
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
     target = cascade.bind(text=text)
     for resize in (False, True):
@@ -85,15 +106,22 @@ def test_any_size_with_and_without_resizing(cascade: Predictor, text: torch.Tens
         assert bool(torch.isfinite(result.scores).all())
 
 
-def test_scores_have_the_size_of_the_training_crop_first(cascade: Predictor, text: torch.Tensor) -> None:
-    """A window of another size than the crop: sigmoid at the crop's size, then a resize of scores."""
+def test_scores_have_the_size_of_the_training_crop_first(
+    cascade: Predictor, text: torch.Tensor
+) -> None:
+    """A window of another size than the crop: sigmoid at the crop's size, then a resize of
+    scores."""
     predictor = with_settings(cascade, window=96, stride=96, score_size=64)
     image = torch.randn(3, 96, 96)
     target = predictor.bind(text=text, calibration=0.1)
     logits = predictor.model(image[None], text)
-    small = torch.nn.functional.interpolate(logits, size=(64, 64), mode="bilinear", align_corners=False).sigmoid()
+    small = torch.nn.functional.interpolate(
+        logits, size=(64, 64), mode="bilinear", align_corners=False
+    ).sigmoid()
     small = small - 0.1 * target.seen[:, None, None].float()
-    expected = torch.nn.functional.interpolate(small, size=(96, 96), mode="bilinear", align_corners=False)[0]
+    expected = torch.nn.functional.interpolate(
+        small, size=(96, 96), mode="bilinear", align_corners=False
+    )[0]
     torch.testing.assert_close(predictor.scores_of_input(image, target), expected)
 
 
@@ -105,7 +133,9 @@ def test_scores_have_the_size_of_the_training_crop_first(cascade: Predictor, tex
         (["C", "zebra"], 0.1),  # none seen; names match whatever their case
     ],
 )
-def test_calibration_holds_for_names_that_were_seen(cascade: Predictor, names: list[str], calibration: float) -> None:
+def test_calibration_holds_for_names_that_were_seen(
+    cascade: Predictor, names: list[str], calibration: float
+) -> None:
     rows = torch.randn(len(names), 32)
     target = cascade.bind(names, calibration=0.1, text=rows)
     assert target.calibration == calibration
@@ -114,11 +144,16 @@ def test_calibration_holds_for_names_that_were_seen(cascade: Predictor, names: l
 
 def test_names_travel_with_the_result(tmp_path: Path, tiny_folder: Path) -> None:
     predictor = load_predictor(tiny_folder, device="cpu")
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(
+        tmp_path / "photo.png"
+    )
     result = predictor.segment(tmp_path / "photo.png", "zebra, sofa = couch; settee")
     assert result.class_names == ("zebra", "sofa")
     assert result.labels.shape == (50, 70)
-    assert predictor.segment(np.zeros((30, 40, 3), dtype=np.uint8)).class_names == predictor.vocabulary.names
+    assert (
+        predictor.segment(np.zeros((30, 40, 3), dtype=np.uint8)).class_names
+        == predictor.vocabulary.names
+    )
     other = predictor.segment(tmp_path / "photo.png", ["sofa", "zebra"])
     assert other.class_names == ("sofa", "zebra")
 
@@ -142,7 +177,9 @@ def test_the_mask_of_a_class_does_not_depend_on_the_others(tiny_folder: Path) ->
 )
 def test_names_that_cannot_be_used(tiny_folder: Path, classes: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_predictor(tiny_folder, device="cpu").segment(np.zeros((64, 64, 3), dtype=np.uint8), classes)  # type: ignore[arg-type]
+        load_predictor(tiny_folder, device="cpu").segment(
+            np.zeros((64, 64, 3), dtype=np.uint8), classes
+        )  # type: ignore[arg-type]
 
 
 def test_a_model_without_text_tower_says_what_it_knows(cascade: Predictor) -> None:
@@ -166,7 +203,8 @@ def test_devices() -> None:
 
 
 def test_memory_does_not_grow_with_classes(cascade: Predictor) -> None:
-    """The largest tensor of a run has at most a chunk of classes at full size, whatever the number of classes."""
+    """The largest tensor of a run has at most a chunk of classes at full size, whatever the number
+    of classes."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):
@@ -183,13 +221,19 @@ def test_memory_does_not_grow_with_classes(cascade: Predictor) -> None:
         names = [f"class {index}" for index in range(classes)]
         target = cascade.bind(names, text=torch.randn(classes, 32))
         with Largest() as largest:
-            with_settings(cascade, class_chunk=4).label_map(torch.zeros(3, 200, 300, dtype=torch.uint8), target)
+            with_settings(cascade, class_chunk=4).label_map(
+                torch.zeros(3, 200, 300, dtype=torch.uint8), target
+            )
         sizes.append(largest.size)
     assert sizes[0] == sizes[1]
 
 
 def sandbox_pixels(index: int = 0) -> torch.Tensor:
-    return torch.from_numpy(make_scene(5, index, SceneConfig(size=96)).image).permute(2, 0, 1).contiguous()
+    return (
+        torch.from_numpy(make_scene(5, index, SceneConfig(size=96)).image)
+        .permute(2, 0, 1)
+        .contiguous()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -209,12 +253,18 @@ def test_flip_is_the_mean_with_the_mirror_image(mini: Predictor) -> None:
 def test_scales_are_the_mean_over_window_sizes(mini: Predictor) -> None:
     pixels = sandbox_pixels()
     target = mini.bind("grass, water, star")
-    parts = [with_settings(mini, scales=(scale,)).scores(pixels, target) for scale in (0.75, 1.0, 1.5)]
+    parts = [
+        with_settings(mini, scales=(scale,)).scores(pixels, target) for scale in (0.75, 1.0, 1.5)
+    ]
     both = with_settings(mini, scales=(0.75, 1.0, 1.5)).scores(pixels, target)
     torch.testing.assert_close(both, sum(parts) / 3)
     torch.testing.assert_close(parts[1], mini.scores(pixels, target), rtol=0, atol=0)
-    bigger = with_settings(mini, window=round(1.5 * mini.settings.window), stride=mini.settings.stride)  # the same image size ...
-    assert not torch.allclose(parts[2], bigger.scores(pixels, target))  # ... but seen through larger windows: not the same thing
+    # the same image size ...
+    bigger = with_settings(
+        mini, window=round(1.5 * mini.settings.window), stride=mini.settings.stride
+    )
+    # ... but seen through larger windows: not the same thing
+    assert not torch.allclose(parts[2], bigger.scores(pixels, target))
 
 
 def test_scales_without_resizing(mini: Predictor) -> None:
@@ -224,7 +274,8 @@ def test_scales_without_resizing(mini: Predictor) -> None:
 
 def test_background_words_compete_and_mean_one_label(mini: Predictor) -> None:
     pixels = sandbox_pixels()
-    target = mini.bind("star, tree", background="water, grass, star")  # star is a class name and stays one
+    # star is a class name and stays one
+    target = mini.bind("star, tree", background="water, grass, star")
     assert target.names == ("star", "tree", "background")
     assert target.labels is not None and target.labels.tolist() == [0, 1, 2, 2]
     found = mini.label_map(pixels, target)
@@ -238,7 +289,8 @@ def test_background_words_take_the_place_of_the_name(mini: Predictor) -> None:
     target = mini.bind("background, star", background=["water", "grass"])
     assert target.names == ("background", "star")
     assert target.labels is not None and target.labels.tolist() == [1, 0, 0]
-    assert mini.bind("background, star").labels is None  # without a policy it is a name like any other
+    # without a policy it is a name like any other
+    assert mini.bind("background, star").labels is None
 
 
 def test_threshold_leaves_pixels_unlabelled_or_background(mini: Predictor) -> None:
@@ -247,9 +299,13 @@ def test_threshold_leaves_pixels_unlabelled_or_background(mini: Predictor) -> No
     level = float(plain.scores.median())
     found = mini.label_map(pixels, mini.bind("star, tree", threshold=level))
     expected = torch.where(plain.scores < level, -1, plain.labels)
-    assert torch.equal(found.labels, expected) and 0.3 < float((found.labels == -1).float().mean()) < 0.7
+    assert (
+        torch.equal(found.labels, expected)
+        and 0.3 < float((found.labels == -1).float().mean()) < 0.7
+    )
     named = mini.bind("background, star, tree", threshold=level)
-    assert torch.equal(mini.label_map(pixels, named).labels, expected + 1)  # -1 -> 0, the place of `background`
+    # -1 -> 0, the place of `background`
+    assert torch.equal(mini.label_map(pixels, named).labels, expected + 1)
     with pytest.raises(ValueError, match="only class name"):
         mini.bind(["background"], threshold=0.5)
 
@@ -258,7 +314,10 @@ def test_settings_hold_where_a_call_says_nothing(mini: Predictor) -> None:
     stored = with_settings(mini, background="water, grass", threshold=0.25)
     target = stored.bind("star")
     assert target.names == ("star", "background") and target.threshold == 0.25 and target.below == 1
-    assert stored.bind("star", background="tree", threshold=0.5).background == "words (tree) and threshold 0.5"
+    assert (
+        stored.bind("star", background="tree", threshold=0.5).background
+        == "words (tree) and threshold 0.5"
+    )
 
 
 def test_none_switches_the_stored_policy_off(mini: Predictor) -> None:
@@ -297,7 +356,10 @@ def test_max_memory_changes_the_chunk_and_nothing_else(mini: Predictor) -> None:
     assert small._chunk(10**7) == 1
     pixels = sandbox_pixels()
     names = [f"thing {number}" for number in range(9)]
-    assert torch.equal(small.label_map(pixels, small.bind(names)).labels, mini.label_map(pixels, mini.bind(names)).labels)
+    assert torch.equal(
+        small.label_map(pixels, small.bind(names)).labels,
+        mini.label_map(pixels, mini.bind(names)).labels,
+    )
 
 
 def test_threads_share_a_predictor(mini: Predictor) -> None:

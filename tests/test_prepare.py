@@ -27,7 +27,13 @@ from cascade_clip.datasets.archives import list_members
 from cascade_clip.datasets.folder import MASK_ENDING
 from cascade_clip.datasets.layouts import layout_vocabulary, list_layout
 from cascade_clip.datasets.prepare import check_download, find_source, prepare_dataset
-from cascade_clip.datasets.prepare_masks import CONTEXT_IDS, TRAIN_IDS_ENDING, context_mask, sbd_mask, train_id_mask
+from cascade_clip.datasets.prepare_masks import (
+    CONTEXT_IDS,
+    TRAIN_IDS_ENDING,
+    context_mask,
+    sbd_mask,
+    train_id_mask,
+)
 from cascade_clip.datasets.prepare_recipes import RECIPES, Recipe
 from cascade_clip.vocabulary import load_vocabulary
 
@@ -42,15 +48,27 @@ def small_recipes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recipe]:
     return recipes
 
 
-def run(name: str, raw: Path, out: Path, workers: int = 1, recipe: Recipe | None = None) -> dict[str, int]:
+def run(
+    name: str, raw: Path, out: Path, workers: int = 1, recipe: Recipe | None = None
+) -> dict[str, int]:
     recipe = recipe or prepare_recipes.RECIPES[name]
     sources = [find_source(choices, raw) for choices in recipe.needs]
     out.mkdir(exist_ok=True)
-    return prepare_dataset(recipe, [source for source in sources if source], out, workers=workers, step=lambda done, total: None)
+    return prepare_dataset(
+        recipe,
+        [source for source in sources if source],
+        out,
+        workers=workers,
+        step=lambda done, total: None,
+    )
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -62,7 +80,8 @@ def words(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
-# The four data sets -------------------------------------------------------------------------------------------------
+# The four data sets
+# -------------------------------------------------------------------------------------------------
 
 
 def test_voc(tmp_path: Path) -> None:
@@ -70,11 +89,24 @@ def test_voc(tmp_path: Path) -> None:
     found = run("voc", tmp_path, tmp_path / "out")
     out = tmp_path / "out" / VOC
     lists = out / "ImageSets/Segmentation"
-    assert sorted(path.name for path in out.iterdir()) == ["ImageSets", "JPEGImages", "SegmentationClass", "SegmentationClassAug"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "ImageSets",
+        "JPEGImages",
+        "SegmentationClass",
+        "SegmentationClassAug",
+    ]
     assert words(lists / "train.txt") == list(raw_data.VOC_TRAIN)  # as it came, in its own order
     assert words(lists / "val.txt") == list(raw_data.VOC_VAL)
-    assert words(lists / "aug.txt") == ["2008_000002", "2008_000050", "2010_000003"]  # without 2008_000008 (train), 2008_000034 (val)
-    assert words(lists / "trainaug.txt") == ["2007_000032", "2007_000039", "2008_000002", "2008_000008", "2008_000050", "2010_000003"]
+    # without 2008_000008 (train), 2008_000034 (val)
+    assert words(lists / "aug.txt") == ["2008_000002", "2008_000050", "2010_000003"]
+    assert words(lists / "trainaug.txt") == [
+        "2007_000032",
+        "2007_000039",
+        "2008_000002",
+        "2008_000008",
+        "2008_000050",
+        "2010_000003",
+    ]
     assert (lists / "aug.txt").read_bytes().endswith(b"2010_000003\n")
     assert list(found.values()) == [3, 2, 3, 6]
     for number, stem in enumerate(raw_data.SBD):
@@ -83,7 +115,8 @@ def test_voc(tmp_path: Path) -> None:
         with Image.open(mask) as image:
             assert (image.mode, image.info) == ("L", {})
     assert len(list((out / "JPEGImages").iterdir())) == 9
-    with tarfile.open(tmp_path / "VOCtrainval_11-May-2012.tar") as archive:  # copies are bytes of the original
+    # copies are bytes of the original
+    with tarfile.open(tmp_path / "VOCtrainval_11-May-2012.tar") as archive:
         for path in (*(out / "JPEGImages").iterdir(), *(out / "SegmentationClass").iterdir()):
             original = archive.extractfile(f"{VOC}/{path.parent.name}/{path.name}")
             assert original is not None
@@ -95,18 +128,27 @@ def test_coco_stuff(tmp_path: Path) -> None:
     found = run("coco-stuff", tmp_path, tmp_path / "out")
     out = tmp_path / "out/coco_stuff164k"
     assert list(found.values()) == [3, 1]
-    assert [path.name for path in sorted((out / "images/train2017").iterdir())] == [f"{stem}.jpg" for stem in raw_data.COCO_TRAIN]
+    assert [path.name for path in sorted((out / "images/train2017").iterdir())] == [
+        f"{stem}.jpg" for stem in raw_data.COCO_TRAIN
+    ]
     assert len(list((out / "annotations/train2017").iterdir())) == 6
-    raw, ids = (pixels(out / f"annotations/val2017/000000000139{ending}.png") for ending in ("", "_labelTrainIds"))
+    raw, ids = (
+        pixels(out / f"annotations/val2017/000000000139{ending}.png")
+        for ending in ("", "_labelTrainIds")
+    )
     assert np.array_equal(raw, raw_data.coco_labels(9))  # kept
-    expected = {0: 0, 10: 10, 12: 11, 26: 24, 91: 80, 181: 170, 255: 255}  # rank among the values in use; 11, 25, 28, ... never occur
-    assert {(int(a), int(b)) for a, b in zip(raw.ravel(), ids.ravel(), strict=True)} == set(expected.items())
+    # rank among the values in use; 11, 25, 28, ... never occur
+    expected = {0: 0, 10: 10, 12: 11, 26: 24, 91: 80, 181: 170, 255: 255}
+    assert {(int(a), int(b)) for a, b in zip(raw.ravel(), ids.ravel(), strict=True)} == set(
+        expected.items()
+    )
 
 
 def context_expected(number: int) -> np.ndarray:
     labels = raw_data.context_labels(number)
     expected = np.zeros(labels.shape, dtype=np.uint8)
-    for raw, value in {2: 1, 284: 37, 458: 59}.items():  # aeroplane, person, wood; accordion (1) and 459 are none of the 59
+    # aeroplane, person, wood; accordion (1) and 459 are none of the 59
+    for raw, value in {2: 1, 284: 37, 458: 59}.items():
         expected[labels == raw] = value
     return expected
 
@@ -122,7 +164,9 @@ def test_context_from_either_source(write: Callable[[Path], None], tmp_path: Pat
     assert words(out / "ImageSets/SegmentationContext/val.txt") == list(raw_data.CONTEXT_VAL)
     assert len(list((out / "JPEGImages").iterdir())) == 4
     for number, stem in enumerate((*raw_data.CONTEXT_TRAIN, *raw_data.CONTEXT_VAL)):
-        assert np.array_equal(pixels(out / f"SegmentationClassContext/{stem}.png"), context_expected(number))
+        assert np.array_equal(
+            pixels(out / f"SegmentationClassContext/{stem}.png"), context_expected(number)
+        )
     assert not (out / "SegmentationClassContext/2010_009999.png").exists()  # phase test
 
 
@@ -131,11 +175,22 @@ def test_a_later_region_lies_over_an_earlier_one(tmp_path: Path) -> None:
     raw_data.write_context_json(tmp_path)
     content = json.loads((tmp_path / "trainval_merged.json").read_text())
     first = content["images"][0]
-    everything = {"size": [first["height"], first["width"]], "counts": [0, first["height"] * first["width"]]}
-    content["annos_segmentation"].append({"image_id": first["image_id"], "category_id": 427, "segmentation": everything})
+    everything = {
+        "size": [first["height"], first["width"]],
+        "counts": [0, first["height"] * first["width"]],
+    }
+    content["annos_segmentation"].append(
+        {"image_id": first["image_id"], "category_id": 427, "segmentation": everything}
+    )
     (tmp_path / "trainval_merged.json").write_text(json.dumps(content))
     run("context", tmp_path, tmp_path / "out")
-    mask = pixels(tmp_path / "out" / CONTEXT / "SegmentationClassContext" / first["file_name"].replace("jpg", "png"))
+    mask = pixels(
+        tmp_path
+        / "out"
+        / CONTEXT
+        / "SegmentationClassContext"
+        / first["file_name"].replace("jpg", "png")
+    )
     names = load_vocabulary("context").names
     assert np.unique(mask).tolist() == [names.index("tvmonitor") + 1]
 
@@ -150,9 +205,15 @@ def test_ade20k(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "write", "train", "val"),
-    [("voc", raw_data.write_voc, 6, 2), ("coco-stuff", raw_data.write_coco, 3, 1), ("ade20k", raw_data.write_ade, 2, 1)],
+    [
+        ("voc", raw_data.write_voc, 6, 2),
+        ("coco-stuff", raw_data.write_coco, 3, 1),
+        ("ade20k", raw_data.write_ade, 2, 1),
+    ],
 )
-def test_the_reader_finds_what_was_written(name: str, write: Callable[[Path], None], train: int, val: int, tmp_path: Path) -> None:
+def test_the_reader_finds_what_was_written(
+    name: str, write: Callable[[Path], None], train: int, val: int, tmp_path: Path
+) -> None:
     write(tmp_path)
     run(name, tmp_path, tmp_path / "out")
     assert len(list_layout(name, tmp_path / "out", "train")) == train
@@ -167,17 +228,33 @@ def test_numbers_agree_with_the_class_lists() -> None:
     assert len(CONTEXT_IDS) == 59
     assert list(CONTEXT_IDS) == sorted(set(CONTEXT_IDS))
     names = load_vocabulary("context").names
-    known = {"aeroplane": 2, "bag": 9, "bedclothes": 19, "cat": 65, "dog": 113, "person": 284, "sky": 360, "tvmonitor": 427, "wood": 458}
+    known = {
+        "aeroplane": 2,
+        "bag": 9,
+        "bedclothes": 19,
+        "cat": 65,
+        "dog": 113,
+        "person": 284,
+        "sky": 360,
+        "tvmonitor": 427,
+        "wood": 458,
+    }
     assert {name: CONTEXT_IDS[names.index(name)] for name in known} == known
     for recipe in RECIPES.values():
-        assert all(rule.count > 0 for choices in recipe.needs for download in choices for rule in download.rules)
+        assert all(
+            rule.count > 0
+            for choices in recipe.needs
+            for download in choices
+            for rule in download.rules
+        )
     assert [check.count for check in RECIPES["voc"].checks] == [1464, 1449, 9118, 10582]
     assert [check.count for check in RECIPES["coco-stuff"].checks] == [118287, 5000]
     assert [check.count for check in RECIPES["context"].checks] == [4998, 5105]
     assert [check.count for check in RECIPES["ade20k"].checks] == [20210, 2000]
 
 
-# Downloads that are already unpacked --------------------------------------------------------------------------------
+# Downloads that are already unpacked
+# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["voc", "coco-stuff", "context", "ade20k"])
@@ -195,10 +272,14 @@ def test_unpacked_folders_give_the_same_bytes(name: str, tmp_path: Path) -> None
     run(name, raw, tmp_path / "packed")
     folder = tmp_path / "folder"
     for archive in raw.iterdir():
-        shutil.unpack_archive(archive, folder / archive.stem if archive.stem.startswith("stuffthing") else folder)
+        shutil.unpack_archive(
+            archive, folder / archive.stem if archive.stem.startswith("stuffthing") else folder
+        )
     run(name, folder, tmp_path / "unpacked")
     packed, unpacked = files_of(tmp_path / "packed"), files_of(tmp_path / "unpacked")
-    assert {k: v for k, v in packed.items() if ".prepare" not in k} == {k: v for k, v in unpacked.items() if ".prepare" not in k}
+    assert {k: v for k, v in packed.items() if ".prepare" not in k} == {
+        k: v for k, v in unpacked.items() if ".prepare" not in k
+    }
 
 
 @pytest.mark.parametrize(
@@ -212,11 +293,14 @@ def test_unpacked_folders_give_the_same_bytes(name: str, tmp_path: Path) -> None
 def test_folders_of_mmsegmentation_are_completed_in_place(
     name: str, write: Callable[[Path], None], base: str, added: int, tmp_path: Path
 ) -> None:
-    """What lies there is not touched, not even copied onto itself; masks and lists that are missing are added; twice is as good as once."""
+    """What lies there is not touched, not even copied onto itself; masks and lists that are missing
+    are added; twice is as good as once."""
     write(tmp_path / "raw")
     folder = tmp_path / "data"
     for archive in (tmp_path / "raw").iterdir():
-        below = {"stuff": "annotations", "train": "images", "val20": "images"}.get(archive.name[:5], ".")
+        below = {"stuff": "annotations", "train": "images", "val20": "images"}.get(
+            archive.name[:5], "."
+        )
         shutil.unpack_archive(archive, folder / base / below)
     before = {path: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
     for _ in range(2):
@@ -243,7 +327,8 @@ def test_coco_annotations_of_another_kind_are_no_stuff_maps(tmp_path: Path) -> N
     assert find_source(prepare_recipes.RECIPES["coco-stuff"].needs[2], tmp_path) is None
 
 
-# Stopping and going on ----------------------------------------------------------------------------------------------
+# Stopping and going on
+# ----------------------------------------------------------------------------------------------
 
 SCRIPT = """
 import os, signal, sys
@@ -263,7 +348,8 @@ def main(raw, out, workers, name, after):
     recipe = raw_data.small_recipes()[name]
     sources = [prepare.find_source(choices, Path(raw)) for choices in recipe.needs]
     Path(out).mkdir(exist_ok=True)
-    prepare.prepare_dataset(recipe, sources, Path(out), workers=int(workers), step=lambda done, total: None)
+    prepare.prepare_dataset(recipe, sources, Path(out), workers=int(workers), step=lambda done,
+    total: None)
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
@@ -271,10 +357,13 @@ if __name__ == "__main__":
 
 
 def start(tmp_path: Path, *words: object) -> int:
-    """Run a preparation in a process of its own; it must not leave workers behind, which would keep its output open."""
+    """Run a preparation in a process of its own; it must not leave workers behind, which would keep
+    its output open."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    return subprocess.run([sys.executable, str(script), *map(str, words)], capture_output=True, timeout=60).returncode
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, words)], capture_output=True, timeout=60
+    ).returncode
 
 
 def write_context(raw: Path) -> None:
@@ -299,7 +388,9 @@ def test_killed_and_started_again_gives_the_same_bytes(
     whole, out = files_of(tmp_path / "whole"), tmp_path / "out"
     assert start(tmp_path, tmp_path / "raw", out, workers, name, after) == -signal.SIGKILL
     partial = files_of(out)
-    written = {path: content for path, content in partial.items() if not path.startswith(".prepare")}
+    written = {
+        path: content for path, content in partial.items() if not path.startswith(".prepare")
+    }
     assert 0 < len(written) < len(whole) - 1
     assert written.items() <= whole.items()  # whatever has its name is whole
     assert any("-parts/" in path for path in partial)  # it was killed while one was half there
@@ -313,12 +404,18 @@ def test_killed_while_workers_convert(tmp_path: Path) -> None:
     stems = [*raw_data.SBD, *(f"2009_{number:06}" for number in range(2, 150))]
     with tarfile.open(raw / "benchmark.tgz", "w:gz", compresslevel=1) as archive:
         for number, stem in enumerate(stems):
-            raw_data.add(archive, f"benchmark_RELEASE/dataset/cls/{stem}.mat", raw_data.sbd_file(number, (150, 200)))
+            raw_data.add(
+                archive,
+                f"benchmark_RELEASE/dataset/cls/{stem}.mat",
+                raw_data.sbd_file(number, (150, 200)),
+            )
     recipe = dataclasses.replace(prepare_recipes.RECIPES["voc"], checks=())
     run("voc", raw, tmp_path / "whole", recipe=recipe)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    process = subprocess.Popen([sys.executable, str(script), str(raw), str(out), "2", "voc", "0"], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(raw), str(out), "2", "voc", "0"], stdout=subprocess.PIPE
+    )
     masks = out / VOC / "SegmentationClassAug"
     while process.poll() is None and not (masks.is_dir() and len(os.listdir(masks)) >= 10):
         time.sleep(0.002)
@@ -329,7 +426,9 @@ def test_killed_while_workers_convert(tmp_path: Path) -> None:
     assert files_of(out) == files_of(tmp_path / "whole")
 
 
-def test_what_is_written_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_written_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw_data.write_voc(tmp_path)
     run("voc", tmp_path, tmp_path / "out")
     whole = files_of(tmp_path / "out")
@@ -337,15 +436,27 @@ def test_what_is_written_is_not_written_again(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "out" / VOC / "JPEGImages/2007_000032.jpg").write_bytes(b"")
     written: list[str] = []
     write = archives.write_file
-    monkeypatch.setattr(prepare, "write_file", lambda path, content, parts: (written.append(path.name), write(path, content, parts))[1])
+    monkeypatch.setattr(
+        prepare,
+        "write_file",
+        lambda path, content, parts: (written.append(path.name), write(path, content, parts))[1],
+    )
     run("voc", tmp_path, tmp_path / "out")
     journal = "voc.txt"
-    assert written == [journal, "2007_000032.jpg", "2008_000050.png", "aug.txt", "trainaug.txt", journal]
+    assert written == [
+        journal,
+        "2007_000032.jpg",
+        "2008_000050.png",
+        "aug.txt",
+        "trainaug.txt",
+        journal,
+    ]
     assert files_of(tmp_path / "out") == whole
 
 
 def test_files_of_others_are_written_anew(tmp_path: Path) -> None:
-    """A folder that was not begun by this command may hold anything; only the journal's files are trusted."""
+    """A folder that was not begun by this command may hold anything; only the journal's files are
+    trusted."""
     raw_data.write_voc(tmp_path)
     run("voc", tmp_path, tmp_path / "whole")
     strange = tmp_path / "out" / VOC / "SegmentationClassAug/2008_000050.png"
@@ -370,7 +481,9 @@ def test_two_sources_are_not_mixed(tmp_path: Path) -> None:
     raw_data.write_context_matlab(tmp_path)
     run("context", tmp_path, tmp_path / "out")
     raw_data.write_context_json(tmp_path)
-    with pytest.raises(ValueError, match=r"begun from other downloads.*trainval\.tar\.gz.*delete .*context\.txt"):
+    with pytest.raises(
+        ValueError, match=r"begun from other downloads.*trainval\.tar\.gz.*delete .*context\.txt"
+    ):
         run("context", tmp_path, tmp_path / "out")
 
 
@@ -379,20 +492,32 @@ def test_workers_give_the_same_bytes_and_name_the_file_at_fault(tmp_path: Path) 
     run("coco-stuff", tmp_path, tmp_path / "one")
     run("coco-stuff", tmp_path, tmp_path / "two", workers=2)
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
-    maps = {f"train2017/{stem}.png": raw_data.grey_png(np.full((4, 4), 11)) for stem in raw_data.COCO_TRAIN}
+    maps = {
+        f"train2017/{stem}.png": raw_data.grey_png(np.full((4, 4), 11))
+        for stem in raw_data.COCO_TRAIN
+    }
     raw_data.write_zip(tmp_path / "stuffthingmaps_trainval2017.zip", maps)
-    with pytest.raises(ValueError, match=r"stuffthingmaps_trainval2017\.zip: train2017/000000000009\.png: mask values \[11\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"stuffthingmaps_trainval2017\.zip: train2017/000000000009\.png: mask values \[11\]",
+    ):
         run("coco-stuff", tmp_path, tmp_path / "three", workers=2)
     with pytest.raises(ValueError, match="workers must be at least 1"):
         run("coco-stuff", tmp_path, tmp_path / "four", workers=0)
 
 
-# Missing, damaged, hostile ------------------------------------------------------------------------------------------
+# Missing, damaged, hostile
+# ------------------------------------------------------------------------------------------
 
 
 def without(archive: Path, name: str) -> None:
     """Leave one file out of a tar archive."""
-    with tarfile.open(archive) as old, tarfile.open(archive.with_suffix(".new"), "w:gz" if archive.suffix == ".tgz" else "w") as new:
+    with (
+        tarfile.open(archive) as old,
+        tarfile.open(
+            archive.with_suffix(".new"), "w:gz" if archive.suffix == ".tgz" else "w"
+        ) as new,
+    ):
         for info in old:
             if info.name != name:
                 new.addfile(info, old.extractfile(info) if info.isreg() else None)
@@ -403,16 +528,27 @@ def test_too_few_files(tmp_path: Path) -> None:
     raw_data.write_voc(tmp_path)
     without(tmp_path / "benchmark.tgz", "benchmark_RELEASE/dataset/cls/2008_000050.mat")
     with pytest.raises(
-        ValueError, match=r"benchmark\.tgz holds 4 files dataset/cls/\*\.mat and should hold 5: .*download it again from https://www2"
+        ValueError,
+        match=(
+            r"benchmark\.tgz holds 4 files dataset/cls/\*\.mat and should hold 5: .*download it"
+            r" again from https://www2"
+        ),
     ):
         run("voc", tmp_path, tmp_path / "out")
 
 
-def test_lists_must_have_their_exact_length(tmp_path: Path, small_recipes: dict[str, Recipe]) -> None:
+def test_lists_must_have_their_exact_length(
+    tmp_path: Path, small_recipes: dict[str, Recipe]
+) -> None:
     raw_data.write_voc(tmp_path)
     checks = tuple(dataclasses.replace(check, count=2) for check in small_recipes["voc"].checks)
     with pytest.raises(ValueError, match=r"train\.txt has 3 images and must have 2"):
-        run("voc", tmp_path, tmp_path / "out", recipe=dataclasses.replace(small_recipes["voc"], checks=checks))
+        run(
+            "voc",
+            tmp_path,
+            tmp_path / "out",
+            recipe=dataclasses.replace(small_recipes["voc"], checks=checks),
+        )
 
 
 def test_a_listed_image_or_mask_is_missing(tmp_path: Path) -> None:
@@ -420,10 +556,14 @@ def test_a_listed_image_or_mask_is_missing(tmp_path: Path) -> None:
     run("voc", tmp_path, tmp_path / "out")
     out, checks = tmp_path / "out", prepare_recipes.RECIPES["voc"].checks
     (out / VOC / "SegmentationClass/2007_000033.png").unlink()
-    with pytest.raises(ValueError, match=r"1 masks of .*val\.txt are not in .*SegmentationClass: 2007_000033"):
+    with pytest.raises(
+        ValueError, match=r"1 masks of .*val\.txt are not in .*SegmentationClass: 2007_000033"
+    ):
         prepare.check_pairs(out, checks[1])
     (out / VOC / "JPEGImages/2007_000039.jpg").unlink()
-    with pytest.raises(ValueError, match=r"1 images of .*train\.txt are not in .*JPEGImages: 2007_000039"):
+    with pytest.raises(
+        ValueError, match=r"1 images of .*train\.txt are not in .*JPEGImages: 2007_000039"
+    ):
         prepare.check_pairs(out, checks[0])
 
 
@@ -431,7 +571,10 @@ def test_coco_image_without_mask(tmp_path: Path) -> None:
     raw_data.write_coco(tmp_path)
     extra = {f"val2017/{stem}.jpg": raw_data.jpeg(1) for stem in ("000000000139", "000000000285")}
     raw_data.write_zip(tmp_path / "val2017.zip", extra)
-    with pytest.raises(ValueError, match=r"1 masks of .*images/val2017 are not in .*annotations/val2017: 000000000285"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 masks of .*images/val2017 are not in .*annotations/val2017: 000000000285",
+    ):
         run("coco-stuff", tmp_path, tmp_path / "out")
 
 
@@ -459,7 +602,13 @@ def test_damaged_zip_members_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../JPEGImages/evil.jpg", "a/../../JPEGImages/evil.jpg", "/tmp/JPEGImages/evil.jpg", "C:/JPEGImages/evil.jpg"]
+    "name",
+    [
+        "../JPEGImages/evil.jpg",
+        "a/../../JPEGImages/evil.jpg",
+        "/tmp/JPEGImages/evil.jpg",
+        "C:/JPEGImages/evil.jpg",
+    ],
 )
 def test_unsafe_names_are_refused(name: str, tmp_path: Path) -> None:
     raw_data.write_voc(tmp_path)
@@ -470,7 +619,9 @@ def test_unsafe_names_are_refused(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("evil*"))
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
+)
 def test_links_and_devices_are_refused(kind: bytes, tmp_path: Path) -> None:
     raw_data.write_voc(tmp_path)
     with tarfile.open(tmp_path / "VOCtrainval_11-May-2012.tar", "w") as archive:
@@ -491,7 +642,9 @@ def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:
         member.read()
 
 
-def test_members_that_are_too_large_or_lie_about_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_that_are_too_large_or_lie_about_their_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x/a.jpg").write_bytes(b"12345")
     (member,) = list_members(tmp_path / "x")
@@ -499,36 +652,55 @@ def test_members_that_are_too_large_or_lie_about_their_size(tmp_path: Path, monk
     with pytest.raises(ValueError, match="has 5 bytes and declares 4"):
         member._replace(size=4).read()
     monkeypatch.setattr(archives, "LARGEST_MEMBER", 4)
-    with pytest.raises(ValueError, match="declares 5 bytes; nothing in these data sets is so large"):
+    with pytest.raises(
+        ValueError, match="declares 5 bytes; nothing in these data sets is so large"
+    ):
         member.read()
 
 
 def test_the_first_of_two_members_of_one_name_counts(tmp_path: Path) -> None:
     raw_data.write_ade(tmp_path)
     with zipfile.ZipFile(tmp_path / "ADEChallengeData2016.zip", "a") as archive:
-        archive.writestr("copy/ADEChallengeData2016/images/training/ADE_train_00000001.jpg", b"another")
+        archive.writestr(
+            "copy/ADEChallengeData2016/images/training/ADE_train_00000001.jpg", b"another"
+        )
     run("ade20k", tmp_path, tmp_path / "out")
-    assert (tmp_path / "out/ade/ADEChallengeData2016/images/training/ADE_train_00000001.jpg").read_bytes() == raw_data.jpeg(0)
+    assert (
+        tmp_path / "out/ade/ADEChallengeData2016/images/training/ADE_train_00000001.jpg"
+    ).read_bytes() == raw_data.jpeg(0)
 
 
 def test_a_file_that_is_there_twice_counts_once(tmp_path: Path) -> None:
     raw_data.write_voc(tmp_path)
     with tarfile.open(tmp_path / "benchmark.tgz", "w:gz") as archive:
         for number, stem in enumerate((*raw_data.SBD[:4], raw_data.SBD[0])):
-            raw_data.add(archive, f"benchmark_RELEASE/dataset/cls/{stem}.mat", raw_data.sbd_file(number))
+            raw_data.add(
+                archive, f"benchmark_RELEASE/dataset/cls/{stem}.mat", raw_data.sbd_file(number)
+            )
     with pytest.raises(ValueError, match=r"holds 4 files dataset/cls/\*\.mat and should hold 5"):
         run("voc", tmp_path, tmp_path / "out")
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw_data.write_voc(tmp_path)
-    size = sum((tmp_path / name).stat().st_size for name in ("VOCtrainval_11-May-2012.tar", "benchmark.tgz"))
+    size = sum(
+        (tmp_path / name).stat().st_size
+        for name in ("VOCtrainval_11-May-2012.tar", "benchmark.tgz")
+    )
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda folder: usage._replace(free=archives.SPARE_SPACE + size - 1))
+    monkeypatch.setattr(
+        archives.shutil,
+        "disk_usage",
+        lambda folder: usage._replace(free=archives.SPARE_SPACE + size - 1),
+    )
     with pytest.raises(OSError, match=r"has 0\.1 GB free and needs 0\.1 GB"):
         run("voc", tmp_path, tmp_path / "out")
     assert not (tmp_path / "out" / VOC).exists()
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda folder: usage._replace(free=archives.SPARE_SPACE + size))
+    monkeypatch.setattr(
+        archives.shutil,
+        "disk_usage",
+        lambda folder: usage._replace(free=archives.SPARE_SPACE + size),
+    )
     run("voc", tmp_path, tmp_path / "out")
 
 
@@ -536,21 +708,39 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("convert", "content", "message"),
     [
         (sbd_mask, raw_data.matlab({"GTinst": 1}), "no field GTcls.Segmentation"),
-        (sbd_mask, raw_data.matlab({"GTcls": {"Segmentation": np.full((2, 2), 21)}}), r"0\.\.20, got 21\.\.21"),
-        (sbd_mask, raw_data.matlab({"GTcls": {"Segmentation": np.full((2, 2), 0.5)}}), "whole numbers"),
+        (
+            sbd_mask,
+            raw_data.matlab({"GTcls": {"Segmentation": np.full((2, 2), 21)}}),
+            r"0\.\.20, got 21\.\.21",
+        ),
+        (
+            sbd_mask,
+            raw_data.matlab({"GTcls": {"Segmentation": np.full((2, 2), 0.5)}}),
+            "whole numbers",
+        ),
         (sbd_mask, b"", "not a readable MATLAB file"),
         (sbd_mask, b"not a mat file" * 100, "not a readable MATLAB file"),
         (sbd_mask, raw_data.sbd_file(0)[:-40], "not a readable MATLAB file"),
-        (context_mask, raw_data.matlab({"LabelMap": np.full((2, 2), 460)}), r"0\.\.459, got 460\.\.460"),
+        (
+            context_mask,
+            raw_data.matlab({"LabelMap": np.full((2, 2), 460)}),
+            r"0\.\.459, got 460\.\.460",
+        ),
         (context_mask, raw_data.matlab({"Map": 1}), "no array LabelMap"),
         (train_id_mask, b"no png", "not a readable PNG"),
         (train_id_mask, raw_data.grey_png(np.zeros((9, 9)))[:-30], "not a readable PNG"),
         (train_id_mask, raw_data.jpeg(0), "not a readable PNG"),
         (train_id_mask, raw_data.grey_png(np.zeros((9, 9, 3))), "mode RGB"),
-        (train_id_mask, raw_data.grey_png(np.array([[25, 90, 0, 182]])), r"mask values \[25, 90, 182\]"),
+        (
+            train_id_mask,
+            raw_data.grey_png(np.array([[25, 90, 0, 182]])),
+            r"mask values \[25, 90, 182\]",
+        ),
     ],
 )
-def test_raw_files_that_are_not_what_they_should_be(convert: Callable[[bytes], bytes], content: bytes, message: str) -> None:
+def test_raw_files_that_are_not_what_they_should_be(
+    convert: Callable[[bytes], bytes], content: bytes, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         convert(content)
 
@@ -559,16 +749,28 @@ def test_raw_files_that_are_not_what_they_should_be(convert: Callable[[bytes], b
     ("change", "message"),
     [
         (lambda content: content.pop("annos_segmentation"), "is no PASCAL in Detail file"),
-        (lambda content: content["annos_segmentation"][0].update(category_id=460), r"json: 2008_000008\.jpg: category 460"),
         (
-            lambda content: content["annos_segmentation"][0].update(segmentation={"size": [1, 1], "counts": "1"}),
+            lambda content: content["annos_segmentation"][0].update(category_id=460),
+            r"json: 2008_000008\.jpg: category 460",
+        ),
+        (
+            lambda content: content["annos_segmentation"][0].update(
+                segmentation={"size": [1, 1], "counts": "1"}
+            ),
             r"region of shape \(1, 1\)",
         ),
-        (lambda content: content["annos_segmentation"][0].update(segmentation={"size": [1, 1], "counts": ""}), "damaged run-length"),
+        (
+            lambda content: content["annos_segmentation"][0].update(
+                segmentation={"size": [1, 1], "counts": ""}
+            ),
+            "damaged run-length",
+        ),
         (lambda content: content["images"].pop(0), r"holds 2 files \*\.jpg and should hold 3"),
     ],
 )
-def test_damaged_detail_files(change: Callable[[dict], object], message: str, tmp_path: Path) -> None:
+def test_damaged_detail_files(
+    change: Callable[[dict], object], message: str, tmp_path: Path
+) -> None:
     raw_data.write_voc2010(tmp_path)
     raw_data.write_context_json(tmp_path)
     content = json.loads((tmp_path / "trainval_merged.json").read_text())
@@ -578,12 +780,30 @@ def test_damaged_detail_files(change: Callable[[dict], object], message: str, tm
         run("context", tmp_path, tmp_path / "out")
 
 
-# The command --------------------------------------------------------------------------------------------------------
+# The command
+# --------------------------------------------------------------------------------------------------
 
 
-def test_the_command_says_what_is_needed_and_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_is_needed_and_what_it_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw_data.write_voc(tmp_path)
-    assert main(["data", "prepare", "voc", "--raw", str(tmp_path), "--out", str(tmp_path / "new/out"), "--workers", "1"]) == 0
+    assert (
+        main(
+            [
+                "data",
+                "prepare",
+                "voc",
+                "--raw",
+                str(tmp_path),
+                "--out",
+                str(tmp_path / "new/out"),
+                "--workers",
+                "1",
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "found VOCtrainval_11-May-2012.tar" in shown
     assert "about 1.4 GB" in shown
@@ -591,22 +811,49 @@ def test_the_command_says_what_is_needed_and_what_it_wrote(tmp_path: Path, capsy
     assert "6 images in VOCdevkit/VOC2012/ImageSets/Segmentation/trainaug.txt" in shown
 
 
-def test_the_command_names_everything_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "prepare", "context", "--raw", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+def test_the_command_names_everything_that_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["data", "prepare", "context", "--raw", str(tmp_path), "--out", str(tmp_path / "out")])
+        == 2
+    )
     message = capsys.readouterr().err
     for file in ("VOCtrainval_03-May-2010.tar", "trainval_merged.json", "trainval.tar.gz"):
-        (download,) = [download for choices in RECIPES["context"].needs for download in choices if download.file == file]
+        (download,) = [
+            download
+            for choices in RECIPES["context"].needs
+            for download in choices
+            if download.file == file
+        ]
         assert f"{file} ({download.url})" in message
     assert message.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 def test_sizes_and_hashes_are_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_recipes: dict[str, Recipe], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_recipes: dict[str, Recipe],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     raw_data.write_ade(tmp_path)
-    words = ["data", "prepare", "ade20k", "--raw", str(tmp_path), "--out", str(tmp_path / "out"), "--workers", "1"]
-    monkeypatch.setattr(prepare_recipes, "RECIPES", {"ade20k": dataclasses.replace(small_recipes["ade20k"], needs=RECIPES["ade20k"].needs)})
+    words = [
+        "data",
+        "prepare",
+        "ade20k",
+        "--raw",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+        "--workers",
+        "1",
+    ]
+    monkeypatch.setattr(
+        prepare_recipes,
+        "RECIPES",
+        {"ade20k": dataclasses.replace(small_recipes["ade20k"], needs=RECIPES["ade20k"].needs)},
+    )
     assert main(words) == 2
     assert "should have 7328b3957e407ddae1d3cbf487f149ef" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

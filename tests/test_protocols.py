@@ -18,9 +18,11 @@ LOGITS[:, 0] = 9.0  # a seen class never becomes a pseudo-label
 @pytest.mark.parametrize(
     ("protocol", "expected"),
     [
-        ("inductive", [[[0, -1], [1, 2]], [[-1, -1], [-1, 0]]]),  # seen classes by rank, unseen ignored
+        # seen classes by rank, unseen ignored
+        ("inductive", [[[0, -1], [1, 2]], [[-1, -1], [-1, 0]]]),
         ("supervised", [[[0, 1], [2, 3]], [[4, -1], [1, 0]]]),  # as they are
-        ("transductive", [[[0, 4], [2, 3]], [[1, -1], [1, 0]]]),  # unseen pixels by the model's own guess; ignore stays
+        # unseen pixels by the model's own guess; ignore stays
+        ("transductive", [[[0, 4], [2, 3]], [[1, -1], [1, 0]]]),
     ],
 )
 def test_targets(protocol: str, expected: list[list[list[int]]]) -> None:
@@ -28,7 +30,8 @@ def test_targets(protocol: str, expected: list[list[list[int]]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "rows"), [("inductive", [0, 2, 3]), ("transductive", [0, 1, 2, 3, 4]), ("supervised", [0, 1, 2, 3, 4])]
+    ("protocol", "rows"),
+    [("inductive", [0, 2, 3]), ("transductive", [0, 1, 2, 3, 4]), ("supervised", [0, 1, 2, 3, 4])],
 )
 def test_queries(protocol: str, rows: list[int]) -> None:
     text = torch.arange(10.0).reshape(5, 2)
@@ -59,6 +62,9 @@ def test_what_augmentation_may_see() -> None:
     seen = torch.tensor([True, False, True, False])
     labels = torch.tensor([[0, 1, 2], [3, -1, 0]])
     assert TrainingProtocol("inductive", seen).hide(labels).tolist() == [[0, -1, 2], [-1, -1, 0]]
-    assert TrainingProtocol("transductive", seen).hide(labels).tolist() == [[0, 1, 2], [1, -1, 0]]  # that it is unseen, not which
+    # that it is unseen, not which
+    assert TrainingProtocol("transductive", seen).hide(labels).tolist() == [[0, 1, 2], [1, -1, 0]]
     assert TrainingProtocol("supervised", seen).hide(labels).tolist() == labels.tolist()
-    assert TrainingProtocol("supervised", torch.tensor([True, True])).hide(torch.tensor([[1, -1]])).tolist() == [[1, -1]]
+    assert TrainingProtocol("supervised", torch.tensor([True, True])).hide(
+        torch.tensor([[1, -1]])
+    ).tolist() == [[1, -1]]

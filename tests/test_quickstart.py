@@ -14,7 +14,17 @@ from cascade_clip.quickstart import LOSS_FILE, read_curve
 
 
 def test_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["quickstart", "--out", str(tmp_path / "tour"), "--scenes", "4", "--pictures", "2", "--minutes", "0.05"]
+    words = [
+        "quickstart",
+        "--out",
+        str(tmp_path / "tour"),
+        "--scenes",
+        "4",
+        "--pictures",
+        "2",
+        "--minutes",
+        "0.05",
+    ]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "U: mIoU of unseen" in out and "last layer" in out and "cascade" in out
@@ -22,15 +32,36 @@ def test_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert page.shape[1] > 1000
     assert (page != 255).any(axis=2).mean() > 0.1  # not an empty page
     text = (tmp_path / "tour" / "index.html").read_text()
-    assert "data:image/png;base64," in text and "brick wall" in text and "{" not in text.split("</style>")[1]
+    assert (
+        "data:image/png;base64," in text
+        and "brick wall" in text
+        and "{" not in text.split("</style>")[1]
+    )
     assert read_curve(tmp_path / "tour" / "training" / "metrics.csv")
     assert main(words) == 0  # a second tour replaces the first
 
 
-def test_a_folder_of_somebody_else_is_not_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_somebody_else_is_not_deleted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "thesis.txt").write_text("years")
-    assert main(["quickstart", "--out", str(tmp_path), "--scenes", "1", "--pictures", "1", "--minutes", "0.01"]) == 2
+    assert (
+        main(
+            [
+                "quickstart",
+                "--out",
+                str(tmp_path),
+                "--scenes",
+                "1",
+                "--pictures",
+                "1",
+                "--minutes",
+                "0.01",
+            ]
+        )
+        == 2
+    )
     assert "not a run of an earlier tour" in capsys.readouterr().err
     assert (tmp_path / "training" / "thesis.txt").read_text() == "years"
 

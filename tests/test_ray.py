@@ -1,4 +1,5 @@
-"""Blocks of pictures for the actors of a cluster: the same files as without one, every picture once, whatever dies."""
+"""Blocks of pictures for the actors of a cluster: the same files as without one, every picture
+once, whatever dies."""
 
 from __future__ import annotations
 
@@ -26,7 +27,15 @@ from cascade_clip.manifest import (
     write_part,
 )
 from cascade_clip.predictor import Predictor, load_predictor
-from cascade_clip.ray_engine import BlockWorker, Recipe, Report, pack_block, require_ray, share_devices, unpack_block
+from cascade_clip.ray_engine import (
+    BlockWorker,
+    Recipe,
+    Report,
+    pack_block,
+    require_ray,
+    share_devices,
+    unpack_block,
+)
 from cascade_clip.terminal import RunOptions
 from many_pictures import NAMES, read_results, write_pictures
 
@@ -39,7 +48,15 @@ def make_recipe(folder: Path, out: Path, **changes: Any) -> Recipe:
     predictor = load_predictor(folder, "cpu")
     target = predictor.bind(NAMES)
     request = request_fingerprint(predictor, target, ("index", "overlay"))
-    recipe = Recipe(str(folder), RunOptions(device="cpu"), predictor.settings, target, ("index", "overlay"), out, request)
+    recipe = Recipe(
+        str(folder),
+        RunOptions(device="cpu"),
+        predictor.settings,
+        target,
+        ("index", "overlay"),
+        out,
+        request,
+    )
     return dataclasses.replace(recipe, **changes)
 
 
@@ -77,12 +94,16 @@ def test_frames_of_a_video_stay_together() -> None:
     film = [Source(Path("film.mp4"), f"film_frames/{frame:06d}", frame) for frame in range(30)]
     pictures = source_list(10)
     assert group_files([*pictures[:2], *film]) == [[pictures[0]], [pictures[1]], film]
-    assert [len(block.sources) for block in cut_blocks([*pictures[:7], *film, *pictures[7:]], "r")] == [37, 3]
+    assert [
+        len(block.sources) for block in cut_blocks([*pictures[:7], *film, *pictures[7:]], "r")
+    ] == [37, 3]
 
 
 @pytest.mark.parametrize("path", ["a/b c.png", "/x/ü.png", "bad\udcff.png", 'quo"te\\.png'])
 def test_packing_keeps_every_path(path: str) -> None:
-    block = Block("part-0.parquet", (Source(Path(path), "n", None), Source(Path("f.mp4"), "f/1", 1)))
+    block = Block(
+        "part-0.parquet", (Source(Path(path), "n", None), Source(Path("f.mp4"), "f/1", 1))
+    )
     row = pack_block(block)
     row["sources"].encode("utf-8")  # what Ray needs
     assert unpack_block(row) == block
@@ -101,7 +122,9 @@ def test_packing_keeps_every_path(path: str) -> None:
         (0, "mps", 8, 0, (8, 0.0)),
     ],
 )
-def test_devices(actors: int, device: Any, cpus: int, gpus: int, expected: tuple[int, float]) -> None:
+def test_devices(
+    actors: int, device: Any, cpus: int, gpus: int, expected: tuple[int, float]
+) -> None:
     assert share_devices(actors, device, cpus, gpus) == expected
 
 
@@ -110,12 +133,17 @@ def test_a_cluster_without_gpus() -> None:
         share_devices(0, "cuda", 4, 0)
 
 
-def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_ray_the_error_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install 'cascade-clip\[ray\]'"):
         require_ray()
     assert main(["segment", "nowhere.png", "--engine", "ray"]) == 2
-    assert capsys.readouterr().err == "cascade-clip: error: --engine ray needs Ray Data: pip install 'cascade-clip[ray]'\n"
+    assert (
+        capsys.readouterr().err
+        == "cascade-clip: error: --engine ray needs Ray Data: pip install 'cascade-clip[ray]'\n"
+    )
 
 
 @pytest.mark.parametrize("words", [["--actors", "2"], ["--engine", "ray", "--actors", "-1"]])
@@ -135,12 +163,17 @@ class TestWorker:
     def tiny(self, tiny_folder: Path) -> Predictor:
         return load_predictor(tiny_folder, "cpu")
 
-    def test_files_equal_those_of_the_local_engine(self, tiny: Predictor, tiny_folder: Path, tmp_path: Path) -> None:
+    def test_files_equal_those_of_the_local_engine(
+        self, tiny: Predictor, tiny_folder: Path, tmp_path: Path
+    ) -> None:
         sources = write_pictures(tmp_path / "in", 10)
         recipe = make_recipe(tiny_folder, tmp_path / "out")
         list(segment_sources(tiny, tiny.bind(NAMES), sources, tmp_path / "local", recipe.outputs))
         worker = BlockWorker(recipe)
-        assert [worker.work(block) for block in cut_blocks(sources, recipe.request)] == [Report(done=8), Report(done=2)]
+        assert [worker.work(block) for block in cut_blocks(sources, recipe.request)] == [
+            Report(done=8),
+            Report(done=2),
+        ]
         expected = read_results(tmp_path / "local")
         assert len(expected) == 30
         assert read_results(tmp_path / "out") == expected
@@ -170,7 +203,10 @@ class TestWorker:
             "request": recipe.request,
             "error": None,
         }
-        assert rows[1]["sha256"] == hashlib.sha256(b"no picture").hexdigest() and "001.png" in rows[1]["error"]
+        assert (
+            rows[1]["sha256"] == hashlib.sha256(b"no picture").hexdigest()
+            and "001.png" in rows[1]["error"]
+        )
         assert rows[1]["output"] is rows[1]["coverage"] is None
         assert rows[3]["sha256"] is None and "gone.png" in rows[3]["error"]
 
@@ -183,20 +219,28 @@ class TestWorker:
         rows, state = read_manifest(tmp_path / "out"), part.stat().st_mtime_ns
         asleep = BlockWorker(recipe)
         assert asleep.work(block) == Report(skipped=4)
-        assert part.stat().st_mtime_ns == state and "predictor" not in vars(asleep)  # neither file nor model was needed
+        # neither file nor model was needed
+        assert part.stat().st_mtime_ns == state and "predictor" not in vars(asleep)
         part.unlink()  # killed between the last picture and the rows
         assert BlockWorker(recipe).work(block) == Report(skipped=4)
         assert read_manifest(tmp_path / "out") == rows
         (tmp_path / "out" / "002.json").unlink()
         assert BlockWorker(recipe).work(block) == Report(done=1, skipped=3)
-        assert BlockWorker(dataclasses.replace(recipe, overwrite=True)).work(block) == Report(done=4)
+        assert BlockWorker(dataclasses.replace(recipe, overwrite=True)).work(block) == Report(
+            done=4
+        )
         assert read_manifest(tmp_path / "out") == rows
-        write_part(part, [make_row(source, tmp_path / "out", recipe.request) for source in sources[:3]])  # another call took one away
+        # another call took one away
+        write_part(
+            part, [make_row(source, tmp_path / "out", recipe.request) for source in sources[:3]]
+        )
         assert not is_complete(part.parent, block)
         assert BlockWorker(recipe).work(block) == Report(skipped=4)
         assert read_manifest(tmp_path / "out") == rows
 
-    def test_a_picture_that_kills_is_found_and_left_out(self, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_picture_that_kills_is_found_and_left_out(
+        self, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         sources = write_pictures(tmp_path / "in", 5)
         deadly = np.array(Image.open(sources[2].path))
         recipe = make_recipe(tiny_folder, tmp_path / "out")
@@ -218,17 +262,27 @@ class TestWorker:
         assert (report.done, report.skipped) == (4, 0)
         assert len(report.errors) == 1 and "002.png: 2 processes died" in report.errors[0]
         assert len(seen) == 2 + 3 + 2  # each of the others once
-        assert [row["error"] is None for row in read_manifest(tmp_path / "out")] == [True, True, False, True, True]
-        assert {path.name for path in (tmp_path / "out" / FOLDER).iterdir()} == {block.part}  # the note is gone
+        assert [row["error"] is None for row in read_manifest(tmp_path / "out")] == [
+            True,
+            True,
+            False,
+            True,
+            True,
+        ]
+        # the note is gone
+        assert {path.name for path in (tmp_path / "out" / FOLDER).iterdir()} == {block.part}
 
-    def test_pictures_that_were_there_when_others_killed_are_not_blamed(self, tiny_folder: Path, tmp_path: Path) -> None:
+    def test_pictures_that_were_there_when_others_killed_are_not_blamed(
+        self, tiny_folder: Path, tmp_path: Path
+    ) -> None:
         sources = write_pictures(tmp_path / "in", 3)
         recipe = make_recipe(tiny_folder, tmp_path / "out", overwrite=True)
         (block,) = cut_blocks(sources, recipe.request)
         note = tmp_path / "out" / FOLDER / f".{block.part}.begun"
         note.parent.mkdir(parents=True)
         word = f'"{sources[0].path}"'
-        note.write_text("0\n" + f"begin {word}\nend {word}\n" * 5 + f"begin {word}\n")  # one death only
+        # one death only
+        note.write_text("0\n" + f"begin {word}\nend {word}\n" * 5 + f"begin {word}\n")
         assert BlockWorker(recipe).work(block) == Report(done=3)
 
     def test_what_stops_everything_is_a_report(self, tiny_folder: Path, tmp_path: Path) -> None:
@@ -237,7 +291,9 @@ class TestWorker:
 
         def stopped(**changes: Any) -> str:
             (block,) = cut_blocks(sources, recipe.request)
-            return str(BlockWorker(dataclasses.replace(recipe, **changes))(pack_block(block))["report"])
+            return str(
+                BlockWorker(dataclasses.replace(recipe, **changes))(pack_block(block))["report"]
+            )
 
         assert "no checkpoint at nowhere" in stopped(model="nowhere")
         assert "differs from the one on the machine of the command" in stopped(request="0" * 16)
@@ -256,7 +312,10 @@ class TestFolder:
     def write(self, out: Path, names: list[str], request: str = "r") -> Block:
         sources = tuple(Source(out / f"{name}.png", name) for name in names)
         (block,) = cut_blocks(sources, request)
-        write_part(out / FOLDER / block.part, [make_row(source, out, request, error="no such file") for source in sources])
+        write_part(
+            out / FOLDER / block.part,
+            [make_row(source, out, request, error="no such file") for source in sources],
+        )
         return block
 
     def names(self, out: Path) -> list[str]:
@@ -268,9 +327,13 @@ class TestFolder:
         again = self.write(tmp_path, ["f"])
         (tmp_path / FOLDER / ".part-1.parquet.begun").write_text("")
         (tmp_path / FOLDER / ".part-1.parquet.77.partial").write_text("half")
-        planned = [again, *cut_blocks([Source(Path("x"), name) for name in ("b", "d", "e", "new")], "r")]
+        planned = [
+            again,
+            *cut_blocks([Source(Path("x"), name) for name in ("b", "d", "e", "new")], "r"),
+        ]
         clear_folder(tmp_path / FOLDER, planned)
-        assert self.names(tmp_path) == ["a", "c", "f"]  # b goes, the part of d and e too, the planned part stays
+        # b goes, the part of d and e too, the planned part stays
+        assert self.names(tmp_path) == ["a", "c", "f"]
         assert len(list((tmp_path / FOLDER).iterdir())) == 2
 
     def test_another_request_takes_the_old_rows_away(self, tmp_path: Path) -> None:

@@ -22,11 +22,20 @@ pytestmark = pytest.mark.slow
 
 
 def test_forward_loss_and_backward_at_full_size() -> None:
-    """ViT-B/16, 512 x 512, 171 classes, 50 prompt tokens: every trained parameter gets a finite gradient, no other gets one."""
-    model = build_segmenter(ModelConfig(clip=ClipConfig(weights="random", tokenizer=False), prompts=PromptConfig(tokens=50))).train()
-    logits = model(torch.randn(1, 3, 512, 512), torch.nn.functional.normalize(torch.randn(171, 512), dim=-1))
+    """ViT-B/16, 512 x 512, 171 classes, 50 prompt tokens: every trained parameter gets a finite
+    gradient, no other gets one."""
+    model = build_segmenter(
+        ModelConfig(
+            clip=ClipConfig(weights="random", tokenizer=False), prompts=PromptConfig(tokens=50)
+        )
+    ).train()
+    logits = model(
+        torch.randn(1, 3, 512, 512), torch.nn.functional.normalize(torch.randn(171, 512), dim=-1)
+    )
     assert logits.shape == (1, 171, 32, 32)
-    result = mask_loss(logits, torch.randint(-1, 171, (1, 512, 512)), model.patch_size, Config().train.loss)
+    result = mask_loss(
+        logits, torch.randint(-1, 171, (1, 512, 512)), model.patch_size, Config().train.loss
+    )
     (result.total / result.masks).backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
@@ -34,7 +43,8 @@ def test_forward_loss_and_backward_at_full_size() -> None:
 
 
 def test_from_files_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The main job on real photos: an archive in OpenAI's format, 20 steps, an evaluation, and segmented photos."""
+    """The main job on real photos: an archive in OpenAI's format, 20 steps, an evaluation, and
+    segmented photos."""
     settings = open_clip.get_model_config("ViT-B-16-quickgelu")
     archive = write_openai_archive(tmp_path / "ViT-B-16.pt", random_clip(settings), 224)
     assert 300e6 < archive.stat().st_size < 400e6  # as large as the published one
@@ -47,7 +57,12 @@ def test_from_files_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             "unseen": "hat, boots, skirt",
             "workers": 1,
         },
-        "train": {"steps": 20, "batch_size": 1, "augment": {"scale": [1024, 256], "crop": 256}, "optimizer": {"warmup_steps": 2}},
+        "train": {
+            "steps": 20,
+            "batch_size": 1,
+            "augment": {"scale": [1024, 256], "crop": 256},
+            "optimizer": {"warmup_steps": 2},
+        },
         "inference": {"window": 256, "stride": 212},
     }
     (tmp_path / "photos.yaml").write_text(yaml.safe_dump(values))
@@ -55,13 +70,44 @@ def test_from_files_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     model = str(tmp_path / "run" / "model")
     weights = tmp_path / "run" / "model" / "model.safetensors"
     assert weights.stat().st_size < 150e6  # the frozen CLIP is not in it
-    folders = ["--images", str(PHOTOS / "images"), "--masks", str(PHOTOS / "masks"), "--classes", str(PHOTOS / "classes.txt")]
-    words = ["evaluate", model, *folders, "--unseen", "hat, boots, skirt", "--limit", "4", "--out", str(tmp_path / "report.json")]
+    folders = [
+        "--images",
+        str(PHOTOS / "images"),
+        "--masks",
+        str(PHOTOS / "masks"),
+        "--classes",
+        str(PHOTOS / "classes.txt"),
+    ]
+    words = [
+        "evaluate",
+        model,
+        *folders,
+        "--unseen",
+        "hat, boots, skirt",
+        "--limit",
+        "4",
+        "--out",
+        str(tmp_path / "report.json"),
+    ]
     assert main(words) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["images"] == 4
     assert report["calibration"] == 0.1
     photo = PHOTOS / "images" / "0001.jpg"
-    assert main(["segment", str(photo), "--classes", "skin, hair, coat", "--model", model, "--out", str(tmp_path / "out")]) == 0
+    assert (
+        main(
+            [
+                "segment",
+                str(photo),
+                "--classes",
+                "skin, hair, coat",
+                "--model",
+                model,
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
     assert Image.open(tmp_path / "out" / "0001_index.png").size == Image.open(photo).size
     assert "hIoU" in capsys.readouterr().out

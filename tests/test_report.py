@@ -1,4 +1,5 @@
-"""The HTML report and what it shows: confusions in words and as a picture, the worst and the best images."""
+"""The HTML report and what it shows: confusions in words and as a picture, the worst and the best
+images."""
 
 from __future__ import annotations
 
@@ -20,21 +21,33 @@ from cascade_clip.datasets.folder import Sample
 from cascade_clip.evaluate import Report
 from cascade_clip.gallery import Gallery, ImageRecord, ImageScores, image_scores
 from cascade_clip.metrics import ConfusionMatrix, scores
-from cascade_clip.report import MOST_CLASSES, Confusion, build_page, draw_confusion, largest_confusions
+from cascade_clip.report import (
+    MOST_CLASSES,
+    Confusion,
+    build_page,
+    draw_confusion,
+    largest_confusions,
+)
 from cascade_clip.vocabulary import build_palette
 
 
-def make_report(counts: np.ndarray, names: list[str] | None = None, seen: list[bool] | None = None) -> Report:
+def make_report(
+    counts: np.ndarray, names: list[str] | None = None, seen: list[bool] | None = None
+) -> Report:
     matrix = ConfusionMatrix(len(counts))
     matrix.counts = torch.from_numpy(counts)
     names = names or [f"c{index}" for index in range(len(counts))]
     found = scores(matrix, names, seen or [True] * len(counts))
-    return Report(found, 3, 0.0, ("nothing is <assumed>",), counts, build_palette(len(counts)), {}, "d" * 64)
+    return Report(
+        found, 3, 0.0, ("nothing is <assumed>",), counts, build_palette(len(counts)), {}, "d" * 64
+    )
 
 
 def make_record(index: int, miou: float) -> ImageRecord:
     empty = np.zeros((2, 2), dtype=np.int16)
-    return ImageRecord(index, f"{index}.png", miou, 0.5, np.zeros((2, 2, 3), dtype=np.uint8), empty, empty)
+    return ImageRecord(
+        index, f"{index}.png", miou, 0.5, np.zeros((2, 2, 3), dtype=np.uint8), empty, empty
+    )
 
 
 def read_cells(page: str) -> list[str]:
@@ -67,7 +80,8 @@ def read_cells(page: str) -> list[str]:
 
 
 def test_largest_confusions_are_shares_of_the_true_class() -> None:
-    counts = np.array([[90, 10, 0, 0], [0, 1, 1, 2], [0, 0, 0, 0]])  # the last column has no prediction
+    # the last column has no prediction
+    counts = np.array([[90, 10, 0, 0], [0, 1, 1, 2], [0, 0, 0, 0]])
     assert largest_confusions(counts, ["a", "b", "c"]) == [
         Confusion("b", "(no class)", 0.5, 2),
         Confusion("b", "c", 0.25, 1),
@@ -80,7 +94,8 @@ def test_largest_confusions_are_shares_of_the_true_class() -> None:
 def test_the_confusion_picture_divides_rows_and_leaves_absent_classes_out() -> None:
     counts = np.array([[3, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     axis = draw_confusion(make_report(counts, ["a", "b", "c"], [True, False, True])).axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b *"]  # b is predicted, c is nowhere
+    # b is predicted, c is nowhere
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b *"]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "b *"]
     assert np.asarray(axis.images[0].get_array()).tolist() == [[0.75, 0.25], [0.0, 0.0]]
     counts[0, 3] = 4
@@ -91,10 +106,13 @@ def test_the_confusion_picture_divides_rows_and_leaves_absent_classes_out() -> N
 
 def test_many_classes_are_cut_to_those_with_the_most_pixels() -> None:
     classes = MOST_CLASSES + 5
-    counts = np.concatenate([np.diag(np.arange(1, classes + 1)), np.zeros((classes, 1), dtype=np.int64)], axis=1)
+    counts = np.concatenate(
+        [np.diag(np.arange(1, classes + 1)), np.zeros((classes, 1), dtype=np.int64)], axis=1
+    )
     axis = draw_confusion(make_report(counts)).axes[0]
     labels = [label.get_text() for label in axis.get_yticklabels()]
-    assert labels == [f"c{index}" for index in range(5, classes)]  # in label order, without the five rarest
+    # in label order, without the five rarest
+    assert labels == [f"c{index}" for index in range(5, classes)]
 
 
 def test_the_page_says_when_classes_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +137,8 @@ def test_image_scores_count_the_classes_in_the_labels() -> None:
     matrix.update(np.array([[0, 0, 1, 2, 2]]), np.array([[0, 0, 1, 1, -1]]))
     found = image_scores(matrix)
     assert found is not None
-    assert found.miou == pytest.approx((1 + 1 / 2) / 2)  # class 2 is predicted alone: it costs class 1, and is no entry of the mean
+    # class 2 is predicted alone: it costs class 1, and is no entry of the mean
+    assert found.miou == pytest.approx((1 + 1 / 2) / 2)
     assert found.pixel_accuracy == 3 / 4
     assert image_scores(ConfusionMatrix(4)) is None
 
@@ -139,7 +158,10 @@ def test_a_gallery_holds_the_extremes_and_no_more(keep: int) -> None:
 
 
 def test_galleries_of_parts_merge_into_that_of_the_whole() -> None:
-    records = [make_record(index, figure) for index, figure in enumerate([0.5, 0.1, 0.9, 0.1, 0.7, 0.9, 0.2])]
+    records = [
+        make_record(index, figure)
+        for index, figure in enumerate([0.5, 0.1, 0.9, 0.1, 0.7, 0.9, 0.2])
+    ]
     whole, merged = Gallery(2), Gallery(2)
     whole.extend(records)
     for rank in range(3):
@@ -147,8 +169,16 @@ def test_galleries_of_parts_merge_into_that_of_the_whole() -> None:
         part.extend(records[rank::3])
         merged.extend(part.records)
     merged.extend(whole.records)  # what is there already is not taken twice
-    assert [record.index for record in merged.worst] == [record.index for record in whole.worst] == [1, 3]
-    assert [record.index for record in merged.best] == [record.index for record in whole.best] == [5, 2]
+    assert (
+        [record.index for record in merged.worst]
+        == [record.index for record in whole.worst]
+        == [1, 3]
+    )
+    assert (
+        [record.index for record in merged.best]
+        == [record.index for record in whole.best]
+        == [5, 2]
+    )
 
 
 def test_only_images_that_would_stay_are_wanted() -> None:
@@ -156,9 +186,15 @@ def test_only_images_that_would_stay_are_wanted() -> None:
     assert gallery.wants(0, 0.5)
     gallery.extend([make_record(2, 0.2), make_record(4, 0.8)])
     wanted = {
-        (index, miou): gallery.wants(index, miou) for index, miou in [(9, 0.5), (9, 0.1), (9, 0.9), (1, 0.2), (3, 0.2), (3, 0.8), (5, 0.8)]
+        (index, miou): gallery.wants(index, miou)
+        for index, miou in [(9, 0.5), (9, 0.1), (9, 0.9), (1, 0.2), (3, 0.2), (3, 0.8), (5, 0.8)]
     }
-    assert [place for place, wish in wanted.items() if wish] == [(9, 0.1), (9, 0.9), (1, 0.2), (5, 0.8)]
+    assert [place for place, wish in wanted.items() if wish] == [
+        (9, 0.1),
+        (9, 0.9),
+        (1, 0.2),
+        (5, 0.8),
+    ]
     assert not Gallery(0).wants(0, 0.5)
 
 
@@ -171,13 +207,17 @@ def test_records_are_reduced_and_keep_labels_whole() -> None:
     image = torch.zeros(3, 800, 1000, dtype=torch.uint8)
     labels = torch.full((800, 1000), -1)
     labels[:, 500:] = 300
-    record = ImageRecord.make(4, Sample(image, labels, Path("folder/x.jpg")), labels.flip(1), ImageScores(0.25, 0.5))
+    record = ImageRecord.make(
+        4, Sample(image, labels, Path("folder/x.jpg")), labels.flip(1), ImageScores(0.25, 0.5)
+    )
     assert record.image.shape == (307, 384, 3)
     assert record.truth.shape == record.prediction.shape == (307, 384)
     assert set(np.unique(record.truth)) == {-1, 300}
     assert (record.truth[0, 0], record.truth[0, -1], record.prediction[0, 0]) == (-1, 300, 300)
     assert record.to_json() == {"index": 4, "name": "x.jpg", "miou": 0.25, "pixel_accuracy": 0.5}
-    small = ImageRecord.make(0, Sample(image[:, :5, :9], labels[:5, :9], Path("y")), labels[:5, :9], ImageScores(0, 0))
+    small = ImageRecord.make(
+        0, Sample(image[:, :5, :9], labels[:5, :9], Path("y")), labels[:5, :9], ImageScores(0, 0)
+    )
     assert small.image.shape == (5, 9, 3)
 
 
@@ -185,7 +225,18 @@ def test_records_are_reduced_and_keep_labels_whole() -> None:
 
 
 def test_the_page_is_one_file_that_shows_everything(tiny_folder: Path, tmp_path: Path) -> None:
-    words = ["evaluate", str(tiny_folder), "--data", "sandbox", "--limit", "3", "--pictures", "1", "--out", str(tmp_path / "report")]
+    words = [
+        "evaluate",
+        str(tiny_folder),
+        "--data",
+        "sandbox",
+        "--limit",
+        "3",
+        "--pictures",
+        "1",
+        "--out",
+        str(tmp_path / "report"),
+    ]
     assert main(words) == 0
     page = (tmp_path / "report" / "report.html").read_text()
     values = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -193,24 +244,36 @@ def test_the_page_is_one_file_that_shows_everything(tiny_folder: Path, tmp_path:
     assert 'name="viewport"' in page
     for assumption in values["assumptions"]:
         assert assumption in page
-    assert values["data"]["sha256"] in page and values["checkpoint"]["sha256"] in page and "SHA-256 of CLIP" not in page
+    assert (
+        values["data"]["sha256"] in page
+        and values["checkpoint"]["sha256"] in page
+        and "SHA-256 of CLIP" not in page
+    )
     cells = read_cells(page)
     for entry in values["classes"]:
         start = cells.index(entry["name"] + ("" if entry["seen"] else " unseen"))
-        shown = ["-" if entry[key] is None else f"{100 * entry[key]:.2f}" for key in ("iou", "accuracy")]
+        shown = [
+            "-" if entry[key] is None else f"{100 * entry[key]:.2f}" for key in ("iou", "accuracy")
+        ]
         assert cells[start + 2 : start + 4] == shown
     for record in (*values["worst"], *values["best"]):
-        assert f"<b>{record['name']}</b> mIoU {100 * record['miou']:.2f}, pixel accuracy {100 * record['pixel_accuracy']:.2f}" in page
+        assert (
+            f"<b>{record['name']}</b> mIoU {100 * record['miou']:.2f}, pixel accuracy"
+            f" {100 * record['pixel_accuracy']:.2f}" in page
+        )
     assert [len(values["worst"]), len(values["best"])] == [1, 1]
     assert values["worst"][0]["miou"] <= values["best"][0]["miou"]
     pictures = re.findall(r'src="data:image/(png|jpeg);base64,([^"]+)"', page)
     sizes = [(kind, Image.open(io.BytesIO(base64.b64decode(data))).size) for kind, data in pictures]
-    assert [kind for kind, _ in sizes] == ["png"] + ["jpeg"] * 6  # the matrix; image, labels and prediction of two images
+    # the matrix; image, labels and prediction of two images
+    assert [kind for kind, _ in sizes] == ["png"] + ["jpeg"] * 6
     assert {size for kind, size in sizes if kind == "jpeg"} == {(384, 384)}
 
 
 def test_names_are_escaped_and_absent_figures_are_dashes() -> None:
-    page = build_page(make_report(np.array([[2, 2, 0], [0, 0, 0]]), ["<b>&", "rare"], [True, False]))
+    page = build_page(
+        make_report(np.array([[2, 2, 0], [0, 0, 0]]), ["<b>&", "rare"], [True, False])
+    )
     assert "&lt;b&gt;&amp;" in page and "<b>&<" not in page
     assert "nothing is &lt;assumed&gt;" in page
     cells = read_cells(page)
@@ -223,7 +286,16 @@ def test_names_are_escaped_and_absent_figures_are_dashes() -> None:
 
 
 def test_a_json_path_writes_the_figures_alone(tiny_folder: Path, tmp_path: Path) -> None:
-    words = ["evaluate", str(tiny_folder), "--data", "sandbox", "--limit", "1", "--out", str(tmp_path / "x" / "figures.json")]
+    words = [
+        "evaluate",
+        str(tiny_folder),
+        "--data",
+        "sandbox",
+        "--limit",
+        "1",
+        "--out",
+        str(tmp_path / "x" / "figures.json"),
+    ]
     assert main(words) == 0
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["figures.json"]
     values = json.loads((tmp_path / "x" / "figures.json").read_text())

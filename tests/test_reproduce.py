@@ -1,4 +1,5 @@
-"""Reproduction: what entries ask for, which runs they share, what is made once, and what a stopped or failing run leaves."""
+"""Reproduction: what entries ask for, which runs they share, what is made once, and what a stopped
+or failing run leaves."""
 
 from __future__ import annotations
 
@@ -56,8 +57,16 @@ SEEN = np.array([True, True, False])
 def tiny_world() -> World:
     """The built-in world with two steps of two scenes."""
     world = load_world("sandbox")
-    train = {"steps": 2, "batch_size": 2, "save_every": 1, "log_every": 1, "optimizer": {"warmup_steps": 1}}
-    return dataclasses.replace(world, base=merge(world.base, {"train": train, "evaluation": {"limit": 2}}))
+    train = {
+        "steps": 2,
+        "batch_size": 2,
+        "save_every": 1,
+        "log_every": 1,
+        "optimizer": {"warmup_steps": 1},
+    }
+    return dataclasses.replace(
+        world, base=merge(world.base, {"train": train, "evaluation": {"limit": 2}})
+    )
 
 
 def entry_of(*rows: Row, key: str = "table1") -> Entry:
@@ -84,9 +93,26 @@ def finish(out: Path, entries: Sequence[Entry], world: World, seeds: Sequence[in
 def test_every_table_figure_and_question_is_there() -> None:
     tables = [f"table{number}" for number in (1, 4, 5, 6, 7, 8, 9, 10, 12, 14, 15, 16, 17, 18)]
     keys = [entry.key for entry in list_entries()]
-    assert keys == [*tables, "figure1", "figure4", "figure6", "figure7", *(f"question{number}" for number in range(1, 9))]
-    three = {"table1", "table4", "table6", "table7", "table8", "table10", *(key for key in keys if key.startswith("question"))}
-    assert {entry.key: entry.seeds for entry in list_entries()} == {key: (0, 1, 2) if key in three else (0,) for key in keys}
+    assert keys == [
+        *tables,
+        "figure1",
+        "figure4",
+        "figure6",
+        "figure7",
+        *(f"question{number}" for number in range(1, 9)),
+    ]
+    three = {
+        "table1",
+        "table4",
+        "table6",
+        "table7",
+        "table8",
+        "table10",
+        *(key for key in keys if key.startswith("question")),
+    }
+    assert {entry.key: entry.seeds for entry in list_entries()} == {
+        key: (0, 1, 2) if key in three else (0,) for key in keys
+    }
 
 
 def test_all_begins_with_the_tables_of_three_seeds() -> None:
@@ -97,12 +123,19 @@ def test_all_begins_with_the_tables_of_three_seeds() -> None:
 
 
 def test_entries_are_found_in_the_order_given() -> None:
-    assert [entry.key for entry in find_entries(" figure4, Table 1,figure4")] == ["figure4", "table1"]
+    assert [entry.key for entry in find_entries(" figure4, Table 1,figure4")] == [
+        "figure4",
+        "table1",
+    ]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [("tabel1", r"did you mean table1\? There are all, table1"), ("x", "choose from all, table1"), (" , ", "say what")],
+    [
+        ("tabel1", r"did you mean table1\? There are all, table1"),
+        ("x", "choose from all, table1"),
+        (" , ", "say what"),
+    ],
 )
 def test_entries_that_do_not_exist(words: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -131,19 +164,32 @@ def test_rows_are_valid_and_differ(name: str) -> None:
     """On every world; two rows of an entry are never the same model used in the same way."""
     world = load_world(name)
     for entry in list_entries():
-        found = [(training_key(training_config(world, row, 0)), inference_of(world, row).key, row.choices) for row in entry.rows]
+        found = [
+            (
+                training_key(training_config(world, row, 0)),
+                inference_of(world, row).key,
+                row.choices,
+            )
+            for row in entry.rows
+        ]
         assert len(set(found)) == len(found), entry.key
 
 
 def test_there_are_no_other_worlds() -> None:
     assert list_worlds() == WORLDS
-    with pytest.raises(ValueError, match="unknown world 'mars'; choose one of sandbox, coco-stuff, context, voc"):
+    with pytest.raises(
+        ValueError, match="unknown world 'mars'; choose one of sandbox, coco-stuff, context, voc"
+    ):
         load_world("mars")
 
 
-@pytest.mark.parametrize(("name", "file"), [("coco-stuff", "coco"), ("voc", "voc"), ("context", "context")])
+@pytest.mark.parametrize(
+    ("name", "file"), [("coco-stuff", "coco"), ("voc", "voc"), ("context", "context")]
+)
 def test_worlds_have_the_published_settings(name: str, file: str) -> None:
-    published = config_from_dict(Config, read_yaml(ROOT / "configs" / f"cascade-{file}-inductive.yaml"))
+    published = config_from_dict(
+        Config, read_yaml(ROOT / "configs" / f"cascade-{file}-inductive.yaml")
+    )
     assert load_world(name).config(row_of("cascade")) == published
     placed = load_world(name, "elsewhere").config(row_of("cascade"))
     assert placed.data.root == "elsewhere"
@@ -160,10 +206,14 @@ def test_rows_of_table_10_are_the_published_files(row: Row, name: str, file: str
     method, _, protocol = row.name.partition(", ")
     kind, _, cascade = method.partition(" with the ")
     stem = f"{METHODS[kind]}{'-cascade' if cascade else ''}".replace("zegclip-cascade", "cascade")
-    published = config_from_dict(Config, read_yaml(ROOT / "configs" / f"{stem}-{file}-{protocol or 'inductive'}.yaml"))
+    published = config_from_dict(
+        Config, read_yaml(ROOT / "configs" / f"{stem}-{file}-{protocol or 'inductive'}.yaml")
+    )
     found = load_world(name).config(row)
     if kind == "Frozen CLIP":  # without prompts their number means nothing
-        found = dataclasses.replace(found, model=dataclasses.replace(found.model, prompts=published.model.prompts))
+        found = dataclasses.replace(
+            found, model=dataclasses.replace(found.model, prompts=published.model.prompts)
+        )
     assert found == published
 
 
@@ -185,14 +235,25 @@ def test_tables_are_those_of_the_methods_page() -> None:
     assert list(page) == [entry.key for entry in list_entries() if entry.kind == "table"]
     for key, rows in page.items():
         entry = find_entries(key)[0]
-        assert {row.name: (list(row.published[entry.published_on]), row.settings) for row in entry.rows} == rows, key
+        assert {
+            row.name: (list(row.published[entry.published_on]), row.settings) for row in entry.rows
+        } == rows, key
 
 
 def test_paper_values_stand_for_others() -> None:
-    world = World("sandbox", {"train": {"steps": 10}}, {"model.prompts.tokens": {50: 8}, "train.steps": {40000: 5}})
+    world = World(
+        "sandbox",
+        {"train": {"steps": 10}},
+        {"model.prompts.tokens": {50: 8}, "train.steps": {40000: 5}},
+    )
     change = {"model": {"prompts": {"tokens": 50}}, "train": {"steps": 40000, "batch_size": 40000}}
     config = world.config(row_of("a", **change), seed=3)
-    assert (config.model.prompts.tokens, config.train.steps, config.train.batch_size, config.train.seed) == (8, 5, 40000, 3)
+    assert (
+        config.model.prompts.tokens,
+        config.train.steps,
+        config.train.batch_size,
+        config.train.seed,
+    ) == (8, 5, 40000, 3)
     assert world.config(row_of("a", model={"prompts": {"tokens": 51}})).model.prompts.tokens == 51
     assert world.config(row_of("a")).train.steps == 10
     literal = Row("a", {}, change, {"sandbox": {"model": {"prompts": {"tokens": 50}}}})
@@ -206,7 +267,11 @@ def test_longer_and_halved_training_keep_their_proportions(name: str) -> None:
     full = world.config(row_of("a")).train.steps
     found = [world.config(row).train.steps / full for row in find_entries("figure7")[0].rows]
     assert found == [0.5, 1.0, 1.6, 2.0]
-    transductive = next(row for row in find_entries("table10")[0].rows if row.name == "ZegCLIP with the cascade, transductive")
+    transductive = next(
+        row
+        for row in find_entries("table10")[0].rows
+        if row.name == "ZegCLIP with the cascade, transductive"
+    )
     assert world.config(transductive).train.steps == full / 2
 
 
@@ -217,7 +282,15 @@ def test_longer_and_halved_training_keep_their_proportions(name: str) -> None:
     "change",
     [
         {"train": {"seed": 5}},
-        {"train": {"device": "cpu", "log_every": 3, "sheet_every": 0, "save_every": 7, "micro_batch": 1}},
+        {
+            "train": {
+                "device": "cpu",
+                "log_every": 3,
+                "sheet_every": 0,
+                "save_every": 7,
+                "micro_batch": 1,
+            }
+        },
         {"data": {"root": "elsewhere", "workers": 7}},
         {"inference": {"window": 100, "stride": 50}},
         {"evaluation": {"name": "sandbox"}},
@@ -247,7 +320,12 @@ def test_names_of_folders_stay() -> None:
     """Results of earlier versions must be found again."""
     config = config_from_dict(Config, {"model": {"stages": [[12]]}, "train": {"steps": 5}})
     assert training_key(config) == KEY_OF_TRAINING
-    assert Inference(InferenceConfig(window=64, stride=64), DataConfig("sandbox", limit=2), "inductive").key == KEY_OF_INFERENCE
+    assert (
+        Inference(
+            InferenceConfig(window=64, stride=64), DataConfig("sandbox", limit=2), "inductive"
+        ).key
+        == KEY_OF_INFERENCE
+    )
     assert slug("6-8, 9-11, without the last block") == "6-8-9-11-without-the-last-block"
 
 
@@ -256,7 +334,9 @@ KEY_OF_TRAINING, KEY_OF_INFERENCE = "ba1af266", "4812ea31"
 
 def test_scores_rest_on_inference_and_evaluation() -> None:
     def key(protocol: str = "inductive", limit: int = 2, root: str = "", **settings: Any) -> str:
-        return Inference(InferenceConfig(**settings), DataConfig("sandbox", limit=limit, root=root), protocol).key
+        return Inference(
+            InferenceConfig(**settings), DataConfig("sandbox", limit=limit, root=root), protocol
+        ).key
 
     assert key() == key(class_chunk=3, max_memory=9, window_batch=2) == key(root="x")
     assert len({key(), key(limit=3), key(stride=40), key(calibration=0.2), key("supervised")}) == 5
@@ -266,7 +346,12 @@ def test_scores_rest_on_inference_and_evaluation() -> None:
 
 def test_rows_and_tables_share_runs() -> None:
     """Tables 1 and 4 have the baseline and the cascade in common."""
-    planned = plan_jobs(find_entries("table1,table4"), load_world("sandbox"), {"table1": (0, 1), "table4": (0,)}, Path("out"))
+    planned = plan_jobs(
+        find_entries("table1,table4"),
+        load_world("sandbox"),
+        {"table1": (0, 1), "table4": (0,)},
+        Path("out"),
+    )
     found = [(job.name, job.config.train.seed, job.entries) for job in planned]
     fusion = "multi-layer fusion into one decoder"
     both, one = ("table1", "table4"), ("table1",)
@@ -281,14 +366,27 @@ def test_rows_and_tables_share_runs() -> None:
 
 
 def test_rows_that_differ_in_inference_share_the_training() -> None:
-    planned = plan_jobs(find_entries("question4,table1"), load_world("sandbox"), {"question4": (0,), "table1": (0,)}, Path("out"))
+    planned = plan_jobs(
+        find_entries("question4,table1"),
+        load_world("sandbox"),
+        {"question4": (0,), "table1": (0,)},
+        Path("out"),
+    )
     assert [len(job.inferences) for job in planned] == [6, 0, 1, 1]
-    assert {inference.calibration for inference in planned[0].inferences} == {0.0, 0.05, 0.1, 0.15, 0.2, 0.3}
+    assert {inference.calibration for inference in planned[0].inferences} == {
+        0.0,
+        0.05,
+        0.1,
+        0.15,
+        0.2,
+        0.3,
+    }
     assert planned[0].config.inference.calibration == 0.1  # what the checkpoint carries
 
 
 def test_a_choice_needs_a_second_training() -> None:
-    """Whose data hide the held-out classes as well; the values to choose from are scored with the first training."""
+    """Whose data hide the held-out classes as well; the values to choose from are scored with the
+    first training."""
     world, entry = load_world("sandbox"), entry_of(Row("chosen", {}, {}, choices=(0.05, 0.2)))
     first, second = plan_jobs([entry], world, {"table1": (1,)}, Path("out"))
     assert [one.calibration for one in first.inferences] == [0.05, 0.2]
@@ -302,9 +400,13 @@ def test_a_choice_needs_a_second_training() -> None:
     assert choice.data.seed not in (first.config.data.seed, first.inferences[0].data.seed)
 
 
-@pytest.mark.parametrize(("name", "classes"), [("sandbox", ""), ("coco-stuff", "coco-stuff"), ("voc", "voc"), ("context", "context")])
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [("sandbox", ""), ("coco-stuff", "coco-stuff"), ("voc", "voc"), ("context", "context")],
+)
 def test_held_out_classes_are_seen_ones(name: str, classes: str) -> None:
-    """The second training hides the unseen classes and these, nothing else, and every name exists."""
+    """The second training hides the unseen classes and these, nothing else, and every name
+    exists."""
     world = load_world(name)
     vocabulary = load_vocabulary(classes) if classes else sandbox_vocabulary()
     assert set(world.held_out.names) <= set(vocabulary.seen)
@@ -327,19 +429,28 @@ def test_the_chosen_calibration_is_used(tmp_path: Path) -> None:
             write_choice(job.folder, choice, {"chosen": 0.2})
     (found,) = collect_results(entry, row, world, (0, 1), tmp_path)
     assert (found.seed, found.calibration) == (0, 0.2)
-    assert [job.done for job in plan_jobs([entry], world, {"table1": (0, 1)}, tmp_path)] == [True, True, True, False]
+    assert [job.done for job in plan_jobs([entry], world, {"table1": (0, 1)}, tmp_path)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_a_run_is_found_under_the_name_it_was_made_with(tmp_path: Path) -> None:
     config = Config()
-    assert run_folder(tmp_path, row_of("3 decoders"), config).name == f"3-decoders-{training_key(config)}"
+    assert (
+        run_folder(tmp_path, row_of("3 decoders"), config).name
+        == f"3-decoders-{training_key(config)}"
+    )
     made = tmp_path / "runs" / f"cascade-clip-{training_key(config)}"
     made.mkdir(parents=True)
     assert run_folder(tmp_path, row_of("3 decoders"), config) == made
 
 
 def test_the_seeds_of_a_training_share_a_folder(tmp_path: Path) -> None:
-    """Table 5 needs the first seed of the cascade under another name than Table 1, which needs all."""
+    """Table 5 needs the first seed of the cascade under another name than Table 1, which needs
+    all."""
     world, seeds = load_world("sandbox"), {"table5": (0,), "table1": (0, 1, 2)}
     entries = find_entries("table5,table1")
     planned = plan_jobs(entries, world, seeds, tmp_path)
@@ -354,27 +465,43 @@ def test_the_seeds_of_a_training_share_a_folder(tmp_path: Path) -> None:
             write_result(job.folder, inference, TALLIES, SEEN)
     for entry in entries:
         for row in entry.rows:
-            assert [found.seed for found in collect_results(entry, row, world, seeds[entry.key], tmp_path)] == list(seeds[entry.key])
+            assert [
+                found.seed
+                for found in collect_results(entry, row, world, seeds[entry.key], tmp_path)
+            ] == list(seeds[entry.key])
     assert all(job.done for job in plan_jobs(entries[::-1], world, seeds, tmp_path))
 
 
 def test_seeds_in_two_folders_are_all_found(tmp_path: Path) -> None:
-    """As earlier versions left them: a seed that only the second folder has, and one that both have, scored in the second alone."""
+    """As earlier versions left them: a seed that only the second folder has, and one that both
+    have, scored in the second alone."""
     world, entry = tiny_world(), entry_of(row_of("z"))
     key = training_key(training_config(world, entry.rows[0], 0))
     finish(tmp_path, [entry], world, (0, 1))
     (tmp_path / "runs" / f"a-{key}" / "seed-1").mkdir(parents=True)
     (tmp_path / "runs" / f"a-{key}" / "seed-2").mkdir()
     found = collect_results(entry, entry.rows[0], world, (0, 1, 2), tmp_path)
-    assert [(one.seed, one.checkpoint.parent.parent.name) for one in found] == [(0, f"z-{key}"), (1, f"z-{key}")]
-    assert [job.done for job in plan_jobs([entry], world, {"table1": (0, 1, 2)}, tmp_path)] == [True, True, False]
+    assert [(one.seed, one.checkpoint.parent.parent.name) for one in found] == [
+        (0, f"z-{key}"),
+        (1, f"z-{key}"),
+    ]
+    assert [job.done for job in plan_jobs([entry], world, {"table1": (0, 1, 2)}, tmp_path)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_scores_by_hand() -> None:
     """Sums: 8 of 12, 3 of 3, 1 of 5; 20 units of union and 12 right pixels are 16 pixels."""
     found = score(TALLIES, SEEN)
     seen, unseen = (8 / 12 + 1) / 2, 1 / 5
-    expected = {"S": seen, "U": unseen, "hIoU": 2 * seen * unseen / (seen + unseen), "mIoU": (8 / 12 + 1 + 1 / 5) / 3}
+    expected = {
+        "S": seen,
+        "U": unseen,
+        "hIoU": 2 * seen * unseen / (seen + unseen),
+        "mIoU": (8 / 12 + 1 + 1 / 5) / 3,
+    }
     assert found == pytest.approx({**expected, "pixel accuracy": 12 / 16})
     nothing = score(Tallies(np.zeros((1, 3), np.int64), np.zeros((1, 3), np.int64)), SEEN)
     assert all(np.isnan(value) for value in nothing.values())
@@ -414,8 +541,11 @@ def test_figures_without_a_value_come_back_as_such(tmp_path: Path) -> None:
 def test_only_what_exists_is_collected(tmp_path: Path) -> None:
     world, entry = tiny_world(), entry_of(row_of("a"), row_of("b", inference={"calibration": 0.3}))
     finish(tmp_path, [entry_of(entry.rows[0])], world, (2, 0))
-    assert [result.seed for result in collect_results(entry, entry.rows[0], world, (0, 1, 2), tmp_path)] == [0, 2]
-    assert collect_results(entry, entry.rows[1], world, (0, 1, 2), tmp_path) == []  # trained, not scored this way
+    assert [
+        result.seed for result in collect_results(entry, entry.rows[0], world, (0, 1, 2), tmp_path)
+    ] == [0, 2]
+    # trained, not scored this way
+    assert collect_results(entry, entry.rows[1], world, (0, 1, 2), tmp_path) == []
     with pytest.raises(ValueError, match="'c' is no row of table1"):
         collect_results(entry, row_of("c"), world, (0,), tmp_path)
 
@@ -427,7 +557,9 @@ def test_only_what_exists_is_collected(tmp_path: Path) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Job]:
     """One tiny run, really made."""
     out = tmp_path_factory.mktemp("reproduction")
-    (job,) = plan_jobs([entry_of(row_of("last", model={"stages": [[12]]}))], tiny_world(), {"table1": (0,)}, out)
+    (job,) = plan_jobs(
+        [entry_of(row_of("last", model={"stages": [[12]]}))], tiny_world(), {"table1": (0,)}, out
+    )
     job_process.run_job(job)
     return out, job
 
@@ -445,35 +577,54 @@ def test_a_run_trains_and_scores(made: tuple[Path, Job]) -> None:
     assert (found.checkpoint / "checkpoint.json").is_file()
 
 
-def test_what_exists_is_not_made_again(made: tuple[Path, Job], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_exists_is_not_made_again(
+    made: tuple[Path, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, job = made
-    before = {path: path.stat().st_mtime_ns for path in job.folder.iterdir() if path.name != ".lock"}
+    before = {
+        path: path.stat().st_mtime_ns for path in job.folder.iterdir() if path.name != ".lock"
+    }
     monkeypatch.setattr("cascade_clip.train.fit", lambda *_, **__: pytest.fail("trained again"))
-    monkeypatch.setattr("cascade_clip.predictor.load_predictor", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr(
+        "cascade_clip.predictor.load_predictor", lambda *_, **__: pytest.fail("scored again")
+    )
     job_process.run_job(job)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_another_inference_is_scored_without_training(made: tuple[Path, Job], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a calibration of 1 no seen class is ever given: its union with nothing is what the labels hold of it."""
+def test_another_inference_is_scored_without_training(
+    made: tuple[Path, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a calibration of 1 no seen class is ever given: its union with nothing is what the
+    labels hold of it."""
     _, job = made
     monkeypatch.setattr("cascade_clip.train.fit", lambda *_, **__: pytest.fail("trained again"))
-    other = dataclasses.replace(job.inferences[0], settings=dataclasses.replace(job.inferences[0].settings, calibration=1.0))
+    other = dataclasses.replace(
+        job.inferences[0], settings=dataclasses.replace(job.inferences[0].settings, calibration=1.0)
+    )
     job_process.run_job(dataclasses.replace(job, inferences=(*job.inferences, other)))
     found = read_result(job.folder, other, 0)
     assert found is not None
     dataset = build_dataset(other.data, "val")
-    labelled = np.stack([np.bincount(dataset.sample(index).labels.ravel().numpy(), minlength=26) for index in range(2)])
+    labelled = np.stack(
+        [
+            np.bincount(dataset.sample(index).labels.ravel().numpy(), minlength=26)
+            for index in range(2)
+        ]
+    )
     np.testing.assert_array_equal(found.tallies.union[:, found.seen], labelled[:, found.seen])
     assert found.tallies.intersection[:, found.seen].sum() == 0
 
 
 def test_a_model_chooses_a_calibration(made: tuple[Path, Job]) -> None:
-    """By a model that was trained with the held-out classes hidden; of equal values the first is taken."""
+    """By a model that was trained with the held-out classes hidden; of equal values the first is
+    taken."""
     out, job = made
     world = tiny_world()
     hidden = dataclasses.replace(job.config.data, unseen=world.held_out.unseen)
-    choice = Choice(job.inferences[0].settings, job.inferences[0].data, world.held_out.names, (0.3, -2.0, 2.0))
+    choice = Choice(
+        job.inferences[0].settings, job.inferences[0].data, world.held_out.names, (0.3, -2.0, 2.0)
+    )
     folder = out / "runs" / "hidden" / "seed-0"
     one = Job("hidden", folder, dataclasses.replace(job.config, data=hidden), (), choices=(choice,))
     assert Job.from_json(one.to_json()) == one
@@ -494,8 +645,11 @@ def test_a_job_goes_to_another_process_unchanged(made: tuple[Path, Job]) -> None
 # many runs
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, script: Mapping[str, str]) -> list[subprocess.Popen[bytes]]:
-    """Replace runs by small programs: the job's name chooses the text of a Python program; `done` means that its results are there."""
+def pretend(
+    monkeypatch: pytest.MonkeyPatch, script: Mapping[str, str]
+) -> list[subprocess.Popen[bytes]]:
+    """Replace runs by small programs: the job's name chooses the text of a Python program; `done`
+    means that its results are there."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(job: Job, *, one_core: bool) -> subprocess.Popen[bytes]:
@@ -503,11 +657,16 @@ def pretend(monkeypatch: pytest.MonkeyPatch, script: Mapping[str, str]) -> list[
         text = script[job.name]
         if text == "done":
             finish(
-                job.folder.parent.parent.parent, [entry_of(row_of(job.name, train={"steps": job.config.train.steps}))], tiny_world(), (0,)
+                job.folder.parent.parent.parent,
+                [entry_of(row_of(job.name, train={"steps": job.config.train.steps}))],
+                tiny_world(),
+                (0,),
             )
             text = ""
         with (job.folder / "log.txt").open("ab") as log:
-            started.append(subprocess.Popen([sys.executable, "-S", "-c", text], stdout=log, stderr=log))
+            started.append(
+                subprocess.Popen([sys.executable, "-S", "-c", text], stdout=log, stderr=log)
+            )
         return started[-1]
 
     monkeypatch.setattr(jobs, "_start", start)
@@ -519,14 +678,25 @@ def three_jobs(out: Path) -> list[Job]:
     return plan_jobs([entry_of(*rows)], tiny_world(), {"table1": (0,)}, out)
 
 
-def test_a_failing_run_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_run_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planned = three_jobs(tmp_path)
     planned[0].folder.mkdir(parents=True)
     (planned[0].folder / "log.txt").write_text("an older line\n")
-    pretend(monkeypatch, {"a": "print('first'); print('no data'); raise SystemExit(1)", "b": "done", "c": ""})
+    pretend(
+        monkeypatch,
+        {"a": "print('first'); print('no data'); raise SystemExit(1)", "b": "done", "c": ""},
+    )
     told: list[str] = []
     seen: list[tuple[float, int]] = []
-    failures = run_jobs(planned, 1, one_core=True, failed=lambda one: told.append(one.job.name), moved=lambda *at: seen.append(at))
+    failures = run_jobs(
+        planned,
+        1,
+        one_core=True,
+        failed=lambda one: told.append(one.job.name),
+        moved=lambda *at: seen.append(at),
+    )
     assert [failure.job.name for failure in failures] == told == ["a", "c"]
     assert failures[0].reason == "no data"
     assert "without a word" in failures[1].reason  # it ended well and left nothing
@@ -547,7 +717,9 @@ def test_no_more_runs_at_a_time_than_asked(tmp_path: Path, monkeypatch: pytest.M
     assert most == 2
 
 
-def test_an_interrupted_command_stops_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_command_stops_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started = pretend(monkeypatch, dict.fromkeys("abc", "import time; time.sleep(60)"))
 
     def interrupt(made: float, done: int) -> None:
@@ -565,13 +737,18 @@ def test_time_left_follows_finished_runs(tmp_path: Path) -> None:
     finish(tmp_path, [entry_of(row_of("a", train={"steps": 3}))], tiny_world(), (0,))
     planned[2].folder.mkdir(parents=True)
     (planned[2].folder / "metrics.csv").write_text("step,seconds\n2,9.0\n")
-    assert estimate_seconds(planned) == {planned[1].folder: pytest.approx(80.0), planned[2].folder: pytest.approx(60.0)}
+    assert estimate_seconds(planned) == {
+        planned[1].folder: pytest.approx(80.0),
+        planned[2].folder: pytest.approx(60.0),
+    }
 
 
 # the command
 
 
-def test_the_plan_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(terminal.console, "width", 200)
     entry = find_entries("table1")[0]
     finish(tmp_path, [dataclasses.replace(entry, rows=entry.rows[:1])], load_world("sandbox"), (0,))
@@ -583,39 +760,66 @@ def test_the_plan_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "index.html").exists()
 
 
-def test_the_plan_names_what_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_names_what_trains_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["reproduce", "table12", "--out", str(tmp_path), "--plan"]) == 0
     assert capsys.readouterr().out.strip() == "nothing to train for table12"
 
 
-def test_missing_data_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(jobs, "run_jobs", lambda *_, **__: pytest.fail("trained"))
-    words = ["reproduce", "table5", "--world", "voc", "--root", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    words = [
+        "reproduce",
+        "table5",
+        "--world",
+        "voc",
+        "--root",
+        str(tmp_path / "none"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(words) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
     assert main([*words, "--plan"]) == 0  # needs no data
-    finish(tmp_path / "out", find_entries("table5"), load_world("voc", str(tmp_path / "none")), (0,))
+    finish(
+        tmp_path / "out", find_entries("table5"), load_world("voc", str(tmp_path / "none")), (0,)
+    )
     assert main(words) == 0  # nothing is left to make
 
 
-def test_showing_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_showing_a_folder_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["reproduce", "table1", "--out", str(tmp_path / "typo"), "--show"]) == 2
     assert "there is no folder" in capsys.readouterr().err
     assert not (tmp_path / "typo").exists()
 
 
-def test_results_are_printed_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_printed_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(terminal.console, "width", 250)
     finish(tmp_path, find_entries("table1"), load_world("sandbox"), (0, 1))
     monkeypatch.setattr(jobs, "run_jobs", lambda *_, **__: pytest.fail("trained"))
-    assert main(["reproduce", "table1,table9", "--out", str(tmp_path), "--seeds", "0,1", "--plan"]) == 0
+    assert (
+        main(["reproduce", "table1,table9", "--out", str(tmp_path), "--seeds", "0,1", "--plan"])
+        == 0
+    )
     assert "6 of 8 runs are done" in capsys.readouterr().out
     assert main(["reproduce", "table1", "--out", str(tmp_path), "--seeds", "0,1"]) == 0
     text = capsys.readouterr().out
     assert "40.1 / 39.5 / 39.8" in text
     assert "83.3 ± 0.0" in text  # S of the tallies above
-    assert {path.name for path in tmp_path.iterdir()} >= {"runs", "index.html", "reproduction.md", "results.json"}
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        "runs",
+        "index.html",
+        "reproduction.md",
+        "results.json",
+    }
 
 
 def test_what_is_there_is_shown_without_training(
@@ -623,17 +827,24 @@ def test_what_is_there_is_shown_without_training(
 ) -> None:
     monkeypatch.setattr(jobs, "run_jobs", lambda *_, **__: pytest.fail("trained"))
     assert main(["reproduce", "table9", "--out", str(tmp_path), "--seeds", "4", "--show"]) == 0
-    assert f"not run: shared, independent; cascade-clip reproduce table9 --seeds 4 --out {tmp_path}" in capsys.readouterr().out
+    assert (
+        f"not run: shared, independent; cascade-clip reproduce table9 --seeds 4 --out {tmp_path}"
+        in capsys.readouterr().out
+    )
     assert "cascade-clip reproduce table9 --seeds 4" in (tmp_path / "index.html").read_text()
 
 
-def test_a_failed_run_gives_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_gives_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [row.name for row in find_entries("table9")[0].rows]
     pretend(monkeypatch, dict.fromkeys(rows, "raise SystemExit('no disk')"))
     assert main(["reproduce", "table9", "--out", str(tmp_path)]) == 1
     found = capsys.readouterr()
     assert re.search(r"shared, seed 0, failed: no disk \(.*shared-[0-9a-f]{8}/seed-0\)", found.err)
-    assert f"not run: shared, independent; cascade-clip reproduce table9 --out {tmp_path}" in found.out
+    assert (
+        f"not run: shared, independent; cascade-clip reproduce table9 --out {tmp_path}" in found.out
+    )
     assert "2/2 runs have ended" in found.out
 
 
@@ -647,12 +858,16 @@ def test_a_failed_run_gives_exit_code_1(tmp_path: Path, monkeypatch: pytest.Monk
         (["table1", "--out", __file__], "is a file and no folder"),
     ],
 )
-def test_bad_input_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["reproduce", *words, "--plan"]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_choices_are_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_choices_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(terminal.console, "width", 250)
     (entry,) = find_entries("question4")
     planned = plan_jobs([entry], load_world("sandbox"), {"question4": (0,)}, tmp_path)
@@ -679,18 +894,27 @@ def test_choices_are_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     ],
 )
 def test_cores_and_memory_bound_the_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, free: float, cores: int, at_once: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    quota: str,
+    free: float,
+    cores: int,
+    at_once: int,
 ) -> None:
     if quota:
         (tmp_path / "cpu.max").write_text(quota + "\n")
     monkeypatch.setattr(reproduce_commands, "_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=int(free * 2**30)))
+    monkeypatch.setattr(
+        "psutil.virtual_memory", lambda: SimpleNamespace(available=int(free * 2**30))
+    )
     assert reproduce_commands.count_cores() == cores
     assert reproduce_commands.count_jobs() == at_once
 
 
-def test_a_row_without_all_seeds_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_without_all_seeds_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (entry,) = find_entries("table9")
     finish(tmp_path, [entry], load_world("sandbox"), (0, 1))
     missing = plan_jobs([entry], load_world("sandbox"), {"table9": (0, 1)}, tmp_path)[-1]
@@ -702,24 +926,37 @@ def test_a_row_without_all_seeds_is_named(tmp_path: Path, capsys: pytest.Capture
     text = capsys.readouterr().out
     assert f"incomplete: independent (without seed 1); {command}" in text
     assert "not run" not in text
-    words = f"Incomplete rows (1): independent (without seed 1). This command makes what is missing: `{command}`"
+    words = (
+        "Incomplete rows (1): independent (without seed 1). This command makes what is missing:"
+        f" `{command}`"
+    )
     assert words in (tmp_path / "reproduction.md").read_text()
 
 
-def test_showing_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("cascade_clip.reproduction.counts.count_cost", lambda *_: pytest.fail("counted"))
-    monkeypatch.setattr("cascade_clip.reproduction.counts.measure_speed", lambda *_: pytest.fail("timed"))
+def test_showing_counts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "cascade_clip.reproduction.counts.count_cost", lambda *_: pytest.fail("counted")
+    )
+    monkeypatch.setattr(
+        "cascade_clip.reproduction.counts.measure_speed", lambda *_: pytest.fail("timed")
+    )
     assert main(["reproduce", "table12", "--out", str(tmp_path), "--show"]) == 0
-    assert f"not counted; cascade-clip reproduce table12 --out {tmp_path}" in capsys.readouterr().out
+    assert (
+        f"not counted; cascade-clip reproduce table12 --out {tmp_path}" in capsys.readouterr().out
+    )
     assert not (tmp_path / "costs").exists()
 
 
 @pytest.mark.slow
 def test_a_killed_command_goes_on(tmp_path: Path) -> None:
-    """The command is killed during its second run: the run ends with it, the next command makes what is missing and repeats nothing."""
+    """The command is killed during its second run: the run ends with it, the next command makes
+    what is missing and repeats nothing."""
     program = (
-        "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; from test_reproduce import *; "
-        "run_jobs(three_jobs(Path(sys.argv[1])), 1, one_core=True, failed=print, moved=lambda *_: None)"
+        "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; from test_reproduce"
+        " import *; run_jobs(three_jobs(Path(sys.argv[1])), 1, one_core=True, failed=print,"
+        " moved=lambda *_: None)"
     )
     words = [sys.executable, "-c", program, str(tmp_path), str(Path(__file__).parent)]
     command = subprocess.Popen(words)

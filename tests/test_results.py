@@ -18,14 +18,26 @@ NAMES, COLORS = ("cat", "grass", "sky"), ((200, 30, 30), (30, 200, 30), (30, 30,
 
 
 def small(**changes: object) -> Segmentation:
-    values = {"labels": LABELS, "class_names": NAMES, "colors": COLORS, "scores": np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3)}
+    values = {
+        "labels": LABELS,
+        "class_names": NAMES,
+        "colors": COLORS,
+        "scores": np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3),
+    }
     return Segmentation(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_coverage_scores_and_masks() -> None:
     result = small()
-    assert result.coverage == {"cat": pytest.approx(2 / 6), "grass": pytest.approx(3 / 6), "sky": 0.0}
-    assert result.mean_scores == {"cat": pytest.approx(0.1), "grass": pytest.approx((0.4 + 0.6 + 0.8) / 3)}
+    assert result.coverage == {
+        "cat": pytest.approx(2 / 6),
+        "grass": pytest.approx(3 / 6),
+        "sky": 0.0,
+    }
+    assert result.mean_scores == {
+        "cat": pytest.approx(0.1),
+        "grass": pytest.approx((0.4 + 0.6 + 0.8) / 3),
+    }
     assert result.mask("grass").tolist() == [[False, False, True], [True, True, False]]
     with pytest.raises(ValueError, match=r"no class 'dog'.*cat"):
         result.mask("dog")
@@ -51,7 +63,8 @@ def test_parts_that_do_not_fit(changes: dict[str, object], message: str) -> None
 
 @pytest.mark.parametrize("rows", [1, 3, 40])
 def test_strips_of_rows_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large pictures are worked on a few rows at a time; polygons with holes a few pairs of points at a time."""
+    """Large pictures are worked on a few rows at a time; polygons with holes a few pairs of points
+    at a time."""
     y, x = np.mgrid[:60, :50]
     labels = np.where((x - 25) ** 2 + (y - 30) ** 2 < 80, 1, np.where(x + y < 9, -1, 0))
     scores = np.random.default_rng(0).random(labels.shape, dtype=np.float32)
@@ -64,8 +77,13 @@ def test_strips_of_rows_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatc
     assert whole.to_labelme("a.jpg") == expected[1]
     assert any(len(shape["points"]) > 30 for shape in expected[1]["shapes"])
     counts = [int((labels == index).sum()) for index in range(3)]
-    assert whole.coverage == {name: pytest.approx(count / labels.size) for name, count in zip(NAMES, counts, strict=True)}
-    assert whole.mean_scores == {name: pytest.approx(float(scores[labels == index].mean())) for index, name in enumerate(NAMES[:2])}
+    assert whole.coverage == {
+        name: pytest.approx(count / labels.size) for name, count in zip(NAMES, counts, strict=True)
+    }
+    assert whole.mean_scores == {
+        name: pytest.approx(float(scores[labels == index].mean()))
+        for index, name in enumerate(NAMES[:2])
+    }
     colors = np.array([*COLORS, (128, 128, 128)])[labels]
     blended = np.asarray(whole.overlay(picture, 1.0, legend=False)).astype(int)
     edge = np.zeros(labels.shape, dtype=bool)
@@ -80,9 +98,12 @@ def test_files_give_the_labels_back(tmp_path: Path, classes: int) -> None:
     names = tuple(f"class {index}" for index in range(classes))
     labels = np.arange(-1, classes).repeat(2).reshape(2, -1)
     first = Segmentation(labels, names, build_palette(classes))
-    written = first.save(tmp_path, "a/b".replace("/", "_"), np.zeros((*labels.shape, 3), dtype=np.uint8))
+    written = first.save(
+        tmp_path, "a/b".replace("/", "_"), np.zeros((*labels.shape, 3), dtype=np.uint8)
+    )
     assert [path.name for path in written] == ["a_b_overlay.png", "a_b_index.png", "a_b.json"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in written)  # nothing half-written stays
+    # nothing half-written stays
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in written)
     second = Segmentation.load(tmp_path / "a_b.json")
     assert np.array_equal(second.labels, labels)
     assert (second.class_names, second.colors) == (first.class_names, first.colors)
@@ -100,7 +121,9 @@ def test_index_colours_are_the_class_colours() -> None:
 def test_overlay_of_any_size(size: tuple[int, int], classes: int) -> None:
     names = tuple(f"a rather long class name, number {index}" for index in range(classes))
     labels = np.arange(size[0] * size[1]).reshape(size) % classes
-    overlay = Segmentation(labels, names, build_palette(classes)).overlay(np.zeros((*size, 3), dtype=np.uint8))
+    overlay = Segmentation(labels, names, build_palette(classes)).overlay(
+        np.zeros((*size, 3), dtype=np.uint8)
+    )
     assert overlay.width > size[1] and overlay.height >= size[0]
 
 
@@ -122,7 +145,12 @@ def test_labels_of_small_types_count_right() -> None:
     names = tuple(f"class {index}" for index in range(300))
     result = Segmentation(np.full((2, 3), 255, dtype=np.uint8), names, build_palette(300))
     assert result.coverage["class 255"] == 1.0
-    assert Segmentation(np.full((2, 3), 127, dtype=np.int8), names, build_palette(300)).coverage["class 127"] == 1.0
+    assert (
+        Segmentation(np.full((2, 3), 127, dtype=np.int8), names, build_palette(300)).coverage[
+            "class 127"
+        ]
+        == 1.0
+    )
 
 
 @pytest.mark.parametrize("stem", ["../x", "a/b", ""])
@@ -135,7 +163,13 @@ def test_json_says_everything() -> None:
     values = small().to_json()
     assert (values["width"], values["height"]) == (3, 2)
     assert values["unlabelled"] == pytest.approx(1 / 6)
-    assert values["classes"][2] == {"index": 2, "name": "sky", "color": [30, 30, 200], "coverage": 0.0, "mean_score": None}
+    assert values["classes"][2] == {
+        "index": 2,
+        "name": "sky",
+        "color": [30, 30, 200],
+        "coverage": 0.0,
+        "mean_score": None,
+    }
 
 
 def test_loading_something_else(tmp_path: Path) -> None:
@@ -147,13 +181,18 @@ def test_loading_something_else(tmp_path: Path) -> None:
 def test_heatmap_is_the_class_map_at_full_size() -> None:
     maps = np.zeros((2, 2, 2), dtype=np.float16)
     maps[1] = [[0.0, 1.0], [0.0, 1.0]]
-    result = Segmentation(np.zeros((4, 4), dtype=np.int64), ("a", "b"), ((1, 2, 3), (4, 5, 6)), class_maps=maps)
-    expected = np.tile(np.array([0.0, 0.25, 0.75, 1.0], dtype=np.float32), (4, 1))  # bilinear, centres of pixels
+    result = Segmentation(
+        np.zeros((4, 4), dtype=np.int64), ("a", "b"), ((1, 2, 3), (4, 5, 6)), class_maps=maps
+    )
+    # bilinear, centres of pixels
+    expected = np.tile(np.array([0.0, 0.25, 0.75, 1.0], dtype=np.float32), (4, 1))
     assert np.allclose(result.heatmap("b"), expected)
     assert not result.heatmap("a").any()
     picture = np.asarray(result.heatmap_image("b"))
     assert picture[0, 0].tolist() == [0, 0, 16] and picture[0, 3].tolist() == [255, 243, 176]
-    blended = np.asarray(result.heatmap_image("b", np.zeros((4, 4, 3), dtype=np.uint8), opacity=0.5))
+    blended = np.asarray(
+        result.heatmap_image("b", np.zeros((4, 4, 3), dtype=np.uint8), opacity=0.5)
+    )
     assert blended[0, 3].tolist() == [127, 121, 88]
 
 
@@ -164,7 +203,12 @@ def test_heatmaps_need_class_maps_of_every_class() -> None:
     with pytest.raises(ValueError, match="no class 'b'"):
         result.heatmap("b")
     with pytest.raises(ValueError, match=r"shape \(1, h, w\)"):
-        Segmentation(np.zeros((4, 4), dtype=np.int64), ("a",), ((1, 2, 3),), class_maps=np.zeros((2, 2, 2), dtype=np.float16))
+        Segmentation(
+            np.zeros((4, 4), dtype=np.int64),
+            ("a",),
+            ((1, 2, 3),),
+            class_maps=np.zeros((2, 2, 2), dtype=np.float16),
+        )
 
 
 def test_labelme_polygons_draw_the_masks_again() -> None:
@@ -178,10 +222,14 @@ def test_labelme_polygons_draw_the_masks_again() -> None:
     assert (found["imagePath"], found["imageHeight"], found["imageWidth"]) == ("photo.jpg", 40, 60)
     assert {shape["label"] for shape in found["shapes"]} == {"a", "b"}
     parts = [shape for shape in found["shapes"] if shape["label"] == "b"]
-    assert [len(part["points"]) for part in parts] == [18, 8]  # corners alone; the cut adds one point at either end
-    rows, columns = np.mgrid[:40, :60] + 0.51  # not quite the centres, which the cut to the hole may run through
+    # corners alone; the cut adds one point at either end
+    assert [len(part["points"]) for part in parts] == [18, 8]
+    # not quite the centres, which the cut to the hole may run through
+    rows, columns = np.mgrid[:40, :60] + 0.51
     centres = np.stack([columns.ravel(), rows.ravel()], axis=-1)  # (2400, 2)
-    inside = sum(MatplotlibPath(part["points"]).contains_points(centres).astype(int) for part in parts).reshape(40, 60)
+    inside = sum(
+        MatplotlibPath(part["points"]).contains_points(centres).astype(int) for part in parts
+    ).reshape(40, 60)
     mask = result.mask("b").copy()
     mask[2, 2] = False
     assert np.array_equal(inside, mask)  # the hole stays open
@@ -194,7 +242,8 @@ def legend_of(name: str) -> np.ndarray:
 
 
 def test_legends_in_other_scripts_are_readable() -> None:
-    """Letters that Pillow's font lacks come from another font: two different words do not both become boxes of one width."""
+    """Letters that Pillow's font lacks come from another font: two different words do not both
+    become boxes of one width."""
     first, second = (
         legend_of("\u0442\u0440\u0430\u0432\u0430"),
         legend_of("\u043d\u0435\u0431\u043e\u0431"),

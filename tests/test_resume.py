@@ -1,4 +1,5 @@
-"""A run that is killed, pre-empted, short of disk or given a damaged state goes on bit for bit, or says what to do."""
+"""A run that is killed, pre-empted, short of disk or given a damaged state goes on bit for bit, or
+says what to do."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ class At(Callback):
         if self.before and trainer.global_step == self.step:
             self.action(task)
 
-    def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
         if not self.before and trainer.global_step == self.step:
             self.action(task)
 
@@ -78,9 +81,25 @@ def names_of(folder: Path) -> list[str]:
 
 def start(settings: Path, out: Path, *words: str) -> subprocess.Popen[str]:
     """`cascade-clip train` in a process group of its own, as a scheduler starts it."""
-    command = [sys.executable, "-m", "cascade_clip", "train", str(settings), "--out", str(out), *words]
+    command = [
+        sys.executable,
+        "-m",
+        "cascade_clip",
+        "train",
+        str(settings),
+        "--out",
+        str(out),
+        *words,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> int:
@@ -96,7 +115,8 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> int:
 
 
 def test_killed_and_preempted_is_the_uninterrupted_run(folders: Path, tmp_path: Path) -> None:
-    """kill -9 at some step after a state; SIGTERM to all processes of the run that went on; then on to the end."""
+    """kill -9 at some step after a state; SIGTERM to all processes of the run that went on; then on
+    to the end."""
     alone = tiny_config(folders, DROPOUT, steps=60, save_every=5, sheet_every=0)
     config = dataclasses.replace(alone, data=dataclasses.replace(alone.data, workers=1))
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
@@ -116,7 +136,10 @@ def test_killed_and_preempted_is_the_uninterrupted_run(folders: Path, tmp_path: 
     assert second.returncode == STOPPED == 75, errors
     stopped = list_states(out / "state")[0]
     assert reached < states.saved_step(stopped) < 60
-    assert f"stopped after step {states.saved_step(stopped)}, as asked; its state is saved: go on with --resume auto" in errors
+    assert (
+        f"stopped after step {states.saved_step(stopped)}, as asked; its state is saved: go on with"
+        " --resume auto" in errors
+    )
     assert not (out / "model").exists()
 
     fit(config, out, resume="always")
@@ -128,7 +151,8 @@ def test_killed_and_preempted_is_the_uninterrupted_run(folders: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_two_processes_stop_after_the_same_step(folders: Path, tmp_path: Path) -> None:
-    """A signal to the first process alone stops both; the run then goes on to the weights of one process."""
+    """A signal to the first process alone stops both; the run then goes on to the weights of one
+    process."""
     config = tiny_config(folders, steps=20, save_every=5, sheet_every=0, devices=2)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
     out = tmp_path / "two"
@@ -141,15 +165,25 @@ def test_two_processes_stop_after_the_same_step(folders: Path, tmp_path: Path) -
     second = start(tmp_path / "run.yaml", out, "--resume", "always")
     _, errors = second.communicate(timeout=120)
     assert second.returncode == 0, errors
-    fit(dataclasses.replace(config, train=dataclasses.replace(config.train, devices=1)), tmp_path / "one")
-    assert largest_gap(weights(tmp_path / "one"), weights(out), ZERO_GRADIENT) < 1e-4  # rounding grows over 20 steps
+    fit(
+        dataclasses.replace(config, train=dataclasses.replace(config.train, devices=1)),
+        tmp_path / "one",
+    )
+    # rounding grows over 20 steps
+    assert largest_gap(weights(tmp_path / "one"), weights(out), ZERO_GRADIENT) < 1e-4
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_stops_after_the_step(folders: Path, tmp_path: Path, whole: dict[str, torch.Tensor], number: signal.Signals) -> None:
+def test_a_signal_stops_after_the_step(
+    folders: Path, tmp_path: Path, whole: dict[str, torch.Tensor], number: signal.Signals
+) -> None:
     before = signal.getsignal(number)
     with pytest.raises(Stopped) as found:
-        fit(tiny_config(folders, DROPOUT), tmp_path / "run", callbacks=[At(2, lambda task: os.kill(os.getpid(), number), before=True)])
+        fit(
+            tiny_config(folders, DROPOUT),
+            tmp_path / "run",
+            callbacks=[At(2, lambda task: os.kill(os.getpid(), number), before=True)],
+        )
     assert found.value.code == STOPPED
     assert names_of(tmp_path / "run") == ["step-00000002.ckpt", "step-00000003.ckpt"]
     assert signal.getsignal(number) is before
@@ -158,7 +192,11 @@ def test_a_signal_stops_after_the_step(folders: Path, tmp_path: Path, whole: dic
 
 
 def test_a_signal_in_the_last_step_changes_nothing(folders: Path, tmp_path: Path) -> None:
-    fit(tiny_config(folders), tmp_path / "run", callbacks=[At(3, lambda task: os.kill(os.getpid(), signal.SIGTERM), before=True)])
+    fit(
+        tiny_config(folders),
+        tmp_path / "run",
+        callbacks=[At(3, lambda task: os.kill(os.getpid(), signal.SIGTERM), before=True)],
+    )
     assert (tmp_path / "run" / "model").is_dir()
 
 
@@ -173,13 +211,20 @@ def test_resume_is_a_choice(folders: Path, tmp_path: Path) -> None:
     first = fit(config, tmp_path / "run", resume="auto")
     with pytest.raises(ValueError, match=r"holds a run already; continue it with --resume auto"):
         fit(config, tmp_path / "run")
-    again = fit(config, tmp_path / "run", resume="always", callbacks=[At(4, die), At(0, die, before=True)])  # no step is taken
+    # no step is taken
+    again = fit(
+        config, tmp_path / "run", resume="always", callbacks=[At(4, die), At(0, die, before=True)]
+    )
     assert largest_gap(dict(first.model.state_dict()), dict(again.model.state_dict())) == 0
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_transductive_run_goes_on_in_either_stage(folders: Path, tmp_path: Path, stage: int) -> None:
-    config = tiny_config(folders, DROPOUT, protocol="transductive", ema_teacher=0.5, pseudo_threshold=0.5)
+def test_a_transductive_run_goes_on_in_either_stage(
+    folders: Path, tmp_path: Path, stage: int
+) -> None:
+    config = tiny_config(
+        folders, DROPOUT, protocol="transductive", ema_teacher=0.5, pseudo_threshold=0.5
+    )
     fit(config, tmp_path / "whole")
 
     class DiesInStage(At):
@@ -203,9 +248,15 @@ def test_self_training_needs_a_whole_first_stage(folders: Path, tmp_path: Path) 
     fit(tiny_config(folders, steps=2, schedule_steps=4), tmp_path / "other")
     (tmp_path / "run" / "stage1" / "model").mkdir()
     for name in ("config.yaml", "checkpoint.json"):  # the weights are missing
-        (tmp_path / "run" / "stage1" / "model" / name).write_bytes((tmp_path / "other" / "model" / name).read_bytes())
+        (tmp_path / "run" / "stage1" / "model" / name).write_bytes(
+            (tmp_path / "other" / "model" / name).read_bytes()
+        )
     with pytest.raises(
-        ValueError, match=r"stage1.model is not a whole checkpoint: \['model.safetensors'\] missing; remove .* --resume auto"
+        ValueError,
+        match=(
+            r"stage1.model is not a whole checkpoint: \['model.safetensors'\] missing; remove .*"
+            r" --resume auto"
+        ),
     ):
         fit(config, tmp_path / "run", resume="auto")
 
@@ -215,7 +266,9 @@ def test_self_training_needs_all_steps_of_the_first_stage(folders: Path, tmp_pat
         task.trainer.should_stop = True
 
     config = tiny_config(folders, protocol="transductive")
-    with pytest.raises(ValueError, match=r"needs all 4 steps of stage 1 in .*stage1; go on with --resume auto"):
+    with pytest.raises(
+        ValueError, match=r"needs all 4 steps of stage 1 in .*stage1; go on with --resume auto"
+    ):
         fit(config, tmp_path / "run", callbacks=[At(2, stop)])
     assert not (tmp_path / "run" / "model").exists()
 
@@ -243,7 +296,9 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [cut, flip_one_bit, empty])
-def test_damage_is_seen(tmp_path: Path, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_is_seen(
+    tmp_path: Path, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
     for step in (2, 4):
         StateFiles().save_checkpoint({"weights": torch.randn(1000)}, state_path(tmp_path, step))
     harm(state_path(tmp_path, 4))
@@ -258,7 +313,14 @@ def test_a_run_falls_back_to_the_state_before(folders: Path, tmp_path: Path) -> 
         fit(config, tmp_path / "part", callbacks=[At(5, die)])
     cut(list_states(tmp_path / "part" / "state")[0])
     fit(config, tmp_path / "part", resume="always")
-    assert [row["step"] for row in read_metrics(tmp_path / "part" / "metrics.csv")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in read_metrics(tmp_path / "part" / "metrics.csv")] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     assert largest_gap(weights(tmp_path / "whole"), weights(tmp_path / "part")) == 0
 
 
@@ -269,7 +331,9 @@ def test_nothing_but_damaged_states_is_an_error(tmp_path: Path) -> None:
     assert newest_state(tmp_path / "nowhere") is None
 
 
-def test_a_full_disk_ends_the_run_and_keeps_the_state(folders: Path, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
+def test_a_full_disk_ends_the_run_and_keeps_the_state(
+    folders: Path, tmp_path: Path, whole: dict[str, torch.Tensor]
+) -> None:
     """A limit on file sizes fails a write in its middle, as a full disk does."""
     config = tiny_config(folders, DROPOUT)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -279,7 +343,10 @@ def test_a_full_disk_ends_the_run_and_keeps_the_state(folders: Path, tmp_path: P
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
 
     try:
-        with pytest.raises(OSError, match=r"step-00000004.ckpt \(File too large\); .*step-00000002.ckpt is kept: make room") as found:
+        with pytest.raises(
+            OSError,
+            match=r"step-00000004.ckpt \(File too large\); .*step-00000002.ckpt is kept: make room",
+        ) as found:
             fit(config, tmp_path / "run", callbacks=[At(3, fill)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -289,7 +356,9 @@ def test_a_full_disk_ends_the_run_and_keeps_the_state(folders: Path, tmp_path: P
     assert largest_gap(whole, weights(tmp_path / "run")) == 0
 
 
-def test_a_kill_while_writing_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_while_writing_leaves_the_state_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = StateFiles()
     files.save_checkpoint({"global_step": 2}, state_path(tmp_path, 2))
 
@@ -304,14 +373,23 @@ def test_a_kill_while_writing_leaves_the_state_before(tmp_path: Path, monkeypatc
     assert newest_state(tmp_path) == state_path(tmp_path, 2)
     assert files.load_checkpoint(state_path(tmp_path, 2)) == {"global_step": 2}
     files.save_checkpoint({"global_step": 6}, state_path(tmp_path, 6))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002.ckpt", "step-00000006.ckpt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-00000002.ckpt",
+        "step-00000006.ckpt",
+    ]
 
 
-def test_a_state_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_is_flushed_before_it_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
     flush, rename = os.fsync, os.replace
-    monkeypatch.setattr(states.os, "fsync", lambda handle: (order.append("flush"), flush(handle))[1])
-    monkeypatch.setattr(states.os, "replace", lambda old, new: (order.append("rename"), rename(old, new))[1])
+    monkeypatch.setattr(
+        states.os, "fsync", lambda handle: (order.append("flush"), flush(handle))[1]
+    )
+    monkeypatch.setattr(
+        states.os, "replace", lambda old, new: (order.append("rename"), rename(old, new))[1]
+    )
     StateFiles().save_checkpoint({"a": torch.zeros(2)}, state_path(tmp_path, 1))
     assert order == ["flush", "rename", "flush"]
     assert find_damage(state_path(tmp_path, 1)) is None
@@ -336,7 +414,9 @@ def batch_paths(folders: Path, config: Config, step: int) -> list[str]:
     from cascade_clip.datasets.folder import StepSampler
 
     order = iter(StepSampler(8, config.train.batch_size, config.train.seed))
-    indices = [index for _, index in (next(order) for _ in range((step + 1) * config.train.batch_size))][-config.train.batch_size :]
+    indices = [
+        index for _, index in (next(order) for _ in range((step + 1) * config.train.batch_size))
+    ][-config.train.batch_size :]
     return [str(folders / "images" / f"{index}.png") for index in indices]
 
 
@@ -347,7 +427,10 @@ def fails(folders: Path, out: Path, action: Callable[[Any], object], step: int =
     assert not (out / "model").exists()
     message = str(found.value)
     assert "\n" not in message
-    assert message.endswith(f"images of the batch: {', '.join(batch_paths(folders, config, step))}; states saved before are kept")
+    assert message.endswith(
+        f"images of the batch: {', '.join(batch_paths(folders, config, step))}; states saved before"
+        " are kept"
+    )
     return message
 
 
@@ -357,7 +440,8 @@ def test_a_bad_parameter_is_named(folders: Path, tmp_path: Path) -> None:
 
     message = fails(folders, tmp_path / "run", poison)
     assert message.startswith(
-        "the loss is nan at step 2; the first value that is not finite is in the parameter decoders.1.layers.0.expand.weight; images"
+        "the loss is nan at step 2; the first value that is not finite is in the parameter"
+        " decoders.1.layers.0.expand.weight; images"
     )
     assert names_of(tmp_path / "run") == ["step-00000002.ckpt"]
 
@@ -368,12 +452,16 @@ def test_a_bad_gradient_is_named(folders: Path, tmp_path: Path) -> None:
 
     message = fails(folders, tmp_path / "run", poison)
     assert message.startswith(
-        "a gradient is not finite at step 2; the first value that is not finite is in the gradient of queries.0.bias; images of the batch"
+        "a gradient is not finite at step 2; the first value that is not finite is in the gradient"
+        " of queries.0.bias; images of the batch"
     )
 
 
 def test_a_loss_that_is_bad_by_itself(folders: Path, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"the loss is inf at step 0; .* is in (the gradient of|the loss itself)"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"the loss is inf at step 0; .* is in (the gradient of|the loss itself)",
+    ):
         fit(tiny_config(folders, loss={"focal": 1e39}), tmp_path / "run")
 
 
@@ -388,17 +476,24 @@ def test_the_first_layer_and_the_image_are_named() -> None:
     images[1, 0, 5, 5] = float("inf")
     assert find_cause(model, forward, images) == ("the images", (1,))
     images[1] = 3e38  # finite, but the sums of the first layer are not
-    assert find_cause(model, forward, images) == ("the output of the layer backbone.tower.visual.conv1", (1,))
+    assert find_cause(model, forward, images) == (
+        "the output of the layer backbone.tower.visual.conv1",
+        (1,),
+    )
     images[1] = 0.0
     with torch.no_grad():
         model.decoders[2].layers[0].expand.weight.fill_(3e38)
-    assert find_cause(model, forward, images) == ("the output of the layer decoders.2.layers.0.expand", (0, 1, 2))
+    assert find_cause(model, forward, images) == (
+        "the output of the layer decoders.2.layers.0.expand",
+        (0, 1, 2),
+    )
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_the_guilty_image_is_named_among_the_others() -> None:
     cause = Cause("the images", (1,))
-    assert describe(cause, math.nan, 7, [Path("a.png"), Path("b.png")]) == (
-        "the loss is nan at step 7; the first value that is not finite is in the images; it shows in b.png; "
-        "images of the batch: a.png, b.png"
+    assert (
+        describe(cause, math.nan, 7, [Path("a.png"), Path("b.png")])
+        == "the loss is nan at step 7; the first value that is not finite is in the images; it"
+        " shows in b.png; images of the batch: a.png, b.png"
     )

@@ -1,4 +1,5 @@
-"""Run-length encoded masks: hand-computed strings, every small mask, and the COCO tools' own results where they are installed."""
+"""Run-length encoded masks: hand-computed strings, every small mask, and the COCO tools' own
+results where they are installed."""
 
 from __future__ import annotations
 
@@ -21,8 +22,10 @@ from cascade_clip.rle import decode_mask, encode_mask
         ([[1, 1], [1, 1]], [0, 4], "04"),  # the first run is of zeros, always
         ([[0, 1], [0, 1]], [2, 2], "22"),  # column by column: 0 0 1 1
         ([[0, 0], [1, 1]], [1, 1, 1, 1], "1110"),  # 0 1 0 1; the fourth is stored as 1 - 1
-        ([[0] * 16], [16], "`0"),  # 16 has the sign bit of one group, so a second one follows: 16 + 32 + 48 = 96, 0 + 48
-        ([[1] * 5 + [0] * 3 + [1] * 2], [0, 5, 3, 2], "053M"),  # 2 - 5 = -3 = 29 in five bits, 29 + 48 = 77
+        # 16 has the sign bit of one group, so a second one follows: 16 + 32 + 48 = 96, 0 + 48
+        ([[0] * 16], [16], "`0"),
+        # 2 - 5 = -3 = 29 in five bits, 29 + 48 = 77
+        ([[1] * 5 + [0] * 3 + [1] * 2], [0, 5, 3, 2], "053M"),
     ],
 )
 def test_hand_computed(rows: list[list[int]], counts: list[int], text: str) -> None:
@@ -86,7 +89,9 @@ def test_damaged_encodings(encoded: dict[str, object], message: str) -> None:
         decode_mask(encoded)
 
 
-@pytest.mark.parametrize("mask", [np.zeros((2, 2)), np.zeros(4, dtype=bool), np.zeros((0, 3), dtype=bool)])
+@pytest.mark.parametrize(
+    "mask", [np.zeros((2, 2)), np.zeros(4, dtype=bool), np.zeros((0, 3), dtype=bool)]
+)
 def test_what_is_no_mask(mask: np.ndarray) -> None:
     with pytest.raises(ValueError, match="boolean array"):
         encode_mask(mask)

@@ -18,7 +18,15 @@ from cascade_clip.datasets.folder import SegmentationFolder
 from cascade_clip.evaluate import evaluate, summarise
 from cascade_clip.predictor import load_predictor
 from cascade_clip.sandbox import pretrain as pretraining
-from cascade_clip.sandbox.pretrain import PretrainConfig, caption_loss, evaluate_presence, export_clip, pretrain, single_share, used_tokens
+from cascade_clip.sandbox.pretrain import (
+    PretrainConfig,
+    caption_loss,
+    evaluate_presence,
+    export_clip,
+    pretrain,
+    single_share,
+    used_tokens,
+)
 from cascade_clip.sandbox.preview import export_world, preview_sheet
 from cascade_clip.sandbox.scenes import (
     CLASS_NAMES,
@@ -45,7 +53,9 @@ def test_the_world_is_as_rich_as_it_says() -> None:
 @pytest.mark.parametrize("size", [64, 96, 128])
 def test_scenes_are_a_function_of_seed_and_index(size: int) -> None:
     config = SceneConfig(size=size)
-    first, again, other, next_one = (make_scene(*place, config) for place in ((0, 7), (0, 7), (1, 7), (0, 8)))
+    first, again, other, next_one = (
+        make_scene(*place, config) for place in ((0, 7), (0, 7), (1, 7), (0, 8))
+    )
     assert first.image.shape == (size, size, 3) and first.mask.shape == (size, size)
     assert np.array_equal(first.image, again.image) and np.array_equal(first.mask, again.mask)
     assert not np.array_equal(first.image, other.image)
@@ -58,15 +68,22 @@ def test_every_class_occurs_and_every_pixel_has_a_label() -> None:
         scene = make_scene(3, index)
         assert int(scene.mask.max()) < len(CLASS_NAMES)
         areas = np.bincount(scene.mask.ravel(), minlength=len(CLASS_NAMES))
-        shown = {name for label, name in enumerate(CLASS_NAMES) if areas[label] >= SceneConfig().min_share * scene.mask.size}
+        shown = {
+            name
+            for label, name in enumerate(CLASS_NAMES)
+            if areas[label] >= SceneConfig().min_share * scene.mask.size
+        }
         assert set(scene.present) == shown
-        assert list(scene.present) == sorted(scene.present, key=lambda name: -areas[CLASS_NAMES.index(name)])
+        assert list(scene.present) == sorted(
+            scene.present, key=lambda name: -areas[CLASS_NAMES.index(name)]
+        )
         seen |= set(scene.present)
     assert seen == set(CLASS_NAMES)
 
 
 def test_masks_follow_the_picture() -> None:
-    """Without noise and light, the colour steps of a scene with one thing lie at the border of its mask."""
+    """Without noise and light, the colour steps of a scene with one thing lie at the border of its
+    mask."""
     config = SceneConfig(noise=0.0, light=0.0)
     near, far = [], []
     for index in range(40):
@@ -89,7 +106,9 @@ def test_captions_name_one_to_three_classes_that_are_there() -> None:
         scene = make_scene(0, index)
         caption = make_caption(scene.present, rng)
         named = [name for name in CLASS_NAMES if name in caption]
-        named = [name for name in named if not any(name != other and name in other for other in named)]
+        named = [
+            name for name in named if not any(name != other and name in other for other in named)
+        ]
         assert named and set(named) <= set(scene.present), caption
         counts.add(len(named))
     assert counts == {1, 2, 3}
@@ -99,7 +118,9 @@ def test_exported_world_is_a_data_set(tmp_path: Path) -> None:
     export_world(tmp_path, train=3, val=2, size=64, seed=4)
     vocabulary = load_vocabulary(str(tmp_path / "classes.txt"), str(tmp_path / "unseen.txt"))
     assert vocabulary.names == CLASS_NAMES and set(vocabulary.unseen) == set(UNSEEN_NAMES)
-    data = SegmentationFolder(tmp_path / "images" / "train", tmp_path / "masks" / "train", vocabulary)
+    data = SegmentationFolder(
+        tmp_path / "images" / "train", tmp_path / "masks" / "train", vocabulary
+    )
     scene = make_scene(4, 0, SceneConfig(size=64))
     sample = data.sample(0)
     assert np.array_equal(sample.labels.numpy(), scene.mask)
@@ -115,7 +136,9 @@ def test_preview(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "sheet.png").width > 2 * 64
 
 
-@pytest.mark.parametrize(("progress", "share"), [(0.0, 1.0), (0.2, 1.0), (0.4, 0.625), (0.6, 0.25), (1.0, 0.25)])
+@pytest.mark.parametrize(
+    ("progress", "share"), [(0.0, 1.0), (0.2, 1.0), (0.4, 0.625), (0.6, 0.25), (1.0, 0.25)]
+)
 def test_curriculum(progress: float, share: float) -> None:
     assert single_share(progress, (0.2, 0.6)) == pytest.approx(share)
 
@@ -126,13 +149,21 @@ def test_caption_loss_by_hand() -> None:
     true = torch.tensor([[True, True], [False, True]])
     loss = caption_loss(images, captions, torch.tensor(2.0).log(), torch.tensor(-1.0), true)
     logits = [1.0, 0.2, -1.0, 0.6]  # 2 * product - 1
-    expected = sum(np.log1p(np.exp(-sign * logit)) for sign, logit in zip([1, 1, -1, 1], logits, strict=True)) / 2
+    expected = (
+        sum(
+            np.log1p(np.exp(-sign * logit))
+            for sign, logit in zip([1, 1, -1, 1], logits, strict=True)
+        )
+        / 2
+    )
     assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
 def test_pretraining_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretraining, "evaluate_presence", lambda model: {})
-    config = PretrainConfig(out=str(tmp_path / "whole"), steps=4, batch_size=4, save_every=2, workers=0)
+    config = PretrainConfig(
+        out=str(tmp_path / "whole"), steps=4, batch_size=4, save_every=2, workers=0
+    )
     pretrain(config)
 
     step = pretraining._train_step
@@ -162,18 +193,28 @@ def test_exported_clip_keeps_the_tokens_that_count(tmp_path: Path) -> None:
     loaded = open_clip.create_model(f"local-dir:{tmp_path}").eval()
     table = loaded.token_embedding.weight
     assert int((table.abs().sum(dim=1) > 0).sum()) == len(tokens) < 500
-    prompts = open_clip.get_tokenizer(f"local-dir:{tmp_path}")([f"a photo of a {name}" for name in CLASS_NAMES])
-    same = torch.nn.functional.cosine_similarity(loaded.encode_text(prompts), model.encode_text(prompts), dim=-1)
+    prompts = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(
+        [f"a photo of a {name}" for name in CLASS_NAMES]
+    )
+    same = torch.nn.functional.cosine_similarity(
+        loaded.encode_text(prompts), model.encode_text(prompts), dim=-1
+    )
     assert float(same.min()) > 0.9999  # what float16 loses
 
 
 def test_the_shipped_clip_knows_what_is_there() -> None:
-    """Class presence on fresh scenes, seen and unseen alike, far above the share of scenes that show a class."""
-    model = open_clip.create_model(f"local-dir:{Path(pretraining.__file__).parent / 'mini_clip'}").eval()
+    """Class presence on fresh scenes, seen and unseen alike, far above the share of scenes that
+    show a class."""
+    model = open_clip.create_model(
+        f"local-dir:{Path(pretraining.__file__).parent / 'mini_clip'}"
+    ).eval()
     found = evaluate_presence(model, count=200, seed=5)
-    truth = np.mean([len(make_scene(5, pretraining.FRESH + index, SceneConfig(size=64)).present) for index in range(200)]) / len(
-        CLASS_NAMES
-    )
+    truth = np.mean(
+        [
+            len(make_scene(5, pretraining.FRESH + index, SceneConfig(size=64)).present)
+            for index in range(200)
+        ]
+    ) / len(CLASS_NAMES)
     assert truth < 0.25
     assert found["all"] > 0.6
     assert found["unseen"] > 0.5
@@ -181,7 +222,8 @@ def test_the_shipped_clip_knows_what_is_there() -> None:
 
 @pytest.mark.parametrize("name", ["mini", "mini-last"])
 def test_shipped_models_segment_the_world(name: str) -> None:
-    """Not trained on these scenes, and on no mask of an unseen class: at least three times better than chance."""
+    """Not trained on these scenes, and on no mask of an unseen class: at least three times better
+    than chance."""
     predictor = load_predictor(name, device="cpu")
     assert predictor.vocabulary == sandbox_vocabulary()
     report = evaluate(predictor, build_dataset(DataConfig(name="sandbox", seed=6, limit=16)))
@@ -197,11 +239,18 @@ def test_shipped_models_segment_the_world(name: str) -> None:
 @pytest.mark.parametrize("name", ["mini", "mini-last"])
 def test_shipped_figures_are_those_of_the_shipped_weights(name: str) -> None:
     stored = load_checkpoint(name).record["evaluation"]["summary"]
-    found = evaluate(load_predictor(name, device="cpu"), build_dataset(DataConfig(name="sandbox", seed=2, limit=300)))
+    found = evaluate(
+        load_predictor(name, device="cpu"),
+        build_dataset(DataConfig(name="sandbox", seed=2, limit=300)),
+    )
     assert summarise(found.scores) == pytest.approx(stored, abs=1e-3)
 
 
 def test_shipped_weights_are_small() -> None:
     folder = Path(pretraining.__file__).parent
-    size = sum(path.stat().st_size for name in ("mini_clip", "mini", "mini-last") for path in (folder / name).iterdir())
+    size = sum(
+        path.stat().st_size
+        for name in ("mini_clip", "mini", "mini-last")
+        for path in (folder / name).iterdir()
+    )
     assert size < 16 * 2**20

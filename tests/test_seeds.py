@@ -11,10 +11,21 @@ import pytest
 from cascade_clip import train_commands
 from cascade_clip.config import Config
 from cascade_clip.plain_values import config_from_dict
-from cascade_clip.seeds import FIGURES, Spread, claim_seeds, parse_seeds, read_figures, seed_folder, seeds_line, write_seeds
+from cascade_clip.seeds import (
+    FIGURES,
+    Spread,
+    claim_seeds,
+    parse_seeds,
+    read_figures,
+    seed_folder,
+    seeds_line,
+    write_seeds,
+)
 from cascade_clip.train_commands import TrainOptions, train
 
-CONFIG = config_from_dict(Config, {"data": {"name": "sandbox"}, "evaluation": {"name": "sandbox", "limit": 3}})
+CONFIG = config_from_dict(
+    Config, {"data": {"name": "sandbox"}, "evaluation": {"name": "sandbox", "limit": 3}}
+)
 HIOU = {0: 0.1, 1: 0.2, 2: 0.4}
 
 
@@ -25,7 +36,9 @@ def write_run(folder: Path, hiou: float | None) -> None:
     (folder / "report.json").write_text(json.dumps({"summary": summary}))
 
 
-@pytest.mark.parametrize(("text", "expected"), [("0,1,2", (0, 1, 2)), ("7", (7,)), (" 3 , 1", (3, 1))])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0,1,2", (0, 1, 2)), ("7", (7,)), (" 3 , 1", (3, 1))]
+)
 def test_seeds_are_read(text: str, expected: tuple[int, ...]) -> None:
     assert parse_seeds(text) == expected
 
@@ -39,13 +52,16 @@ def test_seeds_are_checked(text: str) -> None:
 @pytest.mark.parametrize(
     ("values", "mean", "deviation"),
     [
-        ((0.1, 0.2, 0.4), 0.7 / 3, 0.152752523),  # squares 0.16/9 + 0.01/9 + 0.25/9 = 0.42/9, divided by 2, root
+        # squares 0.16/9 + 0.01/9 + 0.25/9 = 0.42/9, divided by 2, root
+        ((0.1, 0.2, 0.4), 0.7 / 3, 0.152752523),
         ((0.3, 0.3), 0.3, 0.0),
         ((0.3,), 0.3, None),  # one seed says nothing about the spread
         ((0.3, None), None, None),  # a figure that a seed does not have has no mean
     ],
 )
-def test_mean_and_deviation(values: tuple[float | None, ...], mean: float | None, deviation: float | None) -> None:
+def test_mean_and_deviation(
+    values: tuple[float | None, ...], mean: float | None, deviation: float | None
+) -> None:
     found = Spread(values)
     assert found.mean == (None if mean is None else pytest.approx(mean))
     assert found.deviation == (None if deviation is None else pytest.approx(deviation))
@@ -73,7 +89,10 @@ def test_other_settings_need_another_folder(tmp_path: Path) -> None:
 
 
 def test_what_is_written(tmp_path: Path) -> None:
-    figures = {seed: dict.fromkeys(FIGURES, 0.5) | {"hIoU": value, "U": None} for seed, value in HIOU.items()}
+    figures = {
+        seed: dict.fromkeys(FIGURES, 0.5) | {"hIoU": value, "U": None}
+        for seed, value in HIOU.items()
+    }
     path = write_seeds(tmp_path, {"a": 1}, figures)
     found = json.loads(path.read_text())
     assert found["config"] == {"a": 1}
@@ -81,7 +100,10 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert found["mean"]["hIoU"] == pytest.approx(0.7 / 3)
     assert found["standard_deviation"]["hIoU"] == pytest.approx(0.152752523)
     assert found["mean"]["U"] is None
-    assert seeds_line(figures) == "S 50.00 +- 0.00  U - +- -  hIoU 23.33 +- 15.28  mIoU 50.00 +- 0.00  pAcc 50.00 +- 0.00"
+    assert (
+        seeds_line(figures)
+        == "S 50.00 +- 0.00  U - +- -  hIoU 23.33 +- 15.28  mIoU 50.00 +- 0.00  pAcc 50.00 +- 0.00"
+    )
     assert [file.name for file in tmp_path.iterdir()] == ["seeds.json"]
 
 
@@ -100,18 +122,27 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str, str]]:
     return runs
 
 
-def test_the_same_command_goes_on(tmp_path: Path, ran: list[tuple[int, str, str]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_goes_on(
+    tmp_path: Path, ran: list[tuple[int, str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     """The interrupted seed is resumed, the finished one is not repeated."""
     options = TrainOptions(seeds="0,1,2")
     with pytest.raises(KeyboardInterrupt):
         train(CONFIG, out=tmp_path, options=options)
     assert train(CONFIG, out=tmp_path, options=options) == 0
-    assert ran == [(0, "seed-0", "auto"), (1, "seed-1", "auto"), (1, "seed-1", "auto"), (2, "seed-2", "auto")]
+    assert ran == [
+        (0, "seed-0", "auto"),
+        (1, "seed-1", "auto"),
+        (1, "seed-1", "auto"),
+        (2, "seed-2", "auto"),
+    ]
     out = capsys.readouterr().out
     assert "seed 0 (1 of 3): finished already" in out
     assert "std (n - 1)" in out
     assert "hIoU 23.33 +- 15.28" in out
-    assert json.loads((tmp_path / "seeds.json").read_text())["standard_deviation"]["hIoU"] == pytest.approx(0.152752523)
+    assert json.loads((tmp_path / "seeds.json").read_text())["standard_deviation"][
+        "hIoU"
+    ] == pytest.approx(0.152752523)
     assert seed_folder(tmp_path, 2).is_dir()
 
 

@@ -1,4 +1,5 @@
-"""The service over HTTP in one process: right answers, limits, refusals, metrics and documentation."""
+"""The service over HTTP in one process: right answers, limits, refusals, metrics and
+documentation."""
 
 from __future__ import annotations
 
@@ -32,7 +33,14 @@ from cascade_clip.rle import decode_mask
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 from cascade_clip.serve import LOCAL_HOSTS, Service, build_app
 from cascade_clip.serve_options import ServiceOptions
-from cascade_clip.serve_work import Answer, Answerer, TooLarge, read_picture, read_question, read_words
+from cascade_clip.serve_work import (
+    Answer,
+    Answerer,
+    TooLarge,
+    read_picture,
+    read_question,
+    read_words,
+)
 
 WORDS = "water, snow, fabric, umbrella"
 OPTIONS = ServiceOptions(max_upload=1, max_pixels=40_000, max_words=12, queue=1)
@@ -58,7 +66,10 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def client(service: Service) -> TestClient:
-    return TestClient(build_app(service), base_url="http://localhost", raise_server_exceptions=False)  # no `with`: keeps the service
+    # no `with`: keeps the service
+    return TestClient(
+        build_app(service), base_url="http://localhost", raise_server_exceptions=False
+    )
 
 
 def png(array: np.ndarray) -> bytes:
@@ -74,7 +85,9 @@ def palette_png() -> bytes:
 
 
 def ask(client: TestClient, file: bytes, classes: str = WORDS, **data: Any) -> Any:
-    return client.post("/segment", data={"classes": classes, **data}, files={"image": ("a.png", file)})
+    return client.post(
+        "/segment", data={"classes": classes, **data}, files={"image": ("a.png", file)}
+    )
 
 
 def image_of(response: Any) -> np.ndarray:
@@ -90,7 +103,9 @@ class Blocked:
         self.go, self.entered = threading.Event(), threading.Semaphore(0)
         self.service = Service(self.load, ServiceOptions(**{"queue": 1, "timeout": 20, **options}))
         self.service.start()
-        self.client = TestClient(build_app(self.service), base_url="http://localhost", raise_server_exceptions=False)
+        self.client = TestClient(
+            build_app(self.service), base_url="http://localhost", raise_server_exceptions=False
+        )
 
     def load(self) -> Predictor:
         predictor = load_predictor("mini", device="cpu")
@@ -122,8 +137,12 @@ def wait_until(condition: Any) -> None:
 
 
 class TestAnswers:
-    def test_index_is_what_the_predictor_says(self, client: TestClient, predictor: Predictor, scene: np.ndarray) -> None:
-        found = image_of(ask(client, png(scene), calibration=0.1, threshold=0.5, background="wall, road"))
+    def test_index_is_what_the_predictor_says(
+        self, client: TestClient, predictor: Predictor, scene: np.ndarray
+    ) -> None:
+        found = image_of(
+            ask(client, png(scene), calibration=0.1, threshold=0.5, background="wall, road")
+        )
         expected = predictor.segment(scene, WORDS, 0.1, background="wall, road", threshold=0.5)
         assert np.array_equal(found, np.array(expected.index_image()))
         plain = predictor.segment(scene, WORDS)
@@ -132,14 +151,18 @@ class TestAnswers:
 
     def test_other_forms(self, client: TestClient, predictor: Predictor, scene: np.ndarray) -> None:
         expected = predictor.segment(scene, WORDS)
-        assert np.array_equal(image_of(ask(client, png(scene), format="overlay")), np.array(expected.overlay(scene)))
+        assert np.array_equal(
+            image_of(ask(client, png(scene), format="overlay")), np.array(expected.overlay(scene))
+        )
         answer = ask(client, png(scene), format="json")
         assert answer.headers["content-type"] == "application/json"
         assert answer.json() == json.loads(json.dumps(expected.to_json()))
         coco = ask(client, png(scene), format="coco").json()
         assert coco["images"] == [{"id": 1, "width": 144, "height": 160}]
         assert [category["name"] for category in coco["categories"]] == WORDS.split(", ")
-        assert {part["name"] for part in coco["annotations"]} == {name for name, share in expected.coverage.items() if share}
+        assert {part["name"] for part in coco["annotations"]} == {
+            name for name, share in expected.coverage.items() if share
+        }
         for part in coco["annotations"]:
             assert np.array_equal(decode_mask(part["segmentation"]), expected.mask(part["name"]))
 
@@ -153,7 +176,11 @@ class TestAnswers:
             rest = []
             for number, (image, words) in enumerate(asks, start=1):
                 rest.append(pool.submit(ask, blocked.client, png(image), words))
-                wait_until(lambda count=number: blocked.service.jobs and blocked.service.jobs.waiting == count)
+                wait_until(
+                    lambda count=number: (
+                        blocked.service.jobs and blocked.service.jobs.waiting == count
+                    )
+                )
             blocked.go.set()
             assert image_of(first.result()).max() == 0
             for (image, words), future in zip(asks, rest, strict=True):
@@ -189,7 +216,8 @@ def test_words_are_counted_with_synonyms_and_background() -> None:
 
 def test_too_many_pixels_are_refused_before_decoding(predictor: Predictor) -> None:
     with pytest.raises(TooLarge, match="201 x 200 pixels, more than the limit of 40000"):
-        read_picture(png(np.zeros((200, 201, 3), np.uint8))[:60], 40_000, predictor)  # the header alone
+        # the header alone
+        read_picture(png(np.zeros((200, 201, 3), np.uint8))[:60], 40_000, predictor)
     with pytest.raises(TooLarge, match="too narrow"):
         read_picture(png(np.zeros((16, 2000, 3), np.uint8)), 40_000, predictor)
 
@@ -211,7 +239,9 @@ class TestRefusals:
             ({"format": "exe"}, 422, "format: "),
         ],
     )
-    def test_words_and_numbers(self, client: TestClient, scene: np.ndarray, data: dict[str, str], status: int, reason: str) -> None:
+    def test_words_and_numbers(
+        self, client: TestClient, scene: np.ndarray, data: dict[str, str], status: int, reason: str
+    ) -> None:
         self.check(ask(client, png(scene), **{"classes": WORDS, **data}), status, reason)
 
     @pytest.mark.parametrize(
@@ -232,19 +262,38 @@ class TestRefusals:
 
     def test_requests(self, client: TestClient, scene: np.ndarray) -> None:
         self.check(client.post("/segment", data={"classes": "cat"}), 422, "image: Field required")
-        self.check(client.post("/segment", content=b"--x", headers={"content-type": "multipart/form-data; boundary=y"}), 400, "")
+        self.check(
+            client.post(
+                "/segment",
+                content=b"--x",
+                headers={"content-type": "multipart/form-data; boundary=y"},
+            ),
+            400,
+            "",
+        )
         self.check(client.get("/segment"), 405, "Method Not Allowed")
         self.check(client.get("/segment/../../etc/passwd"), 404, "Not Found")
-        self.check(client.post("/segment", headers={"origin": "http://evil.example"}), 403, "other sites")
+        self.check(
+            client.post("/segment", headers={"origin": "http://evil.example"}), 403, "other sites"
+        )
         self.check(client.post("/segment", headers={"origin": "http://[evil"}), 403, "other sites")
-        assert client.post("/segment", headers={"origin": "http://localhost"}).status_code == 422  # its own page
-        for name in ("evil.example", "localhost.evil.example", "[evil", "", "127.0.0.1@evil.example"):
+        # its own page
+        assert client.post("/segment", headers={"origin": "http://localhost"}).status_code == 422
+        for name in (
+            "evil.example",
+            "localhost.evil.example",
+            "[evil",
+            "",
+            "127.0.0.1@evil.example",
+        ):
             self.check(client.get("/health", headers={"host": name}), 400, "host name")
         for name in (*LOCAL_HOSTS[:2], "[::1]", "LOCALHOST:8000", "[::1]:8000"):
             assert client.get("/health", headers={"host": name}).status_code == 200
 
     def test_chunked_bodies_are_limited_too(self, client: TestClient) -> None:
-        self.check(client.post("/segment", content=(b"x" * 2**16 for _ in range(20))), 413, "1 MiB at most")
+        self.check(
+            client.post("/segment", content=(b"x" * 2**16 for _ in range(20))), 413, "1 MiB at most"
+        )
 
     def check(self, response: Any, status: int, reason: str) -> None:
         assert response.status_code == status, response.text
@@ -255,20 +304,29 @@ class TestRefusals:
 
 
 class TestPressure:
-    def test_beyond_capacity_is_refused_and_the_rest_is_right(self, blocked: Blocked, scene: np.ndarray, predictor: Predictor) -> None:
+    def test_beyond_capacity_is_refused_and_the_rest_is_right(
+        self, blocked: Blocked, scene: np.ndarray, predictor: Predictor
+    ) -> None:
         with ThreadPoolExecutor(2) as pool:
             running = pool.submit(ask, blocked.client, png(scene))
             blocked.entered.acquire()
             waiting = pool.submit(ask, blocked.client, png(scene[:100]))
             wait_until(lambda: blocked.service.jobs and blocked.service.jobs.waiting == 1)
             refused = ask(blocked.client, png(scene))
-            assert (refused.status_code, refused.json()) == (429, {"error": "too many requests wait; try again later"})
+            assert (refused.status_code, refused.json()) == (
+                429,
+                {"error": "too many requests wait; try again later"},
+            )
             assert 1 <= int(refused.headers["retry-after"]) <= 60
             text = blocked.client.get("/metrics").text
             assert "cascade_clip_queue_length 1.0" in text and "cascade_clip_slots_used 2.0" in text
             blocked.go.set()
-            assert np.array_equal(image_of(running.result()), predictor.segment(scene, WORDS).labels)
-            assert np.array_equal(image_of(waiting.result()), predictor.segment(scene[:100], WORDS).labels)
+            assert np.array_equal(
+                image_of(running.result()), predictor.segment(scene, WORDS).labels
+            )
+            assert np.array_equal(
+                image_of(waiting.result()), predictor.segment(scene[:100], WORDS).labels
+            )
         text = blocked.client.get("/metrics").text
         assert 'cascade_clip_requests_total{path="/segment",status="429"} 1.0' in text
         assert 'cascade_clip_requests_total{path="/segment",status="200"} 2.0' in text
@@ -285,10 +343,21 @@ class TestPressure:
         blocked.service.stop()
 
     def test_a_client_that_left_is_left_out(self, blocked: Blocked, scene: np.ndarray) -> None:
-        form = httpx.Request("POST", "http://localhost/segment", data={"classes": WORDS}, files={"image": png(scene)})
+        form = httpx.Request(
+            "POST", "http://localhost/segment", data={"classes": WORDS}, files={"image": png(scene)}
+        )
         headers = [(key.lower(), value) for key, value in form.headers.raw]
-        scope = {"type": "http", "method": "POST", "path": "/segment", "headers": headers, "query_string": b"", "http_version": "1.1"}
-        messages = iter([{"type": "http.request", "body": form.read()}, {"type": "http.disconnect"}])
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/segment",
+            "headers": headers,
+            "query_string": b"",
+            "http_version": "1.1",
+        }
+        messages = iter(
+            [{"type": "http.request", "body": form.read()}, {"type": "http.disconnect"}]
+        )
         statuses = []
 
         async def receive() -> Any:
@@ -310,10 +379,16 @@ class TestPressure:
     def test_loading_and_stopping(self, scene: np.ndarray) -> None:
         service = Service(lambda: load_predictor("mini", device="cpu"), OPTIONS)
         client = TestClient(build_app(service), base_url="http://localhost")
-        assert (client.get("/health").status_code, client.get("/health").json()["status"]) == (503, "loading")
+        assert (client.get("/health").status_code, client.get("/health").json()["status"]) == (
+            503,
+            "loading",
+        )
         assert ask(client, png(scene)).json() == {"error": "the model is being loaded"}
         service.start()
-        assert (client.get("/health").status_code, client.get("/health").json()["status"]) == (200, "ready")
+        assert (client.get("/health").status_code, client.get("/health").json()["status"]) == (
+            200,
+            "ready",
+        )
         service.stopping = True
         assert client.get("/health").json()["status"] == "stopping"
         refused = ask(client, png(scene))
@@ -325,11 +400,21 @@ class TestPressure:
         [
             (MemoryError(), 503, "not enough memory"),
             (torch.OutOfMemoryError("CUDA out of memory"), 503, "not enough memory"),
-            (RuntimeError("cannot open /home/me/weights"), 500, "defect in the service; its log says more"),
-            (OSError(2, "No such file", "/home/me/weights"), 500, "defect in the service; its log says more"),
+            (
+                RuntimeError("cannot open /home/me/weights"),
+                500,
+                "defect in the service; its log says more",
+            ),
+            (
+                OSError(2, "No such file", "/home/me/weights"),
+                500,
+                "defect in the service; its log says more",
+            ),
         ],
     )
-    def test_defects_leak_nothing(self, scene: np.ndarray, error: Exception, status: int, reason: str) -> None:
+    def test_defects_leak_nothing(
+        self, scene: np.ndarray, error: Exception, status: int, reason: str
+    ) -> None:
         def fail(*_: Any) -> None:
             raise error
 
@@ -340,7 +425,12 @@ class TestPressure:
 
         service = Service(load, OPTIONS)
         service.start()
-        response = ask(TestClient(build_app(service), base_url="http://localhost", raise_server_exceptions=False), png(scene))
+        response = ask(
+            TestClient(
+                build_app(service), base_url="http://localhost", raise_server_exceptions=False
+            ),
+            png(scene),
+        )
         assert response.status_code == status
         assert reason in response.json()["error"] and "/home" not in response.text
         assert service.slots.used == 0
@@ -351,34 +441,70 @@ class TestPages:
     def test_docs_need_no_other_host(self, client: TestClient) -> None:
         page = client.get("/docs")
         assert page.status_code == 200
-        assert set(re.findall(r"https?://[^/\s\"]+", page.text)) == {"http://127.0.0.1:8000"}  # the example of curl
-        assert "<script" not in page.text and page.headers["content-security-policy"].startswith("default-src 'none'")
-        for part in ("POST /segment", "GET /health", "GET /metrics", "calibration", "429", 'name="image"'):
+        # the example of curl
+        assert set(re.findall(r"https?://[^/\s\"]+", page.text)) == {"http://127.0.0.1:8000"}
+        assert "<script" not in page.text and page.headers["content-security-policy"].startswith(
+            "default-src 'none'"
+        )
+        for part in (
+            "POST /segment",
+            "GET /health",
+            "GET /metrics",
+            "calibration",
+            "429",
+            'name="image"',
+        ):
             assert part in page.text
-        assert set(client.get("/openapi.json").json()["paths"]) == {"/segment", "/health", "/metrics"}
+        assert set(client.get("/openapi.json").json()["paths"]) == {
+            "/segment",
+            "/health",
+            "/metrics",
+        }
 
-    def test_a_missing_extra_is_named(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_missing_extra_is_named(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         monkeypatch.delitem(sys.modules, "cascade_clip.serve")
         monkeypatch.setitem(sys.modules, "uvicorn", None)
         assert main(["serve"]) == 2
         assert "pip install 'cascade-clip[serve]'" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        ("flag", "value"), [("--workers", "0"), ("--timeout", "0"), ("--max-pixels", "999999999"), ("--port", "70000")]
+        ("flag", "value"),
+        [
+            ("--workers", "0"),
+            ("--timeout", "0"),
+            ("--max-pixels", "999999999"),
+            ("--port", "70000"),
+        ],
     )
-    def test_flags_out_of_range(self, flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_flags_out_of_range(
+        self, flag: str, value: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert main(["serve", flag, value]) == 2
         assert re.search(rf"{flag} must lie in .*got {value}", capsys.readouterr().err)
 
 
 def test_none_switches_the_background_words_of_a_model_off(scene: np.ndarray) -> None:
     predictor = load_predictor("mini", device="cpu")
-    predictor.settings = dataclasses.replace(predictor.settings, background="sky, sand, road, cloud")
+    predictor.settings = dataclasses.replace(
+        predictor.settings, background="sky, sand, road, cloud"
+    )
     answerer = Answerer(lambda: predictor, OPTIONS)
-    asked = [read_question(png(scene), WORDS, background, OPTIONS, format="json") for background in ("", "none", "None ", "wall")]
-    found = [json.loads(one.body)["classes"] for question in asked for one in answerer.answer([question]) if isinstance(one, Answer)]
-    assert [[entry["name"] for entry in classes if entry["name"] == "background"] for classes in found] == [
-        ["background"], [], [], ["background"],
-    ]  # fmt: skip
-    assert len({question.key for question in asked}) == 3  # the two forms of `none` may be answered together, with nothing else
+    asked = [
+        read_question(png(scene), WORDS, background, OPTIONS, format="json")
+        for background in ("", "none", "None ", "wall")
+    ]
+    found = [
+        json.loads(one.body)["classes"]
+        for question in asked
+        for one in answerer.answer([question])
+        if isinstance(one, Answer)
+    ]
+    backgrounds = [
+        [entry["name"] for entry in classes if entry["name"] == "background"] for classes in found
+    ]
+    assert backgrounds == [["background"], [], [], ["background"]]
+    # the two forms of `none` may be answered together, with nothing else
+    assert len({question.key for question in asked}) == 3
     answerer.close()

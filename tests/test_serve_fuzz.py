@@ -1,4 +1,5 @@
-"""Random requests made from the OpenAPI document of the service, and random forms with real pictures: nothing but documented answers."""
+"""Random requests made from the OpenAPI document of the service, and random forms with real
+pictures: nothing but documented answers."""
 
 from __future__ import annotations
 
@@ -30,7 +31,10 @@ LEAK = re.compile(r"Traceback|site-packages|\.py\b|/(usr|home|root|tmp)/")
 
 
 def build_service() -> Service:
-    service = Service(lambda: load_predictor("mini", device="cpu"), ServiceOptions(max_upload=1, max_pixels=100_000, max_words=20))
+    service = Service(
+        lambda: load_predictor("mini", device="cpu"),
+        ServiceOptions(max_upload=1, max_pixels=100_000, max_words=20),
+    )
     service.start()
     assert service.failure is None
     return service
@@ -45,7 +49,9 @@ def service() -> Any:
 
 @pytest.fixture(scope="module")
 def client(service: Service) -> TestClient:
-    return TestClient(build_app(service), base_url="http://localhost", raise_server_exceptions=False)
+    return TestClient(
+        build_app(service), base_url="http://localhost", raise_server_exceptions=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,8 @@ def operations(service: Service) -> dict[str, Any]:
 
 
 def check_case(case: Any) -> None:
-    """All checks but one: that whatever fits the document is accepted, since it cannot say which bytes are a picture."""
+    """All checks but one: that whatever fits the document is accepted, since it cannot say which
+    bytes are a picture."""
     case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
 
@@ -69,9 +76,17 @@ def test_every_operation_is_fuzzed(operations: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("label", LABELS)
-@settings(max_examples=25, phases=PHASES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=25,
+    phases=PHASES,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
 @given(data=st.data())
-def test_requests_from_the_document(operations: dict[str, Any], label: str, data: st.DataObject) -> None:
+def test_requests_from_the_document(
+    operations: dict[str, Any], label: str, data: st.DataObject
+) -> None:
     check_case(data.draw(operations[label].as_strategy()))
 
 
@@ -79,12 +94,15 @@ def test_requests_from_the_document(operations: dict[str, Any], label: str, data
 @pytest.mark.parametrize("label", LABELS)
 @settings(max_examples=1500, phases=PHASES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_many_requests_from_the_document(operations: dict[str, Any], label: str, data: st.DataObject) -> None:
+def test_many_requests_from_the_document(
+    operations: dict[str, Any], label: str, data: st.DataObject
+) -> None:
     check_case(data.draw(operations[label].as_strategy()))
 
 
 def picture(mode: str, width: int, height: int, kind: str, cut: int) -> bytes:
-    """A picture file, of which only the first `cut` bytes are left where that is fewer than it has."""
+    """A picture file, of which only the first `cut` bytes are left where that is fewer than it
+    has."""
     values = np.random.default_rng(width).integers(0, 256, (height, width, 4), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(values).convert(mode).save(file, kind)
@@ -94,12 +112,19 @@ def picture(mode: str, width: int, height: int, kind: str, cut: int) -> bytes:
 PICTURES = st.one_of(
     st.binary(max_size=200),
     st.builds(
-        picture, st.sampled_from(["RGB", "L", "1", "P"]), st.integers(1, 150), st.integers(1, 150), st.sampled_from(["PNG", "GIF", "TIFF"]),
+        picture, st.sampled_from(["RGB", "L", "1", "P"]), st.integers(1, 150), st.integers(1,
+        150), st.sampled_from(["PNG", "GIF", "TIFF"]),
         st.one_of(st.just(10**9), st.integers(1, 4000)),
     ),
 )  # fmt: skip
-NUMBERS = st.one_of(st.floats(0, 1).map(str), st.text(max_size=5), st.sampled_from(["nan", "-inf", "1e999", ""]))
-WORDS = st.one_of(st.text(max_size=60), st.lists(st.text(max_size=8), max_size=25).map(",".join), st.sampled_from(["sky, sand", "a=b;c"]))
+NUMBERS = st.one_of(
+    st.floats(0, 1).map(str), st.text(max_size=5), st.sampled_from(["nan", "-inf", "1e999", ""])
+)
+WORDS = st.one_of(
+    st.text(max_size=60),
+    st.lists(st.text(max_size=8), max_size=25).map(",".join),
+    st.sampled_from(["sky, sand", "a=b;c"]),
+)
 FORMS = st.fixed_dictionaries(
     {"classes": WORDS},
     optional={
@@ -115,7 +140,9 @@ def check_form(client: TestClient, service: Service, file: bytes, form: dict[str
     response = client.post("/segment", data=form, files={"image": ("a", file)})
     assert response.status_code in DOCUMENTED - {503, 504}, response.text
     if response.status_code == 200:
-        wanted = "image/png" if form.get("format", "png") in ("png", "overlay") else "application/json"
+        wanted = (
+            "image/png" if form.get("format", "png") in ("png", "overlay") else "application/json"
+        )
         assert response.headers["content-type"] == wanted
     else:
         assert list(response.json()) == ["error"]
@@ -128,7 +155,14 @@ def fuzz_forms(client: TestClient, service: Service, count: int, *, same: bool) 
     """Send random forms; returns the statuses that came back."""
     statuses = set()
 
-    @settings(max_examples=count, phases=PHASES, deadline=None, derandomize=same, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count,
+        phases=PHASES,
+        deadline=None,
+        derandomize=same,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(file=PICTURES, form=FORMS)
     def send(file: bytes, form: dict[str, str]) -> None:
         statuses.add(check_form(client, service, file, form))

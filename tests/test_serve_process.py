@@ -1,4 +1,5 @@
-"""The service as a process of its own: signals, slow clients, too many connections, a model that is not there."""
+"""The service as a process of its own: signals, slow clients, too many connections, a model that is
+not there."""
 
 from __future__ import annotations
 
@@ -41,8 +42,21 @@ class Server(NamedTuple):
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     flags = ("--upload-timeout", "4", "--connections", "30", "--queue", "0", "--grace", "60")
-    command = [sys.executable, "-u", "-m", "cascade_clip", "serve", "--port", "0", "--device", "cpu", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "cascade_clip",
+        "serve",
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+        *flags,
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             found = re.search(r"(http://127\.0\.0\.1:(\d+))/docs", process.stdout.readline())
@@ -65,7 +79,9 @@ def picture(size: int) -> tuple[np.ndarray, bytes]:
 
 
 def ask(address: str, file: bytes) -> Any:
-    return httpx.post(f"{address}/segment", data={"classes": WORDS}, files={"image": file}, timeout=60)
+    return httpx.post(
+        f"{address}/segment", data={"classes": WORDS}, files={"image": file}, timeout=60
+    )
 
 
 def closes_within(sock: socket.socket, seconds: float) -> bytes:
@@ -123,7 +139,9 @@ def test_a_signal_lets_it_finish_and_refuses_what_is_new(server: Server) -> None
         assert process.wait(20) == 0
     assert process.stdout is not None and process.stderr is not None
     assert (process.stdout.read(), process.stderr.read()) == ("stopped\n", "")
-    assert (found == load_predictor("mini", device="cpu").segment(array, WORDS).labels).mean() > 0.9999
+    assert (
+        found == load_predictor("mini", device="cpu").segment(array, WORDS).labels
+    ).mean() > 0.9999
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/health")
 

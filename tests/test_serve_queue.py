@@ -1,4 +1,5 @@
-"""The parts below the service: slots, the queue with its groups, shared forward passes, remembered texts, the guard, the protocol."""
+"""The parts below the service: slots, the queue with its groups, shared forward passes, remembered
+texts, the guard, the protocol."""
 
 from __future__ import annotations
 
@@ -45,7 +46,10 @@ class TestQueue:
             groups.append(questions)
             if "boom" in questions:
                 raise KeyError("boom")
-            return [ValueError(question) if question == "bad" else question.upper() for question in questions]
+            return [
+                ValueError(question) if question == "bad" else question.upper()
+                for question in questions
+            ]
 
         return JobQueue(answer, 1, batch, sizes.append), groups, sizes
 
@@ -56,17 +60,23 @@ class TestQueue:
         assert queue.waiting == 6
         queue.start()
         assert [future.result(10) for future in futures] == ["A1", "B1", "A2", "A3", "A4", "B2"]
-        assert groups == [["a1", "a2", "a3"], ["b1", "b2"], ["a4"]]  # at most three; the oldest decides
+        # at most three; the oldest decides
+        assert groups == [["a1", "a2", "a3"], ["b1", "b2"], ["a4"]]
         assert sizes == [3, 2, 1]
         assert (queue.waiting, queue.running) == (0, 0)
         queue.close()
 
     def test_errors_reach_their_callers_alone_and_the_thread_lives_on(self) -> None:
         queue, _, _ = self.queue()
-        futures = [queue.submit(question, key) for question, key in (("bad", 1), ("good", 1), ("boom", 2), ("next", 3))]
+        futures = [
+            queue.submit(question, key)
+            for question, key in (("bad", 1), ("good", 1), ("boom", 2), ("next", 3))
+        ]
         queue.start()
         assert futures[1].result(10) == "GOOD" and futures[3].result(10) == "NEXT"
-        assert isinstance(futures[0].exception(10), ValueError) and isinstance(futures[2].exception(10), KeyError)
+        assert isinstance(futures[0].exception(10), ValueError) and isinstance(
+            futures[2].exception(10), KeyError
+        )
         queue.close()
 
     def test_cancelled_jobs_are_left_out_and_closing_refuses(self) -> None:
@@ -96,10 +106,16 @@ def predictor() -> Predictor:
 
 
 class TestTogether:
-    def test_one_forward_pass_for_all_that_run(self, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Pictures of 1, 2 and 4 windows take 4 forward passes (of 3, 2, 1 and 1 windows), not 7."""
+    def test_one_forward_pass_for_all_that_run(
+        self, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Pictures of 1, 2 and 4 windows take 4 forward passes (of 3, 2, 1 and 1 windows), not
+        7."""
         target = predictor.bind("water, snow")
-        pictures = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((128, 128), (128, 200), (128, 400))]
+        pictures = [
+            torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+            for size in ((128, 128), (128, 200), (128, 400))
+        ]
         alone = [predictor.segment_pixels(picture, target) for picture in pictures]
         sizes: list[int] = []
         forward = predictor.model.forward
@@ -117,14 +133,21 @@ class TestTogether:
         assert sum(sizes) == sum(windows) and max(sizes) >= 3 > max(windows)
         assert len(sizes) < len(windows)
         for one, other in zip(alone, together, strict=True):
-            assert isinstance(other, Segmentation) and one.scores is not None and other.scores is not None
+            assert (
+                isinstance(other, Segmentation)
+                and one.scores is not None
+                and other.scores is not None
+            )
             assert abs(one.scores - other.scores).max() < 1e-4
             assert (one.labels == other.labels).mean() > 0.999
         assert not isinstance(predictor.model, SharedForward)  # the predictor itself is as it was
 
     def test_an_error_is_that_of_its_picture(self, predictor: Predictor) -> None:
         target = predictor.bind("water, snow")
-        pictures = [torch.zeros(3, 130, 140, dtype=torch.uint8), torch.zeros(3, 2, 2, dtype=torch.uint8)]
+        pictures = [
+            torch.zeros(3, 130, 140, dtype=torch.uint8),
+            torch.zeros(3, 2, 2, dtype=torch.uint8),
+        ]
         with ThreadPoolExecutor(2) as pool:
             good, bad = segment_together(predictor, pictures, target, pool)
         assert isinstance(good, Segmentation) and isinstance(bad, ValueError)
@@ -148,14 +171,18 @@ class TestTogether:
             assert list(pool.map(call, [1, 2])) == ["3 windows", "3 windows"]
 
 
-def test_texts_are_remembered_in_memory_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_remembered_in_memory_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(os.environ, "CASCADE_CLIP_CACHE", str(tmp_path))
     encoder = load_predictor("mini", device="cpu").text_encoder
     assert encoder is not None
     remembered = RememberedText(encoder, 2)
     calls: list[int] = []
     encode = remembered.encode
-    monkeypatch.setattr(remembered, "encode", lambda prompts: calls.append(len(prompts)) or encode(prompts))
+    monkeypatch.setattr(
+        remembered, "encode", lambda prompts: calls.append(len(prompts)) or encode(prompts)
+    )
     lists = [[["water"]], [["snow", "ice"]], [["sand"]]]
     first = remembered.embed(lists[0], ["{}"])
     assert remembered.embed(lists[0], ["{}"]) is first
@@ -170,7 +197,9 @@ def test_texts_are_remembered_in_memory_alone(tmp_path: Path, monkeypatch: pytes
 
 
 class TestGuard:
-    def send(self, guard: Guard, parts: list[bytes], pause: float = 0.0, headers: Any = ()) -> tuple[int, bytes]:
+    def send(
+        self, guard: Guard, parts: list[bytes], pause: float = 0.0, headers: Any = ()
+    ) -> tuple[int, bytes]:
         """Post a body in parts; a pause stands before the last."""
         sent: list[Any] = []
         left = list(parts)
@@ -214,7 +243,10 @@ class TestGuard:
 
     def test_slow_uploads_are_given_up(self) -> None:
         guard = self.guard()
-        assert self.send(guard, [b"one", b"two"], pause=5) == (408, b'{"error": "the request took too long to arrive"}')
+        assert self.send(guard, [b"one", b"two"], pause=5) == (
+            408,
+            b'{"error": "the request took too long to arrive"}',
+        )
         assert guard.slots.used == guard.uploading == 0
 
     def test_uploads_together_are_bounded(self) -> None:
@@ -232,7 +264,10 @@ class TestGuard:
 
     def test_a_service_that_stops_during_the_upload_refuses(self) -> None:
         answers = iter(["", "stopping"])
-        assert self.send(self.guard(closing=lambda: next(answers)), [b"x"]) == (503, b'{"error": "stopping"}')
+        assert self.send(self.guard(closing=lambda: next(answers)), [b"x"]) == (
+            503,
+            b'{"error": "stopping"}',
+        )
 
     def test_a_refusal_says_when_to_come_again(self) -> None:
         assert Refusal(429, "full", 7).retry_after == 7
@@ -256,7 +291,8 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
 
 
 def test_a_queue_is_busy_until_its_threads_end() -> None:
-    """What closing cannot wait for is known, so that the service can end without meeting a thread inside torch."""
+    """What closing cannot wait for is known, so that the service can end without meeting a thread
+    inside torch."""
     began, go_on = threading.Event(), threading.Event()
 
     def answer(questions: Sequence[int]) -> list[int]:

@@ -1,4 +1,5 @@
-"""SPT-SEG's decoder against the same computation written out patch by patch, and its guard against a dead start."""
+"""SPT-SEG's decoder against the same computation written out patch by patch, and its guard against
+a dead start."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 from cascade_clip.config import DecoderConfig
 from cascade_clip.sgd_decoder import SpectralDecoder, SpectralLayer, SpectralValues
 
-SETTINGS = DecoderConfig(kind="spectral", layers=3, heads=4, feedforward=32, dropout=0.0, gate_leak=0.0, low_share=0.75)
+SETTINGS = DecoderConfig(
+    kind="spectral", layers=3, heads=4, feedforward=32, dropout=0.0, gate_leak=0.0, low_share=0.75
+)
 WIDTH, SIZE = 16, 4
 
 
@@ -22,14 +25,20 @@ def values_by_hand(module: SpectralValues, patches: Tensor, grid: tuple[int, int
     rows, columns = (-(-cells // side) * side for cells in grid)
     padded = torch.zeros(rows, columns, WIDTH)
     padded[: grid[0], : grid[1]] = patches.view(*grid, WIDTH)
-    means = padded.view(rows // side, side, columns // side, side, WIDTH).mean(dim=(1, 3)).flatten(0, 1)
+    means = (
+        padded.view(rows // side, side, columns // side, side, WIDTH).mean(dim=(1, 3)).flatten(0, 1)
+    )
     out = torch.zeros(rows, columns, WIDTH)
     for row in range(rows):
         for column in range(columns):
             top, left = row // side * side, column // side * side
             window = padded[top : top + side, left : left + side].flatten(0, 1)  # (s*s, D)
-            query = module.high.weight[:SIZE] @ padded[row, column]  # one head of 4: query, key, value
-            keys, values = window @ module.high.weight[SIZE : 2 * SIZE].T, window @ module.high.weight[2 * SIZE :].T
+            # one head of 4: query, key, value
+            query = module.high.weight[:SIZE] @ padded[row, column]
+            keys, values = (
+                window @ module.high.weight[SIZE : 2 * SIZE].T,
+                window @ module.high.weight[2 * SIZE :].T,
+            )
             out[row, column, :SIZE] = (keys @ query / SIZE**0.5).softmax(dim=0) @ values
             low = []
             for head in range(3):
@@ -45,7 +54,8 @@ def values_by_hand(module: SpectralValues, patches: Tensor, grid: tuple[int, int
     return (gate[:, None] * mixed) @ module.mixing
 
 
-@pytest.mark.parametrize("grid", [(6, 3), (4, 5), (2, 2)])  # whole windows; padded on both sides; smaller than a window
+# whole windows; padded on both sides; smaller than a window
+@pytest.mark.parametrize("grid", [(6, 3), (4, 5), (2, 2)])
 def test_values(grid: tuple[int, int]) -> None:
     torch.manual_seed(1)
     module = SpectralValues(WIDTH, dataclasses.replace(SETTINGS, gate_leak=0.1))
@@ -54,7 +64,9 @@ def test_values(grid: tuple[int, int]) -> None:
     with torch.no_grad():
         found = module(patches, grid)
         for image in range(2):
-            torch.testing.assert_close(found[image], values_by_hand(module, patches[image], grid), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                found[image], values_by_hand(module, patches[image], grid), rtol=1e-4, atol=1e-5
+            )
     assert bool(found.any())
 
 
@@ -63,14 +75,16 @@ def test_a_layer_by_hand() -> None:
     layer = SpectralLayer(WIDTH, SETTINGS).eval()
     queries, patches = torch.randn(2, 5, WIDTH), torch.randn(2, 12, WIDTH)
     values = layer.values(patches, (3, 4))
-    gathered = (queries @ values.transpose(1, 2)).softmax(dim=-1) @ values  # no projections, one head, no scale
+    # no projections, one head, no scale
+    gathered = (queries @ values.transpose(1, 2)).softmax(dim=-1) @ values
     first = layer.attention_norm(queries + layer.output(gathered))
     expected = layer.feedforward_norm(first + layer.contract(layer.expand(first).relu()))
     torch.testing.assert_close(layer(queries, patches, (3, 4)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_decoder_joins_its_layers() -> None:
-    """Every layer sees the same patches; the masks are the products with the last one's values; all start as copies."""
+    """Every layer sees the same patches; the masks are the products with the last one's values; all
+    start as copies."""
     torch.manual_seed(3)
     decoder = SpectralDecoder(WIDTH, SETTINGS).eval()
     assert len(decoder.layers) == 2
@@ -87,7 +101,8 @@ def test_the_decoder_joins_its_layers() -> None:
 
 
 def gradient_and_masks(leak: float, sign: float) -> tuple[Tensor, dict[str, bool]]:
-    """Masks of patches that all lie on one side of the direction, and which parameters get a gradient."""
+    """Masks of patches that all lie on one side of the direction, and which parameters get a
+    gradient."""
     torch.manual_seed(4)
     settings = DecoderConfig(kind="spectral", layers=1, heads=4, gate_leak=leak, low_share=0.75)
     decoder = SpectralDecoder(WIDTH, settings)
@@ -95,11 +110,16 @@ def gradient_and_masks(leak: float, sign: float) -> tuple[Tensor, dict[str, bool
     patches = common + 0.05 * torch.randn(1, 18, WIDTH)  # what patches have in common decides
     with torch.no_grad():
         padded = patches.unflatten(1, (6, 3))
-        mixed = torch.cat([decoder.mask_values._within_windows(padded), decoder.mask_values._over_all(padded)], dim=-1)
+        mixed = torch.cat(
+            [decoder.mask_values._within_windows(padded), decoder.mask_values._over_all(padded)],
+            dim=-1,
+        )
         decoder.mask_values.direction.copy_(sign * mixed.mean(dim=(0, 1, 2)))
     masks = decoder(torch.randn(1, 4, WIDTH), patches, (6, 3))
     masks.square().sum().backward()
-    return masks.detach(), {name: bool(parameter.grad.any()) for name, parameter in decoder.named_parameters()}
+    return masks.detach(), {
+        name: bool(parameter.grad.any()) for name, parameter in decoder.named_parameters()
+    }
 
 
 def test_the_published_gate_can_start_dead_and_the_guarded_one_cannot() -> None:
@@ -113,7 +133,9 @@ def test_the_published_gate_can_start_dead_and_the_guarded_one_cannot() -> None:
 
 
 def test_the_gate_is_the_clamped_cosine_above_zero() -> None:
-    module = SpectralValues(WIDTH, DecoderConfig(kind="spectral", heads=4, gate_leak=0.25, low_share=0.75))
+    module = SpectralValues(
+        WIDTH, DecoderConfig(kind="spectral", heads=4, gate_leak=0.25, low_share=0.75)
+    )
     direction = module.direction.detach()
     side = torch.zeros(WIDTH)
     side[0], side[1] = -direction[1], direction[0]  # at a right angle
@@ -130,7 +152,10 @@ def test_masks_are_float32_under_autocast() -> None:
 
 @pytest.mark.parametrize(
     ("heads", "share", "message"),
-    [(5, 0.75, "heads must divide the joint width 16, got 5"), (1, 0.9, "needs a head of each kind, but 0 of 1 are low")],
+    [
+        (5, 0.75, "heads must divide the joint width 16, got 5"),
+        (1, 0.9, "needs a head of each kind, but 0 of 1 are low"),
+    ],
 )
 def test_heads_that_do_not_fit(heads: int, share: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):

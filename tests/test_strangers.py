@@ -1,4 +1,5 @@
-"""What files from elsewhere claim is compared with what they hold; what a picture may be; nothing that old formats carry is executed."""
+"""What files from elsewhere claim is compared with what they hold; what a picture may be; nothing
+that old formats carry is executed."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def test_tensors_that_claim_more_than_is_stored(tmp_path: Path) -> None:
     assert read_pickle(tmp_path / "b.pth")["a"].shape == (6, 4)
 
 
-def test_tensors_that_repeat_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_that_repeat_what_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`expand` is no claim either, as long as it does not grow without measure."""
     monkeypatch.setattr(weight_files, "MOST_REPEATED", 12)
     torch.save(torch.tensor([[1.0], [2.0], [3.0]]).expand(3, 4), tmp_path / "a.pth")
@@ -49,7 +52,9 @@ def test_tensors_that_repeat_what_is_stored(tmp_path: Path, monkeypatch: pytest.
     torch.save(torch.zeros(3, 1).expand(3, 5), tmp_path / "b.pth")
     with pytest.raises(ValueError, match=r"claims shape \(3, 5\) and stores 12 bytes"):
         read_pickle(tmp_path / "b.pth")
-    torch.save([torch.zeros(13), torch.zeros(0, 5).expand(0, 5), torch.tensor(1.0)], tmp_path / "c.pth")
+    torch.save(
+        [torch.zeros(13), torch.zeros(0, 5).expand(0, 5), torch.tensor(1.0)], tmp_path / "c.pth"
+    )
     assert [item.numel() for item in read_pickle(tmp_path / "c.pth")] == [13, 0, 1]
 
 
@@ -63,7 +68,10 @@ def test_tensors_that_reach_beyond_what_is_stored() -> None:
 
 def test_zips_that_unpack_to_more_than_they_are(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1000)}, tmp_path / "a.pth")
-    with zipfile.ZipFile(tmp_path / "a.pth") as old, zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as old,
+        zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
         for info in old.infolist():
             new.writestr(info.filename, old.read(info))
     assert read_pickle(tmp_path / "a.pth")["a"].shape == (1000,)
@@ -83,23 +91,37 @@ def test_tar_archives_are_never_opened(tmp_path: Path) -> None:
 CLAIMS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda model: model["prompts"].update(tokens=4096), r"\(12, 3, 64\) for \(12, 4096, 64\)"),
     (lambda model: model["decoder"].update(feedforward=65_536), r"\(128, 32\) for \(65536, 32\)"),
-    (lambda model: model["clip"]["architecture"].update(embed_dim=200_000), "does not fit its settings"),
-    (lambda model: model["clip"]["architecture"]["vision_cfg"].update(layers=10**9), "layers 1e.09; no CLIP is so large"),
-    (lambda model: model["clip"]["architecture"]["text_cfg"].update(width=100_000), "a text tower of .* numbers; no CLIP is so large"),
+    (
+        lambda model: model["clip"]["architecture"].update(embed_dim=200_000),
+        "does not fit its settings",
+    ),
+    (
+        lambda model: model["clip"]["architecture"]["vision_cfg"].update(layers=10**9),
+        "layers 1e.09; no CLIP is so large",
+    ),
+    (
+        lambda model: model["clip"]["architecture"]["text_cfg"].update(width=100_000),
+        "a text tower of .* numbers; no CLIP is so large",
+    ),
     (lambda model: model.update(position_grid=[10**6, 1]), r"position_grid must lie in 1\.\.512"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), CLAIMS)
 def test_models_that_claim_more_than_they_hold(
-    change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[dict[str, Any]], object],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They are refused before memory is taken for them: nothing of that size is built but without values."""
+    """They are refused before memory is taken for them: nothing of that size is built but without
+    values."""
     folder = save_checkpoint(tmp_path / "model", build_tiny(), full=True)
     values = yaml.safe_load((folder / "config.yaml").read_text())
     change(values["model"])
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
-    monkeypatch.setattr("cascade_clip.checkpoint.build_text_encoder", None)  # the first that is done with a real CLIP
+    # the first that is done with a real CLIP
+    monkeypatch.setattr("cascade_clip.checkpoint.build_text_encoder", None)
     with pytest.raises(ValueError, match=message) as found:
         load_checkpoint(folder)
     assert "\n" not in str(found.value)
@@ -110,17 +132,29 @@ def test_a_text_tower_of_another_length_is_refused(tmp_path: Path) -> None:
     values = yaml.safe_load((folder / "config.yaml").read_text())
     values["model"]["clip"]["architecture"]["text_cfg"]["context_length"] = 7
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(ValueError, match=r"text tower does not fit: other shapes of \['positional_embedding'"):
+    with pytest.raises(
+        ValueError, match=r"text tower does not fit: other shapes of \['positional_embedding'"
+    ):
         load_checkpoint(folder)
 
 
-LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 8))
+LAUGHS = "a0: &a0 [x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 8)
+)
 """Ten million values in 400 characters."""
 
 
 @pytest.mark.parametrize(
     "text",
-    ["a: &a {b: *a}", "!!timestamp x", "a: !!bool x", "[" * 20_000, "? {a: b}\n: c", "# " + "x" * 2_000_000, LAUGHS],
+    [
+        "a: &a {b: *a}",
+        "!!timestamp x",
+        "a: !!bool x",
+        "[" * 20_000,
+        "? {a: b}\n: c",
+        "# " + "x" * 2_000_000,
+        LAUGHS,
+    ],
     ids=range(7),
 )
 def test_settings_that_never_end_or_break_the_reader(text: str, tmp_path: Path) -> None:
@@ -142,7 +176,10 @@ def test_arrays_that_claim_more_than_they_hold(tmp_path: Path) -> None:
 def test_large_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
     monkeypatch.setattr(picture_files, "LARGEST_PICTURE", 799)
-    with pytest.raises(ValueError, match=r"^image .*a\.png has 40 x 20 pixels and the limit is 799; .*CASCADE_CLIP_MAX_PIXELS") as found:
+    with pytest.raises(
+        ValueError,
+        match=r"^image .*a\.png has 40 x 20 pixels and the limit is 799; .*CASCADE_CLIP_MAX_PIXELS",
+    ) as found:
         load_image(tmp_path / "a.png")
     assert isinstance(found.value, TooLarge) and "damaged" not in str(found.value)
     monkeypatch.setenv("CASCADE_CLIP_MAX_PIXELS", "800")
@@ -164,13 +201,19 @@ def test_masks_have_a_limit_of_their_own(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(picture_files, "LARGEST_MASK", 800)
     Image.new("L", (40, 20), 3).save(tmp_path / "a.png")
     Image.new("RGB", (40, 20)).save(tmp_path / "b.png")
-    Segmentation(np.full((20, 40), 1), ("a", "b"), ((0, 0, 0), (9, 9, 9))).save(tmp_path, "c", outputs=("index",))
+    Segmentation(np.full((20, 40), 1), ("a", "b"), ((0, 0, 0), (9, 9, 9))).save(
+        tmp_path, "c", outputs=("index",)
+    )
     loads = [
         lambda: load_mask(tmp_path / "a.png"),
         lambda: load_color_mask(tmp_path / "b.png"),
         lambda: Segmentation.load(tmp_path / "c.json"),
     ]
-    assert int(loads[0]().sum()) == 2400 and loads[1]().shape == (20, 40) and loads[2]().labels.sum() == 800
+    assert (
+        int(loads[0]().sum()) == 2400
+        and loads[1]().shape == (20, 40)
+        and loads[2]().labels.sum() == 800
+    )
     assert is_color_mask(tmp_path / "b.png")
     monkeypatch.setattr(picture_files, "LARGEST_MASK", 799)
     for load in loads:
@@ -181,12 +224,18 @@ def test_masks_have_a_limit_of_their_own(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("value", ["100M", "0", "-5", "1e8", "9" * 30])
-def test_a_limit_that_is_no_number(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_that_is_no_number(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Image.new("L", (4, 2)).save(tmp_path / "a.png")
     monkeypatch.setenv("CASCADE_CLIP_MAX_PIXELS", value)
     for load in (load_image, load_mask):
         with pytest.raises(
-            ValueError, match=rf"^the environment variable CASCADE_CLIP_MAX_PIXELS must be a whole number .* got '{value}'$"
+            ValueError,
+            match=(
+                r"^the environment variable CASCADE_CLIP_MAX_PIXELS must be a whole number .* got"
+                rf" '{value}'$"
+            ),
         ):
             load(tmp_path / "a.png")
 
@@ -195,7 +244,11 @@ def test_a_limit_beyond_that_of_pillow(tmp_path: Path, monkeypatch: pytest.Monke
     Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(
-        TooLarge, match=r"a\.png has more pixels than Pillow's safety limit .*set the environment variable CASCADE_CLIP_MAX"
+        TooLarge,
+        match=(
+            r"a\.png has more pixels than Pillow's safety limit .*set the environment variable"
+            r" CASCADE_CLIP_MAX"
+        ),
     ):
         load_image(tmp_path / "a.png")
     monkeypatch.setenv("CASCADE_CLIP_MAX_PIXELS", "800")
@@ -212,7 +265,10 @@ def test_pictures_that_start_programs_are_not_read(tmp_path: Path) -> None:
     """Pillow hands EPS to Ghostscript."""
     Image.new("RGB", (40, 20)).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
-    with pytest.raises(ValueError, match=r"a\.jpg is of the kind EPS, which is not read here; convert it to PNG or JPEG"):
+    with pytest.raises(
+        ValueError,
+        match=r"a\.jpg is of the kind EPS, which is not read here; convert it to PNG or JPEG",
+    ):
         load_image(tmp_path / "a.jpg")
     (tmp_path / "c.psd").write_bytes(b"8BPS\0\1" + bytes(20))
     with pytest.raises(ValueError, match=r"c\.psd is of the kind PSD, which is not read here"):

@@ -51,18 +51,26 @@ class NamedTower(nn.Module):
     ("words", "templates", "expected"),
     [
         ([("1",)], ("{}",), [1.0, 0.0]),  # length 2 becomes 1
-        ([("1", "22")], ("{}",), [0.5**0.5, 0.5**0.5]),  # each word counts the same, whatever its length
+        # each word counts the same, whatever its length
+        ([("1", "22")], ("{}",), [0.5**0.5, 0.5**0.5]),
         ([("1",)], ("{}", "{}!"), [0.5**0.5, 0.5**0.5]),  # and each template
-        ([("1", "333")], ("{}", "{}!"), [0.2297529, 0.9732490]),  # words: (1, 1)/sqrt 2 and (-3/5, 1 + 4/5)/norm, then made unit again
+        # words: (1, 1)/sqrt 2 and (-3/5, 1 + 4/5)/norm, then made unit again
+        ([("1", "333")], ("{}", "{}!"), [0.2297529, 0.9732490]),
         ([("1",)], ("{}{}{}",), [-0.6, 0.8]),  # every brace is filled
     ],
 )
 def test_averages_by_hand(
-    words: list[tuple[str, ...]], templates: tuple[str, ...], expected: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[tuple[str, ...]],
+    templates: tuple[str, ...],
+    expected: list[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CASCADE_CLIP_CACHE", str(tmp_path))
     rows = [[2.0, 0.0], [0.0, 7.0], [-3.0, 4.0], [0.0, 1.0]]  # prompts of 1, 2, 3 and 4 letters
-    encoder = TextEncoder(NamedTower(rows), lambda prompts: torch.tensor([len(prompt) for prompt in prompts]))
+    encoder = TextEncoder(
+        NamedTower(rows), lambda prompts: torch.tensor([len(prompt) for prompt in prompts])
+    )
     assert encoder.embed(words, templates)[0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
@@ -81,11 +89,16 @@ def test_embeddings_can_enter_a_training_step(encoder: TextEncoder) -> None:
 def test_templates_and_synonyms_are_averaged_as_unit_vectors(encoder: TextEncoder) -> None:
     templates = ("a {}", "the {}")
     found = encoder.embed([("sofa", "couch"), ("cat",)], templates)
-    unit = {word: encoder.encode([template.replace("{}", word) for template in templates]) for word in ("sofa", "couch", "cat")}
+    unit = {
+        word: encoder.encode([template.replace("{}", word) for template in templates])
+        for word in ("sofa", "couch", "cat")
+    }
     for rows in unit.values():
         torch.testing.assert_close(rows.norm(dim=-1), torch.ones(2))
     words = {word: F.normalize(rows.mean(dim=0), dim=-1) for word, rows in unit.items()}
-    expected = torch.stack([F.normalize((words["sofa"] + words["couch"]) / 2, dim=-1), words["cat"]])
+    expected = torch.stack(
+        [F.normalize((words["sofa"] + words["couch"]) / 2, dim=-1), words["cat"]]
+    )
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(2))
 
@@ -97,7 +110,11 @@ def test_embeddings_are_kept_on_disk(encoder: TextEncoder, tmp_path: Path) -> No
     calls = tower.calls
     assert torch.equal(encoder.embed([("cat",)], ("a {}",)), first)
     assert tower.calls == calls
-    for words, templates in (([("dog",)], ("a {}",)), ([("cat",)], ("the {}",)), ([("cat", "puss")], ("a {}",))):
+    for words, templates in (
+        ([("dog",)], ("a {}",)),
+        ([("cat",)], ("the {}",)),
+        ([("cat", "puss")], ("a {}",)),
+    ):
         encoder.embed(words, templates)
     assert tower.calls == calls + 3  # everything that matters is in the key
     with torch.no_grad():
@@ -110,9 +127,21 @@ BROKEN_HEADER = b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'shape': (2, 8), (((
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not numpy", b"PK\x03\x04", BROKEN_HEADER.ljust(192), "wrong shape", "wrong type", "nan", "folder"]
+    "content",
+    [
+        b"",
+        b"not numpy",
+        b"PK\x03\x04",
+        BROKEN_HEADER.ljust(192),
+        "wrong shape",
+        "wrong type",
+        "nan",
+        "folder",
+    ],
 )
-def test_a_damaged_cache_is_made_again(encoder: TextEncoder, tmp_path: Path, content: object) -> None:
+def test_a_damaged_cache_is_made_again(
+    encoder: TextEncoder, tmp_path: Path, content: object
+) -> None:
     first = encoder.embed([("cat",), ("dog",)], ("a {}",))
     (file,) = (tmp_path / "cache").rglob("*.npy")
     arrays = {
@@ -130,13 +159,17 @@ def test_a_damaged_cache_is_made_again(encoder: TextEncoder, tmp_path: Path, con
     assert torch.equal(encoder.embed([("cat",), ("dog",)], ("a {}",)), first)
 
 
-def test_a_cache_that_cannot_be_written_only_costs_time(encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_only_costs_time(
+    encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("CASCADE_CLIP_CACHE", str(tmp_path / "file"))
     assert encoder.embed([("cat",)], ("a {}",)).shape == (1, 8)
 
 
-def test_without_a_home_directory(encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_directory(
+    encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 

@@ -1,4 +1,5 @@
-"""`cascade-clip train` as it is typed: what lies in the run folder, the ways of showing it, looking ahead, and starting from weights."""
+"""`cascade-clip train` as it is typed: what lies in the run folder, the ways of showing it, looking
+ahead, and starting from weights."""
 
 from __future__ import annotations
 
@@ -39,16 +40,22 @@ def write_data(root: Path, names: tuple[str, ...] = NAMES, count: int = 6) -> Pa
     for kind in ("images", "masks"):
         (root / kind).mkdir(parents=True)
     for index in range(count):
-        mask = generator.integers(0, len(names), (3, 4)).repeat(24, 0).repeat(24, 1).astype(np.uint8)
+        mask = (
+            generator.integers(0, len(names), (3, 4)).repeat(24, 0).repeat(24, 1).astype(np.uint8)
+        )
         mask[:4] = 255
-        pixels = (mask[..., None] * 50 + generator.integers(0, 50, (*mask.shape, 3))).astype(np.uint8)
+        pixels = (mask[..., None] * 50 + generator.integers(0, 50, (*mask.shape, 3))).astype(
+            np.uint8
+        )
         Image.fromarray(mask).save(root / "masks" / f"{index}.png")
         Image.fromarray(pixels).save(root / "images" / f"{index}.png")
     (root / "classes.txt").write_text("\n".join(names))
     return root
 
 
-def settings(data: Path, unseen: str = "sky", model: dict[str, Any] | None = None, **train: Any) -> dict[str, Any]:
+def settings(
+    data: Path, unseen: str = "sky", model: dict[str, Any] | None = None, **train: Any
+) -> dict[str, Any]:
     folders = {
         "images": str(data / "images"),
         "masks": str(data / "masks"),
@@ -96,9 +103,21 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_folder_holds_what_the_docs_say(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
-    assert names >= {"config.yaml", "run.json", "log.txt", "metrics.csv", "tensorboard", "sheets", "model", "report.json"}
+    assert names >= {
+        "config.yaml",
+        "run.json",
+        "log.txt",
+        "metrics.csv",
+        "tensorboard",
+        "sheets",
+        "model",
+        "report.json",
+    }
     assert names >= {"evaluation.html", "report.html"}
-    assert sorted(path.name for path in (run / "sheets").iterdir()) == ["step-000002.png", "step-000004.png"]
+    assert sorted(path.name for path in (run / "sheets").iterdir()) == [
+        "step-000002.png",
+        "step-000004.png",
+    ]
     with Image.open(run / "sheets" / "step-000004.png") as sheet:
         assert sheet.width > 900
     assert [row["step"] for row in read_metrics(run / "metrics.csv")] == [1, 2, 3, 4]
@@ -115,11 +134,20 @@ def test_provenance_is_in_folder_and_checkpoint(run: Path) -> None:
     assert found["data"]["images"] == 6
     (start,) = found["starts"]
     assert start["command"]
-    assert start["versions"]["torch"] == torch.__version__.partition("+")[0] or start["versions"]["torch"]
+    assert (
+        start["versions"]["torch"] == torch.__version__.partition("+")[0]
+        or start["versions"]["torch"]
+    )
     assert start["hardware"]["cpu"]
     record = read_record(run / "model")
-    assert record["run"] == {name: value for name, value in found.items() if name not in ("config", "vocabulary", "split")}
-    assert record["evaluation"]["summary"] == json.loads((run / "report.json").read_text())["summary"]
+    assert record["run"] == {
+        name: value
+        for name, value in found.items()
+        if name not in ("config", "vocabulary", "split")
+    }
+    assert (
+        record["evaluation"]["summary"] == json.loads((run / "report.json").read_text())["summary"]
+    )
 
 
 def test_the_log_has_every_message(run: Path) -> None:
@@ -138,7 +166,13 @@ def test_the_report_is_one_file(run: Path) -> None:
     assert "<script" not in page
     loss = read_metrics(run / "metrics.csv")[-1]["loss"]
     summary = json.loads((run / "report.json").read_text())["summary"]
-    for wanted in (f"{loss:.4g}", f"{100 * summary['pixel_accuracy']:.2f}", "4 of 4 steps", "train.optimizer.learning_rate", "0.001"):
+    for wanted in (
+        f"{loss:.4g}",
+        f"{100 * summary['pixel_accuracy']:.2f}",
+        "4 of 4 steps",
+        "train.optimizer.learning_rate",
+        "0.001",
+    ):
         assert wanted in page
     assert "train.log_every" in page  # 1, the default is 10
     assert "train.seed" not in page  # the default
@@ -154,13 +188,24 @@ def test_the_report_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
 
 
 def test_changed_settings() -> None:
-    values = config_to_dict(config_from_dict(Config, {"train": {"steps": 7}, "evaluation": {"limit": 3}, "model": {"stages": [[12]]}}))
-    assert changed_settings(values) == [("model.stages", "[[12]]"), ("evaluation.limit", "3"), ("train.steps", "7")]
+    values = config_to_dict(
+        config_from_dict(
+            Config, {"train": {"steps": 7}, "evaluation": {"limit": 3}, "model": {"stages": [[12]]}}
+        )
+    )
+    assert changed_settings(values) == [
+        ("model.stages", "[[12]]"),
+        ("evaluation.limit", "3"),
+        ("train.steps", "7"),
+    ]
 
 
 def test_sheets_leave_the_weights_alone(data: Path, tmp_path: Path) -> None:
     """With dropout, bit for bit: neither the random state nor the modes of the parts change."""
-    model = {"prompts": {"tokens": 3, "dropout": 0.1}, "decoder": {"heads": 4, "feedforward": 128, "dropout": 0.1}}
+    model = {
+        "prompts": {"tokens": 3, "dropout": 0.1},
+        "decoder": {"heads": 4, "feedforward": 128, "dropout": 0.1},
+    }
     config = config_from_dict(Config, settings(data, model=model))
     fit(config, tmp_path / "without")
     modes: list[list[bool]] = []
@@ -172,7 +217,10 @@ def test_sheets_leave_the_weights_alone(data: Path, tmp_path: Path) -> None:
             return super().predict(checkpoint, device)
 
         def write(self, out: Path, checkpoint: Any, device: Any, step: int) -> Path:
-            before, random = [part.training for part in checkpoint.model.modules()], torch.get_rng_state()
+            before, random = (
+                [part.training for part in checkpoint.model.modules()],
+                torch.get_rng_state(),
+            )
             path = super().write(out, checkpoint, device, step)
             modes.extend([before, [part.training for part in checkpoint.model.modules()]])
             states.append((random, torch.get_rng_state()))
@@ -183,7 +231,10 @@ def test_sheets_leave_the_weights_alone(data: Path, tmp_path: Path) -> None:
     assert modes[0] == modes[1]
     assert any(modes[0])
     assert all(torch.equal(*pair) for pair in states)
-    first, second = (load_checkpoint(tmp_path / name / "model").model.state_dict() for name in ("without", "with"))
+    first, second = (
+        load_checkpoint(tmp_path / name / "model").model.state_dict()
+        for name in ("without", "with")
+    )
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
@@ -203,7 +254,12 @@ def test_how_often_sheets_are_written(data: Path, tmp_path: Path) -> None:
         written.clear()
         task = SimpleNamespace(checkpoint=None, device=torch.device("cpu"))
         for step in range(1, total + 1):
-            trainer = SimpleNamespace(global_step=step, max_steps=total, is_global_zero=first_process, default_root_dir=str(tmp_path))
+            trainer = SimpleNamespace(
+                global_step=step,
+                max_steps=total,
+                is_global_zero=first_process,
+                default_root_dir=str(tmp_path),
+            )
             Counted(dataset, every).on_train_batch_end(trainer, task, None, None, 0)
         return list(written)
 
@@ -221,9 +277,14 @@ def test_a_sheet_counts_labelled_pixels() -> None:
     prediction = Segmentation(np.array([[0, 1, 1], [1, 0, 1]]), ("cat", "dog"), colors)
     row = Row(np.zeros((2, 3, 3), np.uint8), truth, prediction)
     assert row.accuracy == 0.75
-    texts = [text.get_text() for axis in draw_sheet([row], ["dog"], "step 1").axes for text in axis.texts]
-    assert texts == ["75 % of the pixels right", "dog *", "cat"]  # dog covers half of the prediction
-    unlabelled = dataclasses.replace(row, truth=Segmentation(np.full((2, 3), -1), ("cat", "dog"), colors))
+    texts = [
+        text.get_text() for axis in draw_sheet([row], ["dog"], "step 1").axes for text in axis.texts
+    ]
+    # dog covers half of the prediction
+    assert texts == ["75 % of the pixels right", "dog *", "cat"]
+    unlabelled = dataclasses.replace(
+        row, truth=Segmentation(np.full((2, 3), -1), ("cat", "dog"), colors)
+    )
     assert unlabelled.accuracy is None
 
 
@@ -232,16 +293,30 @@ def test_json_lines(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["train", str(config), "--out", str(tmp_path / "run"), "--json-lines"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     shown = [event["event"] for event in events if event["event"] != "message"]
-    assert shown == ["start", "step", "sheet", "step", "sheet", "wrote", "evaluation", "wrote", "end"]
+    assert shown == [
+        "start",
+        "step",
+        "sheet",
+        "step",
+        "sheet",
+        "wrote",
+        "evaluation",
+        "wrote",
+        "end",
+    ]
     losses = [event["loss"] for event in events if event["event"] == "step"]
-    assert losses == pytest.approx([row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.csv")])
+    assert losses == pytest.approx(
+        [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.csv")]
+    )
     assert main(["train", str(config), "--out", str(tmp_path / "run"), "--json-lines"]) == 2
     captured = capsys.readouterr()
     assert json.loads(captured.out)["event"] == "error"
     assert "--resume" in captured.err
 
 
-def test_quiet_shows_the_last_lines(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_shows_the_last_lines(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = write_settings(tmp_path / "settings.yaml", settings(data, steps=1))
     assert main(["train", str(config), "--out", str(tmp_path / "run"), "--quiet"]) == 0
     captured = capsys.readouterr()
@@ -264,7 +339,11 @@ def test_dry_run(data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     checkpoint = load_checkpoint(run)
     trained = sum(value.numel() for value in checkpoint.model.parameters() if value.requires_grad)
     assert f"{trained:,} trained\n" in text
-    for wanted in ("4 images = 1 devices x 2 at once x 2 passes", "4 steps, 2.67 epochs", "6 images, 3 classes seen, 1 unseen"):
+    for wanted in (
+        "4 images = 1 devices x 2 at once x 2 passes",
+        "4 steps, 2.67 epochs",
+        "6 images, 3 classes seen, 1 unseen",
+    ):
         assert wanted in text
     assert main([*words, "--json-lines"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -272,17 +351,29 @@ def test_dry_run(data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert found["loss"] == pytest.approx(loss, rel=1e-6)
     assert found["memory"]["gradients"] == 4 * trained
     assert found["memory"]["optimizer"] == 8 * trained
-    assert found["counts"]["per_class"]["sky"] == sum((np.array(Image.open(path)) == 3).any() for path in (data / "masks").iterdir())
+    assert found["counts"]["per_class"]["sky"] == sum(
+        (np.array(Image.open(path)) == 3).any() for path in (data / "masks").iterdir()
+    )
     assert found["cost"]["trained"] == trained
 
 
-def test_the_step_of_a_dry_run_is_the_first_of_the_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also where crops are drawn again, and where the inductive half with a batch of its own comes first."""
-    train = {"augment": {"scale": [128, 64], "crop": 48, "largest_share": 0.3}, "protocol": "transductive", "first_batch_size": 2}
+def test_the_step_of_a_dry_run_is_the_first_of_the_run(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where crops are drawn again, and where the inductive half with a batch of its own comes
+    first."""
+    train = {
+        "augment": {"scale": [128, 64], "crop": 48, "largest_share": 0.3},
+        "protocol": "transductive",
+        "first_batch_size": 2,
+    }
     values = settings(data)
     values["train"] |= train
     config = write_settings(tmp_path / "settings.yaml", values)
-    assert main(["train", str(config), "--out", str(tmp_path / "run"), "--dry-run", "--json-lines"]) == 0
+    assert (
+        main(["train", str(config), "--out", str(tmp_path / "run"), "--dry-run", "--json-lines"])
+        == 0
+    )
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["epochs"] == pytest.approx((4 * 2 + 4 * 4) / 6)
     fit(config_from_dict(Config, values), tmp_path / "run")
@@ -291,12 +382,26 @@ def test_the_step_of_a_dry_run_is_the_first_of_the_run(data: Path, tmp_path: Pat
 
 
 def test_early_errors_are_events_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--out", str(tmp_path / "x"), "--json-lines", "--init-from", str(tmp_path / "nowhere")]) == 2
+    assert (
+        main(
+            [
+                "train",
+                "--out",
+                str(tmp_path / "x"),
+                "--json-lines",
+                "--init-from",
+                str(tmp_path / "nowhere"),
+            ]
+        )
+        == 2
+    )
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events] == ["error"] and "nowhere" in events[0]["text"]
 
 
-def test_dry_run_of_both_stages(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_of_both_stages(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = write_settings(tmp_path / "settings.yaml", settings(data, protocol="transductive"))
     assert main(["train", str(config), "--out", str(tmp_path / "run"), "--dry-run"]) == 0
     text = capsys.readouterr().out
@@ -307,7 +412,12 @@ def test_activations_grow_with_the_images_at_once(data: Path) -> None:
     config = config_from_dict(Config, settings(data))
     checkpoint = prepare(config, build_dataset(config.data))
     assert checkpoint.text is not None
-    task = SegmentationTask(checkpoint.model.train(), checkpoint.text, torch.tensor(checkpoint.vocabulary.seen_mask), config)
+    task = SegmentationTask(
+        checkpoint.model.train(),
+        checkpoint.text,
+        torch.tensor(checkpoint.vocabulary.seen_mask),
+        config,
+    )
     images, labels = torch.randn(4, 3, 64, 64), torch.randint(0, 4, (4, 64, 64))
     one, four = (measure_activations(task, images[:count], labels[:count]) for count in (1, 4))
     assert 2.5 < four / one <= 4.5
@@ -318,12 +428,15 @@ def test_images_are_counted_per_class(data: Path) -> None:
     dataset = build_dataset(config_from_dict(Config, settings(data)).data)
     found = count_images(dataset)
     masks = [np.array(Image.open(data / "masks" / f"{index}.png")) for index in range(6)]
-    assert found.per_class == {name: sum(int((mask == value).any()) for mask in masks) for value, name in enumerate(NAMES)}
+    assert found.per_class == {
+        name: sum(int((mask == value).any()) for mask in masks) for value, name in enumerate(NAMES)
+    }
     assert (found.images, found.looked_at, found.seen, found.unseen) == (6, 6, 3, 1)
 
 
 def test_other_data_and_classes_start_from_a_checkpoint(run: Path, tmp_path: Path) -> None:
-    """Weights, model and inference settings are the checkpoint's; the class names are the new ones."""
+    """Weights, model and inference settings are the checkpoint's; the class names are the new
+    ones."""
     other = write_data(tmp_path / "other", ("tree", "road", "cat", "lamp", "door", "wall"))
     values = settings(other, unseen="lamp", steps=1, sheet_every=0)
     values.pop("model")
@@ -331,7 +444,20 @@ def test_other_data_and_classes_start_from_a_checkpoint(run: Path, tmp_path: Pat
     values["train"]["optimizer"] = {"learning_rate": 1e-30}  # nothing moves
     values["train"]["optimizer"]["weight_decay"] = 0.0
     config = write_settings(tmp_path / "settings.yaml", values)
-    assert main(["train", str(config), "--out", str(tmp_path / "run"), "--init-from", str(run), "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                str(config),
+                "--out",
+                str(tmp_path / "run"),
+                "--init-from",
+                str(run),
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     first, second = load_checkpoint(run), load_checkpoint(tmp_path / "run")
     assert second.vocabulary.names == ("tree", "road", "cat", "lamp", "door", "wall")
     assert second.vocabulary.unseen == ("lamp",)
@@ -346,11 +472,22 @@ def test_other_data_and_classes_start_from_a_checkpoint(run: Path, tmp_path: Pat
     ("model", "message"),
     [
         ({"prompts": {"tokens": 4}}, r"model\.prompts\.tokens is 4, the checkpoint has 3"),
-        ({"stages": [[12]]}, r"model\.stages is \[\[12\]\], the checkpoint has \[\[6, 7, 8\], \[9, 10, 11\], \[12\]\]"),
-        ({"decoder": {"layers": 2, "heads": 4, "feedforward": 128}}, r"model\.decoder\.layers is 2, the checkpoint has 3"),
+        (
+            {"stages": [[12]]},
+            (
+                r"model\.stages is \[\[12\]\], the checkpoint has \[\[6, 7, 8\], \[9, 10, 11\],"
+                r" \[12\]\]"
+            ),
+        ),
+        (
+            {"decoder": {"layers": 2, "heads": 4, "feedforward": 128}},
+            r"model\.decoder\.layers is 2, the checkpoint has 3",
+        ),
     ],
 )
-def test_a_checkpoint_of_another_model_is_refused(run: Path, data: Path, model: dict[str, Any], message: str) -> None:
+def test_a_checkpoint_of_another_model_is_refused(
+    run: Path, data: Path, model: dict[str, Any], message: str
+) -> None:
     config = config_from_dict(Config, settings(data, model=model))
     with pytest.raises(ValueError, match=message) as found:
         start_from(config, str(run))
@@ -378,7 +515,13 @@ def test_start_from_keeps_what_is_said(run: Path, data: Path) -> None:
         (("--train.sheet_every", "-1"), "sheet_every"),
     ],
 )
-def test_bad_words(data: Path, tmp_path: Path, words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_words(
+    data: Path,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config = write_settings(tmp_path / "settings.yaml", settings(data))
     assert main(["train", str(config), "--out", str(tmp_path / "run"), *words]) == 2
     assert message in capsys.readouterr().err
@@ -409,7 +552,9 @@ def test_git_state(tmp_path: Path) -> None:
 
     def git(*words: str) -> str:
         names = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-        return subprocess.run(["git", *names, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", *names, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     git("init", "-q")
     assert read_git(tmp_path) is None  # no commit yet
@@ -429,8 +574,15 @@ def test_no_git_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_batch_of_several_devices() -> None:
-    train = config_from_dict(Config, {"train": {"batch_size": 16, "devices": 2, "micro_batch": 4}}).train
-    assert describe_batch(train) == {"devices": 2, "per_device": 4, "accumulation": 2, "effective": 16}
+    train = config_from_dict(
+        Config, {"train": {"batch_size": 16, "devices": 2, "micro_batch": 4}}
+    ).train
+    assert describe_batch(train) == {
+        "devices": 2,
+        "per_device": 4,
+        "accumulation": 2,
+        "effective": 16,
+    }
 
 
 def test_devices_are_a_short_flag() -> None:
@@ -443,7 +595,9 @@ def test_devices_are_a_short_flag() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cascade_clip.train_commands._look_ahead", look)
-        train(Config(), out=Path("unused"), options=TrainOptions(devices=4, num_nodes=2, dry_run=True))
+        train(
+            Config(), out=Path("unused"), options=TrainOptions(devices=4, num_nodes=2, dry_run=True)
+        )
         train(Config(), out=Path("unused"), options=TrainOptions(dry_run=True))
     assert [(config.train.devices, config.train.num_nodes) for config in found] == [(4, 2), (1, 1)]
 
@@ -455,7 +609,9 @@ def test_crops_come_from_the_checkpoint_where_nothing_else_is_set() -> None:
     assert start_from(dataclasses.replace(Config(), train=own), "mini").train.augment.crop == 64
 
 
-def test_a_warm_up_as_long_as_the_run_is_said(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warm_up_as_long_as_the_run_is_said(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for warmup, said in ((4, True), (2, False)):
         caplog.clear()
         values = settings(data, optimizer={"warmup_steps": warmup})

@@ -1,4 +1,5 @@
-"""Reading odd files, sizes, and the augmentation against hand-computed values and statistics over many draws."""
+"""Reading odd files, sizes, and the augmentation against hand-computed values and statistics over
+many draws."""
 
 from __future__ import annotations
 
@@ -37,13 +38,18 @@ from cascade_clip.transforms import (
 )
 
 DRAWS = 1000
-NO_CHANGE = Distortion(brightness=None, contrast=None, contrast_first=False, saturation=None, hue=None)
-PLAIN = AugmentConfig(scale=(96, 96), ratio=(1.0, 1.0), crop=96, largest_share=1.0, flip=0.0, photometric=False)
+NO_CHANGE = Distortion(
+    brightness=None, contrast=None, contrast_first=False, saturation=None, hue=None
+)
+PLAIN = AugmentConfig(
+    scale=(96, 96), ratio=(1.0, 1.0), crop=96, largest_share=1.0, flip=0.0, photometric=False
+)
 
 
 @pytest.fixture(autouse=True)
 def single_thread() -> None:
-    """As in a loader's worker; two threads on busy cores wait for each other at every small step."""
+    """As in a loader's worker; two threads on busy cores wait for each other at every small
+    step."""
     torch.set_num_threads(1)
 
 
@@ -77,21 +83,33 @@ def palette(index: int, colors: list[int], **info: Any) -> Image.Image:
         (Image.new("RGB", (6, 4), (10, 20, 30)), "png", (10, 20, 30)),  # as it is
         (Image.new("L", (6, 4), 77), "png", (77, 77, 77)),  # grey
         (Image.new("1", (6, 4), 1), "png", (255, 255, 255)),  # one bit: white is white, not 1
-        (Image.new("LA", (6, 4), (100, 0)), "png", (255, 255, 255)),  # wholly transparent grey: the white below
+        # wholly transparent grey: the white below
+        (Image.new("LA", (6, 4), (100, 0)), "png", (255, 255, 255)),
         (Image.new("RGBA", (6, 4), (200, 0, 0, 255)), "png", (200, 0, 0)),  # opaque
-        (Image.new("RGBA", (6, 4), (0, 0, 0, 102)), "png", (153, 153, 153)),  # 40 % black over white
+        # 40 % black over white
+        (Image.new("RGBA", (6, 4), (0, 0, 0, 102)), "png", (153, 153, 153)),
         (grey16(65535), "png", (255, 255, 255)),  # 16-bit white
         (grey16(257 * 100), "png", (100, 100, 100)),  # 16 bits shrink by 257
         (Image.new("I", (6, 4), 257 * 7), "tiff", (7, 7, 7)),  # 16-bit values in a 32-bit file
         (Image.new("F", (6, 4), 0.5), "tiff", (128, 128, 128)),  # floats in 0..1
         (palette(1, [0, 0, 0, 9, 8, 7]), "png", (9, 8, 7)),  # palette: the colour, not the index
-        (palette(1, [0, 0, 0, 9, 8, 7], transparency=1), "png", (255, 255, 255)),  # palette colour that is transparent
-        (palette(0, [5, 6, 7, 9, 8, 7], transparency=1), "gif", (5, 6, 7)),  # palette colour that is not
-        (Image.new("CMYK", (6, 4), (0, 255, 255, 0)), "tiff", (255, 0, 0)),  # magenta and yellow ink make red
+        # palette colour that is transparent
+        (palette(1, [0, 0, 0, 9, 8, 7], transparency=1), "png", (255, 255, 255)),
+        # palette colour that is not
+        (palette(0, [5, 6, 7, 9, 8, 7], transparency=1), "gif", (5, 6, 7)),
+        # magenta and yellow ink make red
+        (Image.new("CMYK", (6, 4), (0, 255, 255, 0)), "tiff", (255, 0, 0)),
     ],
 )
-def test_every_mode_comes_out_as_seen(picture: Image.Image, suffix: str, expected: tuple[int, ...], tmp_path: Path) -> None:
-    picture.save(tmp_path / f"a.{suffix}", **({"transparency": picture.info["transparency"]} if "transparency" in picture.info else {}))
+def test_every_mode_comes_out_as_seen(
+    picture: Image.Image, suffix: str, expected: tuple[int, ...], tmp_path: Path
+) -> None:
+    picture.save(
+        tmp_path / f"a.{suffix}",
+        **(
+            {"transparency": picture.info["transparency"]} if "transparency" in picture.info else {}
+        ),
+    )
     image = load_image(tmp_path / f"a.{suffix}")
     assert image.shape == (3, 4, 6)
     assert (image == column(expected)).all(), color_of(image)
@@ -106,9 +124,18 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_all_exif_orientations_come_upright(orientation: int, tmp_path: Path) -> None:
-    scene = np.zeros((48, 80, 3), dtype=np.uint8)  # as seen: red upper left, green upper right, blue lower left
+    # as seen: red upper left, green upper right, blue lower left
+    scene = np.zeros((48, 80, 3), dtype=np.uint8)
     scene[:24, :40], scene[:24, 40:], scene[24:, :40] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}
+    undo = {
+        2: "FLIP_LEFT_RIGHT",
+        3: "ROTATE_180",
+        4: "FLIP_TOP_BOTTOM",
+        5: "TRANSPOSE",
+        6: "ROTATE_90",
+        7: "TRANSVERSE",
+        8: "ROTATE_270",
+    }
     stored = Image.fromarray(scene)
     if orientation in undo:
         stored = stored.transpose(Image.Transpose[undo[orientation]])
@@ -136,7 +163,8 @@ def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
         (np.full((4, 6), True), (255, 255, 255)),
         (np.full((4, 6, 3), 0.2, dtype=np.float32), (51, 51, 51)),
         (np.full((4, 6, 3), 514, dtype=np.uint16), (2, 2, 2)),
-        (np.full((6, 4, 3), 9, dtype=np.uint8).transpose(1, 0, 2)[:, ::-1], (9, 9, 9)),  # not contiguous
+        # not contiguous
+        (np.full((6, 4, 3), 9, dtype=np.uint8).transpose(1, 0, 2)[:, ::-1], (9, 9, 9)),
     ],
 )
 def test_arrays(array: np.ndarray, expected: tuple[int, ...]) -> None:
@@ -172,8 +200,12 @@ def jpeg_bytes() -> bytes:
 
 
 @pytest.mark.parametrize("load", [load_image, load_mask, load_color_mask])
-@pytest.mark.parametrize("content", [b"", b"hello", jpeg_bytes()[:600], b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_damaged_files_are_named_in_one_line(load: Callable[[Path], torch.Tensor], content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", jpeg_bytes()[:600], b"\x89PNG\r\n\x1a\n" + b"\0" * 40]
+)
+def test_damaged_files_are_named_in_one_line(
+    load: Callable[[Path], torch.Tensor], content: bytes, tmp_path: Path
+) -> None:
     (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"bad\.png") as caught:
         load(tmp_path / "bad.png")
@@ -214,12 +246,22 @@ def test_masks_keep_raw_values(picture: Image.Image, value: int, tmp_path: Path)
 
 def packed_png(rows: list[list[int]], bits: int, kind: int) -> bytes:
     """A PNG of so few bits a pixel, written by hand: kind 0 is grey, 3 has a palette."""
-    packed = [sum(value << bits * place for place, value in enumerate(reversed(row))) for row in rows]
+    packed = [
+        sum(value << bits * place for place, value in enumerate(reversed(row))) for row in rows
+    ]
     content = b"".join(b"\0" + line.to_bytes(len(rows[0]) * bits // 8, "big") for line in packed)
     colors = bytes(place % 251 for place in range(3 * 2**bits))
     header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), bits, kind, 0, 0, 0)
-    chunks = [(b"IHDR", header), *([(b"PLTE", colors)] if kind == 3 else []), (b"IDAT", zlib.compress(content)), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
+    chunks = [
+        (b"IHDR", header),
+        *([(b"PLTE", colors)] if kind == 3 else []),
+        (b"IDAT", zlib.compress(content)),
+        (b"IEND", b""),
+    ]
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -246,7 +288,8 @@ def test_coloured_masks_are_refused(mode: str, tmp_path: Path) -> None:
         (Image.new("RGB", (6, 4), (255, 254, 253)), 0xFFFEFD, True),
         (Image.new("RGBA", (6, 4), (1, 2, 3, 0)), 0x010203, True),  # transparency is left out
         (Image.new("LA", (6, 4), (7, 0)), 0x070707, True),
-        (palette(1, [0, 0, 0, 9, 8, 7]), 0x090807, False),  # the colour; an index image all the same
+        # the colour; an index image all the same
+        (palette(1, [0, 0, 0, 9, 8, 7]), 0x090807, False),
         (Image.new("L", (6, 4), 7), 0x070707, False),
         (Image.new("1", (6, 4), 1), 0xFFFFFF, False),
     ],
@@ -264,7 +307,9 @@ def test_masks_that_hold_no_colours(tmp_path: Path) -> None:
     (tmp_path / "damaged.png").write_bytes(b"hello")
     with pytest.raises(ValueError, match=r"m\.png is a picture of mode I.*convert it to RGB"):
         load_color_mask(tmp_path / "m.png")
-    assert not any(is_color_mask(tmp_path / name) for name in ("m.png", "damaged.png", "missing.png"))
+    assert not any(
+        is_color_mask(tmp_path / name) for name in ("m.png", "damaged.png", "missing.png")
+    )
 
 
 def test_mask_values_beyond_16_bits_are_refused(tmp_path: Path) -> None:
@@ -288,7 +333,9 @@ def test_mask_values_beyond_16_bits_are_refused(tmp_path: Path) -> None:
         ((1, 4000), (1024, 256), (1, 1024)),  # never empty: 0.256 + 0.5 would be 0
     ],
 )
-def test_resize_shape(size: tuple[int, int], scale: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_resize_shape(
+    size: tuple[int, int], scale: tuple[int, int], expected: tuple[int, int]
+) -> None:
     assert resize_shape(*size, scale) == expected
 
 
@@ -314,7 +361,9 @@ def test_the_short_side_is_exact_for_every_size() -> None:
 @pytest.mark.parametrize("shape", [(9, 14), (40, 31), (96, 50)])  # far down, down, up
 def test_image_resize_is_bilinear_without_antialias(shape: tuple[int, int]) -> None:
     image = torch.randint(0, 256, (3, 60, 44), dtype=torch.uint8, generator=generator())
-    expected = interpolate(image[None].float(), shape, mode="bilinear", align_corners=False, antialias=False)[0]
+    expected = interpolate(
+        image[None].float(), shape, mode="bilinear", align_corners=False, antialias=False
+    )[0]
     torch.testing.assert_close(resize_image(image.float(), shape), expected)
     resized = resize_image(image, shape)
     assert resized.dtype == torch.uint8
@@ -325,7 +374,10 @@ def test_image_resize_is_bilinear_without_antialias(shape: tuple[int, int]) -> N
 
 def test_mask_resize_takes_pixels_as_they_are() -> None:
     labels = torch.tensor([[0, -1, 171], [65535, 4, 5]])
-    assert resize_mask(labels, (2, 6)).tolist() == [[0, 0, -1, -1, 171, 171], [65535, 65535, 4, 4, 5, 5]]
+    assert resize_mask(labels, (2, 6)).tolist() == [
+        [0, 0, -1, -1, 171, 171],
+        [65535, 65535, 4, 4, 5, 5],
+    ]
     assert resize_mask(labels, (1, 2)).tolist() == [[0, -1]]  # row 0; columns 0 and floor(1.5)
 
 
@@ -344,7 +396,14 @@ def test_normalise(value: int, expected: float) -> None:
     assert (image == value).all()  # the input stays as it was
 
 
-@pytest.mark.parametrize("image", [torch.zeros(3, 4, 4), torch.zeros(4, 4, 3, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.zeros(3, 4, 4),
+        torch.zeros(4, 4, 3, dtype=torch.uint8),
+        torch.zeros(4, 4, dtype=torch.uint8),
+    ],
+)
 def test_normalise_refuses_other_inputs(image: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="must be uint8"):
         normalise(image, IMAGENET_MEAN, IMAGENET_STD)
@@ -363,7 +422,10 @@ def halves(height: int, width: int) -> torch.Tensor:
 def test_crop_offsets_are_uniform_and_reach_both_ends() -> None:
     draws, labels = generator(), halves(13, 20)
     crops = [draw_crop(labels, 10, 1.0, draws) for _ in range(DRAWS)]
-    tops, lefts = torch.tensor([crop.top for crop in crops]), torch.tensor([crop.left for crop in crops])
+    tops, lefts = (
+        torch.tensor([crop.top for crop in crops]),
+        torch.tensor([crop.left for crop in crops]),
+    )
     for offsets, margin in ((tops, 3), (lefts, 10)):
         counts = torch.bincount(offsets, minlength=margin + 1)
         expected = DRAWS / (margin + 1)
@@ -402,7 +464,8 @@ def test_share_rule(labels: list[int], share: float, expected: bool) -> None:
 
 
 def test_crops_are_drawn_again_while_one_class_fills_them() -> None:
-    """A crop of 20 has its left side at 0..40; at 16..24 it holds 6 to 14 columns of class 0, a share below 0.75."""
+    """A crop of 20 has its left side at 0..40; at 16..24 it holds 6 to 14 columns of class 0, a
+    share below 0.75."""
     draws, labels = generator(), halves(20, 60)
     crops = [draw_crop(labels, 20, 0.75, draws) for _ in range(DRAWS)]
     accepted = sum(16 <= crop.left <= 24 for crop in crops) / DRAWS
@@ -414,7 +477,9 @@ def test_the_tenth_draw_stands() -> None:
     labels = torch.zeros(50, 50, dtype=torch.int64)  # no crop is ever accepted
     draws, again = generator(3), generator(3)
     crop = draw_crop(labels, 10, 0.75, draws)
-    offsets = [(transforms._integer(0, 40, again), transforms._integer(0, 40, again)) for _ in range(10)]
+    offsets = [
+        (transforms._integer(0, 40, again), transforms._integer(0, 40, again)) for _ in range(10)
+    ]
     assert (crop.top, crop.left) == offsets[-1]
     assert torch.equal(draws.get_state(), again.get_state())
 
@@ -436,7 +501,8 @@ def test_the_tenth_draw_stands() -> None:
         ((128, 128, 128), (0, 0, 128)),  # grey has no hue
         ((0, 0, 0), (0, 0, 0)),  # black has no saturation
         ((10, 20, 30), (105, 170, 30)),
-        ((200, 150, 100), (15, 127, 200)),  # 127.5, but the reciprocal of 200 was rounded down before
+        # 127.5, but the reciprocal of 200 was rounded down before
+        ((200, 150, 100), (15, 127, 200)),
         ((37, 241, 113), (71, 216, 241)),
     ],
 )
@@ -446,7 +512,9 @@ def test_hsv_equals_opencv(color: tuple[int, ...], expected: tuple[int, ...]) ->
 
 @pytest.mark.parametrize(
     ("hsv", "expected"),
-    [  # OpenCV 4.8, which drops fractions; where an exact result is a whole number, its own rounding decides
+    # OpenCV 4.8, which drops fractions; where an exact result is a whole number, its own rounding
+    # decides
+    [
         ((0, 255, 255), (255, 0, 0)),
         ((90, 255, 255), (0, 254, 255)),
         ((15, 255, 255), (255, 127, 0)),
@@ -484,8 +552,10 @@ def test_colours_survive_the_way_to_hsv_and_back() -> None:
         ({"brightness": -20.0}, (10, 100, 250), (0, 80, 230)),  # cut at 0
         ({"contrast": 0.5}, (10, 101, 250), (5, 50, 125)),  # 50.5 loses its fraction
         ({"contrast": 1.5}, (10, 100, 250), (15, 150, 255)),
-        ({"brightness": 10.0, "contrast": 1.5}, (0, 10, 20), (15, 30, 45)),  # brightness comes first
-        ({"saturation": 0.5}, (200, 100, 100), (200, 150, 150)),  # S 127 -> 63: 200 * (1 - 63 / 255) = 150.6
+        # brightness comes first
+        ({"brightness": 10.0, "contrast": 1.5}, (0, 10, 20), (15, 30, 45)),
+        # S 127 -> 63: 200 * (1 - 63 / 255) = 150.6
+        ({"saturation": 0.5}, (200, 100, 100), (200, 150, 150)),
         ({"saturation": 1.5}, (0, 0, 255), (0, 0, 255)),  # S is full already
         ({"hue": 15}, (255, 0, 0), (255, 127, 0)),
         ({"hue": -15}, (255, 0, 0), (255, 0, 127)),  # modulo 180
@@ -493,7 +563,9 @@ def test_colours_survive_the_way_to_hsv_and_back() -> None:
     ],
 )
 @pytest.mark.parametrize("contrast_first", [False, True])
-def test_distortions(change: dict[str, Any], color: tuple[int, ...], expected: tuple[int, ...], contrast_first: bool) -> None:
+def test_distortions(
+    change: dict[str, Any], color: tuple[int, ...], expected: tuple[int, ...], contrast_first: bool
+) -> None:
     distort = dataclasses.replace(NO_CHANGE, contrast_first=contrast_first, **change)
     image = column(color)
     assert color_of(distort(image)) == expected
@@ -501,7 +573,8 @@ def test_distortions(change: dict[str, Any], color: tuple[int, ...], expected: t
 
 
 def test_contrast_comes_before_or_after_the_colours() -> None:
-    """(200, 100, 100) has S 127. First: 1.5 cuts it to (255, 150, 150), S 105 -> 52. After: S 127 -> 63, (200, 150, 150), then 1.5."""
+    """(200, 100, 100) has S 127. First: 1.5 cuts it to (255, 150, 150), S 105 -> 52. After: S 127
+    -> 63, (200, 150, 150), then 1.5."""
     distort = dataclasses.replace(NO_CHANGE, contrast=1.5, saturation=0.5)
     first = dataclasses.replace(distort, contrast_first=True)
     assert color_of(first(column((200, 100, 100)))) == (255, 203, 203)
@@ -519,7 +592,11 @@ def is_uniform(values: list[float], low: float, high: float) -> bool:
 def test_distortions_are_drawn_as_published() -> None:
     draws = generator()
     drawn = [draw_distortion(draws) for _ in range(DRAWS)]
-    for name, low, high in (("brightness", -32, 32), ("contrast", 0.5, 1.5), ("saturation", 0.5, 1.5)):
+    for name, low, high in (
+        ("brightness", -32, 32),
+        ("contrast", 0.5, 1.5),
+        ("saturation", 0.5, 1.5),
+    ):
         values = [value for item in drawn if (value := getattr(item, name)) is not None]
         assert len(values) == pytest.approx(DRAWS / 2, abs=65)  # 4 deviations
         assert is_uniform(values, low, high)
@@ -546,16 +623,20 @@ UNIT = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
 
 
 def test_image_and_mask_stay_aligned() -> None:
-    """Red is the row and green the column of the source; the label names both, so every pixel can be checked."""
+    """Red is the row and green the column of the source; the label names both, so every pixel can
+    be checked."""
     image = ramp(200, 240)
     labels = torch.arange(200)[:, None] * 240 + torch.arange(240)  # (H, W)
-    config = AugmentConfig(scale=(240, 200), ratio=(0.5, 2.0), crop=128, largest_share=1.0, photometric=False)
+    config = AugmentConfig(
+        scale=(240, 200), ratio=(0.5, 2.0), crop=128, largest_share=1.0, photometric=False
+    )
     transform, draws = TrainTransform(config, *UNIT), generator(1)
     lefts_to_right = 0
     for _ in range(40):
         pixels, mask = transform(image, labels, draws)
         rows, columns, inside = mask // 240, mask % 240, mask >= 0
-        # Nearest takes pixel floor(x * s), bilinear the point (x + 0.5) * s - 0.5; with s in 0.5..2 they are at most 1 apart.
+        # Nearest takes pixel floor(x * s), bilinear the point (x + 0.5) * s - 0.5; with s in 0.5..2
+        # they are at most 1 apart.
         assert (pixels[0] - rows)[inside].abs().max() <= 1.01
         assert (pixels[1] - columns)[inside].abs().max() <= 1.01
         lefts_to_right += bool(columns[0, 0] < columns[0, 50])
@@ -565,17 +646,24 @@ def test_image_and_mask_stay_aligned() -> None:
 def test_flip_has_its_probability() -> None:
     image, labels = ramp(8, 16), halves(8, 16)
     for probability, expected, tolerance in ((0.5, 0.5, 0.064), (0.0, 0.0, 0.0), (1.0, 1.0, 0.0)):
-        transform = TrainTransform(dataclasses.replace(PLAIN, scale=(16, 8), crop=16, flip=probability), *UNIT)
+        transform = TrainTransform(
+            dataclasses.replace(PLAIN, scale=(16, 8), crop=16, flip=probability), *UNIT
+        )
         draws = generator()
         results = [transform(image, labels, draws) for _ in range(DRAWS)]
         flipped = [int(mask[0, 0]) == 1 for _, mask in results]
         assert sum(flipped) / DRAWS == pytest.approx(expected, abs=tolerance)
-        assert all((float(pixels[1, 0, 0]) == 15) is turned for (pixels, _), turned in zip(results, flipped, strict=True))
+        assert all(
+            (float(pixels[1, 0, 0]) == 15) is turned
+            for (pixels, _), turned in zip(results, flipped, strict=True)
+        )
 
 
 def test_ratio_is_uniform() -> None:
     """A 100 x 100 picture in a crop of 200: the padding shows the ratio."""
-    transform = TrainTransform(dataclasses.replace(PLAIN, scale=(1000, 100), ratio=(0.5, 2.0), crop=200), *UNIT)
+    transform = TrainTransform(
+        dataclasses.replace(PLAIN, scale=(1000, 100), ratio=(0.5, 2.0), crop=200), *UNIT
+    )
     draws, labels = generator(), torch.zeros(100, 100, dtype=torch.int64)
     image = torch.zeros(3, 100, 100, dtype=torch.uint8)
     sides = [int((transform(image, labels, draws)[1][0] == 0).sum()) for _ in range(DRAWS)]
@@ -584,8 +672,12 @@ def test_ratio_is_uniform() -> None:
 
 
 def test_padding_lies_right_and_below_after_normalising() -> None:
-    transform = TrainTransform(dataclasses.replace(PLAIN, scale=(40, 30)), IMAGENET_MEAN, IMAGENET_STD)
-    pixels, mask = transform(torch.zeros(3, 30, 40, dtype=torch.uint8), torch.full((30, 40), 7), generator())
+    transform = TrainTransform(
+        dataclasses.replace(PLAIN, scale=(40, 30)), IMAGENET_MEAN, IMAGENET_STD
+    )
+    pixels, mask = transform(
+        torch.zeros(3, 30, 40, dtype=torch.uint8), torch.full((30, 40), 7), generator()
+    )
     assert pixels.shape == (3, 96, 96) and mask.shape == (96, 96)
     assert pixels.dtype == torch.float32 and mask.dtype == torch.int64
     inside = torch.zeros(96, 96, dtype=torch.bool)
@@ -607,7 +699,8 @@ def test_everything_is_drawn_from_the_generator() -> None:
         results.append(transform(image, labels, generator(seed)))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
     assert not torch.equal(results[0][0], results[2][0])
-    assert torch.equal(image, before[1]) and torch.equal(labels, before[2])  # the inputs stay as they were
+    # the inputs stay as they were
+    assert torch.equal(image, before[1]) and torch.equal(labels, before[2])
     torch.set_rng_state(before[0])
     transform(image, labels, generator())
     assert torch.equal(torch.get_rng_state(), before[0])  # the global generator was not touched
@@ -616,7 +709,9 @@ def test_everything_is_drawn_from_the_generator() -> None:
 
 def test_pictures_shrink_without_antialias() -> None:
     image = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8, generator=generator())
-    pixels, _ = TrainTransform(dataclasses.replace(PLAIN, scale=(20, 15), crop=20), *UNIT)(image, halves(60, 80), generator())
+    pixels, _ = TrainTransform(dataclasses.replace(PLAIN, scale=(20, 15), crop=20), *UNIT)(
+        image, halves(60, 80), generator()
+    )
     torch.testing.assert_close(pixels[:, :15], resize_image(image, (15, 20)).float())
 
 

@@ -1,5 +1,6 @@
 # ruff: noqa: E402
-"""The scripts of tests/trust keep their promises in quick mode, and what collects their figures loses none."""
+"""The scripts of tests/trust keep their promises in quick mode, and what collects their figures
+loses none."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def test_figures_are_as_promised(name: str) -> None:
     assert [f"{figure.tried}: {figure.found}" for figure in found if not figure.passed] == []
 
 
-def test_figures_are_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_are_printed_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = []
 
     def measure(quick: bool) -> list[Figure]:
@@ -52,7 +55,11 @@ def test_figures_are_printed_and_written(tmp_path: Path, capsys: pytest.CaptureF
     assert figures.main(measure, ["--quick", "--json", str(tmp_path / "a.json")]) == 1
     assert asked == [True]
     assert capsys.readouterr().out == "ok   one: 1 of 1\nFAIL two: 1 of 2 ✓\n"
-    assert json.loads((tmp_path / "a.json").read_text())[1] == {"tried": "two", "found": "1 of 2 ✓", "passed": False}
+    assert json.loads((tmp_path / "a.json").read_text())[1] == {
+        "tried": "two",
+        "found": "1 of 2 ✓",
+        "passed": False,
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert figures.main(lambda quick: [Figure("one", "", True)], []) == 0
     assert figures.main(lambda quick: [], []) == 1  # nothing measured is nothing shown
@@ -109,7 +116,9 @@ class TestCollect:
         (tmp_path / "leaks.py").unlink()
         assert collect.main([*where, "faults"]) == 1
         runs = json.loads(page.with_suffix(".json").read_text())
-        assert {name: [figure["found"] for figure in run["figures"]] for name, run in runs.items()} == {
+        assert {
+            name: [figure["found"] for figure in run["figures"]] for name, run in runs.items()
+        } == {
             "faults": ["full", "1 of 9 lost"],
             "inputs": ["quick"],
         }
@@ -117,7 +126,9 @@ class TestCollect:
         assert "| a kill | 1 of 9 lost | **no** |" in page.read_text()
         assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".part") == []
 
-    def test_an_unknown_name_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_unknown_name_is_refused(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         write_script(tmp_path, "faults")
         with pytest.raises(SystemExit):
             collect.main(["--folder", str(tmp_path), "--page", str(tmp_path / "trust.md"), "fault"])
@@ -132,12 +143,18 @@ class TestCollect:
             ("os.kill(os.getpid(), 9)", "ended with exit code -9: nothing on the error stream"),
         ],
     )
-    def test_a_script_that_does_not_finish_has_failed(self, body: str, said: str, tmp_path: Path) -> None:
+    def test_a_script_that_does_not_finish_has_failed(
+        self, body: str, said: str, tmp_path: Path
+    ) -> None:
         run = collect.run_script(write_script(tmp_path, "faults", body))
-        assert run["figures"] == [{"tried": "tests/trust/faults.py", "found": said, "passed": False}]
+        assert run["figures"] == [
+            {"tried": "tests/trust/faults.py", "found": said, "passed": False}
+        ]
 
     def test_a_script_that_hangs_is_ended_with_what_it_started(self, tmp_path: Path) -> None:
-        body = f"subprocess.Popen(['sh', '-c', 'sleep 2; touch {tmp_path / 'late'}']); time.sleep(60)"
+        body = (
+            f"subprocess.Popen(['sh', '-c', 'sleep 2; touch {tmp_path / 'late'}']); time.sleep(60)"
+        )
         began = time.monotonic()
         run = collect.run_script(write_script(tmp_path, "faults", body), limit=1)
         assert time.monotonic() - began < 20
@@ -188,10 +205,14 @@ def clip(value: int, top: int = 5) -> int:
 
     def test_the_sample_is_spread_and_fixed(self) -> None:
         chosen = mutation.sample(50, list(mutation.TESTS))
-        assert [sum(mutant.module == module for mutant in chosen) for module in mutation.TESTS] == [10] * 5
+        assert [sum(mutant.module == module for mutant in chosen) for module in mutation.TESTS] == [
+            10
+        ] * 5
         assert chosen == mutation.sample(50, list(mutation.TESTS))
         assert len({(mutant.module, mutant.index) for mutant in chosen}) == 50
-        whole = [len(list_mutants(module, mutation.read(module))) for module in ("metrics", "decoder")]
+        whole = [
+            len(list_mutants(module, mutation.read(module))) for module in ("metrics", "decoder")
+        ]
         assert len(mutation.sample(10**6, ["metrics", "decoder"])) == sum(whole)
 
     def test_explanations_belong_to_mutants(self) -> None:
@@ -249,24 +270,38 @@ class TestPlatforms:
     def test_lowest_versions(self, tmp_path: Path) -> None:
         extras = "\n".join(f"{name} = []" for name in environments.EXTRAS if name != "serve")
         core = '[project]\ndependencies = ["B>=1.2,!=1.3", "c"]\n[project.optional-dependencies]\n'
-        (tmp_path / "pyproject.toml").write_text(f'{core}{extras}\nserve = ["a[x]>=2"]\nweb = ["d>=3"]\n')
+        (tmp_path / "pyproject.toml").write_text(
+            f'{core}{extras}\nserve = ["a[x]>=2"]\nweb = ["d>=3"]\n'
+        )
         assert environments.lowest_versions(tmp_path / "pyproject.toml") == ["a==2", "B==1.2"]
 
     def test_the_supported_pythons_are_those_of_the_project(self) -> None:
         text = (ROOT / "pyproject.toml").read_text()
-        assert [version for version in environments.PYTHONS if f"Python :: {version}" in text] == list(environments.PYTHONS)
+        assert [
+            version for version in environments.PYTHONS if f"Python :: {version}" in text
+        ] == list(environments.PYTHONS)
         assert f'requires-python = ">={environments.PYTHONS[0]}"' in text
 
     def test_extras_that_hide(self) -> None:
-        found = {"modules": {"": "3", "cascade_clip.a": "ModuleNotFoundError: No module named 'av'", "cascade_clip.export_runner": "x"}}
+        found = {
+            "modules": {
+                "": "3",
+                "cascade_clip.a": "ModuleNotFoundError: No module named 'av'",
+                "cascade_clip.export_runner": "x",
+            }
+        }
         figure = platforms.judge_imports(found)
         assert not figure.passed
-        assert figure.found.startswith("3 modules: 1 import, 0 name their extra, 1 are behind these, 1 fail cascade_clip.a")
+        assert figure.found.startswith(
+            "3 modules: 1 import, 0 name their extra, 1 are behind these, 1 fail cascade_clip.a"
+        )
 
     def test_difference(self) -> None:
         import numpy as np
 
-        assert platforms.difference(np.array([1.0, -4.0]), np.array([1.0, -4.5])) == pytest.approx(0.125)
+        assert platforms.difference(np.array([1.0, -4.0]), np.array([1.0, -4.5])) == pytest.approx(
+            0.125
+        )
         assert platforms.difference(np.zeros(2), np.zeros(2)) == 0
         assert platforms.difference(np.array([1.0]), np.array([np.nan])) == float("inf")
 
@@ -279,8 +314,14 @@ class TestFuzzing:
             if content != b"whole":
                 os.kill(os.getpid(), signal.SIGSEGV)
 
-        figure = fuzzing.fuzz(fuzzing.Target("a reader", read, [b"whole"]), 0.1, 0, tmp_path / "cases")
-        assert not figure.passed and "4 ended or stopped the process" in figure.found and "SIGSEGV at " in figure.found
+        figure = fuzzing.fuzz(
+            fuzzing.Target("a reader", read, [b"whole"]), 0.1, 0, tmp_path / "cases"
+        )
+        assert (
+            not figure.passed
+            and "4 ended or stopped the process" in figure.found
+            and "SIGSEGV at " in figure.found
+        )
 
     def test_an_error_that_is_not_documented_is_a_failed_figure(self, tmp_path: Path) -> None:
         fuzzing = importlib.import_module("fuzzing")
@@ -289,5 +330,7 @@ class TestFuzzing:
             if content != b"whole":
                 raise KeyError("odd")
 
-        figure = fuzzing.fuzz(fuzzing.Target("a reader", read, [b"whole"]), 0.1, 0, tmp_path / "cases")
+        figure = fuzzing.fuzz(
+            fuzzing.Target("a reader", read, [b"whole"]), 0.1, 0, tmp_path / "cases"
+        )
         assert not figure.passed and "KeyError: 'odd'" in figure.found

@@ -1,4 +1,5 @@
-"""`verify` repeats the evaluation that a checkpoint stores, and says whether the figures are the same."""
+"""`verify` repeats the evaluation that a checkpoint stores, and says whether the figures are the
+same."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def evaluated(tiny_folder: Path, tmp_path: Path) -> Path:
     """A checkpoint with an evaluation in its record, at another calibration than the default."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
-    report = evaluate(load_predictor(folder, device="cpu"), build_dataset(DATA, "val"), calibration=0.3)
+    report = evaluate(
+        load_predictor(folder, device="cpu"), build_dataset(DATA, "val"), calibration=0.3
+    )
     store(folder, evaluation_record(report, DATA))
     return folder
 
@@ -46,7 +49,9 @@ def test_the_figures_come_out_again(evaluated: Path, capsys: pytest.CaptureFixtu
     assert "not the recorded one" not in out
 
 
-@pytest.mark.parametrize(("shift", "tolerance", "code"), [(0.002, "0.001", 1), (0.002, "0.003", 0), (-0.002, "0.001", 1)])
+@pytest.mark.parametrize(
+    ("shift", "tolerance", "code"), [(0.002, "0.001", 1), (0.002, "0.003", 0), (-0.002, "0.001", 1)]
+)
 def test_a_figure_that_differs_is_named(
     evaluated: Path, capsys: pytest.CaptureFixture[str], shift: float, tolerance: str, code: int
 ) -> None:
@@ -59,7 +64,9 @@ def test_a_figure_that_differs_is_named(
     assert f"{-100 * shift:+.2f}" in out
 
 
-def test_a_figure_that_could_not_be_computed_differs_from_a_number(evaluated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_figure_that_could_not_be_computed_differs_from_a_number(
+    evaluated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     evaluation = stored(evaluated)
     evaluation["summary"]["hiou"] = None
     store(evaluated, evaluation)
@@ -75,31 +82,56 @@ def test_other_data_is_said(evaluated: Path, capsys: pytest.CaptureFixture[str])
     assert "the data set is not the recorded one" in capsys.readouterr().out
 
 
-def test_data_may_have_moved(evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_may_have_moved(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     world = tmp_path / "world"
-    assert main(["sandbox", "export", "--out", str(world), "--train", "1", "--val", "2", "--size", "64"]) == 0
+    assert (
+        main(
+            ["sandbox", "export", "--out", str(world), "--train", "1", "--val", "2", "--size", "64"]
+        )
+        == 0
+    )
     images, masks = world / "images" / "val", world / "masks" / "val"
-    config = DataConfig(images=str(images), masks=str(masks), classes=str(world / "classes.txt"), unseen=str(world / "unseen.txt"))
+    config = DataConfig(
+        images=str(images),
+        masks=str(masks),
+        classes=str(world / "classes.txt"),
+        unseen=str(world / "unseen.txt"),
+    )
     report = evaluate(load_predictor(evaluated, device="cpu"), build_dataset(config))
-    gone = DataConfig(images="/gone/i", masks="/gone/m", classes="/gone/c.txt", unseen=config.unseen)
+    gone = DataConfig(
+        images="/gone/i", masks="/gone/m", classes="/gone/c.txt", unseen=config.unseen
+    )
     store(evaluated, evaluation_record(report, gone))
     capsys.readouterr()
     assert main(["verify", str(evaluated)]) == 2
     assert "/gone/" in capsys.readouterr().err
-    words = ["--images", str(images), "--masks", str(masks), "--classes", str(world / "classes.txt")]
+    words = [
+        "--images",
+        str(images),
+        "--masks",
+        str(masks),
+        "--classes",
+        str(world / "classes.txt"),
+    ]
     assert main(["verify", str(evaluated), *words, "--tolerance", "0"]) == 0
-    assert "not the recorded one" not in capsys.readouterr().out  # a copy elsewhere is the same data
+    # a copy elsewhere is the same data
+    assert "not the recorded one" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("evaluation", [None, {}, {"data": {"name": "sandbox"}}])
-def test_without_stored_figures_there_is_nothing_to_verify(evaluated: Path, capsys: pytest.CaptureFixture[str], evaluation: Any) -> None:
+def test_without_stored_figures_there_is_nothing_to_verify(
+    evaluated: Path, capsys: pytest.CaptureFixture[str], evaluation: Any
+) -> None:
     store(evaluated, evaluation)
     assert main(["verify", str(evaluated)]) == 2
     assert "stores no figures to verify" in capsys.readouterr().err
 
 
 def test_wrong_words_are_refused(evaluated: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", str(evaluated), "--limit", "3"]) == 2  # fewer images would give other figures
+    # fewer images would give other figures
+    assert main(["verify", str(evaluated), "--limit", "3"]) == 2
     assert "--limit" in capsys.readouterr().err
     assert main(["verify", str(evaluated), "--tolerance", "-1"]) == 2
     assert "--tolerance must be 0 or more" in capsys.readouterr().err

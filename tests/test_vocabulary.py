@@ -25,7 +25,18 @@ from cascade_clip.vocabulary import (
 
 PAPER_UNSEEN = {  # the paper's Table 11
     "voc": {"pottedplant", "sheep", "sofa", "train", "tvmonitor"},
-    "context": {"aeroplane", "bird", "boat", "cat", "cow", "motorbike", "sofa", "tvmonitor", "fence", "keyboard"},
+    "context": {
+        "aeroplane",
+        "bird",
+        "boat",
+        "cat",
+        "cow",
+        "motorbike",
+        "sofa",
+        "tvmonitor",
+        "fence",
+        "keyboard",
+    },
 }
 
 
@@ -42,7 +53,11 @@ PAPER_UNSEEN = {  # the paper's Table 11
 )
 def test_packaged_lists(name: str, classes: int, unseen: int, known: object) -> None:
     vocabulary = load_vocabulary(name)
-    assert (len(vocabulary), len(vocabulary.unseen), len(vocabulary.seen)) == (classes, unseen, classes - unseen)
+    assert (len(vocabulary), len(vocabulary.unseen), len(vocabulary.seen)) == (
+        classes,
+        unseen,
+        classes - unseen,
+    )
     assert vocabulary.unknown_values(known) == []  # type: ignore[arg-type]
     labels = vocabulary.label_table()
     assert set(labels[labels != IGNORED].tolist()) == set(range(classes))
@@ -55,7 +70,12 @@ def test_splits_of_the_paper(name: str) -> None:
 
 
 def test_the_released_context_split_holds_out_six_other_classes() -> None:
-    assert len(set(load_vocabulary("context").unseen) - set(load_vocabulary("context-released").unseen)) == 6
+    assert (
+        len(
+            set(load_vocabulary("context").unseen) - set(load_vocabulary("context-released").unseen)
+        )
+        == 6
+    )
 
 
 def test_raw_values_of_voc() -> None:
@@ -80,7 +100,9 @@ def test_coco_raw_values_close_the_gaps() -> None:
         ("cafe\u0301", ("caf\u00e9",), (("caf\u00e9",),)),  # one spelling of accents
     ],
 )
-def test_own_words(text: str, names: tuple[str, ...], synonyms: tuple[tuple[str, ...], ...]) -> None:
+def test_own_words(
+    text: str, names: tuple[str, ...], synonyms: tuple[tuple[str, ...], ...]
+) -> None:
     vocabulary = parse_classes(text)
     assert vocabulary.names == names
     assert vocabulary.synonyms == synonyms
@@ -118,7 +140,10 @@ def test_lists_in_files(tmp_path: Path) -> None:
     assert vocabulary.unknown_values([0, 7, 8, 255, 300]) == [8]
 
 
-@pytest.mark.parametrize("text", ["0 null\n1 sky\n2 grass\n", "0,null\n1, sky\n2 , grass\n", "0: null\n1\tsky\n2 grass\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["0 null\n1 sky\n2 grass\n", "0,null\n1, sky\n2 , grass\n", "0: null\n1\tsky\n2 grass\n"],
+)
 def test_what_may_stand_after_a_mask_value(text: str, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(text)
     vocabulary = load_vocabulary(str(tmp_path / "list.txt"))
@@ -129,7 +154,10 @@ def test_what_may_stand_after_a_mask_value(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0 null\n1 sky\n2 grass\nwater\n", r"list\.txt: 'water' is not `VALUE NAME` as most lines are"),
+        (
+            "0 null\n1 sky\n2 grass\nwater\n",
+            r"list\.txt: 'water' is not `VALUE NAME` as most lines are",
+        ),
         ("sky\n1 grass\n2 water\n", "'sky' is not `VALUE NAME`"),
         ("null\nsky\ngrass\n", r"list\.txt: 'null' marks pixels that do not count.*`0 null`"),
         ("sky\ngrass\nIgnore\n", "'Ignore' marks pixels"),
@@ -152,7 +180,10 @@ def test_void_names_between_commas_are_refused() -> None:
 
 
 def test_no_unseen_class_at_all() -> None:
-    assert load_vocabulary("voc", "none").unseen == () and not load_vocabulary("voc", "none").inherits_split
+    assert (
+        load_vocabulary("voc", "none").unseen == ()
+        and not load_vocabulary("voc", "none").inherits_split
+    )
     assert load_vocabulary("cat, dog").inherits_split
     assert split_classes(load_vocabulary("voc"), "").unseen == load_vocabulary("voc").unseen
     assert split_classes(load_vocabulary("voc"), "cat, dog").unseen == ("cat", "dog")
@@ -162,7 +193,10 @@ def test_no_unseen_class_at_all() -> None:
     "text",
     [
         "0 0 0 null\n128 64 128 road\n70 130 180 sky = heaven; blue\n0 0 142 road\n",
-        "# R G B NAME\n0,0,0,ignore\n128,64,128: road\n70,130,180 sky = heaven; blue\n0, 0, 142 road\n",
+        (
+            "# R G B NAME\n0,0,0,ignore\n128,64,128: road\n70,130,180 sky = heaven; blue\n0, 0, 142"
+            " road\n"
+        ),
         "#comment\n#000000 Void\n#804080 road\n#4682B4 sky = heaven; blue\n#00008e road\n",
     ],
 )
@@ -171,8 +205,14 @@ def test_lists_with_mask_colours(text: str, tmp_path: Path) -> None:
     vocabulary = load_vocabulary(str(tmp_path / "list.txt"), "sky")
     assert vocabulary.names == ("road", "sky")
     assert vocabulary.synonyms == (("road",), ("sky", "heaven", "blue"))
-    assert vocabulary.mask_colors == (((0, 0, 0), IGNORED), ((128, 64, 128), 0), ((70, 130, 180), 1), ((0, 0, 142), 0))
-    assert vocabulary.colors == ((128, 64, 128), (70, 130, 180))  # people see the first colour of a class
+    assert vocabulary.mask_colors == (
+        ((0, 0, 0), IGNORED),
+        ((128, 64, 128), 0),
+        ((70, 130, 180), 1),
+        ((0, 0, 142), 0),
+    )
+    # people see the first colour of a class
+    assert vocabulary.colors == ((128, 64, 128), (70, 130, 180))
     assert vocabulary.raw_values is None
     codes, labels = vocabulary.color_table()
     assert codes.tolist() == [0, 0x00008E, 0x4682B4, 0x804080]
@@ -181,20 +221,34 @@ def test_lists_with_mask_colours(text: str, tmp_path: Path) -> None:
 
 def test_colours_in_a_json_list(tmp_path: Path) -> None:
     path = tmp_path / "list.json"
-    path.write_text('{"names": ["road", "sky", "car"], "mask_colors": {"70 130 180": "sky", "#804080": "road", "#000000": null}}')
+    path.write_text(
+        '{"names": ["road", "sky", "car"], "mask_colors": {"70 130 180": "sky", "#804080": "road",'
+        ' "#000000": null}}'
+    )
     vocabulary = load_vocabulary(str(path))
-    assert vocabulary.mask_colors == (((70, 130, 180), 1), ((128, 64, 128), 0), ((0, 0, 0), IGNORED))
+    assert vocabulary.mask_colors == (
+        ((70, 130, 180), 1),
+        ((128, 64, 128), 0),
+        ((0, 0, 0), IGNORED),
+    )
     assert vocabulary.colors == ((128, 64, 128), (70, 130, 180), build_palette(3)[2])
-    path.write_text('{"names": ["road"], "mask_colors": {"#804080": "road"}, "palette": [[1, 2, 3]]}')
+    path.write_text(
+        '{"names": ["road"], "mask_colors": {"#804080": "road"}, "palette": [[1, 2, 3]]}'
+    )
     assert load_vocabulary(str(path)).colors == ((1, 2, 3),)  # a palette of its own goes before
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0 0 0 road\n1 2 3 sky\n128 64 car\n", "'128 64 car' is not `R G B NAME`"),  # a number is missing
-        ("#000000 road\n#010203 sky\n#80408 car\n", "'#80408 car' is not"),  # a digit is missing: no comment
-        ("0 0 0 road\n0 0 256 sky\n", r"list\.txt: colours must be \(red, green, blue\) in 0\.\.255"),
+        # a number is missing
+        ("0 0 0 road\n1 2 3 sky\n128 64 car\n", "'128 64 car' is not `R G B NAME`"),
+        # a digit is missing: no comment
+        ("#000000 road\n#010203 sky\n#80408 car\n", "'#80408 car' is not"),
+        (
+            "0 0 0 road\n0 0 256 sky\n",
+            r"list\.txt: colours must be \(red, green, blue\) in 0\.\.255",
+        ),
         ("0 0 0 road\n#000000 sky\n", "mask colours are given twice: #000000"),
         ("0 0 0 null\n", "no class names"),
     ],
@@ -208,11 +262,15 @@ def test_colour_lists_that_cannot_be_read(text: str, message: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("#facade is a comment\ncat\ndog\n", ("cat", "dog")),  # six hex letters, but the list has no colours
-        ("#added later\n0 cat\n1 2 3 go\n2 dog\n", ("cat", "2 3 go", "dog")),  # `VALUE NAME` with a strange name
+        # six hex letters, but the list has no colours
+        ("#facade is a comment\ncat\ndog\n", ("cat", "dog")),
+        # `VALUE NAME` with a strange name
+        ("#added later\n0 cat\n1 2 3 go\n2 dog\n", ("cat", "2 3 go", "dog")),
     ],
 )
-def test_lists_that_only_look_like_colours(text: str, names: tuple[str, ...], tmp_path: Path) -> None:
+def test_lists_that_only_look_like_colours(
+    text: str, names: tuple[str, ...], tmp_path: Path
+) -> None:
     (tmp_path / "list.txt").write_text(text)
     vocabulary = load_vocabulary(str(tmp_path / "list.txt"))
     assert vocabulary.names == names
@@ -221,25 +279,38 @@ def test_lists_that_only_look_like_colours(text: str, names: tuple[str, ...], tm
 
 def test_synonyms_in_a_json_list(tmp_path: Path) -> None:
     path = tmp_path / "list.json"
-    path.write_text('{"names": ["cat", "sofa = couch"], "synonyms": {"sofa": ["settee", "couch", " divan "]}}')
+    path.write_text(
+        '{"names": ["cat", "sofa = couch"], "synonyms": {"sofa": ["settee", "couch", " divan "]}}'
+    )
     vocabulary = load_vocabulary(str(path))
     assert vocabulary.names == ("cat", "sofa")
     assert vocabulary.synonyms == (("cat",), ("sofa", "couch", "settee", "divan"))
 
 
 def test_an_ignore_value_that_is_a_class() -> None:
-    many = Vocabulary(tuple(f"c{index}" for index in range(300)), tuple((f"c{index}",) for index in range(300)), build_palette(300))
+    many = Vocabulary(
+        tuple(f"c{index}" for index in range(300)),
+        tuple((f"c{index}",) for index in range(300)),
+        build_palette(300),
+    )
     with pytest.raises(ValueError, match="mask value 255 means both"):
         many.label_table()
     numbered = dataclasses.replace(load_vocabulary("a, b"), raw_values=((255, 0), (7, 1)))
     with pytest.raises(ValueError, match="mask value 255 means both"):
         numbered.label_table()
-    assert dataclasses.replace(many, ignore=65535).label_table()[[255, 299, 65535]].tolist() == [255, 299, IGNORED]
+    assert dataclasses.replace(many, ignore=65535).label_table()[[255, 299, 65535]].tolist() == [
+        255,
+        299,
+        IGNORED,
+    ]
 
 
 def test_lists_as_json(tmp_path: Path) -> None:
     path = tmp_path / "list.json"
-    path.write_text('{"names": ["cat", "dog"], "unseen": ["dog"], "raw_values": {"1": "cat", "2": "dog", "3": null}, "ignore": 0}')
+    path.write_text(
+        '{"names": ["cat", "dog"], "unseen": ["dog"], "raw_values": {"1": "cat", "2": "dog", "3":'
+        ' null}, "ignore": 0}'
+    )
     vocabulary = load_vocabulary(str(path))
     assert vocabulary.unseen == ("dog",)
     assert vocabulary.label_table()[[0, 1, 2, 3]].tolist() == [IGNORED, 0, 1, IGNORED]
@@ -284,7 +355,12 @@ def test_what_looks_like_a_file_must_be_one(text: str) -> None:
 
 
 def test_templates_go_with_a_packaged_list() -> None:
-    assert [default_templates(name) for name in ("voc", "context", "coco-stuff", "cat, dog")] == ["single", "paper15", "paper15", "single"]
+    assert [default_templates(name) for name in ("voc", "context", "coco-stuff", "cat, dog")] == [
+        "single",
+        "paper15",
+        "paper15",
+        "single",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +371,9 @@ def test_templates_go_with_a_packaged_list() -> None:
         ("x" * 5000, "", FileNotFoundError, "no class list"),  # no file can have that name
     ],
 )
-def test_lists_that_do_not_exist(source: str, unseen: str, error: type[Exception], message: str) -> None:
+def test_lists_that_do_not_exist(
+    source: str, unseen: str, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         load_vocabulary(source, unseen)
 
@@ -309,7 +387,9 @@ def test_templates(tmp_path: Path) -> None:
     path.write_text("a cat\n")
     with pytest.raises(ValueError, match="exactly once"):
         load_templates(str(path))
-    with pytest.raises(FileNotFoundError, match="choose one of imagenet80, paper15, single, or give a text file"):
+    with pytest.raises(
+        FileNotFoundError, match="choose one of imagenet80, paper15, single, or give a text file"
+    ):
         load_templates("nowhere")
 
 

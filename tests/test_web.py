@@ -1,4 +1,5 @@
-"""The web page without a browser: what it answers, its limits, what the guard lets in, and the page over HTTP."""
+"""The web page without a browser: what it answers, its limits, what the guard lets in, and the page
+over HTTP."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
 @pytest.fixture(scope="module")
 def scene(studio: Studio) -> Path:
     path = studio.folder / "my scene.png"
-    Image.fromarray(make_scene(2, 74, SceneConfig(size=160)).image[:, :144]).save(path)  # not square
+    # not square
+    Image.fromarray(make_scene(2, 74, SceneConfig(size=160)).image[:, :144]).save(path)
     return path
 
 
@@ -83,8 +85,12 @@ class TestWords:
 
     def test_known_names_keep_their_colours(self) -> None:
         trained = load_predictor("mini", device="cpu").vocabulary
-        assert with_known_colors(parse_classes("sand, sky"), trained).colors == (PALETTE[3], PALETTE[0])
-        assert with_known_colors(parse_classes("sand, ship"), trained).colors == build_palette(2)  # never two of one colour
+        assert with_known_colors(parse_classes("sand, sky"), trained).colors == (
+            PALETTE[3],
+            PALETTE[0],
+        )
+        # never two of one colour
+        assert with_known_colors(parse_classes("sand, ship"), trained).colors == build_palette(2)
 
 
 class TestAnswer:
@@ -92,10 +98,17 @@ class TestAnswer:
         found = ask(studio, scene, calibration=0.1, threshold=0.5)
         expected = load_predictor("mini", device="cpu").segment(scene, WORDS, 0.1, threshold=0.5)
         assert 0 < (expected.labels < 0).mean() < 1  # the threshold matters here
-        assert np.array_equal(np.array(Image.open(found.index_file)), np.where(expected.labels < 0, 255, expected.labels))
+        assert np.array_equal(
+            np.array(Image.open(found.index_file)),
+            np.where(expected.labels < 0, 255, expected.labels),
+        )
         described = json.loads(found.json_file.read_text())
         assert [entry["name"] for entry in described["classes"]] == WORDS.split(", ")
-        assert [entry["coverage"] for entry in described["classes"]] == list(found.shown.coverage) == list(expected.coverage.values())
+        assert (
+            [entry["coverage"] for entry in described["classes"]]
+            == list(found.shown.coverage)
+            == list(expected.coverage.values())
+        )
         assert found.shown.unlabelled == described["unlabelled"] == (expected.labels < 0).mean()
         assert found.index_file.name == "my scene_index.png"
         assert Image.open(found.overlay_file).height == 160
@@ -105,20 +118,33 @@ class TestAnswer:
     def test_calibration_and_threshold_matter(self, studio: Studio, scene: Path) -> None:
         plain, calibrated = ask(studio, scene), ask(studio, scene, calibration=0.5)
         assert plain.shown.unlabelled == 0
-        assert calibrated.shown.coverage[3] > plain.shown.coverage[3]  # the umbrella was never seen, the others were
+        # the umbrella was never seen, the others were
+        assert calibrated.shown.coverage[3] > plain.shown.coverage[3]
 
     def test_marks_names_without_masks_in_training(self, studio: Studio, scene: Path) -> None:
-        assert ask(studio, scene, "water, umbrella, Sand, cat").shown.unseen == {"umbrella", "Sand", "cat"}
+        assert ask(studio, scene, "water, umbrella, Sand, cat").shown.unseen == {
+            "umbrella",
+            "Sand",
+            "cat",
+        }
 
     def test_shows_large_pictures_small_and_saves_them_whole(self, tmp_path: Path) -> None:
         Image.new("RGB", (PREVIEW_SIDE + 300, 200), (30, 90, 200)).save(tmp_path / "wide.jpg")
         found = ask(Studio([], tmp_path, max_pixels=400_000), tmp_path / "wide.jpg", "water, snow")
-        assert found.overlay.size == found.shown.picture.size == (PREVIEW_SIDE, round(200 * PREVIEW_SIDE / (PREVIEW_SIDE + 300)))
+        assert (
+            found.overlay.size
+            == found.shown.picture.size
+            == (PREVIEW_SIDE, round(200 * PREVIEW_SIDE / (PREVIEW_SIDE + 300)))
+        )
         assert Image.open(found.index_file).size == (PREVIEW_SIDE + 300, 200)
 
     @pytest.mark.parametrize(
         ("size", "message"),
-        [((201, 200), "201 x 200 pixels, more than the limit of 40,000"), ((8, 2000), "too narrow"), ((7, 7), "smaller than one patch")],
+        [
+            ((201, 200), "201 x 200 pixels, more than the limit of 40,000"),
+            ((8, 2000), "too narrow"),
+            ((7, 7), "smaller than one patch"),
+        ],
     )
     def test_refuses_sizes(self, studio: Studio, size: tuple[int, int], message: str) -> None:
         Image.new("L", size).save(studio.folder / "size.png")
@@ -127,16 +153,28 @@ class TestAnswer:
 
     def test_refuses_before_decoding(self, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
-        for side, message in ((10_000, "10000 x 10000 pixels, more than the limit"), (30_000, "far too many pixels")):
+        for side, message in (
+            (10_000, "10000 x 10000 pixels, more than the limit"),
+            (30_000, "far too many pixels"),
+        ):
             Image.new("1", (1, 1)).save(path := studio.folder / "bomb.png")
             content = bytearray(path.read_bytes())
-            content[16:24] = struct.pack(">II", side, side)  # width and height in the header, and its checksum
+            # width and height in the header, and its checksum
+            content[16:24] = struct.pack(">II", side, side)
             content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
             path.write_bytes(content)
             with pytest.raises(ValueError, match=message):
                 ask(studio, path)
 
-    @pytest.mark.parametrize("content", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\x89PNG\r\n\x1a\n"])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"no picture",
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+            b"\x89PNG\r\n\x1a\n",
+        ],
+    )
     def test_refuses_what_is_no_picture(self, studio: Studio, content: bytes) -> None:
         (studio.folder / "bad.png").write_bytes(content)
         with pytest.raises((ValueError, OSError)) as caught:
@@ -165,7 +203,11 @@ class TestAnswer:
         for file in files[:2]:
             small.append(file.with_suffix(".jpg"))
             Image.open(file).resize((96, 128)).save(small[-1])
-        jobs = [(file, words) for file in small for words in (WORDS, "grass, gravel, ring", "car, key, sky, sea = water; ocean")]
+        jobs = [
+            (file, words)
+            for file in small
+            for words in (WORDS, "grass, gravel, ring", "car, key, sky, sea = water; ocean")
+        ]
         alone = [ask(studio, *job).shown for job in jobs]
         fresh = Studio([], studio.folder, 40_000)  # its models are loaded in the middle of the run
         with ThreadPoolExecutor(6) as pool:
@@ -181,12 +223,24 @@ class TestModels:
     def test_names_are_short_and_differ(self, tiny_folder: Path, tmp_path: Path) -> None:
         other = tmp_path / tiny_folder.name
         other.symlink_to(tiny_folder)
-        assert list(Studio([str(other), str(tiny_folder)], tmp_path, 1).sources) == ["model", "model (2)", "mini", "mini-last"]
+        assert list(Studio([str(other), str(tiny_folder)], tmp_path, 1).sources) == [
+            "model",
+            "model (2)",
+            "mini",
+            "mini-last",
+        ]
         assert list(Studio(["mini-last"], tmp_path, 1).sources) == ["mini-last", "mini"]
 
     def test_offers_clip_alone(self, scene: Path, tmp_path: Path) -> None:
-        studio = Studio(["clip:mini", "clip:ViT-B-16-quickgelu//home/me/secret/ViT-B-16.pt"], tmp_path, 40_000)
-        assert list(studio.sources) == ["clip:mini", "clip:ViT-B-16-quickgelu/ViT-B-16.pt", "mini", "mini-last"]
+        studio = Studio(
+            ["clip:mini", "clip:ViT-B-16-quickgelu//home/me/secret/ViT-B-16.pt"], tmp_path, 40_000
+        )
+        assert list(studio.sources) == [
+            "clip:mini",
+            "clip:ViT-B-16-quickgelu/ViT-B-16.pt",
+            "mini",
+            "mini-last",
+        ]
         assert studio.words == ", ".join(CLASS_NAMES)
         found = studio.answer(Question("clip:mini", str(scene), WORDS))
         expected = load_predictor("clip:mini", device="cpu").segment(scene, WORDS)
@@ -194,7 +248,9 @@ class TestModels:
         assert found.shown.unseen == set()  # a mark on every name would say nothing
         assert "only drawn scenes" in found.summary
 
-    def test_begins_with_the_names_of_the_first_model(self, tiny_folder: Path, tmp_path: Path) -> None:
+    def test_begins_with_the_names_of_the_first_model(
+        self, tiny_folder: Path, tmp_path: Path
+    ) -> None:
         assert Studio([str(tiny_folder)], tmp_path, 1).words == "cat, dog, grass"
         assert Studio([], tmp_path, 1).words == ", ".join(CLASS_NAMES)
 
@@ -209,7 +265,8 @@ class TestModels:
 
 def small_answer(**changes: Any) -> Shown:
     values: dict[str, Any] = {
-        "names": ("a", "b", "c"), "colors": ((255, 0, 0), (0, 255, 0), (0, 0, 255)), "coverage": (0.25, 0.6, 0.0), "unlabelled": 0.15,
+        "names": ("a", "b", "c"), "colors": ((255, 0, 0), (0, 255, 0), (0, 0, 255)),
+        "coverage": (0.25, 0.6, 0.0), "unlabelled": 0.15,
         "unseen": frozenset({"b"}), "maps": np.array([[[0.0]], [[1.0]], [[0.25]]], np.float16),
         "picture": Image.new("RGB", (2, 2), (80, 80, 80)),
     }  # fmt: skip
@@ -220,7 +277,8 @@ class TestHeatMap:
     @pytest.mark.parametrize(
         ("index", "color", "line"),
         [
-            (0, (20, 20, 22), "Heat map of a: scores up to 0.00"),  # inferno begins at (0, 0, 3): 80/4, 80/4, 80/4 + 9/4
+            # inferno begins at (0, 0, 3): 80/4, 80/4, 80/4 + 9/4
+            (0, (20, 20, 22), "Heat map of a: scores up to 0.00"),
             (1, (209, 211, 143), "Heat map of b: scores up to 1.00"),  # and ends at (252, 254, 164)
         ],
     )
@@ -231,9 +289,16 @@ class TestHeatMap:
 
     def test_the_brightest_is_the_highest_score_of_all(self) -> None:
         low = small_answer(maps=np.array([[[0.2]], [[0.4]], [[-0.1]]], np.float32))
-        assert heat_map(low, 1)[0].getpixel((0, 0)) == heat_map(small_answer(), 1)[0].getpixel((0, 0))
-        assert heat_map(low, 2)[0].getpixel((0, 0)) == heat_map(small_answer(), 0)[0].getpixel((0, 0))
-        assert heat_map(low, 0)[0].getpixel((0, 0)) not in (heat_map(low, 1)[0].getpixel((0, 0)), heat_map(low, 2)[0].getpixel((0, 0)))
+        assert heat_map(low, 1)[0].getpixel((0, 0)) == heat_map(small_answer(), 1)[0].getpixel(
+            (0, 0)
+        )
+        assert heat_map(low, 2)[0].getpixel((0, 0)) == heat_map(small_answer(), 0)[0].getpixel(
+            (0, 0)
+        )
+        assert heat_map(low, 0)[0].getpixel((0, 0)) not in (
+            heat_map(low, 1)[0].getpixel((0, 0)),
+            heat_map(low, 2)[0].getpixel((0, 0)),
+        )
 
     def test_has_the_shape_of_the_picture(self) -> None:
         maps = np.zeros((3, 2, 4), np.float16)
@@ -254,7 +319,13 @@ class TestLegend:
         text = legend(small_answer(), 0)
         places = [
             text.index(part)
-            for part in ("<b>b*</b><span>60.0 %", "<b>a</b><span>25.0 %", "unlabelled</b><span>15.0 %", "not found", "<b>c</b></")
+            for part in (
+                "<b>b*</b><span>60.0 %",
+                "<b>a</b><span>25.0 %",
+                "unlabelled</b><span>15.0 %",
+                "not found",
+                "<b>c</b></",
+            )
         ]
         assert places == sorted(places)
         assert text.count('aria-pressed="true"') == 1
@@ -262,14 +333,18 @@ class TestLegend:
         assert "no mask of it in training" in text
 
     def test_says_nothing_of_what_is_not_there(self) -> None:
-        text = legend(small_answer(coverage=(0.4, 0.5996, 0.0004), unlabelled=0.0, unseen=frozenset()), 0)
+        text = legend(
+            small_answer(coverage=(0.4, 0.5996, 0.0004), unlabelled=0.0, unseen=frozenset()), 0
+        )
         assert "unlabelled" not in text
         assert "not found" not in text
         assert "*" not in text
         assert "&lt; 0.1 %" in text
 
     def test_names_stay_text(self) -> None:
-        text = legend(small_answer(names=("<img src=x onerror=alert(1)>", "${alert(2)}{{this}}`", "\"'&")), 0)
+        text = legend(
+            small_answer(names=("<img src=x onerror=alert(1)>", "${alert(2)}{{this}}`", "\"'&")), 0
+        )
         assert "<img" not in text
         assert not set("${}`") & set(text)
         assert "&lt;img src=x" in text
@@ -289,11 +364,25 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 def request(
-    guard: Guard, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b"", pause: float = 0.0
+    guard: Guard,
+    method: str,
+    path: str,
+    headers: dict[str, str] | None = None,
+    body: bytes = b"",
+    pause: float = 0.0,
 ) -> tuple[int, bytes]:
     """Send one request to an ASGI application and gather the answer."""
-    given = {"host": "127.0.0.1:7860", **({"content-length": str(len(body))} if method == "POST" else {}), **(headers or {})}
-    scope = {"type": "http", "method": method, "path": path, "headers": [(k.encode(), v.encode()) for k, v in given.items() if v != "-"]}
+    given = {
+        "host": "127.0.0.1:7860",
+        **({"content-length": str(len(body))} if method == "POST" else {}),
+        **(headers or {}),
+    }
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "headers": [(k.encode(), v.encode()) for k, v in given.items() if v != "-"],
+    }
     parts = [body[: len(body) // 2], body[len(body) // 2 :]]
     sent: list[Any] = []
 
@@ -319,7 +408,15 @@ class TestGuard:
         return Guard(echo, tmp_path / "in", max_upload=50_000, hosts=LOOPBACK, patience=0.2)
 
     @pytest.mark.parametrize(
-        "path", ["/", "/config", "/theme.css", "/assets/index.js", "/gradio_api/queue/data", "/gradio_api/heartbeat/abc"]
+        "path",
+        [
+            "/",
+            "/config",
+            "/theme.css",
+            "/assets/index.js",
+            "/gradio_api/queue/data",
+            "/gradio_api/heartbeat/abc",
+        ],
     )
     def test_opens_what_the_page_needs(self, guard: Guard, path: str) -> None:
         assert request(guard, "GET", path) == (200, b"through:")
@@ -347,7 +444,14 @@ class TestGuard:
 
     @pytest.mark.parametrize(
         ("host", "status"),
-        [("127.0.0.1:1", 200), ("localhost", 200), ("[::1]:7860", 200), ("evil.example", 400), ("127.0.0.1.evil.example", 400), ("-", 400)],
+        [
+            ("127.0.0.1:1", 200),
+            ("localhost", 200),
+            ("[::1]:7860", 200),
+            ("evil.example", 400),
+            ("127.0.0.1.evil.example", 400),
+            ("-", 400),
+        ],
     )
     def test_knows_its_host(self, guard: Guard, host: str, status: int) -> None:
         assert request(guard, "GET", "/", {"host": host})[0] == status
@@ -356,30 +460,60 @@ class TestGuard:
         assert request(Guard(echo, tmp_path, 1), "GET", "/", {"host": "some.example"})[0] == 200
 
     @pytest.mark.parametrize(
-        ("origin", "status"), [("http://127.0.0.1:7860", 200), ("http://evil.example", 403), ("http://127.0.0.1:1", 403), ("null", 403)]
+        ("origin", "status"),
+        [
+            ("http://127.0.0.1:7860", 200),
+            ("http://evil.example", 403),
+            ("http://127.0.0.1:1", 403),
+            ("null", 403),
+        ],
     )
     def test_refuses_other_sites(self, guard: Guard, origin: str, status: int) -> None:
-        assert request(guard, "POST", "/gradio_api/queue/join", {"origin": origin}, b"{}")[0] == status
+        assert (
+            request(guard, "POST", "/gradio_api/queue/join", {"origin": origin}, b"{}")[0] == status
+        )
 
     @pytest.mark.parametrize(
         "name",
-        ["/etc/passwd", "../secret.txt", "IN/../secret.txt", "IN/link.txt", "IN/..%2fsecret.txt", "a b.png", "http://x/y", "", "IN/\0"],
+        [
+            "/etc/passwd",
+            "../secret.txt",
+            "IN/../secret.txt",
+            "IN/link.txt",
+            "IN/..%2fsecret.txt",
+            "a b.png",
+            "http://x/y",
+            "",
+            "IN/\0",
+        ],
     )
     def test_gives_no_file_from_outside(self, guard: Guard, name: str) -> None:
         name = name.replace("IN", str(guard.folder))
-        assert request(guard, "GET", f"/gradio_api/file={name}") == (403, b"this file is not open\n")
+        assert request(guard, "GET", f"/gradio_api/file={name}") == (
+            403,
+            b"this file is not open\n",
+        )
         body = json.dumps({"data": ["x", {"inner": [{"path": name, "meta": {}}]}]}).encode()
-        assert request(guard, "POST", "/gradio_api/queue/join", None, body) == (403, b"this file is not open\n")
+        assert request(guard, "POST", "/gradio_api/queue/join", None, body) == (
+            403,
+            b"this file is not open\n",
+        )
 
     def test_gives_uploaded_files(self, guard: Guard) -> None:
         name = str(guard.folder / "a b.png")
         assert request(guard, "GET", f"/gradio_api/file={name}")[0] == 200
         body = json.dumps({"data": [{"path": name}, None, 1.5, {"path": None}]}).encode()
-        assert request(guard, "POST", "/gradio_api/queue/join", None, body) == (200, b"through:" + body)
+        assert request(guard, "POST", "/gradio_api/queue/join", None, body) == (
+            200,
+            b"through:" + body,
+        )
 
     @pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000])
     def test_reads_json_alone(self, guard: Guard, body: bytes) -> None:
-        assert request(guard, "POST", "/gradio_api/queue/join", None, body) == (400, b"the request is not JSON\n")
+        assert request(guard, "POST", "/gradio_api/queue/join", None, body) == (
+            400,
+            b"the request is not JSON\n",
+        )
 
     @pytest.mark.parametrize(
         ("path", "length", "status"),
@@ -393,10 +527,22 @@ class TestGuard:
         ],
     )
     def test_bounds_the_body(self, guard: Guard, path: str, length: str, status: int) -> None:
-        assert request(guard, "POST", f"/gradio_api/{path}", {"content-length": length}, b"{}")[0] == status
+        assert (
+            request(guard, "POST", f"/gradio_api/{path}", {"content-length": length}, b"{}")[0]
+            == status
+        )
 
     def test_refuses_bodies_in_chunks(self, guard: Guard) -> None:
-        assert request(guard, "POST", "/gradio_api/upload", {"transfer-encoding": "chunked", "content-length": "2"}, b"{}")[0] == 411
+        assert (
+            request(
+                guard,
+                "POST",
+                "/gradio_api/upload",
+                {"transfer-encoding": "chunked", "content-length": "2"},
+                b"{}",
+            )[0]
+            == 411
+        )
 
     @pytest.mark.parametrize("path", ["upload", "queue/join"])
     def test_bounds_the_wait(self, guard: Guard, path: str) -> None:
@@ -416,7 +562,9 @@ def client(studio: Studio) -> Iterator[Any]:
     from cascade_clip.web import build_app
 
     before = os.environ.get("GRADIO_TEMP_DIR")
-    with TestClient(build_app(studio, MAX_UPLOAD, ["testserver"]), raise_server_exceptions=False) as client:
+    with TestClient(
+        build_app(studio, MAX_UPLOAD, ["testserver"]), raise_server_exceptions=False
+    ) as client:
         yield client
     os.environ.pop("GRADIO_TEMP_DIR")
     if before is not None:
@@ -429,7 +577,13 @@ def upload(client: Any, name: str, content: bytes) -> Any:
 
 def call(client: Any, function: int, data: list[Any], event: Any = None) -> list[Any]:
     """What the browser does: join the queue, read the stream to its end."""
-    body = {"data": data, "fn_index": function, "session_hash": "visitor", "event_data": event, "trigger_id": None}
+    body = {
+        "data": data,
+        "fn_index": function,
+        "session_hash": "visitor",
+        "event_data": event,
+        "trigger_id": None,
+    }
     joined = client.post("/gradio_api/queue/join", json=body)
     assert joined.status_code == 200, joined.text
     messages = [
@@ -445,8 +599,16 @@ def call(client: Any, function: int, data: list[Any], event: Any = None) -> list
 def function(client: Any, elem_id: str, event: str) -> int:
     """Number of the function that an event of a component calls."""
     config = client.get("/config").json()
-    component = next(entry["id"] for entry in config["components"] if entry["props"].get("elem_id") == elem_id)
-    return int(next(entry["id"] for entry in config["dependencies"] if [component, event] in [list(target) for target in entry["targets"]]))
+    component = next(
+        entry["id"] for entry in config["components"] if entry["props"].get("elem_id") == elem_id
+    )
+    return int(
+        next(
+            entry["id"]
+            for entry in config["dependencies"]
+            if [component, event] in [list(target) for target in entry["targets"]]
+        )
+    )
 
 
 def click_legend(client: Any, event: Any) -> list[Any]:
@@ -469,7 +631,9 @@ class TestPage:
         assert file.status_code == 200
         (scene.parent / "got.png").write_bytes(file.content)
         assert np.array_equal(np.array(Image.open(scene.parent / "got.png")), expected.labels)
-        shares = json.loads(client.get(f"/gradio_api/file={described['value']['path']}").text)["classes"]
+        shares = json.loads(client.get(f"/gradio_api/file={described['value']['path']}").text)[
+            "classes"
+        ]
         assert [entry["coverage"] for entry in shares] == list(expected.coverage.values())
         _, heat, entries = click_legend(client, {"index": 3})
         assert heat["label"].startswith("Heat map of umbrella: scores up to 0.")
@@ -478,9 +642,16 @@ class TestPage:
 
     @pytest.mark.parametrize(
         ("content", "words", "message"),
-        [(b"junk", WORDS, "not a picture"), (None, WORDS, "no picture yet"), (b"", " , ", "no class names"), (b"junk", "a, a", "twice")],
+        [
+            (b"junk", WORDS, "not a picture"),
+            (None, WORDS, "no picture yet"),
+            (b"", " , ", "no class names"),
+            (b"junk", "a, a", "twice"),
+        ],
     )
-    def test_mistakes_are_one_line(self, client: Any, content: bytes | None, words: str, message: str) -> None:
+    def test_mistakes_are_one_line(
+        self, client: Any, content: bytes | None, words: str, message: str
+    ) -> None:
         path = None if content is None else upload(client, "x.png", content).json()[0]
         status, overlay, _, entries, index, *_ = question(client, path, words)
         assert 'class="wrong"' in status
@@ -504,7 +675,11 @@ class TestPage:
             __file__,
         ):
             assert client.get(f"/gradio_api/file={name}").status_code in (403, 404)
-            body = {"data": ["mini", {"path": name, "meta": {"_type": "gradio.FileData"}}, WORDS, 0, 0], "fn_index": 0, "session_hash": "x"}
+            body = {
+                "data": ["mini", {"path": name, "meta": {"_type": "gradio.FileData"}}, WORDS, 0, 0],
+                "fn_index": 0,
+                "session_hash": "x",
+            }
             assert client.post("/gradio_api/queue/join", json=body).status_code == 403
 
     def test_takes_no_file_beyond_the_limit(self, client: Any) -> None:
@@ -515,7 +690,9 @@ class TestPage:
     def test_stores_uploads_inside_the_folder(self, client: Any, studio: Studio) -> None:
         for name in ("../../evil.png", "/tmp/evil.png", "..", ".hidden"):
             answer = upload(client, name, b"x")
-            assert answer.status_code >= 400 or Path(answer.json()[0]).resolve().is_relative_to(studio.folder)
+            assert answer.status_code >= 400 or Path(answer.json()[0]).resolve().is_relative_to(
+                studio.folder
+            )
         assert not (studio.folder.parent / "evil.png").exists()
 
     def test_needs_nothing_from_the_net(self, client: Any) -> None:
@@ -542,27 +719,40 @@ class TestPage:
         question(client, upload(client, "s.png", scene.read_bytes()).json()[0])
         assert called == []
 
-    def test_old_uploads_and_results_go_and_examples_stay(self, client: Any, studio: Studio, scene: Path) -> None:
+    def test_old_uploads_and_results_go_and_examples_stay(
+        self, client: Any, studio: Studio, scene: Path
+    ) -> None:
         from gradio.route_utils import delete_files_created_by_app
 
         path = upload(client, "s.png", scene.read_bytes()).json()[0]
         files = [Path(entry["value"]["path"]) for entry in question(client, path)[4:7]]
         made = [Path(path), *files]
         assert all(file.is_file() for file in made)
-        page = next(route.app for route in client.app.app.routes if hasattr(route, "app")).get_blocks()
+        page = next(
+            route.app for route in client.app.app.routes if hasattr(route, "app")
+        ).get_blocks()
         assert page.delete_cache[1] <= 3600
         delete_files_created_by_app(page, 0)  # what runs now and then, with the age 0
         assert not any(file.exists() for file in made)
         assert len(list((studio.folder / "examples").iterdir())) == 4
 
-    def test_a_full_queue_says_so(self, client: Any, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_full_queue_says_so(
+        self, client: Any, studio: Studio, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from cascade_clip.web import AT_ONCE, QUEUE_SIZE
 
         free = threading.Event()
         monkeypatch.setattr(studio, "answer", lambda *_: free.wait(30) and None)
-        body = {"data": ["mini", None, WORDS, 0, 0], "fn_index": function(client, "segment", "click"), "session_hash": "crowd"}
+        body = {
+            "data": ["mini", None, WORDS, 0, 0],
+            "fn_index": function(client, "segment", "click"),
+            "session_hash": "crowd",
+        }
         try:
-            states = [client.post("/gradio_api/queue/join", json=body).status_code for _ in range(QUEUE_SIZE + 10)]
+            states = [
+                client.post("/gradio_api/queue/join", json=body).status_code
+                for _ in range(QUEUE_SIZE + 10)
+            ]
         finally:
             free.set()
         assert set(states) == {200, 503}
@@ -570,11 +760,16 @@ class TestPage:
 
 
 class TestCommand:
-    def test_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_says_what_to_install(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         monkeypatch.setitem(sys.modules, "gradio", None)
         monkeypatch.delitem(sys.modules, "cascade_clip.web", raising=False)
         assert main(["web"]) == 2
-        assert capsys.readouterr().err.splitlines()[-1] == "cascade-clip: error: the web page needs gradio: pip install 'cascade-clip[web]'"
+        assert (
+            capsys.readouterr().err.splitlines()[-1]
+            == "cascade-clip: error: the web page needs gradio: pip install 'cascade-clip[web]'"
+        )
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -586,7 +781,9 @@ class TestCommand:
             (["--host", "not-an-address.invalid"], "cannot listen on not-an-address.invalid"),
         ],
     )
-    def test_refuses(self, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_refuses(
+        self, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert main(["web", "--port", "0", *words]) == 2
         assert message in capsys.readouterr().err
 
@@ -595,19 +792,34 @@ class TestCommand:
             assert main(["web", "--port", str(taken.getsockname()[1])]) == 2
         assert "choose others with --host and --port" in capsys.readouterr().err
 
-    @pytest.mark.parametrize(("host", "warned", "shown"), [("127.0.0.1", False, "127.0.0.1"), ("0.0.0.0", True, "0.0.0.0")])
+    @pytest.mark.parametrize(
+        ("host", "warned", "shown"),
+        [("127.0.0.1", False, "127.0.0.1"), ("0.0.0.0", True, "0.0.0.0")],
+    )
     def test_listens_here_alone_by_default(
-        self, host: str, warned: bool, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_folder: Path
+        self,
+        host: str,
+        warned: bool,
+        shown: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        tiny_folder: Path,
     ) -> None:
         seen: dict[str, Any] = {}
 
         def serve(studio: Studio, sock: socket.socket, max_upload: int, host: str) -> None:
             seen.update(
-                models=list(studio.sources), name=sock.getsockname()[0], limit=max_upload, pixels=studio.max_pixels, folder=studio.folder
+                models=list(studio.sources),
+                name=sock.getsockname()[0],
+                limit=max_upload,
+                pixels=studio.max_pixels,
+                folder=studio.folder,
             )
 
         monkeypatch.setattr("cascade_clip.web.serve", serve)
-        words = ["--port", "0", "--model", "mini-last", "--model", str(tiny_folder)] + (["--host", host] if warned else [])
+        words = ["--port", "0", "--model", "mini-last", "--model", str(tiny_folder)] + (
+            ["--host", host] if warned else []
+        )
         assert main(["web", *words]) == 0
         captured = capsys.readouterr()
         assert ("without a password" in captured.err) is warned
@@ -621,10 +833,13 @@ class TestCommand:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_stops_cleanly(self, number: int, tmp_path: Path) -> None:
         command = [sys.executable, "-m", "cascade_clip", "web", "--port", "0"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}) as server:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+        ) as server:
             assert server.stdout is not None
             address = server.stdout.readline().split()[1]
-            with urllib.request.urlopen(f"{address}/config", timeout=60) as answer:  # waits until the page is up
+            # waits until the page is up
+            with urllib.request.urlopen(f"{address}/config", timeout=60) as answer:
                 assert answer.status == 200
             assert list(tmp_path.glob("cascade-clip-web-*/examples/scene1.png"))
             server.send_signal(number)

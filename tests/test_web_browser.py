@@ -1,4 +1,5 @@
-"""The web page in a real Chromium: upload, type, run, click, download; nothing leaves this machine; it looks right on laptop and phone."""
+"""The web page in a real Chromium: upload, type, run, click, download; nothing leaves this machine;
+it looks right on laptop and phone."""
 
 from __future__ import annotations
 
@@ -22,9 +23,13 @@ from cascade_clip.web_answers import parse_words, with_known_colors
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("gradio", reason="needs the extra `web`")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="needs playwright: pip install playwright"
+)
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 SCREENS = {"laptop": {"width": 1366, "height": 768}, "phone": {"width": 390, "height": 844}}
 WORDS = "water, snow, fabric = cloth, umbrella"
 WAIT = 60_000  # milliseconds
@@ -47,14 +52,17 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("needs Chromium (Debian: apt-get install chromium)")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--headless"])
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--headless"]
+        )
         yield browser
         browser.close()
 
 
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
-    """The open page with its first result; fails if anything was fetched elsewhere or a script failed."""
+    """The open page with its first result; fails if anything was fetched elsewhere or a script
+    failed."""
     with browser.new_context(viewport=SCREENS["laptop"], accept_downloads=True) as context:
         yield open_page(context, address, urls := [], errors := [])
         assert len(urls) > 10
@@ -67,7 +75,9 @@ def open_page(context: Any, address: str, urls: list[str], errors: list[str]) ->
     page.set_default_timeout(WAIT)
     page.on("request", lambda request: urls.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console", lambda message: errors.append(message.text) if message.type == "error" else None
+    )
     page.goto(address)
     page.wait_for_selector("#legend button[aria-pressed=true]")
     return page
@@ -83,7 +93,9 @@ def upload(page: Any, path: Path) -> None:
 def segment(page: Any, words: str, expected: str = " names, ") -> str:
     page.locator("#names textarea").fill(words)
     page.locator("#segment").click()
-    page.wait_for_function("text => document.querySelector('#status').innerText.includes(text)", arg=expected)
+    page.wait_for_function(
+        "text => document.querySelector('#status').innerText.includes(text)", arg=expected
+    )
     return str(page.locator("#status").inner_text())
 
 
@@ -121,7 +133,9 @@ def test_upload_type_run_click_download(page: Any, scene: Path, tmp_path: Path) 
 
     before = shown(page, "heat")
     page.locator("#legend button", has_text="umbrella").click()
-    page.wait_for_function("document.querySelector('#heat').innerText.includes('Heat map of umbrella')")
+    page.wait_for_function(
+        "document.querySelector('#heat').innerText.includes('Heat map of umbrella')"
+    )
     page.wait_for_selector("#legend button[aria-pressed=true]:has-text('umbrella')")
     heat = shown(page, "heat")
     assert heat.shape == before.shape
@@ -166,11 +180,20 @@ def test_mistakes_are_one_line_in_the_page(page: Any, tmp_path: Path) -> None:
 
 
 def test_names_stay_text(page: Any) -> None:
-    names = ("<script>hacked()</script>", "${hacked()}", "{{constructor}}", "`${hacked()}`", "sky & sea")
+    names = (
+        "<script>hacked()</script>",
+        "${hacked()}",
+        "{{constructor}}",
+        "`${hacked()}`",
+        "sky & sea",
+    )
     segment(page, ", ".join(names), " 5 names, ")
     page.wait_for_function("document.querySelectorAll('#legend button').length === 5")
-    assert {text.split("\n")[0].rstrip("*") for text in page.locator("#legend button").all_inner_texts()} == set(names)
-    assert page.locator("#legend script").count() == 0  # a call of hacked() would fail and be found at the end
+    assert {
+        text.split("\n")[0].rstrip("*") for text in page.locator("#legend button").all_inner_texts()
+    } == set(names)
+    # a call of hacked() would fail and be found at the end
+    assert page.locator("#legend script").count() == 0
 
 
 @pytest.mark.parametrize("screen", SCREENS)
@@ -180,7 +203,9 @@ def test_fits_the_screen(browser: Any, address: str, screen: str, tmp_path: Path
     with browser.new_context(viewport=SCREENS[screen], is_mobile=phone, has_touch=phone) as context:
         page = open_page(context, address, [], [])
         page.locator("#legend button", has_text="umbrella").click()
-        page.wait_for_function("document.querySelector('#heat').innerText.includes('Heat map of umbrella')")
+        page.wait_for_function(
+            "document.querySelector('#heat').innerText.includes('Heat map of umbrella')"
+        )
         page.wait_for_timeout(1500)  # until the picture is decoded and the spinners are gone
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         if not phone:
@@ -188,5 +213,7 @@ def test_fits_the_screen(browser: Any, address: str, screen: str, tmp_path: Path
             assert page.locator("#segment").bounding_box()["y"] < 768
         picture = Image.open(io.BytesIO(page.screenshot(full_page=phone))).convert("RGB")
         folder = Path(os.environ.get("CASCADE_CLIP_SCREENSHOTS") or tmp_path)
-        picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2).save(folder / f"web-{screen}.png", optimize=True)
+        picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2).save(
+            folder / f"web-{screen}.png", optimize=True
+        )
         assert (folder / f"web-{screen}.png").stat().st_size < 200_000

@@ -1,4 +1,5 @@
-"""Tiny training runs: eight generated images with masks of four classes, and settings that train on them in a second."""
+"""Tiny training runs: eight generated images with masks of four classes, and settings that train on
+them in a second."""
 
 from __future__ import annotations
 
@@ -16,10 +17,14 @@ from cascade_clip.plain_values import config_from_dict
 from conftest import TINY_MODEL
 
 NAMES = ("cat", "dog", "grass", "sky")
-DROPOUT = {"prompts": {"tokens": 3, "dropout": 0.1}, "decoder": {"heads": 4, "feedforward": 128, "dropout": 0.1}}
+DROPOUT = {
+    "prompts": {"tokens": 3, "dropout": 0.1},
+    "decoder": {"heads": 4, "feedforward": 128, "dropout": 0.1},
+}
 """Model settings that make random draws in every step."""
 ZERO_GRADIENT = r"attention\.key\.bias"
-"""A softmax does not see a shift, so the true gradient of these is 0; AdamW turns its rounding noise into whole steps."""
+"""A softmax does not see a shift, so the true gradient of these is 0; AdamW turns its rounding
+noise into whole steps."""
 
 
 def write_folders(root: Path) -> Path:
@@ -30,7 +35,9 @@ def write_folders(root: Path) -> Path:
     for index in range(8):
         mask = generator.integers(0, 4, (3, 4)).repeat(24, 0).repeat(24, 1).astype(np.uint8)
         mask[:4] = 255
-        pixels = (mask[..., None] * 50 + generator.integers(0, 50, (*mask.shape, 3))).astype(np.uint8)
+        pixels = (mask[..., None] * 50 + generator.integers(0, 50, (*mask.shape, 3))).astype(
+            np.uint8
+        )
         Image.fromarray(mask).save(root / "masks" / f"{index}.png")
         Image.fromarray(pixels).save(root / "images" / f"{index}.png")
     (root / "classes.txt").write_text("\n".join(NAMES))
@@ -66,6 +73,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_checkpoint(folder / "model").model.state_dict())
 
 
-def largest_gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], leave_out: str = "nothing") -> float:
+def largest_gap(
+    first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], leave_out: str = "nothing"
+) -> float:
     assert first.keys() == second.keys()
-    return max(float((first[name] - second[name]).abs().max()) for name in first if not re.search(leave_out, name))
+    return max(
+        float((first[name] - second[name]).abs().max())
+        for name in first
+        if not re.search(leave_out, name)
+    )

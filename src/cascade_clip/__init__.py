@@ -31,12 +31,22 @@ _PLACES = {
     "build_segmenter": "model:build_segmenter",
 }
 
-__all__ = ["Config", "Predictor", "Segmentation", "Segmenter", "Vocabulary", "build_segmenter", "load"]
+__all__ = [
+    "Config",
+    "Predictor",
+    "Segmentation",
+    "Segmenter",
+    "Vocabulary",
+    "build_segmenter",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {sorted(_PLACES)}")
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}; it has {sorted(_PLACES)}"
+        )
     module, _, attribute = _PLACES[name].partition(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)

@@ -23,36 +23,105 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "quickstart": Command("cascade_clip.quickstart:quickstart", "five-minute tour on the built-in world, without a download"),
-    "segment": Command("cascade_clip.segment_commands:segment", "label every pixel of your images with your own class names"),
-    "web": Command("cascade_clip.web_commands:web", "open a local web page: upload a picture, type names, see the result"),
-    "serve": Command("cascade_clip.serve_commands:serve", "answer segmentation requests over HTTP"),
-    "train": Command("cascade_clip.train_commands:train", "train a model from a YAML file and flags"),
-    "evaluate": Command("cascade_clip.evaluate_commands:evaluate", "score a model on labelled images"),
-    "compare": Command("cascade_clip.compare_commands:compare", "say how sure a difference between two models is"),
-    "reproduce": Command("cascade_clip.reproduce_commands:reproduce", "run the paper's tables and figures, and say whether they hold here"),
-    "threshold": Command("cascade_clip.threshold_commands:threshold", "choose the score below which a pixel is none of the names"),
-    "calibration": Command("cascade_clip.calibration_commands:calibration", "choose what is subtracted from the scores of seen classes"),
-    "verify": Command("cascade_clip.evaluate_commands:verify", "evaluate a checkpoint again and compare with its stored figures"),
-    "export onnx": Command("cascade_clip.export_commands:onnx", "write a model as ONNX, with a runner that needs no torch"),
-    "export torch": Command("cascade_clip.export_commands:torch", "write a model as a torch.export program"),
-    "export text": Command("cascade_clip.export_commands:text", "write other class names for an exported model"),
-    "export check": Command("cascade_clip.export_commands:check", "compare exported files with their model: exactness, speed, mIoU"),
-    "push": Command("cascade_clip.hub_commands:push", "upload a model with its model card to the hub"),
-    "import": Command("cascade_clip.commands:import_file", "turn a state dict of the released programs into a checkpoint folder"),
-    "data prepare": Command(
-        "cascade_clip.datasets.prepare_commands:prepare", "bring the original downloads of a data set into its folders"
+    "quickstart": Command(
+        "cascade_clip.quickstart:quickstart",
+        "five-minute tour on the built-in world, without a download",
     ),
-    "data check": Command("cascade_clip.datasets.check_command:check", "say whether images, masks and class list fit together"),
-    "sandbox pretrain": Command("cascade_clip.sandbox.commands:pretrain", "make the mini CLIP of the built-in world again"),
-    "sandbox preview": Command("cascade_clip.sandbox.commands:preview", "draw scenes of the built-in world with their masks"),
-    "sandbox export": Command("cascade_clip.sandbox.commands:export", "write the built-in world as image and mask folders"),
-    "cost": Command("cascade_clip.commands:cost", "print parameters and operations, our way and the published way"),
-    "analyse similarity": Command("cascade_clip.analyse_commands:similarity", "draw how alike patches are, block by block"),
-    "analyse stages": Command("cascade_clip.analyse_commands:stages", "draw the masks of every stage, and as they are added"),
-    "analyse cka": Command("cascade_clip.analyse_commands:cka", "draw how alike blocks are (centred kernel alignment)"),
-    "benchmark": Command("cascade_clip.benchmark_commands:benchmark", "measure this machine, against a textbook variant"),
-    "profile": Command("cascade_clip.benchmark_commands:profile", "show where the time of an image or a training step goes"),
+    "segment": Command(
+        "cascade_clip.segment_commands:segment",
+        "label every pixel of your images with your own class names",
+    ),
+    "web": Command(
+        "cascade_clip.web_commands:web",
+        "open a local web page: upload a picture, type names, see the result",
+    ),
+    "serve": Command("cascade_clip.serve_commands:serve", "answer segmentation requests over HTTP"),
+    "train": Command(
+        "cascade_clip.train_commands:train", "train a model from a YAML file and flags"
+    ),
+    "evaluate": Command(
+        "cascade_clip.evaluate_commands:evaluate", "score a model on labelled images"
+    ),
+    "compare": Command(
+        "cascade_clip.compare_commands:compare", "say how sure a difference between two models is"
+    ),
+    "reproduce": Command(
+        "cascade_clip.reproduce_commands:reproduce",
+        "run the paper's tables and figures, and say whether they hold here",
+    ),
+    "threshold": Command(
+        "cascade_clip.threshold_commands:threshold",
+        "choose the score below which a pixel is none of the names",
+    ),
+    "calibration": Command(
+        "cascade_clip.calibration_commands:calibration",
+        "choose what is subtracted from the scores of seen classes",
+    ),
+    "verify": Command(
+        "cascade_clip.evaluate_commands:verify",
+        "evaluate a checkpoint again and compare with its stored figures",
+    ),
+    "export onnx": Command(
+        "cascade_clip.export_commands:onnx",
+        "write a model as ONNX, with a runner that needs no torch",
+    ),
+    "export torch": Command(
+        "cascade_clip.export_commands:torch", "write a model as a torch.export program"
+    ),
+    "export text": Command(
+        "cascade_clip.export_commands:text", "write other class names for an exported model"
+    ),
+    "export check": Command(
+        "cascade_clip.export_commands:check",
+        "compare exported files with their model: exactness, speed, mIoU",
+    ),
+    "push": Command(
+        "cascade_clip.hub_commands:push", "upload a model with its model card to the hub"
+    ),
+    "import": Command(
+        "cascade_clip.commands:import_file",
+        "turn a state dict of the released programs into a checkpoint folder",
+    ),
+    "data prepare": Command(
+        "cascade_clip.datasets.prepare_commands:prepare",
+        "bring the original downloads of a data set into its folders",
+    ),
+    "data check": Command(
+        "cascade_clip.datasets.check_command:check",
+        "say whether images, masks and class list fit together",
+    ),
+    "sandbox pretrain": Command(
+        "cascade_clip.sandbox.commands:pretrain", "make the mini CLIP of the built-in world again"
+    ),
+    "sandbox preview": Command(
+        "cascade_clip.sandbox.commands:preview",
+        "draw scenes of the built-in world with their masks",
+    ),
+    "sandbox export": Command(
+        "cascade_clip.sandbox.commands:export", "write the built-in world as image and mask folders"
+    ),
+    "cost": Command(
+        "cascade_clip.commands:cost",
+        "print parameters and operations, our way and the published way",
+    ),
+    "analyse similarity": Command(
+        "cascade_clip.analyse_commands:similarity", "draw how alike patches are, block by block"
+    ),
+    "analyse stages": Command(
+        "cascade_clip.analyse_commands:stages",
+        "draw the masks of every stage, and as they are added",
+    ),
+    "analyse cka": Command(
+        "cascade_clip.analyse_commands:cka", "draw how alike blocks are (centred kernel alignment)"
+    ),
+    "benchmark": Command(
+        "cascade_clip.benchmark_commands:benchmark",
+        "measure this machine, against a textbook variant",
+    ),
+    "profile": Command(
+        "cascade_clip.benchmark_commands:profile",
+        "show where the time of an image or a training step goes",
+    ),
     "env": Command("cascade_clip.commands:env", "print versions and devices, for bug reports"),
 }
 
@@ -71,16 +140,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write(sys.stdout, f"cascade-clip {version('cascade-clip')}")
         return 0
     name = _command_name(words)
-    group = {command: row for command, row in COMMANDS.items() if command.startswith(f"{words[0]} ")}
+    group = {
+        command: row for command, row in COMMANDS.items() if command.startswith(f"{words[0]} ")
+    }
     if name is None and group and (len(words) == 1 or words[1] in ("-h", "--help")):
-        _write(sys.stdout, "\n".join(f"  {command:<18} {row.summary}" for command, row in group.items()))
+        _write(
+            sys.stdout,
+            "\n".join(f"  {command:<18} {row.summary}" for command, row in group.items()),
+        )
         return 0
     if name is None:
         import difflib
 
-        close = difflib.get_close_matches(" ".join(words[:2] if group else words[:1]), COMMANDS, n=3)
+        close = difflib.get_close_matches(
+            " ".join(words[:2] if group else words[:1]), COMMANDS, n=3
+        )
         if close:
-            return _fail(f"unknown command {' '.join(words[: 1 + bool(group)])!r}; did you mean {' or '.join(close)}?")
+            return _fail(
+                f"unknown command {' '.join(words[: 1 + bool(group)])!r}; did you mean"
+                f" {' or '.join(close)}?"
+            )
         return _fail(f"unknown command {words[0]!r}; choose one of: {', '.join(COMMANDS)}")
     return run(name, words[len(name.split()) :], debug=debug)
 
@@ -89,14 +168,16 @@ def usage() -> str:
     """The help of the whole program."""
     rows = "\n".join(f"  {name:<18} {command.summary}" for name, command in COMMANDS.items())
     return (
-        "usage: cascade-clip COMMAND [arguments]\n\nZero-shot semantic segmentation with a cascade of CLIP's stages.\n\n"
-        f"commands:\n{rows}\n\n  cascade-clip COMMAND --help says what a command takes; --debug shows tracebacks; --version."
+        "usage: cascade-clip COMMAND [arguments]\n\nZero-shot semantic segmentation with a cascade"
+        f" of CLIP's stages.\n\ncommands:\n{rows}\n\n  cascade-clip COMMAND --help says what a"
+        " command takes; --debug shows tracebacks; --version."
     )
 
 
 def run(name: str, words: list[str], *, debug: bool) -> int:
     """Run a command with its arguments; bad input becomes one line and exit code 2."""
-    # Threads that spin while they wait make everything ten times slower as soon as loading or another program shares the cores.
+    # Threads that spin while they wait make everything ten times slower as soon as loading or
+    # another program shares the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     thresholds = gc.get_threshold()
     gc.set_threshold(
@@ -104,7 +185,8 @@ def run(name: str, words: list[str], *, debug: bool) -> int:
     )  # imports make many objects to keep: a tenth of them was looking for cycles
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cascade_clip").setLevel(logging.INFO)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports every try to reach the hub; what came of it is our error
+    # it reports every try to reach the hub; what came of it is our error
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         module, _, function = COMMANDS[name].target.partition(":")
         handler: Callable[..., Any] = getattr(importlib.import_module(module), function)
@@ -121,7 +203,12 @@ def run(name: str, words: list[str], *, debug: bool) -> int:
     except BrokenPipeError:
         os._exit(0)
     except Exception as error:
-        return _fail(f"defect in cascade-clip, {type(error).__name__}: {error}; run again with --debug and report it", code=1, debug=debug)
+        return _fail(
+            f"defect in cascade-clip, {type(error).__name__}: {error}; run again with --debug and"
+            " report it",
+            code=1,
+            debug=debug,
+        )
     finally:
         gc.set_threshold(*thresholds)
 

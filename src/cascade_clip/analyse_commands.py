@@ -35,7 +35,8 @@ def similarity(
         image: the picture.
         model: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS.
         point: pixel as X,Y; by default the middle.
-        blocks: block numbers separated by commas; by default six, evenly spaced, the last among them.
+        blocks: block numbers separated by commas; by default six, evenly spaced, the last among
+            them.
         out: where to draw.
         run: how to load and run.
     """
@@ -48,7 +49,11 @@ def similarity(
     if len(place) != 2:
         raise ValueError(f"--point wants X,Y, got {point!r}")
     depth = predictor.model.backbone.depth
-    chosen = _numbers(blocks, "--blocks") if blocks else sorted({max(1, round(depth * part / 6)) for part in range(1, 7)})
+    chosen = (
+        _numbers(blocks, "--blocks")
+        if blocks
+        else sorted({max(1, round(depth * part / 6)) for part in range(1, 7)})
+    )
     maps = patch_similarity(predictor, image, (place[0], place[1]), chosen)
     figure, axes = _figure(1 + len(chosen))
     axes[0].imshow(pixels.permute(1, 2, 0).numpy())
@@ -61,7 +66,14 @@ def similarity(
     return _save(figure, out)
 
 
-def stages(image: Path, *, model: str = "mini", classes: str = "", out: Path = Path("stages.png"), run: RunOptions = DEFAULT_RUN) -> int:
+def stages(
+    image: Path,
+    *,
+    model: str = "mini",
+    classes: str = "",
+    out: Path = Path("stages.png"),
+    run: RunOptions = DEFAULT_RUN,
+) -> int:
     """Draw the masks of every stage alone, and as stages are added up.
 
     Args:
@@ -77,25 +89,38 @@ def stages(image: Path, *, model: str = "mini", classes: str = "", out: Path = P
 
     predictor = _load(model, run)
     pixels = load_image(image).permute(1, 2, 0).numpy()  # (H, W, 3)
-    found = compare_stages(predictor, image, predictor.bind(load_words(classes) if classes else None))
+    found = compare_stages(
+        predictor, image, predictor.bind(load_words(classes) if classes else None)
+    )
     figure, axes = _figure(1 + len(found))
     axes[0].imshow(pixels)
     axes[0].set_title("picture")
     for axis, (numbers, result) in zip(axes[1:], found, strict=True):
         axis.imshow(result.overlay(pixels, 0.75, legend=False))
         blocks = predictor.model.stages[numbers[0] - 1]
-        axis.set_title(f"stage {numbers[0]}\n{_block_names(blocks)}" if len(numbers) == 1 else "+".join(map(str, numbers)))
+        axis.set_title(
+            f"stage {numbers[0]}\n{_block_names(blocks)}"
+            if len(numbers) == 1
+            else "+".join(map(str, numbers))
+        )
     _name_colors(figure, [result for _, result in found])
     return _save(figure, out)
 
 
 def cka(
-    *, model: str = "mini", images: Path | None = None, limit: int = 128, out: Path = Path("cka.png"), run: RunOptions = DEFAULT_RUN
+    *,
+    model: str = "mini",
+    images: Path | None = None,
+    limit: int = 128,
+    out: Path = Path("cka.png"),
+    run: RunOptions = DEFAULT_RUN,
 ) -> int:
-    """Draw how alike the features of all pairs of blocks are (centred kernel alignment, minibatches, unbiased).
+    """Draw how alike the features of all pairs of blocks are (centred kernel alignment,
+    minibatches, unbiased).
 
     Args:
-        model: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS (before training).
+        model: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS (before
+            training).
         images: folder of pictures, cut to squares; by default scenes of the built-in world.
         limit: pictures to use.
         out: where to draw.
@@ -110,28 +135,43 @@ def cka(
     if images is None:
         pictures = [make_scene(9, index, SceneConfig()).image for index in range(limit)]
     else:
-        pictures = [load_image(source.path).permute(1, 2, 0).numpy() for source in find_sources([str(images)])[:limit]]
+        pictures = [
+            load_image(source.path).permute(1, 2, 0).numpy()
+            for source in find_sources([str(images)])[:limit]
+        ]
     with progress_bar("blocks") as step:
         alignment = block_alignment(predictor, _squares(predictor, pictures, step))
     figure, axes = _figure(1, size=4.5)
     drawn = axes[0].imshow(
-        alignment, cmap="magma", vmin=0, vmax=1, origin="lower", extent=(0.5, len(alignment) + 0.5, 0.5, len(alignment) + 0.5)
+        alignment,
+        cmap="magma",
+        vmin=0,
+        vmax=1,
+        origin="lower",
+        extent=(0.5, len(alignment) + 0.5, 0.5, len(alignment) + 0.5),
     )
     axes[0].set_axis_on()
     axes[0].set_xlabel("block")
     axes[0].set_ylabel("block")
     figure.colorbar(drawn, ax=axes[0], shrink=0.8)
-    say(f"{len(pictures)} pictures; blocks 1 and {len(alignment)}: {alignment[0, -1]:.3f}, the last two: {alignment[-2, -1]:.3f}")
+    say(
+        f"{len(pictures)} pictures; blocks 1 and {len(alignment)}: {alignment[0, -1]:.3f}, the last"
+        f" two: {alignment[-2, -1]:.3f}"
+    )
     return _save(figure, out)
 
 
 def _load(model: str, run: RunOptions) -> Predictor:
     from cascade_clip.predictor import load_predictor
 
-    return load_predictor(model, run.device, run.precision, run.clip_weights or None, run.last_block)
+    return load_predictor(
+        model, run.device, run.precision, run.clip_weights or None, run.last_block
+    )
 
 
-def _squares(predictor: Predictor, pictures: list[Any], step: Callable[[int, int], None]) -> Iterator[Tensor]:
+def _squares(
+    predictor: Predictor, pictures: list[Any], step: Callable[[int, int], None]
+) -> Iterator[Tensor]:
     """The middle squares of pictures, of the window's size, normalised."""
     import torch
 
@@ -178,7 +218,13 @@ def _name_colors(figure: Figure, found: Sequence[Segmentation]) -> None:
     pixels = np.bincount(covered, minlength=len(names))  # (C,)
     present = [int(index) for index in np.argsort(-pixels, kind="stable") if pixels[index]]
     shown, more = present[:_NAMED], len(present) - _NAMED
-    patches = [Patch(color="#{:02x}{:02x}{:02x}".format(*colors[index]), label=names[index].replace("$", r"\$")) for index in shown]
+    patches = [
+        Patch(
+            color="#{:02x}{:02x}{:02x}".format(*colors[index]),
+            label=names[index].replace("$", r"\$"),
+        )
+        for index in shown
+    ]
     if more > 0:
         patches.append(Patch(color="none", label=f"and {more} more"))
     if patches:
@@ -188,7 +234,8 @@ def _name_colors(figure: Figure, found: Sequence[Segmentation]) -> None:
 def _save(figure: Figure, out: Path) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # letters that the font lacks are drawn as boxes
+        # letters that the font lacks are drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(out)
     say(f"wrote {out}")
     return 0

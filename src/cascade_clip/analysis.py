@@ -1,4 +1,5 @@
-"""Looking inside a model: cosine maps of a patch, masks as stages are added, and centred kernel alignment between blocks.
+"""Looking inside a model: cosine maps of a patch, masks as stages are added, and centred kernel
+alignment between blocks.
 
 Letters: B images, N patches, W tower width, n images of a minibatch, L blocks.
 """
@@ -30,12 +31,16 @@ class StageResult(NamedTuple):
     result: Segmentation
 
 
-def patch_similarity(predictor: Predictor, image: Picture, point: tuple[int, int], blocks: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-    """Cosine between the hidden state at one point and at every patch, per block: maps (h, w) in -1..1 (paper Figures 1 and 6).
+def patch_similarity(
+    predictor: Predictor, image: Picture, point: tuple[int, int], blocks: Sequence[int]
+) -> dict[int, NDArray[np.float32]]:
+    """Cosine between the hidden state at one point and at every patch, per block: maps (h, w) in
+    -1..1 (paper Figures 1 and 6).
 
     Args:
         predictor: the model.
-        image: the picture; its short side is resized to the window, and it goes through the encoder whole.
+        image: the picture; its short side is resized to the window, and it goes through the encoder
+            whole.
         point: x and y in pixels of the picture.
         blocks: block numbers, counted from 1.
 
@@ -75,20 +80,34 @@ def keep_stages(predictor: Predictor, stages: Sequence[int]) -> Predictor:
         [model.decoders[stage] for stage in index],
         None if model.stage_weights is None else model.stage_weights.detach()[index],
     ).eval()
-    return Predictor(dataclasses.replace(predictor.checkpoint, model=part), predictor.settings, predictor.device.type)  # type: ignore[arg-type]
+    return Predictor(
+        dataclasses.replace(predictor.checkpoint, model=part),
+        predictor.settings,
+        predictor.device.type,
+    )  # type: ignore[arg-type]
 
 
 def compare_stages(predictor: Predictor, image: Picture, target: Target) -> list[StageResult]:
-    """An image segmented by every stage alone, and by the sum of the first two, three, ... stages (paper Figure 6)."""
+    """An image segmented by every stage alone, and by the sum of the first two, three, ... stages
+    (paper Figure 6)."""
     count = len(predictor.model.stages)
-    choices = [(stage,) for stage in range(1, count + 1)] + [tuple(range(1, last + 1)) for last in range(2, count + 1)]
-    return [StageResult(choice, keep_stages(predictor, choice).segment_with(image, target)) for choice in choices]
+    choices = [(stage,) for stage in range(1, count + 1)] + [
+        tuple(range(1, last + 1)) for last in range(2, count + 1)
+    ]
+    return [
+        StageResult(choice, keep_stages(predictor, choice).segment_with(image, target))
+        for choice in choices
+    ]
 
 
-def block_alignment(predictor: Predictor, images: Iterable[Tensor], batch: int = 16) -> NDArray[np.float64]:
-    """Centred kernel alignment between the patch features of all blocks, (L, L), over minibatches (paper Figure 4).
+def block_alignment(
+    predictor: Predictor, images: Iterable[Tensor], batch: int = 16
+) -> NDArray[np.float64]:
+    """Centred kernel alignment between the patch features of all blocks, (L, L), over minibatches
+    (paper Figure 4).
 
-    HSIC is estimated without bias in every minibatch and averaged over them before the quotient (Nguyen, Raghu, Kornblith 2021).
+    HSIC is estimated without bias in every minibatch and averaged over them before the quotient
+    (Nguyen, Raghu, Kornblith 2021).
 
     Args:
         predictor: the model.
@@ -99,7 +118,9 @@ def block_alignment(predictor: Predictor, images: Iterable[Tensor], batch: int =
         ValueError: not one whole minibatch.
     """
     if batch < 4:
-        raise ValueError(f"the unbiased estimator needs at least 4 images in a minibatch, got {batch}")
+        raise ValueError(
+            f"the unbiased estimator needs at least 4 images in a minibatch, got {batch}"
+        )
     depth = predictor.model.backbone.depth
     total = np.zeros((depth, depth))
     count, waiting = 0, []
@@ -119,12 +140,15 @@ def block_alignment(predictor: Predictor, images: Iterable[Tensor], batch: int =
 def _features(predictor: Predictor, images: Tensor, depth: int) -> list[Tensor]:
     """Hidden states of every block as one row per image: L tensors (n, N * W)."""
     with torch.inference_mode():
-        found = predictor.model.features(images.to(predictor.device), range(1, depth + 1), projected=False)
+        found = predictor.model.features(
+            images.to(predictor.device), range(1, depth + 1), projected=False
+        )
     return [found.patches[block].float().flatten(1).cpu() for block in range(1, depth + 1)]
 
 
 def minibatch_hsic(features: Sequence[Tensor]) -> NDArray[np.float64]:
-    """Unbiased HSIC with linear kernels between all pairs of feature matrices (n, p): (L, L) (Song et al. 2012)."""
+    """Unbiased HSIC with linear kernels between all pairs of feature matrices (n, p): (L, L) (Song
+    et al. 2012)."""
     size = len(features[0])
     kernels = []
     for matrix in features:

@@ -1,7 +1,8 @@
 """Flags from signatures: a typed function becomes a parser, by jsonargparse.
 
-Parameters before `*` are positional words (a list takes one or more), parameters after it are flags. A parameter of type `Config` takes a
-YAML file as the first word and every setting as a dotted flag, which overrides the file; any other dataclass is a group of flags.
+Parameters before `*` are positional words (a list takes one or more), parameters after it are
+flags. A parameter of type `Config` takes a YAML file as the first word and every setting as a
+dotted flag, which overrides the file; any other dataclass is a group of flags.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def call_with_arguments(handler: Callable[..., Any], program: str, words: Sequen
     parser = build_parser(handler, program)
     words = list(words)
     parameters = inspect.signature(handler).parameters
-    configured = next((name for name, hint in typing.get_type_hints(handler).items() if hint is Config), None)
+    configured = next(
+        (name for name, hint in typing.get_type_hints(handler).items() if hint is Config), None
+    )
     if configured and words and not words[0].startswith("-"):
         words.insert(0, "--settings")
     try:
@@ -70,7 +73,11 @@ def call_with_arguments(handler: Callable[..., Any], program: str, words: Sequen
         settings = read_yaml(Path(file)) if file else {}
         values[configured] = config_from_dict(Config, _merge(settings, _plain(given)), "settings")
     chosen = {name: values.get(name, parameter.default) for name, parameter in parameters.items()}
-    ordered = [chosen.pop(name) for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.KEYWORD_ONLY]
+    ordered = [
+        chosen.pop(name)
+        for name, parameter in parameters.items()
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+    ]
     return handler(*ordered, **chosen)
 
 
@@ -90,7 +97,8 @@ def describe_type(hint: Any) -> str:
 
 
 class _Formatter(DefaultHelpFormatter):
-    """Help that names types in words; jsonargparse has no public place for that, and without this one its own names appear."""
+    """Help that names types in words; jsonargparse has no public place for that, and without this
+    one its own names appear."""
 
     def _get_type_str(self, action: Action) -> str | None:
         hint = _type_of(action)
@@ -102,50 +110,89 @@ def _type_of(action: Action) -> Any:
 
 
 def _explain(parser: ArgumentParser, message: str, words: Sequence[str]) -> str:
-    """The message about a value of the wrong type in the command line's own terms; other messages as they are."""
+    """The message about a value of the wrong type in the command line's own terms; other messages
+    as they are."""
     found = _MISFIT.match(message)
     action = next((one for one in parser._actions if found and one.dest == found["key"]), None)
     if found is None or action is None or _type_of(action) is None:
         return message
-    name = action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
-    given = [following for word, following in itertools.pairwise(words) if word in action.option_strings]
-    given += [word.partition("=")[2] for word in words if "=" in word and word.partition("=")[0] in action.option_strings]
-    value = given[0] if len(given) == 1 else found["value"]  # jsonargparse names the part of a list that does not fit
+    name = (
+        action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
+    )
+    given = [
+        following for word, following in itertools.pairwise(words) if word in action.option_strings
+    ]
+    given += [
+        word.partition("=")[2]
+        for word in words
+        if "=" in word and word.partition("=")[0] in action.option_strings
+    ]
+    # jsonargparse names the part of a list that does not fit
+    value = given[0] if len(given) == 1 else found["value"]
     return f"{name} expects {describe_type(_type_of(action))}, got {value or repr(value)}"
 
 
 def build_parser(handler: Callable[..., Any], program: str) -> ArgumentParser:
-    """The parser of a handler; descriptions come from its docstring and from the docs of settings fields."""
+    """The parser of a handler; descriptions come from its docstring and from the docs of settings
+    fields."""
     documentation = docstring_parser.parse(inspect.getdoc(handler) or "")
     helps = {parameter.arg_name: parameter.description or "" for parameter in documentation.params}
-    text = " ".join(part for part in (documentation.short_description, documentation.long_description) if part)
-    parser = ArgumentParser(prog=program, description=" ".join(text.split()), exit_on_error=False, formatter_class=_Formatter)
+    text = " ".join(
+        part for part in (documentation.short_description, documentation.long_description) if part
+    )
+    parser = ArgumentParser(
+        prog=program,
+        description=" ".join(text.split()),
+        exit_on_error=False,
+        formatter_class=_Formatter,
+    )
     hints = typing.get_type_hints(handler)
     for name, parameter in inspect.signature(handler).parameters.items():
         _add_parameter(parser, parameter, hints[name], helps.get(name, ""))
     return parser
 
 
-def _add_parameter(parser: ArgumentParser, parameter: inspect.Parameter, hint: Any, text: str) -> None:
+def _add_parameter(
+    parser: ArgumentParser, parameter: inspect.Parameter, hint: Any, text: str
+) -> None:
     name = parameter.name
     if hint is Config:
-        parser.add_argument("--settings", metavar="FILE.yaml", type=str, default="", help="YAML file of settings; may be the first word")
+        parser.add_argument(
+            "--settings",
+            metavar="FILE.yaml",
+            type=str,
+            default="",
+            help="YAML file of settings; may be the first word",
+        )
         parser.add_class_arguments(Config)
     elif dataclasses.is_dataclass(hint):
-        helps = {item.arg_name: item.description or "" for item in docstring_parser.parse_from_object(hint).params}
+        helps = {
+            item.arg_name: item.description or ""
+            for item in docstring_parser.parse_from_object(hint).params
+        }
         hints = typing.get_type_hints(hint)
         for item in dataclasses.fields(hint):
             default = None if item.default is dataclasses.MISSING else [item.default]
             _add_flag(parser, item.name, hints[item.name], default, helps[item.name])
     elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-        _add_flag(parser, name, hint, None if parameter.default is inspect.Parameter.empty else [parameter.default], text)
+        _add_flag(
+            parser,
+            name,
+            hint,
+            None if parameter.default is inspect.Parameter.empty else [parameter.default],
+            text,
+        )
     elif typing.get_origin(hint) is list:
-        parser.add_argument(name, metavar=name.upper(), nargs="+", type=typing.get_args(hint)[0], help=text)
+        parser.add_argument(
+            name, metavar=name.upper(), nargs="+", type=typing.get_args(hint)[0], help=text
+        )
     else:
         parser.add_argument(name, metavar=name.upper(), type=hint, help=text)
 
 
-def _add_flag(parser: ArgumentParser, name: str, hint: Any, default: list[Any] | None, text: str) -> None:
+def _add_flag(
+    parser: ArgumentParser, name: str, hint: Any, default: list[Any] | None, text: str
+) -> None:
     """A flag; `default` is None where it is required, else a list of the one default."""
     extra: dict[str, Any] = {"required": True} if default is None else {"default": default[0]}
     if hint is bool:
@@ -154,21 +201,36 @@ def _add_flag(parser: ArgumentParser, name: str, hint: Any, default: list[Any] |
         extra |= {"type": typing.get_args(hint)[0], "action": "append"}
     else:
         extra["type"] = hint
-    parser.add_argument("--" + name.replace("_", "-"), dest=name, help=" ".join(text.split()), **extra)
+    parser.add_argument(
+        "--" + name.replace("_", "-"), dest=name, help=" ".join(text.split()), **extra
+    )
 
 
 def _groups(handler: Callable[..., Any]) -> dict[str, Any]:
     """Parameters that are groups of flags."""
     hints = typing.get_type_hints(handler)
-    return {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint) and hint is not Config}
+    return {
+        name: hint
+        for name, hint in hints.items()
+        if dataclasses.is_dataclass(hint) and hint is not Config
+    }
 
 
 def _take_group(group: Any, given: Namespace) -> Any:
-    return group(**{item.name: given.pop(item.name) for item in dataclasses.fields(group) if item.name in given})
+    return group(
+        **{
+            item.name: given.pop(item.name)
+            for item in dataclasses.fields(group)
+            if item.name in given
+        }
+    )
 
 
 def _plain(given: Namespace) -> dict[str, Any]:
-    return {name: _plain(value) if isinstance(value, Namespace) else value for name, value in vars(given).items()}
+    return {
+        name: _plain(value) if isinstance(value, Namespace) else value
+        for name, value in vars(given).items()
+    }
 
 
 def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,5 +238,7 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for name, value in change.items():
         old = merged.get(name)
-        merged[name] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[name] = (
+            _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        )
     return merged

@@ -12,15 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MANY_WEIGHTS = 2**20
-"""Attention weights (B * H * n * m) from which on the memory of torch's attention with dropout on a CPU matters."""
+"""Attention weights (B * H * n * m) from which on the memory of torch's attention with dropout on a
+CPU matters."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
-    """Softmax attention of queries (B, H, n, d) over keys and values (B, H, m, d): (B, H, n, d), in this device's best way.
+    """Softmax attention of queries (B, H, n, d) over keys and values (B, H, m, d): (B, H, n, d), in
+    this device's best way.
 
-    That is torch's fused attention, with two exceptions on a CPU. In bfloat16, matrix products head after head are half as fast again
-    (measured). With dropout, torch keeps five matrices (B, H, n, m) for the backward pass; where they are large, only which weights were
-    dropped is kept, one byte each.
+    That is torch's fused attention, with two exceptions on a CPU. In bfloat16, matrix products head
+    after head are half as fast again (measured). With dropout, torch keeps five matrices (B, H, n,
+    m) for the backward pass; where they are large, only which weights were dropped is kept, one
+    byte each.
     """
     if query.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
@@ -70,7 +73,8 @@ def _places(query: Tensor) -> list[tuple[int, int]]:
 
 
 def _like(tensor: Tensor) -> Tensor:
-    """Room for values (B, H, n, d) that lie in memory as (B, n, H, d), so that joining the heads copies nothing."""
+    """Room for values (B, H, n, d) that lie in memory as (B, n, H, d), so that joining the heads
+    copies nothing."""
     return tensor.new_empty(tensor.transpose(1, 2).shape).transpose(1, 2)
 
 

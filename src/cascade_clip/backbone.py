@@ -1,7 +1,9 @@
-"""The CLIP image tower with visual prompts: images become features of any blocks (paper section 3.2).
+"""The CLIP image tower with visual prompts: images become features of any blocks (paper section
+3.2).
 
-Towers are open_clip's own modules, frozen; their blocks are run one by one here, so that prompts can be inserted and every
-block can be read. Block numbers count from 1. Letters: B images, N patches, P prompt tokens, W tower width, D joint width.
+Towers are open_clip's own modules, frozen; their blocks are run one by one here, so that prompts
+can be inserted and every block can be read. Block numbers count from 1. Letters: B images, N
+patches, P prompt tokens, W tower width, D joint width.
 """
 
 from __future__ import annotations
@@ -29,16 +31,19 @@ from cascade_clip.towers import resize_positions as resize_positions
 class BlockFeatures(NamedTuple):
     """What a backbone returns."""
 
-    patches: dict[int, Tensor]  # block -> (B, N, D) unit vectors of the joint space, or (B, N, W) hidden states
+    # block -> (B, N, D) unit vectors of the joint space, or (B, N, W) hidden states
+    patches: dict[int, Tensor]
     class_token: Tensor  # (B, D), unit vectors
     grid: Grid  # rows and columns of patches, N = rows * columns
 
 
 class VisualPrompts(nn.Module):
-    """Prompt tokens before the first block (shallow) or before every block (deep), through one shared linear map."""
+    """Prompt tokens before the first block (shallow) or before every block (deep), through one
+    shared linear map."""
 
     def __init__(self, config: PromptConfig, blocks: int, width: int, patch_size: int) -> None:
-        """Start uniformly within the paper's range; the linear map starts from He's normal distribution."""
+        """Start uniformly within the paper's range; the linear map starts from He's normal
+        distribution."""
         super().__init__()
         depth = blocks if config.kind == "deep" else 1
         bound = math.sqrt(6 / (3 * patch_size**2 + width))
@@ -52,7 +57,8 @@ class VisualPrompts(nn.Module):
         if block > len(self.tokens):
             return None
         projected = self.projection(self.tokens[block - 1])  # (P, W)
-        tokens: Tensor = self.dropout(projected.expand(batch, -1, -1))  # (B, P, W), a fresh mask per image
+        # (B, P, W), a fresh mask per image
+        tokens: Tensor = self.dropout(projected.expand(batch, -1, -1))
         return tokens
 
 
@@ -60,11 +66,14 @@ class TapProjections(nn.Module):
     """Norm and matrix that take each tapped middle block to the joint space."""
 
     def __init__(self, blocks: Sequence[int], tower: Tower, config: ProjectionConfig) -> None:
-        """Start at random or from CLIP's own last norm and projection, frozen unless `config.trained`."""
+        """Start at random or from CLIP's own last norm and projection, frozen unless
+        `config.trained`."""
         super().__init__()
         self.blocks = tuple(blocks)
         self.norms = nn.ModuleList(nn.LayerNorm(tower.width) for _ in blocks)
-        self.matrices = nn.Parameter(torch.randn(len(blocks), tower.width, tower.joint_width) * tower.width**-0.5)
+        self.matrices = nn.Parameter(
+            torch.randn(len(blocks), tower.width, tower.joint_width) * tower.width**-0.5
+        )
         if config.init == "clip":
             with torch.no_grad():
                 self.matrices.copy_(tower.final_matrix().expand_as(self.matrices))
@@ -92,10 +101,14 @@ class ImageBackbone(nn.Module):
         last_block: LastBlock = "standard",
         spectral: SpectralFilter | None = None,
     ) -> None:
-        """Join the parts; the tower is frozen here. `taps` is None when no block but the last is used."""
+        """Join the parts; the tower is frozen here. `taps` is None when no block but the last is
+        used."""
         super().__init__()
         if last_block != "standard" and not isinstance(tower, OpenClipTower):
-            raise ValueError(f"model.last_block {last_block} needs one of open_clip's own ViT towers, not {type(tower).__name__}")
+            raise ValueError(
+                f"model.last_block {last_block} needs one of open_clip's own ViT towers, not"
+                f" {type(tower).__name__}"
+            )
         self.last_block = last_block
         module = cast(nn.Module, tower)
         module.requires_grad_(False)
@@ -107,7 +120,8 @@ class ImageBackbone(nn.Module):
         self.depth = len(tower.blocks)
         self.drop_path = drop_path
         self.gradient_checkpointing = False
-        """Whether blocks that a gradient flows through are computed again in the backward pass, which saves memory."""
+        """Whether blocks that a gradient flows through are computed again in the backward pass,
+        which saves memory."""
         self.remake_taps = True
         """Whether features of middle blocks are."""
 
@@ -121,14 +135,18 @@ class ImageBackbone(nn.Module):
         """Width D shared by patches and class names."""
         return cast(Tower, self.tower).joint_width
 
-    def forward(self, images: Tensor, blocks: Iterable[int], *, projected: bool = True) -> BlockFeatures:
+    def forward(
+        self, images: Tensor, blocks: Iterable[int], *, projected: bool = True
+    ) -> BlockFeatures:
         """Features of `blocks` (counted from 1) for normalised images (B, 3, H, W).
 
-        Sides that the patch size does not divide are padded right and bottom with zeros. With `projected` the patches are unit
-        vectors of the joint space (tapped blocks and the last one only); without it they are the hidden states of any block.
+        Sides that the patch size does not divide are padded right and bottom with zeros. With
+        `projected` the patches are unit vectors of the joint space (tapped blocks and the last one
+        only); without it they are the hidden states of any block.
 
         Raises:
-            ValueError: images of another shape, a block that does not exist or that has no projection.
+            ValueError: images of another shape, a block that does not exist or that has no
+                projection.
         """
         wanted = set(blocks)
         self._check_blocks(wanted, projected=projected)
@@ -145,26 +163,48 @@ class ImageBackbone(nn.Module):
             if prompt is not None:
                 prompt = prompt.to(tokens.dtype)  # (B, P, W)
                 if not self._replaced_after(number):
-                    tokens = torch.cat([tokens[:, :prefix], prompt, tokens[:, start:]], dim=1)  # (B, prefix + P + N, W)
+                    # (B, prefix + P + N, W)
+                    tokens = torch.cat([tokens[:, :prefix], prompt, tokens[:, start:]], dim=1)
                     start, prompt = prefix + prompt.shape[1], None
-            saving = self.gradient_checkpointing and (tokens.requires_grad or (prompt is not None and prompt.requires_grad))
+            saving = self.gradient_checkpointing and (
+                tokens.requires_grad or (prompt is not None and prompt.requires_grad)
+            )
             if saving:  # from the first prompt on
-                entering, tokens = tokens, checkpoint(tower.run_block, block, tokens, prompt, use_reentrant=False)
+                entering, tokens = (
+                    tokens,
+                    checkpoint(tower.run_block, block, tokens, prompt, use_reentrant=False),
+                )
             else:
                 entering, tokens = tokens, tower.run_block(block, tokens, prompt)
             if self.drop_path and self.training:
                 chance = self.drop_path * number / self.depth
-                tokens = entering + stochastic_depth(tokens - entering, chance, mode="row")  # (B, prefix + P + N, W)
+                # (B, prefix + P + N, W)
+                tokens = entering + stochastic_depth(tokens - entering, chance, mode="row")
             if number in wanted and not projected:
                 found[number] = tokens[:, start:]  # (B, N, W)
             elif self.taps is not None and number in wanted and number < self.depth:
                 if tokens.requires_grad and self.remake_taps:
-                    # made again in the backward pass: a hundredth of a step's time, and 5 MiB less per tap and image
-                    found[number] = checkpoint(self._tap, number, tokens, start, use_reentrant=False, preserve_rng_state=False)
+                    # made again in the backward pass: a hundredth of a step's time, and 5 MiB less
+                    # per tap and image
+                    found[number] = checkpoint(
+                        self._tap,
+                        number,
+                        tokens,
+                        start,
+                        use_reentrant=False,
+                        preserve_rng_state=False,
+                    )
                 else:
                     found[number] = self._tap(number, tokens, start)
-        dense = tokens if self.last_block == "standard" else tower.run_dense(tower.blocks[-1], entering, self.last_block)
-        embedding, last = tower.project(self._norm(tokens[:, :prefix]), self._norm(dense[:, start:]))  # (B, D), (B, N, D)
+        dense = (
+            tokens
+            if self.last_block == "standard"
+            else tower.run_dense(tower.blocks[-1], entering, self.last_block)
+        )
+        # (B, D), (B, N, D)
+        embedding, last = tower.project(
+            self._norm(tokens[:, :prefix]), self._norm(dense[:, start:])
+        )
         if self.depth in wanted and projected:
             found[self.depth] = F.normalize(last.float(), dim=-1)  # (B, N, D)
         return BlockFeatures(found, F.normalize(embedding.float(), dim=-1), grid)
@@ -174,16 +214,24 @@ class ImageBackbone(nn.Module):
         assert self.taps is not None
         return F.normalize(self.taps(block, self._norm(tokens[:, start:])).float(), dim=-1)
 
-    def _add_spectral(self, block: int, tokens: Tensor, prefix: int, start: int, grid: Grid) -> Tensor:
-        """The tokens that enter a block with spectral prompts on the patches, which begin at `start`."""
+    def _add_spectral(
+        self, block: int, tokens: Tensor, prefix: int, start: int, grid: Grid
+    ) -> Tensor:
+        """The tokens that enter a block with spectral prompts on the patches, which begin at
+        `start`."""
         if self.spectral is None or block not in self.spectral.blocks:
             return tokens
-        return torch.cat([tokens[:, :start], self.spectral(tokens[:, start:], tokens[:, :prefix], grid)], dim=1)
+        return torch.cat(
+            [tokens[:, :start], self.spectral(tokens[:, start:], tokens[:, :prefix], grid)], dim=1
+        )
 
     def _replaced_after(self, block: int) -> bool:
-        """Whether nothing reads what a block makes of its prompt tokens: fresh ones follow, or no block does."""
+        """Whether nothing reads what a block makes of its prompt tokens: fresh ones follow, or no
+        block does."""
         assert self.prompts is not None
-        return block < len(self.prompts.tokens) or (block == self.depth and self.last_block == "standard")
+        return block < len(self.prompts.tokens) or (
+            block == self.depth and self.last_block == "standard"
+        )
 
     def _norm(self, tokens: Tensor) -> Tensor:
         return tokens if self.prompt_norm is None else self.prompt_norm(tokens)
@@ -191,16 +239,23 @@ class ImageBackbone(nn.Module):
     def _check_blocks(self, wanted: set[int], *, projected: bool) -> None:
         outside = sorted(block for block in wanted if not 1 <= block <= self.depth)
         if outside:
-            raise ValueError(f"blocks {outside} do not exist: this tower has blocks 1 to {self.depth}")
+            raise ValueError(
+                f"blocks {outside} do not exist: this tower has blocks 1 to {self.depth}"
+            )
         known = [*(self.taps.blocks if self.taps is not None else ()), self.depth]
         missing = sorted(wanted.difference(known)) if projected else []
         if missing:
-            raise ValueError(f"blocks {missing} have no projection (those of {known} do); ask for projected=False")
+            raise ValueError(
+                f"blocks {missing} have no projection (those of {known} do); ask for"
+                " projected=False"
+            )
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Pad (B, 3, H, W) right and bottom with zeros to sides that `multiple` divides."""
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise ValueError(f"images must have shape (B, 3, H, W) with no empty side, got {tuple(images.shape)}")
+        raise ValueError(
+            f"images must have shape (B, 3, H, W) with no empty side, got {tuple(images.shape)}"
+        )
     bottom, right = -images.shape[-2] % multiple, -images.shape[-1] % multiple
     return F.pad(images, (0, right, 0, bottom)) if bottom or right else images

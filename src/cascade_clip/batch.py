@@ -1,6 +1,8 @@
-"""Many pictures, one after the other: finding them, segmenting them, writing what people take away, and going on after an interruption.
+"""Many pictures, one after the other: finding them, segmenting them, writing what people take away,
+and going on after an interruption.
 
-A picture is done when its JSON file is there: it is written last, under a temporary name, and says what was asked for.
+A picture is done when its JSON file is there: it is written last, under a temporary name, and says
+what was asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +26,18 @@ from cascade_clip.results import Output, Segmentation
 from cascade_clip.target import Target
 from cascade_clip.transforms import load_image
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic")
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".avif",
+    ".heic",
+)
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 MEMORY_SETTINGS = ("class_chunk", "window_batch", "max_memory")
 """Settings that change no result."""
@@ -61,11 +74,14 @@ class Done:
     skipped: bool = False
 
 
-def find_sources(words: Iterable[str], stream: TextIO | None = None, every: int = 1) -> list[Source]:
+def find_sources(
+    words: Iterable[str], stream: TextIO | None = None, every: int = 1
+) -> list[Source]:
     """The pictures that some words mean, each once.
 
     Args:
-        words: files; folders (searched to any depth); patterns with `*`, `?` or `[...]`; `-` for paths, one a line, from `stream`.
+        words: files; folders (searched to any depth); patterns with `*`, `?` or `[...]`; `-` for
+            paths, one a line, from `stream`.
         stream: where `-` reads from.
         every: of a video, take one frame in so many.
 
@@ -77,24 +93,37 @@ def find_sources(words: Iterable[str], stream: TextIO | None = None, every: int 
         if word == "-":
             lines = [line.strip() for line in stream or () if line.strip()]
             if not lines:
-                raise FileNotFoundError("the list of pictures on standard input is empty; give one path a line")
+                raise FileNotFoundError(
+                    "the list of pictures on standard input is empty; give one path a line"
+                )
             found += [Source(Path(line), Path(line).stem) for line in lines]
         else:
             found += _expand(word)
     unique = {source.path.absolute(): source for source in reversed(found)}
-    named = _distinct_names([source for source in found if unique.pop(source.path.absolute(), None) is not None])
+    named = _distinct_names(
+        [source for source in found if unique.pop(source.path.absolute(), None) is not None]
+    )
     return [part for source in named for part in _frames(source, every)]
 
 
 def _expand(word: str) -> list[Source]:
     path = Path(word).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and file.is_file())
+        files = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and file.is_file()
+        )
         if not files:
-            raise FileNotFoundError(f"no pictures in the folder {path}: looked for {', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}")
+            raise FileNotFoundError(
+                f"no pictures in the folder {path}: looked for"
+                f" {', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}"
+            )
         return [Source(file, file.relative_to(path).with_suffix("").as_posix()) for file in files]
     if not path.exists() and any(letter in word for letter in "*?["):
-        files = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
+        files = sorted(
+            Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file()
+        )
         if not files:
             raise FileNotFoundError(f"no file fits the pattern {word}")
         return [Source(file, file.stem) for file in files]
@@ -102,12 +131,17 @@ def _expand(word: str) -> list[Source]:
 
 
 def _distinct_names(sources: list[Source]) -> list[Source]:
-    """Names of which none occurs twice: with the folder in front, then with the suffix, then with a number."""
+    """Names of which none occurs twice: with the folder in front, then with the suffix, then with a
+    number."""
     taken: set[str] = set()
     named = []
     counts = collections.Counter(source.name for source in sources)
     for source in sources:
-        name = source.name if counts[source.name] == 1 else f"{source.path.absolute().parent.name}_{source.path.stem}"
+        name = (
+            source.name
+            if counts[source.name] == 1
+            else f"{source.path.absolute().parent.name}_{source.path.stem}"
+        )
         if name in taken:
             name += f"_{source.path.suffix.lstrip('.').lower()}"
         number, base = 2, name
@@ -122,7 +156,10 @@ def _frames(source: Source, every: int) -> list[Source]:
     if source.path.suffix.lower() not in VIDEO_SUFFIXES or not source.path.is_file():
         return [source]
     count = sum(1 for _ in read_frames(source.path))
-    return [Source(source.path, f"{source.name}_frames/{frame:06d}", frame) for frame in range(0, count, every)]
+    return [
+        Source(source.path, f"{source.name}_frames/{frame:06d}", frame)
+        for frame in range(0, count, every)
+    ]
 
 
 def read_frames(path: Path) -> Iterator[Any]:
@@ -135,7 +172,9 @@ def read_frames(path: Path) -> Iterator[Any]:
     try:
         import av
     except ImportError as error:
-        raise ImportError(f"reading the video {path} needs PyAV: pip install 'cascade-clip[video]'") from error
+        raise ImportError(
+            f"reading the video {path} needs PyAV: pip install 'cascade-clip[video]'"
+        ) from error
     try:
         with av.open(str(path)) as container:
             for frame in container.decode(video=0):
@@ -155,7 +194,8 @@ def segment_sources(
     progress: Callable[[int, int], None] | None = None,
     request: str = "",
 ) -> Iterator[Done]:
-    """Segment pictures and write their results, leaving out those that were done with the same request.
+    """Segment pictures and write their results, leaving out those that were done with the same
+    request.
 
     Args:
         predictor: the model.
@@ -171,11 +211,21 @@ def segment_sources(
     waiting = [source for source in sources if overwrite or not is_done(source, out, request)]
     skipped = len(sources) - len(waiting)
     left = set(waiting)
-    taken = {} if overwrite else {source: other for source in waiting if (other := other_picture(source, out))}
+    taken = (
+        {}
+        if overwrite
+        else {source: other for source in waiting if (other := other_picture(source, out))}
+    )
     waiting = [source for source in waiting if source not in taken]
     for source, other in taken.items():
         name = f"{out / source.name}.json"
-        yield Done(source, error=f"{source.path}: {name} holds the results of {other}; choose another --out, or --overwrite")
+        yield Done(
+            source,
+            error=(
+                f"{source.path}: {name} holds the results of {other}; choose another --out, or"
+                " --overwrite"
+            ),
+        )
     for source in [source for source in sources if source not in left]:
         yield Done(source, skipped=True)
     for number, item in enumerate(_read_ahead(waiting)):
@@ -185,24 +235,49 @@ def segment_sources(
             progress(skipped + number + 1, len(sources))
 
 
-def _segment_one(predictor: Predictor, target: Target, item: Item, out: Path, outputs: tuple[Output, ...], request: str) -> Done:
+def _segment_one(
+    predictor: Predictor,
+    target: Target,
+    item: Item,
+    out: Path,
+    outputs: tuple[Output, ...],
+    request: str,
+) -> Done:
     if item.pixels is None:
         return Done(item.source, error=item.error)
     try:
         result = predictor.segment_pixels(item.pixels, target)
     except (ValueError, MemoryError) as error:
-        return Done(item.source, error=f"{item.source.path}: {error}" if str(item.source.path) not in str(error) else str(error))
+        return Done(
+            item.source,
+            error=(
+                f"{item.source.path}: {error}"
+                if str(item.source.path) not in str(error)
+                else str(error)
+            ),
+        )
     file = out / f"{item.source.name}.json"
-    extra = {"source": str(item.source.path), "bytes": item.source.path.stat().st_size, "frame": item.source.frame, "request": request}
-    written = result.save(file.parent, file.stem, item.pixels.permute(1, 2, 0).numpy(), outputs, extra)
+    extra = {
+        "source": str(item.source.path),
+        "bytes": item.source.path.stat().st_size,
+        "frame": item.source.frame,
+        "request": request,
+    }
+    written = result.save(
+        file.parent, file.stem, item.pixels.permute(1, 2, 0).numpy(), outputs, extra
+    )
     return Done(item.source, result, tuple(written))
 
 
 def other_picture(source: Source, out: Path) -> str:
-    """The path of another picture whose results lie where those of `source` would; empty if there is none."""
+    """The path of another picture whose results lie where those of `source` would; empty if there
+    is none."""
     try:
         values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
-        elsewhere = Path(values["source"]).absolute() != source.path.absolute() and values["bytes"] != source.path.stat().st_size
+        elsewhere = (
+            Path(values["source"]).absolute() != source.path.absolute()
+            and values["bytes"] != source.path.stat().st_size
+        )
         return str(values["source"]) if elsewhere else ""
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
@@ -212,7 +287,11 @@ def is_done(source: Source, out: Path, request: str) -> bool:
     """Whether the results of a picture are there, for the same picture and the same request."""
     try:
         values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
-        same = values["request"] == request and values["bytes"] == source.path.stat().st_size and values["frame"] == source.frame
+        same = (
+            values["request"] == request
+            and values["bytes"] == source.path.stat().st_size
+            and values["frame"] == source.frame
+        )
         folder = (out / source.name).parent
         return bool(same and all((folder / name).is_file() for name in values["files"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -220,13 +299,34 @@ def is_done(source: Source, out: Path, request: str) -> bool:
 
 
 def request_fingerprint(predictor: Predictor, target: Target, outputs: tuple[Output, ...]) -> str:
-    """A hash of all that decides the result files of a picture: weights, settings, class names and kinds of file."""
+    """A hash of all that decides the result files of a picture: weights, settings, class names and
+    kinds of file."""
     digest = hashlib.sha256()
-    settings = {name: value for name, value in asdict(predictor.settings).items() if name not in MEMORY_SETTINGS}
-    words = [target.names, target.colors, target.calibration, target.threshold, target.below, sorted(outputs), settings]
+    settings = {
+        name: value
+        for name, value in asdict(predictor.settings).items()
+        if name not in MEMORY_SETTINGS
+    }
+    words = [
+        target.names,
+        target.colors,
+        target.calibration,
+        target.threshold,
+        target.below,
+        sorted(outputs),
+        settings,
+    ]
     digest.update(json.dumps(words, sort_keys=True).encode())
-    for tensor in (target.text * 1000, target.seen, torch.arange(0) if target.labels is None else target.labels):
-        digest.update(tensor.detach().cpu().round().short().numpy().tobytes() if tensor.is_floating_point() else tensor.numpy().tobytes())
+    for tensor in (
+        target.text * 1000,
+        target.seen,
+        torch.arange(0) if target.labels is None else target.labels,
+    ):
+        digest.update(
+            tensor.detach().cpu().round().short().numpy().tobytes()
+            if tensor.is_floating_point()
+            else tensor.numpy().tobytes()
+        )
     digest.update(predictor.checkpoint.clip_fingerprint.encode())
     for name, parameter in predictor.model.named_parameters():
         if not predictor.checkpoint.clip_fingerprint or not name.startswith("backbone.tower."):
@@ -235,7 +335,8 @@ def request_fingerprint(predictor: Predictor, target: Target, outputs: tuple[Out
 
 
 def write_coco(out: Path, sources: Iterable[Source], file: Path) -> int:
-    """Gather the `coco` outputs of pictures into one COCO file with RLE masks; returns the number of annotations."""
+    """Gather the `coco` outputs of pictures into one COCO file with RLE masks; returns the number
+    of annotations."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     categories: list[dict[str, Any]] = []
@@ -244,12 +345,17 @@ def write_coco(out: Path, sources: Iterable[Source], file: Path) -> int:
         if not (record.is_file() and parts.is_file()):
             continue
         values = json.loads(record.read_text(encoding="utf-8"))
-        categories = [{"id": index + 1, "name": entry["name"]} for index, entry in enumerate(values["classes"])]
+        categories = [
+            {"id": index + 1, "name": entry["name"]}
+            for index, entry in enumerate(values["classes"])
+        ]
         size = {"width": values["width"], "height": values["height"]}
         images.append({"id": len(images) + 1, "file_name": str(source.path), **size})
         for part in json.loads(parts.read_text(encoding="utf-8")):
             annotations.append({"id": len(annotations) + 1, "image_id": len(images), **part})
-    text = json.dumps({"images": images, "categories": categories, "annotations": annotations}) + "\n"
+    text = (
+        json.dumps({"images": images, "categories": categories, "annotations": annotations}) + "\n"
+    )
     partial = file.with_name(f".{file.name}.part")
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)
@@ -257,9 +363,11 @@ def write_coco(out: Path, sources: Iterable[Source], file: Path) -> int:
 
 
 def _read_ahead(sources: list[Source]) -> Iterator[Item]:
-    """Pictures in order, the next few being read while one is worked on; frames of a video are decoded in one pass."""
+    """Pictures in order, the next few being read while one is worked on; frames of a video are
+    decoded in one pass."""
     with ThreadPoolExecutor(2) as pool:
-        waiting: collections.deque[tuple[Future[Item], bool]] = collections.deque()  # and whether it is large
+        # and whether it is large
+        waiting: collections.deque[tuple[Future[Item], bool]] = collections.deque()
         for video, group in _runs(sources):
             if video is not None:
                 yield from _finish(waiting, 0)

@@ -1,4 +1,5 @@
-"""The batches of a run: the same images in the same order, whatever the number of workers, devices and interruptions."""
+"""The batches of a run: the same images in the same order, whatever the number of workers, devices
+and interruptions."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from cascade_clip.transforms import TrainTransform
 
 
 class HiddenLabels:
-    """A data set whose labels hold only what the protocol may know; cropping must not look at unseen classes either."""
+    """A data set whose labels hold only what the protocol may know; cropping must not look at
+    unseen classes either."""
 
     def __init__(self, dataset: LabelledImages, protocol: TrainingProtocol) -> None:
         """Show `dataset` as `protocol` may see it."""
@@ -75,14 +77,22 @@ class TrainingBatches(lightning.LightningDataModule):
     def _order(self, start: int) -> StepSampler:
         train = self.config.train
         rank = self.trainer.global_rank if self.trainer else 0
-        return StepSampler(len(self.dataset), train.batch_size, train.seed, start=start, rank=rank, world=self._world())
+        return StepSampler(
+            len(self.dataset),
+            train.batch_size,
+            train.seed,
+            start=start,
+            rank=rank,
+            world=self._world(),
+        )
 
     def _world(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    """Schedulers send their signals to every process of a run; loading must go on until the step has ended and the state is saved."""
+    """Schedulers send their signals to every process of a run; loading must go on until the step
+    has ended and the state is saved."""
     for name in ("SIGTERM", "SIGUSR1"):
         with contextlib.suppress(AttributeError):  # Windows knows only the first
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,4 +1,5 @@
-"""Measurements of this machine: how fast training data come, how long inference and training take, against a textbook variant."""
+"""Measurements of this machine: how fast training data come, how long inference and training take,
+against a textbook variant."""
 
 from __future__ import annotations
 
@@ -48,17 +49,31 @@ def describe_machine() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.partition(":")[2].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         model = names[0] if names else model
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": model, "cores": cores, "gpu": gpu, "torch": torch.__version__, "date": date.today().isoformat()}
+    return {
+        "processor": model,
+        "cores": cores,
+        "gpu": gpu,
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+    }
 
 
-def measure_data(seconds: float = 8.0, workers: int = 0, progress: Callable[[str], None] | None = None) -> list[Measurement]:
-    """Augmented 512 px crops per second and core, from JPEG photos of 640 x 480 pixels with PNG masks.
+def measure_data(
+    seconds: float = 8.0, workers: int = 0, progress: Callable[[str], None] | None = None
+) -> list[Measurement]:
+    """Augmented 512 px crops per second and core, from JPEG photos of 640 x 480 pixels with PNG
+    masks.
 
-    The photos are scenes of the built-in world, enlarged, with sensor-like noise, so that decoding them costs what a photo costs.
+    The photos are scenes of the built-in world, enlarged, with sensor-like noise, so that decoding
+    them costs what a photo costs.
 
     Args:
         seconds: how long each setting runs.
@@ -69,17 +84,30 @@ def measure_data(seconds: float = 8.0, workers: int = 0, progress: Callable[[str
     found = []
     with tempfile.TemporaryDirectory() as folder:
         sizes = write_photos(Path(folder))
-        dataset = SegmentationFolder(Path(folder) / "images", Path(folder) / "masks", parse_classes(", ".join(CLASS_NAMES)))
-        training = TrainingSet(dataset, TrainTransform(AugmentConfig(), IMAGENET_MEAN, IMAGENET_STD))
+        dataset = SegmentationFolder(
+            Path(folder) / "images", Path(folder) / "masks", parse_classes(", ".join(CLASS_NAMES))
+        )
+        training = TrainingSet(
+            dataset, TrainTransform(AugmentConfig(), IMAGENET_MEAN, IMAGENET_STD)
+        )
         note = f"JPEG of {statistics.mean(sizes) / 1000:.0f} kB on average"
         if progress is not None:
             progress("one process")
-        found.append(Measurement("crops, one process", _crops_per_second(training, seconds), "crops/s", note))
+        found.append(
+            Measurement("crops, one process", _crops_per_second(training, seconds), "crops/s", note)
+        )
         count = workers or cores
         if progress is not None:
             progress(f"{count} processes")
         rate = _loaded_per_second(training, count, seconds)
-        found.append(Measurement(f"crops, {count} processes", rate, "crops/s", f"{rate / min(count, cores):.1f} per core"))
+        found.append(
+            Measurement(
+                f"crops, {count} processes",
+                rate,
+                "crops/s",
+                f"{rate / min(count, cores):.1f} per core",
+            )
+        )
     return found
 
 
@@ -92,12 +120,14 @@ def write_photos(folder: Path, count: int = PHOTOS) -> list[int]:
     for index in range(count):
         scene = make_scene(0, index, SceneConfig(size=160))
         picture = Image.fromarray(scene.image).resize(PHOTO_SIZE, Image.Resampling.BICUBIC)
-        noisy = np.asarray(picture, dtype=np.float32) + draw.normal(0, 6, (PHOTO_SIZE[1], PHOTO_SIZE[0], 3))
+        noisy = np.asarray(picture, dtype=np.float32) + draw.normal(
+            0, 6, (PHOTO_SIZE[1], PHOTO_SIZE[0], 3)
+        )
         path = folder / "images" / f"{index:03d}.jpg"
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
-        Image.fromarray(scene.mask.astype(np.uint8)).resize(PHOTO_SIZE, Image.Resampling.NEAREST).save(
-            folder / "masks" / f"{index:03d}.png"
-        )
+        Image.fromarray(scene.mask.astype(np.uint8)).resize(
+            PHOTO_SIZE, Image.Resampling.NEAREST
+        ).save(folder / "masks" / f"{index:03d}.png")
         sizes.append(path.stat().st_size)
     return sizes
 
@@ -118,8 +148,11 @@ def _crops_per_second(training: TrainingSet, seconds: float) -> float:
 
 
 def _loaded_per_second(training: TrainingSet, workers: int, seconds: float) -> float:
-    """Crops that arrive from loading processes in batches of 8, from the second batch of every process on."""
-    loader = DataLoader(training, batch_size=8, sampler=StepSampler(len(training), 8), num_workers=workers)
+    """Crops that arrive from loading processes in batches of 8, from the second batch of every
+    process on."""
+    loader = DataLoader(
+        training, batch_size=8, sampler=StepSampler(len(training), 8), num_workers=workers
+    )
     batches = iter(loader)
     for _ in range(workers):
         next(batches)

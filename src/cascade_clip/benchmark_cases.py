@@ -1,4 +1,5 @@
-"""What the benchmark compares, and how: every turn of every variant is a fresh process, in the order A B A B."""
+"""What the benchmark compares, and how: every turn of every variant is a fresh process, in the
+order A B A B."""
 
 from __future__ import annotations
 
@@ -14,7 +15,11 @@ from typing import Any
 
 from cascade_clip.benchmark_work import Work, count_flops
 
-TUNED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "67108864"}
+TUNED = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "67108864",
+}
 """glibc's allocator told to keep large blocks instead of giving them back to the kernel."""
 
 QUIET = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
@@ -41,7 +46,8 @@ class Row:
         return statistics.median(turn[figure] for turn in self.turns)
 
     def share(self, peak: float) -> float:
-        """Part of the machine's matrix-product peak (GFLOP per processor second) that the network's operations reach."""
+        """Part of the machine's matrix-product peak (GFLOP per processor second) that the network's
+        operations reach."""
         return self.flops / self.median("processor") / 1e9 / peak
 
     def to_json(self) -> dict[str, Any]:
@@ -58,9 +64,15 @@ class Row:
 
 
 def against_textbook(name: str, work: Work) -> list[Row]:
-    """Ours in both number formats against the textbook variant under both settings of the allocator."""
+    """Ours in both number formats against the textbook variant under both settings of the
+    allocator."""
     plain = dataclasses.replace(work, variant="textbook")
-    works = [plain, work, dataclasses.replace(plain, tuned=True), dataclasses.replace(work, precision="bf16")]
+    works = [
+        plain,
+        work,
+        dataclasses.replace(plain, tuned=True),
+        dataclasses.replace(work, precision="bf16"),
+    ]
     return [Row(name, one) for one in works]
 
 
@@ -70,15 +82,23 @@ def list_cases(case: str, size: str = "full") -> list[Row]:
     base: dict[str, Any] = {"size": size}
     if case == "inference":
         works = {
-            f"inference {side}, {count} classes": Work("inference", classes=count, height=side, width=side, **base) for count in (20, 171)
+            f"inference {side}, {count} classes": Work(
+                "inference", classes=count, height=side, width=side, **base
+            )
+            for count in (20, 171)
         }
         return [row for name, work in works.items() for row in against_textbook(name, work)]
     if case == "sliding":
         name = f"sliding window {large[0]} x {large[1]}, 171 classes"
-        return against_textbook(name, Work("inference", classes=171, height=large[0], width=large[1], **base))
+        return against_textbook(
+            name, Work("inference", classes=171, height=large[0], width=large[1], **base)
+        )
     if case == "classes":
         return [
-            Row(f"{large[0]} x {large[1]}, {count} classes", Work("inference", classes=count, height=large[0], width=large[1], **base))
+            Row(
+                f"{large[0]} x {large[1]}, {count} classes",
+                Work("inference", classes=count, height=large[0], width=large[1], **base),
+            )
             for count in (20, 1000)
         ]
     step = Work("train", classes=156, height=side, width=side, batch=2, **base)
@@ -91,13 +111,22 @@ def list_scaling(size: str = "full") -> list[Row]:
     side = 512 if size == "full" else 64
     base: dict[str, Any] = {"size": size}
     sizes = [(side, side), (side, 2 * side), (2 * side, 2 * side)]
-    classes = [Row("classes", Work("inference", classes=count, height=side, width=side, **base)) for count in (10, 100, 1000)]
-    pixels = [Row("pixels", Work("inference", classes=171, height=height, width=width, **base)) for height, width in sizes]
+    classes = [
+        Row("classes", Work("inference", classes=count, height=side, width=side, **base))
+        for count in (10, 100, 1000)
+    ]
+    pixels = [
+        Row("pixels", Work("inference", classes=171, height=height, width=width, **base))
+        for height, width in sizes
+    ]
     return [*classes, *pixels]
 
 
-def measure_rows(rows: Sequence[Row], rounds: int, progress: Callable[[str], None], *, flops: bool = True) -> None:
-    """Run every row once a round, one after another, each time in a fresh process that warms up on one run first.
+def measure_rows(
+    rows: Sequence[Row], rounds: int, progress: Callable[[str], None], *, flops: bool = True
+) -> None:
+    """Run every row once a round, one after another, each time in a fresh process that warms up on
+    one run first.
 
     Raises:
         ValueError: a process failed, for example for want of memory.
@@ -105,7 +134,12 @@ def measure_rows(rows: Sequence[Row], rounds: int, progress: Callable[[str], Non
     for turn in range(rounds):
         for row in rows:
             progress(f"{row.name}: {row.variant}, round {turn + 1} of {rounds}")
-            row.turns.append(run_process(json.dumps({**vars(row.work), "repeats": 1, "warm": 1}), TUNED if row.work.tuned else {}))
+            row.turns.append(
+                run_process(
+                    json.dumps({**vars(row.work), "repeats": 1, "warm": 1}),
+                    TUNED if row.work.tuned else {},
+                )
+            )
     for row in rows if flops else ():
         row.flops = count_flops(row.work)
 
@@ -118,9 +152,13 @@ def measure_peak() -> dict[str, float]:
 def run_process(argument: str, environment: dict[str, str]) -> dict[str, float]:
     """What a fresh process of `benchmark_work` prints."""
     command = [sys.executable, "-m", "cascade_clip.benchmark_work", argument]
-    done = subprocess.run(command, env={**os.environ, **QUIET, **environment}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env={**os.environ, **QUIET, **environment}, capture_output=True, text=True
+    )
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}, which a lack of memory can cause"]
+        lines = done.stderr.strip().splitlines() or [
+            f"exit code {done.returncode}, which a lack of memory can cause"
+        ]
         raise ValueError(f"the benchmark process for {argument} failed: {lines[-1]}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from cascade_clip.benchmark import Measurement
     from cascade_clip.benchmark_cases import Row
 
-Case = Literal["inference", "sliding", "classes", "train", "scaling", "data", "startup", "gpu", "all"]
+Case = Literal[
+    "inference", "sliding", "classes", "train", "scaling", "data", "startup", "gpu", "all"
+]
 Size = Literal["full", "tiny"]
 
 AGAINST_TEXTBOOK: tuple[Case, ...] = ("inference", "sliding", "classes", "train")
@@ -32,11 +34,12 @@ def benchmark(
     picture: Path = Path("scaling.png"),
     out: Path = Path("benchmark.json"),
 ) -> int:
-    """Measure this machine: each kind of work against a textbook variant of the same model, in turn (A B A B), each turn a fresh process.
+    """Measure this machine: each kind of work against a textbook variant of the same model, in turn
+    (A B A B), each turn a fresh process.
 
     Args:
-        case: inference, sliding (windows), classes (20 and 1,000), train, scaling (the picture), data (training crops per second),
-            startup, gpu (needs CUDA), or all of them but gpu.
+        case: inference, sliding (windows), classes (20 and 1,000), train, scaling (the picture),
+            data (training crops per second), startup, gpu (needs CUDA), or all of them but gpu.
         rounds: turns of every variant; figures are medians.
         size: full: ViT-B/16 with 50 prompt tokens and random weights; tiny: to try the command.
         seconds: data and gpu: how long each setting runs.
@@ -67,8 +70,16 @@ def benchmark(
     return 0
 
 
-def profile(*, classes: int = 171, precision: Precision = "fp32", size: Size = "full", train: bool = False, rows: int = 20) -> int:
-    """Show where the time of one image, or of one training step, goes: torch's operators by their own processor time.
+def profile(
+    *,
+    classes: int = 171,
+    precision: Precision = "fp32",
+    size: Size = "full",
+    train: bool = False,
+    rows: int = 20,
+) -> int:
+    """Show where the time of one image, or of one training step, goes: torch's operators by their
+    own processor time.
 
     Args:
         classes: number of class names.
@@ -83,18 +94,34 @@ def profile(*, classes: int = 171, precision: Precision = "fp32", size: Size = "
     from cascade_clip.benchmark_work import Work, prepare
 
     side = Work("inference", size=size).window
-    run = prepare(Work("train" if train else "inference", precision=precision, classes=classes, height=side, width=side, size=size))
+    run = prepare(
+        Work(
+            "train" if train else "inference",
+            precision=precision,
+            classes=classes,
+            height=side,
+            width=side,
+            size=size,
+        )
+    )
     run()
     with watch(activities=[ProfilerActivity.CPU]) as found:
         run()
     events = sorted(found.key_averages(), key=lambda event: event.self_cpu_time_total, reverse=True)
     total = sum(event.self_cpu_time_total for event in events)
-    table = Table(title=f"{'training step' if train else 'inference'}, {classes} classes, {side} x {side}, {precision}")
+    table = Table(
+        title=(
+            f"{'training step' if train else 'inference'}, {classes} classes, {side} x {side},"
+            f" {precision}"
+        )
+    )
     for heading in ("operator", "ms", "share", "calls"):
         table.add_column(heading, justify="left" if heading == "operator" else "right")
     for event in events[:rows]:
         share = event.self_cpu_time_total / total
-        table.add_row(event.key, f"{event.self_cpu_time_total / 1000:.1f}", f"{share:.1%}", str(event.count))
+        table.add_row(
+            event.key, f"{event.self_cpu_time_total / 1000:.1f}", f"{share:.1%}", str(event.count)
+        )
     console.print(table)
     say(f"all operators: {total / 1000:.0f} ms")
     return 0
@@ -107,16 +134,35 @@ def _compare(case: str, rounds: int, size: Size) -> dict[str, Any]:
     rows = list_cases(case, size)
     peak = measure_peak()
     measure_rows(rows, rounds, lambda text: warn(f"measuring: {text}"))
-    table = Table(title=f"benchmark {case}, medians of {rounds} (processor seconds are little disturbed by other programs)")
-    for heading in ("work", "variant", "s", "processor s", "times as fast", "MiB", "GFLOP", "of the peak"):
+    table = Table(
+        title=(
+            f"benchmark {case}, medians of {rounds} (processor seconds are little disturbed by"
+            " other programs)"
+        )
+    )
+    for heading in (
+        "work",
+        "variant",
+        "s",
+        "processor s",
+        "times as fast",
+        "MiB",
+        "GFLOP",
+        "of the peak",
+    ):
         table.add_column(heading, justify="left" if heading in ("work", "variant") else "right")
     for row in rows:
         table.add_row(
-            row.name, row.variant, f"{row.median('seconds'):.2f}", f"{row.median('processor'):.2f}", _faster(row, rows),
-            f"{row.median('memory'):.0f}", f"{row.flops / 1e9:.0f}", f"{row.share(peak[row.work.precision]):.0%}",
+            row.name, row.variant, f"{row.median('seconds'):.2f}",
+            f"{row.median('processor'):.2f}", _faster(row, rows),
+            f"{row.median('memory'):.0f}", f"{row.flops / 1e9:.0f}",
+            f"{row.share(peak[row.work.precision]):.0%}",
         )  # fmt: skip
     console.print(table)
-    say(f"matrix-product peak per core: {peak['fp32']:.0f} GFLOP/s in fp32, {peak['bf16']:.0f} in bf16")
+    say(
+        f"matrix-product peak per core: {peak['fp32']:.0f} GFLOP/s in fp32, {peak['bf16']:.0f} in"
+        " bf16"
+    )
     return {"rows": [row.to_json() for row in rows], "peak": peak}
 
 

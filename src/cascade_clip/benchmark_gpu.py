@@ -1,4 +1,5 @@
-"""Measurements on a GPU: inference, sliding windows, a training step, in number formats and with and without `torch.compile`.
+"""Measurements on a GPU: inference, sliding windows, a training step, in number formats and with
+and without `torch.compile`.
 
 Letters: B images, C classes, H x W pixels.
 """
@@ -16,7 +17,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from cascade_clip.benchmark import Measurement
-from cascade_clip.benchmark_work import Work, blocky_labels, build_predictor, count_flops, model_config
+from cascade_clip.benchmark_work import (
+    Work,
+    blocky_labels,
+    build_predictor,
+    count_flops,
+    model_config,
+)
 from cascade_clip.config import Config, InferenceConfig, Precision
 from cascade_clip.losses import mask_loss
 from cascade_clip.model import Segmenter, build_segmenter
@@ -48,12 +55,22 @@ def measure_gpu(plan: GpuPlan, progress: Callable[[str], None]) -> list[Measurem
         ValueError: there is no such device.
     """
     if plan.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("benchmark gpu needs a CUDA device, and this machine or this build of torch has none")
+        raise ValueError(
+            "benchmark gpu needs a CUDA device, and this machine or this build of torch has none"
+        )
     torch.manual_seed(0)
     peak = _peak(plan)
-    found = [Measurement("bf16 matrix products", peak / 1e12, "TFLOP/s", "the machine's own peak, 100 % below")]
+    found = [
+        Measurement(
+            "bf16 matrix products", peak / 1e12, "TFLOP/s", "the machine's own peak, 100 % below"
+        )
+    ]
     model = build_segmenter(model_config(plan.size)).to(plan.device)
-    for measured in (*_inference(plan, model.eval(), peak), *_sliding(plan, model.eval()), *_training(plan, model.train(), peak)):
+    for measured in (
+        *_inference(plan, model.eval(), peak),
+        *_sliding(plan, model.eval()),
+        *_training(plan, model.train(), peak),
+    ):
         progress(f"{measured.name}: {measured.value:.1f} {measured.unit}, {measured.note}")
         found.append(measured)
     return found
@@ -67,23 +84,46 @@ def _modes(plan: GpuPlan) -> tuple[tuple[Precision, bool], ...]:
 def _inference(plan: GpuPlan, model: Segmenter, peak: float) -> Iterator[Measurement]:
     """Images per second from normalised batches to labels at full size."""
     side = Work("inference", size=plan.size).window
-    for classes, batch, (precision, compiled) in itertools.product(plan.classes, plan.batches, _modes(plan)):
+    for classes, batch, (precision, compiled) in itertools.product(
+        plan.classes, plan.batches, _modes(plan)
+    ):
         images = torch.randn(batch, 3, side, side, device=plan.device)
         text = normalize(torch.randn(classes, model.joint_width, device=plan.device), dim=-1)
         network = torch.compile(model.forward) if compiled else model.forward
-        with torch.inference_mode(), torch.autocast(plan.device, autocast_type(precision), enabled=precision != "fp32"):
-            seconds, memory = _time(plan, lambda network=network, images=images, text=text: labels_of(network(images, text), side))  # type: ignore[misc]
-        flops = count_flops(Work("inference", classes=classes, height=side, width=side, size=plan.size)) * batch
-        name = f"inference {side}, batch {batch}, {classes} classes, {precision}{', compiled' if compiled else ''}"
+        with (
+            torch.inference_mode(),
+            torch.autocast(plan.device, autocast_type(precision), enabled=precision != "fp32"),
+        ):
+            seconds, memory = _time(
+                plan,
+                lambda network=network, images=images, text=text: labels_of(
+                    network(images, text), side
+                ),
+            )  # type: ignore[misc]
+        flops = (
+            count_flops(Work("inference", classes=classes, height=side, width=side, size=plan.size))
+            * batch
+        )
+        name = (
+            f"inference {side}, batch {batch}, {classes} classes,"
+            f" {precision}{', compiled' if compiled else ''}"
+        )
         yield Measurement(name, batch / seconds, "images/s", _note(flops / seconds / peak, memory))
 
 
 def labels_of(logits: Tensor, side: int) -> Tensor:
-    """Labels (B, side, side) of mask logits (B, C, h, w), in chunks of classes with a running maximum."""
-    best, labels = logits.new_full((), -1.0), torch.zeros((), dtype=torch.int64, device=logits.device)
+    """Labels (B, side, side) of mask logits (B, C, h, w), in chunks of classes with a running
+    maximum."""
+    best, labels = (
+        logits.new_full((), -1.0),
+        torch.zeros((), dtype=torch.int64, device=logits.device),
+    )
     for start in range(0, logits.shape[1], CHUNK):
         part = logits[:, start : start + CHUNK].float()
-        scores = interpolate(part, size=(side, side), mode="bilinear", align_corners=False).sigmoid_()  # (B, c, side, side)
+        # (B, c, side, side)
+        scores = interpolate(
+            part, size=(side, side), mode="bilinear", align_corners=False
+        ).sigmoid_()
         high, index = first_best(scores.transpose(0, 1))  # (B, side, side)
         labels = torch.where(high > best, index + start, labels)
         best = torch.maximum(high, best)
@@ -97,11 +137,20 @@ def _sliding(plan: GpuPlan, model: Segmenter) -> Iterator[Measurement]:
     text = normalize(torch.randn(plan.classes[-1], model.joint_width), dim=-1)
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
     for precision in precisions:
-        settings = InferenceConfig(window=work.window, stride=work.stride, window_batch=8, precision=precision)
+        settings = InferenceConfig(
+            window=work.window, stride=work.stride, window_batch=8, precision=precision
+        )
         predictor = build_predictor(model, text, settings, plan.device)
         target, image = predictor.bind(text=text), torch.randn(3, height, width, device=plan.device)
-        seconds, memory = _time(plan, lambda p=predictor, i=image, t=target: p.label_map_of_input(i, t))  # type: ignore[misc]
-        yield Measurement(f"sliding {height} x {width}, {len(text)} classes, {precision}", 1 / seconds, "images/s", _note(None, memory))
+        seconds, memory = _time(
+            plan, lambda p=predictor, i=image, t=target: p.label_map_of_input(i, t)
+        )  # type: ignore[misc]
+        yield Measurement(
+            f"sliding {height} x {width}, {len(text)} classes, {precision}",
+            1 / seconds,
+            "images/s",
+            _note(None, memory),
+        )
 
 
 def _training(plan: GpuPlan, model: Segmenter, peak: float) -> Iterator[Measurement]:
@@ -112,8 +161,17 @@ def _training(plan: GpuPlan, model: Segmenter, peak: float) -> Iterator[Measurem
     labels = blocky_labels(plan.train_batch, plan.train_classes, side, side).to(plan.device)
     text = normalize(torch.randn(plan.train_classes, model.joint_width, device=plan.device), dim=-1)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.optimizer.learning_rate, fused=plan.device == "cuda")
-    work = Work("train", classes=plan.train_classes, height=side, width=side, batch=plan.train_batch, size=plan.size)
+    optimizer = torch.optim.AdamW(
+        trained, lr=config.optimizer.learning_rate, fused=plan.device == "cuda"
+    )
+    work = Work(
+        "train",
+        classes=plan.train_classes,
+        height=side,
+        width=side,
+        batch=plan.train_batch,
+        size=plan.size,
+    )
     flops = count_flops(work)
     for precision, compiled in _modes(plan):
         network: Any = torch.compile(model.forward) if compiled else model.forward
@@ -121,11 +179,16 @@ def _training(plan: GpuPlan, model: Segmenter, peak: float) -> Iterator[Measurem
         def step(network: Any = network, precision: Precision = precision) -> None:
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(plan.device, autocast_type(precision), enabled=precision != "fp32"):
-                mask_loss(network(images, text), labels, model.patch_size, config.loss).total.backward()
+                mask_loss(
+                    network(images, text), labels, model.patch_size, config.loss
+                ).total.backward()
             optimizer.step()
 
         seconds, memory = _time(plan, step)
-        name = f"training step, batch {plan.train_batch}, {plan.train_classes} classes, {precision}{', compiled' if compiled else ''}"
+        name = (
+            f"training step, batch {plan.train_batch}, {plan.train_classes} classes,"
+            f" {precision}{', compiled' if compiled else ''}"
+        )
         yield Measurement(name, 1 / seconds, "steps/s", _note(flops / seconds / peak, memory))
 
 

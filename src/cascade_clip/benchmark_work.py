@@ -1,4 +1,5 @@
-"""One piece of work that a benchmark times, in a process of its own: `python -m cascade_clip.benchmark_work JSON` prints one line of JSON.
+"""One piece of work that a benchmark times, in a process of its own: `python -m
+cascade_clip.benchmark_work JSON` prints one line of JSON.
 
 Models have random weights: time and memory do not depend on them.
 """
@@ -25,7 +26,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cascade_clip import textbook
 from cascade_clip.checkpoint import Checkpoint
-from cascade_clip.config import ClipConfig, Config, DecoderConfig, InferenceConfig, ModelConfig, Precision, PromptConfig
+from cascade_clip.config import (
+    ClipConfig,
+    Config,
+    DecoderConfig,
+    InferenceConfig,
+    ModelConfig,
+    Precision,
+    PromptConfig,
+)
 from cascade_clip.losses import mask_loss
 from cascade_clip.model import Segmenter, build_segmenter
 from cascade_clip.predictor import Predictor, autocast_type
@@ -59,7 +68,8 @@ class Work:
     size: Literal["full", "tiny"] = "full"
     """`full`: the published ViT-B/16 with 50 prompt tokens."""
     tuned: bool = False
-    """Whether the process starts with an allocator that keeps large blocks (see `benchmark_cases.TUNED`)."""
+    """Whether the process starts with an allocator that keeps large blocks (see
+    `benchmark_cases.TUNED`)."""
 
     @property
     def window(self) -> int:
@@ -75,10 +85,14 @@ class Work:
 def model_config(size: str) -> ModelConfig:
     """Settings of the published COCO-Stuff model, or of a tiny one."""
     if size == "full":
-        return ModelConfig(clip=ClipConfig(weights="random", tokenizer=False), prompts=PromptConfig(tokens=50))
+        return ModelConfig(
+            clip=ClipConfig(weights="random", tokenizer=False), prompts=PromptConfig(tokens=50)
+        )
     clip = ClipConfig(name="tiny", weights="random", architecture=TINY, tokenizer=False)
     decoder = DecoderConfig(heads=4, feedforward=128)
-    return ModelConfig(clip=clip, prompts=PromptConfig(tokens=3), decoder=decoder, position_grid=(4, 4))
+    return ModelConfig(
+        clip=clip, prompts=PromptConfig(tokens=3), decoder=decoder, position_grid=(4, 4)
+    )
 
 
 def prepare(work: Work) -> Callable[[], Any]:
@@ -86,7 +100,11 @@ def prepare(work: Work) -> Callable[[], Any]:
     torch.manual_seed(0)
     model = build_segmenter(model_config(work.size))
     text = normalize(torch.randn(work.classes, model.joint_width), dim=-1)
-    return _inference(work, model.eval(), text) if work.kind == "inference" else _training(work, model.train(), text)
+    return (
+        _inference(work, model.eval(), text)
+        if work.kind == "inference"
+        else _training(work, model.train(), text)
+    )
 
 
 def _inference(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
@@ -102,12 +120,19 @@ def _inference(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
     return lambda: predictor.label_map_of_input(image, target).labels
 
 
-def build_predictor(model: Segmenter, text: Tensor, settings: InferenceConfig, device: Literal["cpu", "cuda"] = "cpu") -> Predictor:
+def build_predictor(
+    model: Segmenter,
+    text: Tensor,
+    settings: InferenceConfig,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> Predictor:
     """A predictor of numbered class names, of which the last was not seen in training."""
     words = ", ".join(f"class {index}" for index in range(len(text)))
     vocabulary = parse_classes(words).with_unseen((f"class {len(text) - 1}",))
     config = Config(inference=settings)
-    return Predictor(Checkpoint(model, None, config, vocabulary, ("a {}",), "", None, text), settings, device)
+    return Predictor(
+        Checkpoint(model, None, config, vocabulary, ("a {}",), "", None, text), settings, device
+    )
 
 
 def _training(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
@@ -116,15 +141,21 @@ def _training(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
     labels = blocky_labels(work.batch, work.classes, work.height, work.width)
     plain = textbook.Textbook(model).train() if work.variant == "textbook" else None
     trained = [parameter for parameter in (plain or model).parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.optimizer.learning_rate, weight_decay=config.optimizer.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trained, lr=config.optimizer.learning_rate, weight_decay=config.optimizer.weight_decay
+    )
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=autocast_type(work.precision), enabled=work.precision != "fp32"):
+        with torch.autocast(
+            "cpu", dtype=autocast_type(work.precision), enabled=work.precision != "fp32"
+        ):
             if plain is not None:
                 textbook.loss(plain(images, text), labels, config.loss).backward()
             else:
-                mask_loss(model(images, text), labels, model.patch_size, config.loss).total.backward()
+                mask_loss(
+                    model(images, text), labels, model.patch_size, config.loss
+                ).total.backward()
         optimizer.step()
 
     return step
@@ -133,19 +164,35 @@ def _training(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
 def blocky_labels(batch: int, classes: int, height: int, width: int, cell: int = 64) -> Tensor:
     """Labels (B, height, width) in square regions, some of them without a label."""
     coarse = torch.randint(-1, classes, (batch, -(-height // cell), -(-width // cell)))
-    return coarse.repeat_interleave(cell, 1).repeat_interleave(cell, 2)[:, :height, :width].contiguous()
+    return (
+        coarse.repeat_interleave(cell, 1)
+        .repeat_interleave(cell, 2)[:, :height, :width]
+        .contiguous()
+    )
 
 
 def count_flops(work: Work) -> int:
-    """Floating-point operations of the network in one run of the work, by torch's counter on tensors without values."""
+    """Floating-point operations of the network in one run of the work, by torch's counter on
+    tensors without values."""
     model = build_segmenter(model_config(work.size))
-    windows = len(list_windows((work.height, work.width), work.window, work.stride)) if work.kind == "inference" else 1
+    windows = (
+        len(list_windows((work.height, work.width), work.window, work.stride))
+        if work.kind == "inference"
+        else 1
+    )
     model.backbone.remake_taps = False  # what is computed twice to save memory counts once
     network: Any = textbook.Textbook(model) if work.variant == "textbook" else model
     if work.kind == "inference":
         network.eval().requires_grad_(False)
-    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        images, text = torch.zeros(1, 3, work.window, work.window), torch.zeros(work.classes, model.joint_width)
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        images, text = (
+            torch.zeros(1, 3, work.window, work.window),
+            torch.zeros(work.classes, model.joint_width),
+        )
         with torch.set_grad_enabled(work.kind == "train"):
             result = network(images, text)
             if work.kind == "train":
@@ -154,7 +201,8 @@ def count_flops(work: Work) -> int:
 
 
 def time_work(work: Work, repeats: int = 1, warm: int = 1) -> dict[str, float]:
-    """Medians of wall-clock and processor seconds, and the largest memory of this process in MiB."""
+    """Medians of wall-clock and processor seconds, and the largest memory of this process in
+    MiB."""
     run = prepare(work)
     for _ in range(warm):
         run()
@@ -164,7 +212,11 @@ def time_work(work: Work, repeats: int = 1, warm: int = 1) -> dict[str, float]:
         run()
         wall.append(time.perf_counter() - begin)
         processor.append(time.process_time() - used)
-    return {"seconds": statistics.median(wall), "processor": statistics.median(processor), "memory": peak_memory()}
+    return {
+        "seconds": statistics.median(wall),
+        "processor": statistics.median(processor),
+        "memory": peak_memory(),
+    }
 
 
 def peak_memory() -> float:
@@ -173,11 +225,14 @@ def peak_memory() -> float:
     if status.is_file():  # unlike getrusage, it does not start from what the parent process held
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return float(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )
 
 
 def matmul_peak(dtype: torch.dtype, side: int = 2048, repeats: int = 8) -> float:
-    """Floating-point operations per processor second of this machine's matrix products, in GFLOP/s."""
+    """Floating-point operations per processor second of this machine's matrix products, in
+    GFLOP/s."""
     left, right = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
     best = float("inf")
     with torch.inference_mode():

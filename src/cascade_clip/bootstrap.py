@@ -1,8 +1,10 @@
-"""How sure a difference between two models is: the paired bootstrap over images (Efron and Tibshirani 1993, percentile intervals).
+"""How sure a difference between two models is: the paired bootstrap over images (Efron and
+Tibshirani 1993, percentile intervals).
 
-A test set is a sample of images. Drawing as many images again, with replacement and the same ones for both models, shows how much the
-difference between their figures depends on which images happened to be in it.
-Letters: N images, C classes, R resamples, M runs of one method (such as seeds).
+A test set is a sample of images. Drawing as many images again, with replacement and the same ones
+for both models, shows how much the difference between their figures depends on which images
+happened to be in it. Letters: N images, C classes, R resamples, M runs of one method (such as
+seeds).
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Tallies:
-    """Pixel counts of one model on every image, from which the figures over any choice of images follow."""
+    """Pixel counts of one model on every image, from which the figures over any choice of images
+    follow."""
 
     intersection: NDArray[np.int64]
     """(N, C): pixels of a class that are predicted as it."""
@@ -35,11 +38,15 @@ class Tallies:
     def __post_init__(self) -> None:
         """Check the shapes."""
         if self.intersection.ndim != 2 or self.intersection.shape != self.union.shape:
-            raise ValueError(f"tallies must both have shape (images, classes), got {self.intersection.shape} and {self.union.shape}")
+            raise ValueError(
+                f"tallies must both have shape (images, classes), got {self.intersection.shape} and"
+                f" {self.union.shape}"
+            )
 
     @classmethod
     def of(cls, counts: NDArray[np.int64]) -> Tallies:
-        """From a confusion matrix of every image, (N, C, C + 1), whose last column has no prediction."""
+        """From a confusion matrix of every image, (N, C, C + 1), whose last column has no
+        prediction."""
         right = np.diagonal(counts, axis1=-2, axis2=-1)  # (N, C)
         return cls(right, counts.sum(axis=-1) + counts[..., :-1].sum(axis=-2) - right)
 
@@ -83,13 +90,17 @@ class Difference:
 
 
 def figures(intersection: Numbers, union: Numbers, seen: NDArray[np.bool_]) -> Numbers:
-    """S, U and hIoU, (..., 3), of summed counts (..., C); a class without pixels is left out, a mean over none is NaN."""
-    iou = np.divide(intersection, union, out=np.full(intersection.shape, np.nan), where=union > 0)  # (..., C)
+    """S, U and hIoU, (..., 3), of summed counts (..., C); a class without pixels is left out, a
+    mean over none is NaN."""
+    # (..., C)
+    iou = np.divide(intersection, union, out=np.full(intersection.shape, np.nan), where=union > 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean over no class
         first, second = np.nanmean(iou[..., seen], axis=-1), np.nanmean(iou[..., ~seen], axis=-1)
     both = first + second
-    harmonic = np.divide(2 * first * second, both, out=np.where(np.isnan(both), np.nan, 0.0), where=both > 0)
+    harmonic = np.divide(
+        2 * first * second, both, out=np.where(np.isnan(both), np.nan, 0.0), where=both > 0
+    )
     return np.stack([first, second, harmonic], axis=-1)
 
 
@@ -107,64 +118,107 @@ def compare_paired(
 
     Args:
         first: the runs of a method, mostly one, all on the same images.
-        second: the runs of the other method on these images. With several runs, a resample draws runs too, for each method by itself,
-            and a method's figure is the mean over the runs.
+        second: the runs of the other method on these images. With several runs, a resample draws
+            runs too, for each method by itself, and a method's figure is the mean over the runs.
         seen: which classes are seen, bool (C,).
         resamples: how often images are drawn again.
         level: share of the resamples that the interval holds.
         seed: of the draws.
-        paired_runs: draw the runs of both methods together, where run i of the one belongs to run i of the other, such as two ways of
-            inference with the same weights.
+        paired_runs: draw the runs of both methods together, where run i of the one belongs to run i
+            of the other, such as two ways of inference with the same weights.
 
     Raises:
-        ValueError: no runs, tallies of other images or classes, a level or a number of resamples out of range, pairs without a partner.
+        ValueError: no runs, tallies of other images or classes, a level or a number of resamples
+            out of range, pairs without a partner.
     """
     _check(first, second, seen, resamples, level)
     if paired_runs and len(first) != len(second):
-        raise ValueError(f"paired runs must be as many for both methods, got {len(first)} and {len(second)}")
+        raise ValueError(
+            f"paired runs must be as many for both methods, got {len(first)} and {len(second)}"
+        )
     generator = np.random.default_rng(seed)
     images = len(first[0].union)
     drawn = []  # R differences (3,)
     for start in range(0, resamples, _AT_ONCE):
         count = min(_AT_ONCE, resamples - start)
-        weights = generator.multinomial(images, np.full(images, 1 / images), size=count).astype(np.float64)  # (r, N)
-        runs = [generator.integers(len(method), size=(count, len(method))) for method in (first, second)]  # each (r, M)
+        # (r, N)
+        weights = generator.multinomial(images, np.full(images, 1 / images), size=count).astype(
+            np.float64
+        )
+        # each (r, M)
+        runs = [
+            generator.integers(len(method), size=(count, len(method))) for method in (first, second)
+        ]
         if paired_runs:
             runs[1] = runs[0]
-        means = [_mean_of_runs(method, weights, chosen, seen) for method, chosen in zip((first, second), runs, strict=True)]
+        means = [
+            _mean_of_runs(method, weights, chosen, seen)
+            for method, chosen in zip((first, second), runs, strict=True)
+        ]
         drawn.append(means[0] - means[1])
     differences = np.concatenate(drawn)  # (R, 3)
     whole = np.ones((1, images))
-    points = [_mean_of_runs(method, whole, np.arange(len(method))[None], seen)[0] for method in (first, second)]  # each (3,)
-    return tuple(_summarise(name, points[0][index], points[1][index], differences[:, index], level) for index, name in enumerate(FIGURES))
+    # each (3,)
+    points = [
+        _mean_of_runs(method, whole, np.arange(len(method))[None], seen)[0]
+        for method in (first, second)
+    ]
+    return tuple(
+        _summarise(name, points[0][index], points[1][index], differences[:, index], level)
+        for index, name in enumerate(FIGURES)
+    )
 
 
-def _mean_of_runs(method: Sequence[Tallies], weights: Numbers, chosen: NDArray[np.int64], seen: NDArray[np.bool_]) -> Numbers:
-    """Figures (r, 3) with every image counted as often as `weights` (r, N) says, as means over the `chosen` runs (r, M)."""
-    every = np.stack([figures(weights @ run.intersection, weights @ run.union, seen) for run in method], axis=1)  # (r, M, 3)
+def _mean_of_runs(
+    method: Sequence[Tallies], weights: Numbers, chosen: NDArray[np.int64], seen: NDArray[np.bool_]
+) -> Numbers:
+    """Figures (r, 3) with every image counted as often as `weights` (r, N) says, as means over the
+    `chosen` runs (r, M)."""
+    # (r, M, 3)
+    every = np.stack(
+        [figures(weights @ run.intersection, weights @ run.union, seen) for run in method], axis=1
+    )
     mean: Numbers = np.take_along_axis(every, chosen[..., None], axis=1).mean(axis=1)
     return mean
 
 
-def _summarise(name: str, first: float, second: float, differences: Numbers, level: float) -> Difference:
+def _summarise(
+    name: str, first: float, second: float, differences: Numbers, level: float
+) -> Difference:
     known = differences[~np.isnan(differences)]
     if not known.size:
         return Difference(name, _or_none(first), _or_none(second), None, None, 0.0)
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     ends = float(low), float(high)
-    return Difference(name, _or_none(first), _or_none(second), *ends, float((known > 0).mean()), float((known < 0).mean()))
+    return Difference(
+        name,
+        _or_none(first),
+        _or_none(second),
+        *ends,
+        float((known > 0).mean()),
+        float((known < 0).mean()),
+    )
 
 
 def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _check(first: Sequence[Tallies], second: Sequence[Tallies], seen: NDArray[np.bool_], resamples: int, level: float) -> None:
+def _check(
+    first: Sequence[Tallies],
+    second: Sequence[Tallies],
+    seen: NDArray[np.bool_],
+    resamples: int,
+    level: float,
+) -> None:
     if not first or not second:
         raise ValueError("each method needs at least one run")
     shapes = {run.union.shape for run in (*first, *second)}
     if len(shapes) > 1 or next(iter(shapes))[1] != len(seen):
-        raise ValueError(f"runs must rest on the same images and classes, got {sorted(shapes)} and {len(seen)} seen flags")
+        raise ValueError(
+            f"runs must rest on the same images and classes, got {sorted(shapes)} and {len(seen)}"
+            " seen flags"
+        )
     if not next(iter(shapes))[0]:
         raise ValueError("there are no images to compare on")
     if resamples < 1:

@@ -1,9 +1,10 @@
-"""How S, U and hIoU depend on what is subtracted from the scores of seen classes, from one pass over labelled images.
+"""How S, U and hIoU depend on what is subtracted from the scores of seen classes, from one pass
+over labelled images.
 
-Subtracting the same number from every seen class leaves the best seen and the best unseen class of a pixel what they are: two scores a
-pixel decide for every value. The value can be chosen without labels of unseen classes, by a model that was trained with a few of the seen
-classes hidden, which then play the unseen ones.
-Letters: C classes, H x W pixels.
+Subtracting the same number from every seen class leaves the best seen and the best unseen class of
+a pixel what they are: two scores a pixel decide for every value. The value can be chosen without
+labels of unseen classes, by a model that was trained with a few of the seen classes hidden, which
+then play the unseen ones. Letters: C classes, H x W pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from torch import Tensor
 from cascade_clip.data import LabelledImages
 from cascade_clip.datasets.folder import Sample
 from cascade_clip.distributed import Ranks
-from cascade_clip.evaluate import ALONE, bind_classes, choose_calibration, summarise, training_protocol
+from cascade_clip.evaluate import (
+    ALONE,
+    bind_classes,
+    choose_calibration,
+    summarise,
+    training_protocol,
+)
 from cascade_clip.metrics import ConfusionMatrix, Scores, scores
 from cascade_clip.predictor import LabelMap, Predictor, Target
 from cascade_clip.results import UNLABELLED
@@ -48,11 +55,19 @@ class CalibrationSweep:
         """Index of the first value with the highest hIoU.
 
         Raises:
-            ValueError: no value has a hIoU, as no pixel is labelled with, or predicted as, a seen or an unseen class.
+            ValueError: no value has a hIoU, as no pixel is labelled with, or predicted as, a seen
+                or an unseen class.
         """
-        known = [(-found.hiou, index) for index, found in enumerate(self.scores) if found.hiou is not None]
+        known = [
+            (-found.hiou, index)
+            for index, found in enumerate(self.scores)
+            if found.hiou is not None
+        ]
         if not known:
-            raise ValueError("there is no hIoU to choose by: seen or unseen classes are absent from these images; give more of them")
+            raise ValueError(
+                "there is no hIoU to choose by: seen or unseen classes are absent from these"
+                " images; give more of them"
+            )
         return min(known)[1]
 
     @property
@@ -67,15 +82,22 @@ class CalibrationSweep:
             "usual": self.usual,
             "images": self.images,
             "held_out": list(self.held_out),
-            "rows": [{"calibration": value, **summarise(found)} for value, found in zip(self.values, self.scores, strict=True)],
+            "rows": [
+                {"calibration": value, **summarise(found)}
+                for value, found in zip(self.values, self.scores, strict=True)
+            ],
         }
 
 
 class HeldOut:
-    """A data set whose names are those that a model has seen and a few held-out ones; pixels of all other classes do not count."""
+    """A data set whose names are those that a model has seen and a few held-out ones; pixels of all
+    other classes do not count."""
 
-    def __init__(self, dataset: LabelledImages, seen: Sequence[str], held_out: Sequence[str]) -> None:
-        """Keep the classes among `seen` and `held_out`, upper and lower case being the same; the latter become the unseen ones."""
+    def __init__(
+        self, dataset: LabelledImages, seen: Sequence[str], held_out: Sequence[str]
+    ) -> None:
+        """Keep the classes among `seen` and `held_out`, upper and lower case being the same; the
+        latter become the unseen ones."""
         whole = dataset.vocabulary
         hidden = {name.casefold() for name in held_out}
         wanted = hidden | {name.casefold() for name in seen}
@@ -83,9 +105,15 @@ class HeldOut:
         self.kept = [index for index, name in enumerate(whole.names) if name.casefold() in wanted]
         """Rows of the whole class list that are left."""
         names = tuple(whole.names[index] for index in self.kept)
-        groups, colors = tuple(whole.synonyms[index] for index in self.kept), tuple(whole.colors[index] for index in self.kept)
-        self.vocabulary = Vocabulary(names, groups, colors, tuple(name for name in names if name.casefold() in hidden))
-        self.table = torch.full((len(whole) + 1,), IGNORED)  # the last entry is that of pixels without a label, -1
+        groups, colors = (
+            tuple(whole.synonyms[index] for index in self.kept),
+            tuple(whole.colors[index] for index in self.kept),
+        )
+        self.vocabulary = Vocabulary(
+            names, groups, colors, tuple(name for name in names if name.casefold() in hidden)
+        )
+        # the last entry is that of pixels without a label, -1
+        self.table = torch.full((len(whole) + 1,), IGNORED)
         self.table[self.kept] = torch.arange(len(self.kept))
 
     def __len__(self) -> int:
@@ -110,21 +138,23 @@ def sweep_calibration(
 ) -> CalibrationSweep:
     """The scores that `evaluate` gives with every one of many calibrations, from one pass.
 
-    They are those of separate evaluations up to the rounding of float32: only a pixel whose two scores differ by a last digit could go
-    the other way.
+    They are those of separate evaluations up to the rounding of float32: only a pixel whose two
+    scores differ by a last digit could go the other way.
 
     Args:
         predictor: the model.
         dataset: images, labels and class names with their split, as for `evaluate`.
         values: what is subtracted from the scores of seen classes, in any order.
-        held_out: names among the model's own unseen classes that play the unseen ones. Its other unseen classes neither compete nor count,
-            so that labels of the held-out and of the seen classes alone decide.
+        held_out: names among the model's own unseen classes that play the unseen ones. Its other
+            unseen classes neither compete nor count, so that labels of the held-out and of the seen
+            classes alone decide.
         text: text embeddings (C, D) of the data set's names to use instead of the text tower.
         progress: called with (done, total) after every image of this process.
         ranks: the processes that share the images; each returns the scores of all.
 
     Raises:
-        ValueError: values that are no numbers, names that cannot be held out, or class names that are all seen, or none.
+        ValueError: values that are no numbers, names that cannot be held out, or class names that
+            are all seen, or none.
     """
     ordered = _check_values(values)
     usual = choose_calibration(predictor, dataset.vocabulary, None)
@@ -134,7 +164,10 @@ def sweep_calibration(
     vocabulary, target = bind_classes(predictor, dataset, 0.0, text)
     if bool(target.seen.all()) or not bool(target.seen.any()):
         known = "all" if bool(target.seen.all()) else "none"
-        raise ValueError(f"{known} of these class names had masks in the model's training, so a calibration changes nothing here")
+        raise ValueError(
+            f"{known} of these class names had masks in the model's training, so a calibration"
+            " changes nothing here"
+        )
     matrices = [ConfusionMatrix(len(vocabulary), predictor.device) for _ in ordered]
     share = ranks.share(len(dataset))
     for done, index in enumerate(share, 1):
@@ -144,14 +177,17 @@ def sweep_calibration(
     for matrix in matrices:
         matrix.counts = ranks.sum(matrix.counts)
     found = tuple(scores(matrix, vocabulary.names, vocabulary.seen_mask) for matrix in matrices)
-    return CalibrationSweep(ordered, found, len(dataset), usual, vocabulary.unseen if held_out else ())
+    return CalibrationSweep(
+        ordered, found, len(dataset), usual, vocabulary.unseen if held_out else ()
+    )
 
 
 def hold_out(predictor: Predictor, dataset: LabelledImages, names: Sequence[str]) -> HeldOut:
     """The data set in which `names` play the unseen classes.
 
     Raises:
-        ValueError: a name that is no class of the data set, or whose masks the model was trained with.
+        ValueError: a name that is no class of the data set, or whose masks the model was trained
+            with.
     """
     there = {name.casefold() for name in dataset.vocabulary.names}
     hidden = {name.casefold() for name in predictor.vocabulary.unseen}
@@ -159,18 +195,23 @@ def hold_out(predictor: Predictor, dataset: LabelledImages, names: Sequence[str]
     if missing:
         raise ValueError(f"held-out names {missing} are no class names of this data set")
     if training_protocol(predictor.checkpoint) == "supervised":
-        raise ValueError("this model was trained with masks of every class, so nothing can be held out; train one with --data.unseen")
+        raise ValueError(
+            "this model was trained with masks of every class, so nothing can be held out; train"
+            " one with --data.unseen"
+        )
     learned = [name for name in names if name.casefold() not in hidden]
     if learned:
         wanted = ", ".join([*predictor.vocabulary.unseen, *learned])
         raise ValueError(
-            f'this model was trained without hiding {learned}; train another one for the choice, with --data.unseen "{wanted}"'
+            f"this model was trained without hiding {learned}; train another one for the choice,"
+            f' with --data.unseen "{wanted}"'
         )
     return HeldOut(dataset, predictor.vocabulary.seen, names)
 
 
 def decide(seen: LabelMap, other: LabelMap, target: Target, value: float) -> Tensor:
-    """Labels (H, W) when `value` is subtracted from the best seen row of every pixel, and the better of both rows wins.
+    """Labels (H, W) when `value` is subtracted from the best seen row of every pixel, and the
+    better of both rows wins.
 
     Of equal scores the first row wins, as it does where all rows compete.
     """
@@ -180,17 +221,26 @@ def decide(seen: LabelMap, other: LabelMap, target: Target, value: float) -> Ten
     if target.labels is not None:
         labels = target.labels.to(labels.device)[labels]
     if target.threshold is not None:
-        labels = torch.where(torch.where(ahead, lowered, other.scores) < target.threshold, target.below, labels)
+        labels = torch.where(
+            torch.where(ahead, lowered, other.scores) < target.threshold, target.below, labels
+        )
     return labels
 
 
-def _count(predictor: Predictor, target: Target, sample: Sample, values: Sequence[float], matrices: Sequence[ConfusionMatrix]) -> None:
+def _count(
+    predictor: Predictor,
+    target: Target,
+    sample: Sample,
+    values: Sequence[float],
+    matrices: Sequence[ConfusionMatrix],
+) -> None:
     """Add one image to the matrix of every value."""
     seen, other = predictor.best_rows(sample.image, target, (target.seen, ~target.seen))
     true = sample.labels.to(predictor.device)
     for value, matrix in zip(values, matrices, strict=True):
         labels = decide(seen, other, target, value)
-        matrix.update(labels.where(labels < matrix.classes, UNLABELLED), true)  # a background that is no class of the data set
+        # a background that is no class of the data set
+        matrix.update(labels.where(labels < matrix.classes, UNLABELLED), true)
 
 
 def _check_values(values: Sequence[float]) -> tuple[float, ...]:

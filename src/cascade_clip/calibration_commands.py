@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from cascade_clip.evaluate_commands import DEFAULT_INFERENCE, FolderOptions, InferenceOptions, given_embeddings
+from cascade_clip.evaluate_commands import (
+    DEFAULT_INFERENCE,
+    FolderOptions,
+    InferenceOptions,
+    given_embeddings,
+)
 from cascade_clip.terminal import DEFAULT_RUN, RunOptions, check_folder, console, progress_bar, say
 
 if TYPE_CHECKING:
@@ -29,11 +34,13 @@ def calibration(
     held_out: str = "",
     out: Path | None = None,
 ) -> int:
-    """Show how S, U and hIoU depend on what is subtracted from the scores of seen classes, and choose the value.
+    """Show how S, U and hIoU depend on what is subtracted from the scores of seen classes, and
+    choose the value.
 
-    One pass over the images gives every value. To choose without labels of unseen classes, train a second model with a few of the seen
-    classes hidden too (add them to --data.unseen), name these in --held-out, and use the value with the first model. Under torchrun
-    several processes share the images.
+    One pass over the images gives every value. To choose without labels of unseen classes, train a
+    second model with a few of the seen classes hidden too (add them to --data.unseen), name these
+    in --held-out, and use the value with the first model. Under torchrun several processes share
+    the images.
 
     Args:
         checkpoint: checkpoint folder, run folder, or a packaged model (mini, mini-last).
@@ -41,8 +48,8 @@ def calibration(
         run: how to load and run.
         inference: other settings of inference than the checkpoint's.
         values: values to compare, separated by commas; by default 0, 0.025, ..., 0.5.
-        held_out: class names, separated by commas, that were hidden from this model's training and here play the unseen classes; its
-            other unseen classes neither compete nor count.
+        held_out: class names, separated by commas, that were hidden from this model's training and
+            here play the unseen classes; its other unseen classes neither compete nor count.
         out: folder for calibration.json and calibration.png; by default nothing is written.
     """
     from cascade_clip.calibration import VALUES, sweep_calibration
@@ -56,14 +63,19 @@ def calibration(
     names = [name.strip() for name in held_out.split(",") if name.strip()]
     config = data.to_config()
     dataset = build_dataset(config, "val")
-    predictor = load_predictor(checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block)
+    predictor = load_predictor(
+        checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block
+    )
     predictor.settings = inference.apply(predictor.settings)
     text = given_embeddings(config, len(dataset.vocabulary), predictor)
     with join_ranks() as ranks, progress_bar("scoring") as step:
         shown = None if ranks.rank else step
-        found = sweep_calibration(predictor, dataset, wanted, held_out=names, text=text, progress=shown, ranks=ranks)
+        found = sweep_calibration(
+            predictor, dataset, wanted, held_out=names, text=text, progress=shown, ranks=ranks
+        )
     if not ranks.rank:
-        if out is not None:  # first: what the pass has found is kept even where there is nothing to choose
+        # first: what the pass has found is kept even where there is nothing to choose
+        if out is not None:
             say(f"wrote {' and '.join(str(path) for path in write_sweep(found, out))}")
         show(found)
     return 0
@@ -80,15 +92,27 @@ def show(found: CalibrationSweep) -> None:
         table.add_column(heading, justify="right")
     for index, (value, row) in enumerate(zip(found.values, found.scores, strict=True)):
         mark = "* " if found.chosen is not None and index == found.best else ""
-        table.add_row(f"{mark}{value:g}", *map(_percent, (row.seen_miou, row.unseen_miou, row.hiou, row.pixel_accuracy)))
+        table.add_row(
+            f"{mark}{value:g}",
+            *map(_percent, (row.seen_miou, row.unseen_miou, row.hiou, row.pixel_accuracy)),
+        )
     console.print(table)
     chosen = found.values[found.best]
-    say(f"--calibration {chosen:g} gives the highest hIoU here: {_percent(found.scores[found.best].hiou)}")
+    say(
+        f"--calibration {chosen:g} gives the highest hIoU here:"
+        f" {_percent(found.scores[found.best].hiou)}"
+    )
     if found.held_out:
         say(f"- held out and in the place of unseen classes: {', '.join(found.held_out)}")
-        say("- no label of a class that stays unseen was used; give the value to the model that was trained with the held-out classes")
+        say(
+            "- no label of a class that stays unseen was used; give the value to the model that was"
+            " trained with the held-out classes"
+        )
     else:
-        say("- labels of unseen classes were used: report figures on other images, or choose with --held-out")
+        say(
+            "- labels of unseen classes were used: report figures on other images, or choose with"
+            " --held-out"
+        )
     say(f"- without --calibration `evaluate` subtracts {found.usual:g} on this class list")
 
 
@@ -96,7 +120,12 @@ def write_sweep(found: CalibrationSweep, out: Path) -> list[Path]:
     """Write calibration.json and calibration.png into a folder, which is made."""
     from cascade_clip.evaluate import write_whole
 
-    written = [write_whole(out / "calibration.json", json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")]
+    written = [
+        write_whole(
+            out / "calibration.json",
+            json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n",
+        )
+    ]
     with tempfile.TemporaryDirectory(dir=out, prefix=".calibration-") as folder:
         part = Path(folder) / "calibration.png"
         draw_sweep(found).savefig(part)
@@ -110,9 +139,16 @@ def draw_sweep(found: CalibrationSweep) -> Figure:
 
     figure = Figure(figsize=(6.4, 3.8), dpi=120)
     axis = figure.add_axes((0.11, 0.14, 0.86, 0.76))
-    curves = (("S", "seen_miou", "#2f6db3"), ("U", "unseen_miou", "#d9822b"), ("hIoU", "hiou", "#3a3a3a"))
+    curves = (
+        ("S", "seen_miou", "#2f6db3"),
+        ("U", "unseen_miou", "#d9822b"),
+        ("hIoU", "hiou", "#3a3a3a"),
+    )
     for label, name, color in curves:
-        known = [(value, getattr(row, name)) for value, row in zip(found.values, found.scores, strict=True)]
+        known = [
+            (value, getattr(row, name))
+            for value, row in zip(found.values, found.scores, strict=True)
+        ]
         points = [(value, 100 * share) for value, share in known if share is not None]
         axis.plot(
             [value for value, _ in points],
@@ -125,9 +161,15 @@ def draw_sweep(found: CalibrationSweep) -> Figure:
         )
     if found.chosen is not None:
         axis.axvline(found.chosen, color="#3a3a3a", linewidth=1, label=f"chosen: {found.chosen:g}")
-    axis.axvline(found.usual, color="#3a3a3a", linewidth=1, linestyle=":", label=f"usual: {found.usual:g}")
+    axis.axvline(
+        found.usual, color="#3a3a3a", linewidth=1, linestyle=":", label=f"usual: {found.usual:g}"
+    )
     unseen = "held-out" if found.held_out else "unseen"
-    axis.set_title(f"mean IoU of seen (S) and {unseen} (U) classes, {found.images} images", fontsize=10, loc="left")
+    axis.set_title(
+        f"mean IoU of seen (S) and {unseen} (U) classes, {found.images} images",
+        fontsize=10,
+        loc="left",
+    )
     axis.set_xlabel("subtracted from the scores of seen classes")
     axis.set_ylabel("percent")
     axis.set_ylim(bottom=0)
@@ -141,7 +183,9 @@ def _read_values(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f'--values must be numbers separated by commas, such as "0, 0.05, 0.1", got {text!r}') from None
+        raise ValueError(
+            f'--values must be numbers separated by commas, such as "0, 0.05, 0.1", got {text!r}'
+        ) from None
 
 
 def _percent(value: float | None) -> str:

@@ -1,4 +1,5 @@
-"""A trained model as a folder: weights, settings, vocabulary and provenance; nothing in it is ever executed.
+"""A trained model as a folder: weights, settings, vocabulary and provenance; nothing in it is ever
+executed.
 
 model.safetensors   what is not the frozen CLIP (everything, with `full`)
 config.yaml         all settings
@@ -41,10 +42,12 @@ from cascade_clip.vocabulary import Vocabulary
 
 FORMAT = 1
 PACKAGED = ("mini", "mini-last")
-"""Models of the built-in world that this package carries: the cascade, and one decoder on the last block."""
+"""Models of the built-in world that this package carries: the cascade, and one decoder on the last
+block."""
 WEIGHTS, SETTINGS, RECORD, CARD = "model.safetensors", "config.yaml", "checkpoint.json", "README.md"
 MOST_BLOCKS, LARGEST_SIDE = 128, 300_000
-"""Layers, and any other number, that the description of a stored CLIP may name at most (vocabularies have up to 256,000 words)."""
+"""Layers, and any other number, that the description of a stored CLIP may name at most
+(vocabularies have up to 256,000 words)."""
 LARGEST_TEXT_TOWER = 1_000_000_000
 """Numbers in a text tower at most."""
 _TOWER, _TEXT, _EMBEDDINGS = "backbone.tower.", "text.", "vocabulary.text"
@@ -62,16 +65,19 @@ class Checkpoint:
     clip_fingerprint: str
     """SHA-256 of the CLIP underneath (see `clip.fingerprint_weights`); empty for random weights."""
     clip_architecture: dict[str, Any] | None = None
-    """open_clip model configuration, needed to rebuild a CLIP that came from a folder and is stored here."""
+    """open_clip model configuration, needed to rebuild a CLIP that came from a folder and is stored
+    here."""
     text: Tensor | None = None  # (C, D), embeddings of the vocabulary where there is no text tower
     record: dict[str, Any] = field(default_factory=dict)
     """Provenance: protocol, seed, steps, versions, last evaluation."""
 
 
 def find_checkpoint(source: str | Path) -> Path:
-    """The checkpoint folder that a path, a run folder, the name of a packaged model, or a name on the hub means.
+    """The checkpoint folder that a path, a run folder, the name of a packaged model, or a name on
+    the hub means.
 
-    What lies on this machine goes first; `hub:` before OWNER/NAME or OWNER/NAME@REVISION asks the hub alone.
+    What lies on this machine goes first; `hub:` before OWNER/NAME or OWNER/NAME@REVISION asks the
+    hub alone.
 
     Raises:
         FileNotFoundError: none of these.
@@ -89,14 +95,17 @@ def find_checkpoint(source: str | Path) -> Path:
             return download_checkpoint(source)
         packaged = ", ".join(PACKAGED)
         raise FileNotFoundError(
-            f"no checkpoint at {source}: give a folder that holds {WEIGHTS}, {SETTINGS} and {RECORD}, one of {packaged}, or OWNER/NAME "
-            "on the hub"
+            f"no checkpoint at {source}: give a folder that holds {WEIGHTS}, {SETTINGS} and"
+            f" {RECORD}, one of {packaged}, or OWNER/NAME on the hub"
         )
     return folder
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, full: bool = False, half: bool = False) -> Path:
-    """Write a checkpoint folder under a temporary name and rename it; a folder of that name is replaced.
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, *, full: bool = False, half: bool = False
+) -> Path:
+    """Write a checkpoint folder under a temporary name and rename it; a folder of that name is
+    replaced.
 
     Args:
         folder: where to.
@@ -105,26 +114,43 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, full: bool = False,
         half: store float16, half the size and slightly rounded.
     """
     full = full or not checkpoint.clip_fingerprint
-    state = {name: tensor for name, tensor in checkpoint.model.state_dict().items() if full or not name.startswith(_TOWER)}
+    state = {
+        name: tensor
+        for name, tensor in checkpoint.model.state_dict().items()
+        if full or not name.startswith(_TOWER)
+    }
     if full and checkpoint.text_encoder is not None:
-        state |= {_TEXT + name: tensor for name, tensor in checkpoint.text_encoder.tower.state_dict().items()}
+        state |= {
+            _TEXT + name: tensor
+            for name, tensor in checkpoint.text_encoder.tower.state_dict().items()
+        }
     if checkpoint.text is not None:
         state[_EMBEDDINGS] = checkpoint.text
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = partial_name(folder)
     new.mkdir()
     try:
-        kept = {name: (tensor.half() if half else tensor).detach().cpu().contiguous() for name, tensor in state.items()}
+        kept = {
+            name: (tensor.half() if half else tensor).detach().cpu().contiguous()
+            for name, tensor in state.items()
+        }
         save_file(kept, new / WEIGHTS, metadata={"format": "pt"})
         (new / WEIGHTS).chmod(0o644)
-        (new / SETTINGS).write_text(yaml.safe_dump(config_to_dict(checkpoint.config), sort_keys=False), encoding="utf-8")
+        (new / SETTINGS).write_text(
+            yaml.safe_dump(config_to_dict(checkpoint.config), sort_keys=False), encoding="utf-8"
+        )
         record = _build_record(checkpoint, full=full)
-        (new / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (new / RECORD).write_text(
+            json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         write_card(new, checkpoint)
         if folder.exists():
             if not (folder / RECORD).is_file():
-                raise FileExistsError(f"{folder} exists and is not a checkpoint; choose another place")
-            if not exchange(new, folder):  # where it can, a kill never finds the name without a folder
+                raise FileExistsError(
+                    f"{folder} exists and is not a checkpoint; choose another place"
+                )
+            # where it can, a kill never finds the name without a folder
+            if not exchange(new, folder):
                 _replace_folder(new, folder)
         else:
             os.replace(new, folder)
@@ -134,7 +160,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, full: bool = False,
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    """Put one folder in the place of another in two steps; where the second fails, the other one comes back."""
+    """Put one folder in the place of another in two steps; where the second fails, the other one
+    comes back."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     os.replace(folder, old)
@@ -148,9 +175,14 @@ def _replace_folder(new: Path, folder: Path) -> None:
 
 
 def write_card(folder: Path, checkpoint: Checkpoint, repository: str = "") -> Path:
-    """Write README.md of a checkpoint folder from its record; `repository` is its OWNER/NAME on the hub."""
-    trained = sum(parameter.numel() for parameter in checkpoint.model.parameters() if parameter.requires_grad)
-    card = build_card(checkpoint.config, checkpoint.vocabulary, read_record(folder), trained, repository)
+    """Write README.md of a checkpoint folder from its record; `repository` is its OWNER/NAME on the
+    hub."""
+    trained = sum(
+        parameter.numel() for parameter in checkpoint.model.parameters() if parameter.requires_grad
+    )
+    card = build_card(
+        checkpoint.config, checkpoint.vocabulary, read_record(folder), trained, repository
+    )
     (folder / CARD).write_text(card, encoding="utf-8")
     return folder / CARD
 
@@ -159,12 +191,16 @@ def load_checkpoint(source: str | Path, clip_weights: str | None = None) -> Chec
     """Rebuild a stored model, in eval mode.
 
     Args:
-        source: a checkpoint folder, a run folder, or the name of a packaged model (see `find_checkpoint`).
-        clip_weights: place of the CLIP weights instead of the recorded one; their hash must still agree.
+        source: a checkpoint folder, a run folder, or the name of a packaged model (see
+            `find_checkpoint`).
+        clip_weights: place of the CLIP weights instead of the recorded one; their hash must still
+            agree.
 
     Raises:
-        FileNotFoundError: no such folder, a file of it is missing, or CLIP's weights are not to be had.
-        ValueError: a damaged file, weights that do not fit (the keys are named), another CLIP than the recorded one.
+        FileNotFoundError: no such folder, a file of it is missing, or CLIP's weights are not to be
+            had.
+        ValueError: a damaged file, weights that do not fit (the keys are named), another CLIP than
+            the recorded one.
     """
     folder = find_checkpoint(source)
     record, config = read_record(folder), read_config(folder)
@@ -175,22 +211,37 @@ def load_checkpoint(source: str | Path, clip_weights: str | None = None) -> Chec
     clip = load_clip(settings)
     if not record["clip_stored"] and clip.fingerprint != record["clip_fingerprint"]:
         raise ValueError(
-            f"{folder} was trained on another CLIP: its weights have hash {record['clip_fingerprint'][:16]}..., those of "
-            f"{config.model.clip.name} {clip_weights or config.model.clip.weights} have {clip.fingerprint[:16]}..."
+            f"{folder} was trained on another CLIP: its weights have hash"
+            f" {record['clip_fingerprint'][:16]}..., those of {config.model.clip.name}"
+            f" {clip_weights or config.model.clip.weights} have {clip.fingerprint[:16]}..."
         )
     if record["clip_stored"]:
         clip = dataclasses.replace(clip, fingerprint=record["clip_fingerprint"])
-    encoder = _load_text(clip, {name[len(_TEXT) :]: state.pop(name) for name in list(state) if name.startswith(_TEXT)}, folder)
+    encoder = _load_text(
+        clip,
+        {name[len(_TEXT) :]: state.pop(name) for name in list(state) if name.startswith(_TEXT)},
+        folder,
+    )
     text = state.pop(_EMBEDDINGS, None)
     if not record["clip_stored"]:
         with torch.device("meta"):  # sizes are compared before memory is taken for them
-            compare_weights(build_segmenter(config.model, _outline(clip)), state, folder, without_tower=True)
+            compare_weights(
+                build_segmenter(config.model, _outline(clip)), state, folder, without_tower=True
+            )
     model = build_segmenter(config.model, clip)
     load_strictly(model, state, folder, without_tower=not record["clip_stored"])
     vocabulary = vocabulary_from_dict(record["vocabulary"], str(folder / RECORD))
     architecture = record.get("clip_architecture") or clip.architecture
     return Checkpoint(
-        model.eval(), encoder, config, vocabulary, tuple(record["templates"]), record["clip_fingerprint"], architecture, text, record
+        model.eval(),
+        encoder,
+        config,
+        vocabulary,
+        tuple(record["templates"]),
+        record["clip_fingerprint"],
+        architecture,
+        text,
+        record,
     )
 
 
@@ -215,19 +266,28 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / RECORD} is damaged: {error}") from error
     wanted = {"format", "vocabulary", "templates", "clip_fingerprint", "clip_stored"}
     if not isinstance(record, dict) or not wanted <= record.keys():
-        raise ValueError(f"{folder / RECORD} is not a record of this program: {sorted(wanted)} expected")
+        raise ValueError(
+            f"{folder / RECORD} is not a record of this program: {sorted(wanted)} expected"
+        )
     if record["format"] != FORMAT:
-        raise ValueError(f"{folder} has format {record['format']}, this version reads {FORMAT}; update cascade-clip")
+        raise ValueError(
+            f"{folder} has format {record['format']}, this version reads {FORMAT}; update"
+            " cascade-clip"
+        )
     return record
 
 
-def load_strictly(model: Segmenter, state: Mapping[str, Tensor], source: Path, *, without_tower: bool = False) -> None:
+def load_strictly(
+    model: Segmenter, state: Mapping[str, Tensor], source: Path, *, without_tower: bool = False
+) -> None:
     """Load weights, naming every key and shape that does not fit."""
     compare_weights(model, state, source, without_tower=without_tower)
     model.load_state_dict(dict(state), strict=False)
 
 
-def compare_weights(model: Segmenter, state: Mapping[str, Tensor], source: Path, *, without_tower: bool = False) -> None:
+def compare_weights(
+    model: Segmenter, state: Mapping[str, Tensor], source: Path, *, without_tower: bool = False
+) -> None:
     """Raise ValueError that names every key and shape that does not fit."""
     own = model.state_dict()
     expected = {name for name in own if not (without_tower and name.startswith(_TOWER))}
@@ -239,13 +299,23 @@ def compare_weights(model: Segmenter, state: Mapping[str, Tensor], source: Path,
     ]
     if missing or unexpected or shapes:
         raise ValueError(
-            f"{source} does not fit its settings: missing {_few(missing)}, unexpected {_few(unexpected)}, other shapes {_few(shapes)}"
+            f"{source} does not fit its settings: missing {_few(missing)}, unexpected"
+            f" {_few(unexpected)}, other shapes {_few(shapes)}"
         )
 
 
 def read_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide results."""
-    names = ("cascade-clip", "torch", "torchvision", "open_clip_torch", "lightning", "numpy", "pillow", "safetensors")
+    names = (
+        "cascade-clip",
+        "torch",
+        "torchvision",
+        "open_clip_torch",
+        "lightning",
+        "numpy",
+        "pillow",
+        "safetensors",
+    )
     found = {"python": platform.python_version()}
     for name in names:
         try:
@@ -261,7 +331,9 @@ def vocabulary_from_dict(values: Mapping[str, Any], where: str) -> Vocabulary:
         return Vocabulary(
             names=tuple(values["names"]),
             synonyms=tuple(tuple(group) for group in values["synonyms"]),
-            colors=tuple((int(red), int(green), int(blue)) for red, green, blue in values["colors"]),
+            colors=tuple(
+                (int(red), int(green), int(blue)) for red, green, blue in values["colors"]
+            ),
             unseen=tuple(values["unseen"]),
         )
     except (KeyError, TypeError) as error:
@@ -283,18 +355,34 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def refuse_non_finite(state: Mapping[str, Tensor], source: Path) -> None:
     """Raise ValueError that names the weights which hold NaN or infinity."""
-    wrong = [name for name, tensor in state.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
+    wrong = [
+        name
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
     if wrong:
-        raise ValueError(f"{source} holds values that are no numbers (NaN or infinite) in {_few(wrong)}; get it again, or train again")
+        raise ValueError(
+            f"{source} holds values that are no numbers (NaN or infinite) in {_few(wrong)}; get it"
+            " again, or train again"
+        )
 
 
-def _clip_settings(config: Config, record: Mapping[str, Any], clip_weights: str | None) -> ClipConfig:
-    """Where to take CLIP from: nowhere when it is stored in the folder, else from the recorded or the given place."""
+def _clip_settings(
+    config: Config, record: Mapping[str, Any], clip_weights: str | None
+) -> ClipConfig:
+    """Where to take CLIP from: nowhere when it is stored in the folder, else from the recorded or
+    the given place."""
     clip = config.model.clip
     if record["clip_stored"]:
-        clip = dataclasses.replace(clip, weights="random", tokenizer=record.get("text_stored", True))
+        clip = dataclasses.replace(
+            clip, weights="random", tokenizer=record.get("text_stored", True)
+        )
         architecture = record.get("clip_architecture")
-        return dataclasses.replace(clip, name="stored", architecture=architecture) if architecture else clip
+        return (
+            dataclasses.replace(clip, name="stored", architecture=architecture)
+            if architecture
+            else clip
+        )
     if clip_weights is None:
         return clip
     if ":" in clip.name and Path(clip_weights).is_dir():  # a CLIP that came from a folder
@@ -302,15 +390,28 @@ def _clip_settings(config: Config, record: Mapping[str, Any], clip_weights: str 
     return dataclasses.replace(clip, weights=clip_weights)
 
 
-def _compare_stored(config: Config, settings: ClipConfig, state: Mapping[str, Tensor], folder: Path) -> None:
-    """See that a model whose CLIP is stored too is as large as its settings say, before memory is taken for it."""
+def _compare_stored(
+    config: Config, settings: ClipConfig, state: Mapping[str, Tensor], folder: Path
+) -> None:
+    """See that a model whose CLIP is stored too is as large as its settings say, before memory is
+    taken for it."""
     try:
         _check_architecture(settings.architecture or {}, folder)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{folder} does not describe a CLIP: {error}") from error
-    own = {name: tensor for name, tensor in state.items() if not name.startswith(_TEXT) and name != _EMBEDDINGS}
+    own = {
+        name: tensor
+        for name, tensor in state.items()
+        if not name.startswith(_TEXT) and name != _EMBEDDINGS
+    }
     with torch.device("meta"):
-        compare_weights(build_segmenter(config.model, load_clip(dataclasses.replace(settings, tokenizer=False))), own, folder)
+        compare_weights(
+            build_segmenter(
+                config.model, load_clip(dataclasses.replace(settings, tokenizer=False))
+            ),
+            own,
+            folder,
+        )
 
 
 def _check_architecture(architecture: Mapping[str, Any], folder: Path) -> None:
@@ -322,18 +423,30 @@ def _check_architecture(architecture: Mapping[str, Any], folder: Path) -> None:
             waiting += value.items()
         elif isinstance(value, (list, tuple)):
             waiting += [(name, item) for item in value]
-        elif isinstance(value, (int, float)) and not abs(value) <= (MOST_BLOCKS if "layer" in name else LARGEST_SIDE):
-            raise ValueError(f"{folder} describes a CLIP with {name} {value:g}; no CLIP is so large")
+        elif isinstance(value, (int, float)) and not abs(value) <= (
+            MOST_BLOCKS if "layer" in name else LARGEST_SIDE
+        ):
+            raise ValueError(
+                f"{folder} describes a CLIP with {name} {value:g}; no CLIP is so large"
+            )
     text = architecture.get("text_cfg", {})
-    width, layers, words = (int(text.get(key, usual)) for key, usual in (("width", 512), ("layers", 12), ("vocab_size", 49_408)))
+    width, layers, words = (
+        int(text.get(key, usual))
+        for key, usual in (("width", 512), ("layers", 12), ("vocab_size", 49_408))
+    )
     size = words * width + 12 * layers * width**2
     if size > LARGEST_TEXT_TOWER:
-        raise ValueError(f"{folder} describes a text tower of {size:,} numbers; no CLIP is so large")
+        raise ValueError(
+            f"{folder} describes a text tower of {size:,} numbers; no CLIP is so large"
+        )
 
 
 def _outline(clip: LoadedClip) -> LoadedClip:
     """The image tower of a CLIP without its values, for comparing sizes."""
-    memo: dict[int, Any] = {id(value): nn.Parameter(value.to("meta"), requires_grad=False) for value in clip.visual.parameters()}
+    memo: dict[int, Any] = {
+        id(value): nn.Parameter(value.to("meta"), requires_grad=False)
+        for value in clip.visual.parameters()
+    }
     memo |= {id(value): value.to("meta") for value in clip.visual.buffers()}
     return dataclasses.replace(clip, visual=copy.deepcopy(clip.visual, memo))
 
@@ -342,13 +455,21 @@ def _load_text(clip: LoadedClip, state: dict[str, Tensor], folder: Path) -> Text
     encoder = build_text_encoder(clip)
     if encoder is not None and state:
         own = encoder.tower.state_dict()
-        other = [name for name, value in state.items() if name in own and own[name].shape != value.shape]
+        other = [
+            name for name, value in state.items() if name in own and own[name].shape != value.shape
+        ]
         if other:
-            raise ValueError(f"{folder}: the text tower does not fit: other shapes of {_few(other)}")
+            raise ValueError(
+                f"{folder}: the text tower does not fit: other shapes of {_few(other)}"
+            )
         missing, unexpected = encoder.tower.load_state_dict(state, strict=False)
         if missing or unexpected:
-            raise ValueError(f"{folder}: the text tower does not fit: missing {_few(missing)}, unexpected {_few(unexpected)}")
-        encoder = TextEncoder(encoder.tower, encoder.tokenizer)  # the fingerprint of the weights just loaded
+            raise ValueError(
+                f"{folder}: the text tower does not fit: missing {_few(missing)}, unexpected"
+                f" {_few(unexpected)}"
+            )
+        # the fingerprint of the weights just loaded
+        encoder = TextEncoder(encoder.tower, encoder.tokenizer)
     return encoder
 
 

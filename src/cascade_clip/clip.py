@@ -1,7 +1,9 @@
-"""CLIP itself, from open_clip: towers, tokenizer and weights, with clear errors when something is missing.
+"""CLIP itself, from open_clip: towers, tokenizer and weights, with clear errors when something is
+missing.
 
-Weights come from a tag of open_clip (downloaded with its hash), a folder in open_clip's format (local, on the hub, or inside this
-package), or a local file. Nothing is downloaded without a log line saying what, how large and under which licence.
+Weights come from a tag of open_clip (downloaded with its hash), a folder in open_clip's format
+(local, on the hub, or inside this package), or a local file. Nothing is downloaded without a log
+line saying what, how large and under which licence.
 """
 
 from __future__ import annotations
@@ -38,7 +40,11 @@ OPENAI_SIZES = {  # megabytes, rounded; from the published file list
     "ViT-L-14-336px.pt": 934,
 }
 _SETTINGS_IN_ARCHIVE = ("input_resolution", "context_length", "vocab_size")
-_FOLDER_FILES = ("open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_FOLDER_FILES = (
+    "open_clip_config.json",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 
 
 @dataclass(frozen=True)
@@ -51,15 +57,18 @@ class LoadedClip:
     fingerprint: str
     """SHA-256 over all weights, the same whatever file they came from; empty for random weights."""
     architecture: dict[str, Any] | None = None
-    """open_clip model configuration of a CLIP that came from a folder; None where its name says it all."""
+    """open_clip model configuration of a CLIP that came from a folder; None where its name says it
+    all."""
 
 
 def load_clip(config: ClipConfig) -> LoadedClip:
     """Build the CLIP that `config` names and load its weights, in float32 and eval mode.
 
     Raises:
-        FileNotFoundError: weights are neither here nor to be had; the message says where to get and put them.
-        ValueError: unknown name or tag, weights that do not fit, a wrong hash, a QuickGELU mismatch.
+        FileNotFoundError: weights are neither here nor to be had; the message says where to get and
+            put them.
+        ValueError: unknown name or tag, weights that do not fit, a wrong hash, a QuickGELU
+            mismatch.
     """
     folder = _find_folder(config.name)
     architecture: dict[str, Any] | None = None
@@ -69,7 +78,8 @@ def load_clip(config: ClipConfig) -> LoadedClip:
         model, tokenizer, architecture = _load_folder(folder, tokenizer=config.tokenizer)
     else:
         settings, tokenizer = _model_settings(config), _find_tokenizer(config)
-        path = None if config.weights == "random" else resolve_weights(config)  # what is missing shows before seconds are spent
+        # what is missing shows before seconds are spent
+        path = None if config.weights == "random" else resolve_weights(config)
         model = _build_named(settings)
         if path is not None:
             load_weights(model, path, config)
@@ -86,9 +96,16 @@ def load_clip(config: ClipConfig) -> LoadedClip:
 
 
 def _check_numbers(model: nn.Module, config: ClipConfig) -> None:
-    wrong = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    wrong = [
+        name
+        for name, parameter in model.named_parameters()
+        if not bool(torch.isfinite(parameter).all())
+    ]
     if wrong:
-        raise ValueError(f"the weights of {config.name} hold values that are no numbers, in {wrong[:3]}: the file is damaged; get it again")
+        raise ValueError(
+            f"the weights of {config.name} hold values that are no numbers, in {wrong[:3]}: the"
+            " file is damaged; get it again"
+        )
 
 
 def fingerprint_weights(state: Mapping[str, Tensor]) -> str:
@@ -115,20 +132,30 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-# Folders in open_clip's format --------------------------------------------------------------------------------------
+# Folders in open_clip's format
+# --------------------------------------------------------------------------------------
 
 
 def _find_folder(name: str) -> Path | None:
-    """The folder that a name with a scheme stands for, downloaded when it lies on the hub; None for a plain model name."""
+    """The folder that a name with a scheme stands for, downloaded when it lies on the hub; None for
+    a plain model name."""
     scheme, _, rest = name.partition(":")
-    finders: dict[str, Callable[[str], Path]] = {"local-dir": Path, "hf-hub": _download_folder, "package": _packaged_folder}
+    finders: dict[str, Callable[[str], Path]] = {
+        "local-dir": Path,
+        "hf-hub": _download_folder,
+        "package": _packaged_folder,
+    }
     if not rest or scheme not in finders:
         return None
     folder = finders[scheme](rest).expanduser()
     if not (folder / "open_clip_config.json").is_file():
-        raise FileNotFoundError(f"{folder} is not a folder in open_clip's format: it holds no open_clip_config.json")
+        raise FileNotFoundError(
+            f"{folder} is not a folder in open_clip's format: it holds no open_clip_config.json"
+        )
     if not any((folder / file).is_file() for file in _FOLDER_FILES[1:]):
-        raise FileNotFoundError(f"{folder} holds no weights; expected one of {list(_FOLDER_FILES[1:])}")
+        raise FileNotFoundError(
+            f"{folder} holds no weights; expected one of {list(_FOLDER_FILES[1:])}"
+        )
     return folder
 
 
@@ -144,34 +171,48 @@ def _download_folder(repository: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     owner_name, _, revision = repository.partition("@")
-    logger.info("CLIP %s: looking for it in the hub cache, else downloading it (size and licence: its model page)", owner_name)
+    logger.info(
+        "CLIP %s: looking for it in the hub cache, else downloading it (size and licence: its model"
+        " page)",
+        owner_name,
+    )
     wanted = [*_FOLDER_FILES, "*tokenizer*", "*.txt", "special_tokens_map.json"]
     try:
         return Path(snapshot_download(owner_name, revision=revision or None, allow_patterns=wanted))
     except HFValidationError as error:
-        raise ValueError(f"hf-hub:{repository} is not a repository name (OWNER/NAME or OWNER/NAME@REVISION)") from error
+        raise ValueError(
+            f"hf-hub:{repository} is not a repository name (OWNER/NAME or OWNER/NAME@REVISION)"
+        ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
-            f"cannot reach the hub for {owner_name} ({_first_line(error)}). On a machine with a connection run "
-            f"`hf download {owner_name} --local-dir FOLDER`, copy FOLDER here and set model.clip.name to local-dir:FOLDER; "
-            "HF_ENDPOINT names a mirror"
+            f"cannot reach the hub for {owner_name} ({_first_line(error)}). On a machine with a"
+            f" connection run `hf download {owner_name} --local-dir FOLDER`, copy FOLDER here and"
+            " set model.clip.name to local-dir:FOLDER; HF_ENDPOINT names a mirror"
         ) from error
 
 
 def _load_folder(folder: Path, *, tokenizer: bool) -> tuple[Any, Tokenizer | None, dict[str, Any]]:
     try:
-        settings = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+        settings = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))[
+            "model_cfg"
+        ]
         if "trust_remote_code" in settings.get("text_cfg", {}).get("tokenizer_kwargs", {}):
             raise ValueError("its tokenizer asks to run code of its own (trust_remote_code)")
         if not (folder / _FOLDER_FILES[1]).is_file():
-            _read_state(folder / _FOLDER_FILES[2])  # refuses a pickle with code in it before open_clip opens it
-        model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True, weights_only=True)
-        found = cast(Tokenizer, open_clip.get_tokenizer(f"local-dir:{folder}")) if tokenizer else None
+            # refuses a pickle with code in it before open_clip opens it
+            _read_state(folder / _FOLDER_FILES[2])
+        model = open_clip.create_model(
+            f"local-dir:{folder}", require_pretrained=True, weights_only=True
+        )
+        found = (
+            cast(Tokenizer, open_clip.get_tokenizer(f"local-dir:{folder}")) if tokenizer else None
+        )
         return model, found, settings
     except ImportError as error:
         raise ImportError(
-            f"the CLIP in {folder} needs a package that is missing ({_first_line(error)}): pip install transformers; or set "
-            "model.clip.tokenizer to false and give text embeddings as an array"
+            f"the CLIP in {folder} needs a package that is missing ({_first_line(error)}): pip"
+            " install transformers; or set model.clip.tokenizer to false and give text embeddings"
+            " as an array"
         ) from error
     except MemoryError:
         raise
@@ -179,16 +220,23 @@ def _load_folder(folder: Path, *, tokenizer: bool) -> tuple[Any, Tokenizer | Non
         raise ValueError(f"cannot load the CLIP in {folder}: {_first_line(error)}") from error
 
 
-# Models by name -----------------------------------------------------------------------------------------------------
+# Models by name
+# --------------------------------------------------------------------------------------------------
 
 
 def _model_settings(config: ClipConfig) -> dict[str, Any]:
     settings = config.architecture or open_clip.get_model_config(config.name)
     if settings is None:
         close = [name for name in open_clip.list_models() if name.startswith(config.name[:5])]
-        raise ValueError(f"open_clip knows no model {config.name!r}; close names: {close[:12]} (all: open_clip.list_models())")
+        raise ValueError(
+            f"open_clip knows no model {config.name!r}; close names: {close[:12]} (all:"
+            " open_clip.list_models())"
+        )
     if "multimodal_cfg" in settings or "hf_model_name" in settings.get("text_cfg", {}):
-        raise ValueError(f"{config.name} is not a plain two-tower CLIP; choose a ViT model such as ViT-B-16-quickgelu")
+        raise ValueError(
+            f"{config.name} is not a plain two-tower CLIP; choose a ViT model such as"
+            " ViT-B-16-quickgelu"
+        )
     return dict(settings)
 
 
@@ -199,7 +247,10 @@ def _build_named(settings: dict[str, Any]) -> Any:
         try:
             model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
         except Exception as error:  # of a configuration from elsewhere, open_clip raises many kinds
-            raise ValueError(f"model.clip.architecture is not an open_clip model configuration: {_first_line(error)}") from error
+            raise ValueError(
+                "model.clip.architecture is not an open_clip model configuration:"
+                f" {_first_line(error)}"
+            ) from error
     return model
 
 
@@ -208,41 +259,58 @@ def _find_tokenizer(config: ClipConfig) -> Tokenizer | None:
         return None
     text = (config.architecture or {}).get("text_cfg", {})
     if "trust_remote_code" in text.get("tokenizer_kwargs", {}):
-        raise ValueError(f"the tokenizer of {config.name} asks to run code of its own (trust_remote_code); refused")
+        raise ValueError(
+            f"the tokenizer of {config.name} asks to run code of its own (trust_remote_code);"
+            " refused"
+        )
     if config.architecture is not None and not text.get("hf_tokenizer_name"):
-        return cast(Tokenizer, open_clip.SimpleTokenizer(context_length=text.get("context_length", 77)))
+        return cast(
+            Tokenizer, open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
+        )
     try:
         if config.architecture is not None:
             arguments = text.get("tokenizer_kwargs", {})
             name, length = text["hf_tokenizer_name"], text.get("context_length", 77)
-            return cast(Tokenizer, open_clip.tokenizer.HFTokenizer(name, context_length=length, **arguments))
+            return cast(
+                Tokenizer, open_clip.tokenizer.HFTokenizer(name, context_length=length, **arguments)
+            )
         return cast(Tokenizer, open_clip.get_tokenizer(config.name))
     except Exception as error:  # the hub client raises many kinds
         raise FileNotFoundError(
-            f"the tokenizer of {config.name} must be downloaded and cannot be reached ({_first_line(error)}); use a local-dir: folder "
-            "that holds it, or set model.clip.tokenizer to false and give text embeddings as an array"
+            f"the tokenizer of {config.name} must be downloaded and cannot be reached"
+            f" ({_first_line(error)}); use a local-dir: folder that holds it, or set"
+            " model.clip.tokenizer to false and give text embeddings as an array"
         ) from error
 
 
 def resolve_weights(config: ClipConfig) -> Path:
-    """The local file that holds the weights, downloaded with its hash when `config.weights` is a tag of open_clip."""
+    """The local file that holds the weights, downloaded with its hash when `config.weights` is a
+    tag of open_clip."""
     if config.architecture is None and open_clip.get_pretrained_cfg(config.name, config.weights):
         return _resolve_tag(config.name, config.weights)
     path = Path(config.weights).expanduser()
     if path.is_file():
         return path
-    tags = open_clip.list_pretrained_tags_by_model(config.name) if config.architecture is None else []
-    raise FileNotFoundError(f"model.clip.weights {config.weights!r} is neither a file nor one of {config.name}'s tags {tags} nor `random`")
+    tags = (
+        open_clip.list_pretrained_tags_by_model(config.name) if config.architecture is None else []
+    )
+    raise FileNotFoundError(
+        f"model.clip.weights {config.weights!r} is neither a file nor one of {config.name}'s tags"
+        f" {tags} nor `random`"
+    )
 
 
 def _resolve_tag(name: str, tag: str) -> Path:
     entry = open_clip.get_pretrained_cfg(name, tag)
-    wants, has = bool(entry.get("quick_gelu", False)), bool((open_clip.get_model_config(name) or {}).get("quick_gelu", False))
+    wants, has = (
+        bool(entry.get("quick_gelu", False)),
+        bool((open_clip.get_model_config(name) or {}).get("quick_gelu", False)),
+    )
     if wants != has:
         fitting = f"{name}-quickgelu" if wants else name.removesuffix("-quickgelu")
         raise ValueError(
-            f"weights {tag!r} were trained with {'QuickGELU' if wants else 'GELU'}, but {name} computes "
-            f"{'QuickGELU' if has else 'GELU'}; set model.clip.name to {fitting}"
+            f"weights {tag!r} were trained with {'QuickGELU' if wants else 'GELU'}, but {name}"
+            f" computes {'QuickGELU' if has else 'GELU'}; set model.clip.name to {fitting}"
         )
     url = str(entry.get("url", ""))
     digest = _published_hash(url)
@@ -251,7 +319,8 @@ def _resolve_tag(name: str, tag: str) -> Path:
 
 
 def _published_hash(url: str) -> str:
-    """The SHA-256 (or its first digits) that OpenAI and LAION write into the addresses of their files."""
+    """The SHA-256 (or its first digits) that OpenAI and LAION write into the addresses of their
+    files."""
     if "openaipublic" in url:
         return url.split("/")[-2]
     return Path(url).stem.rpartition("-")[2] if "mlfoundations" in url else ""
@@ -263,15 +332,28 @@ def _known_hashes() -> dict[str, str]:
 
 
 def _download_url(url: str, digest: str, hub: str) -> Path:
-    """Download into the cache under a temporary name, check the hash, rename; fall back to the same weights on the hub."""
+    """Download into the cache under a temporary name, check the hash, rename; fall back to the same
+    weights on the hub."""
     target = cache_folder() / Path(url).name
     if target.is_file():
         if file_sha256(target).startswith(digest):
             return target
-        raise ValueError(f"{target} is damaged: its SHA-256 does not start with {digest[:16]}...; delete it and start again")
-    size = f"about {OPENAI_SIZES[target.name]} MB" if target.name in OPENAI_SIZES else "size unknown"
+        raise ValueError(
+            f"{target} is damaged: its SHA-256 does not start with {digest[:16]}...; delete it and"
+            " start again"
+        )
+    size = (
+        f"about {OPENAI_SIZES[target.name]} MB" if target.name in OPENAI_SIZES else "size unknown"
+    )
     licence = "MIT" if "openaipublic" in url else "see its model card"
-    logger.warning("downloading %s (%s, licence: %s) from %s to %s", target.name, size, licence, url, target.parent)
+    logger.warning(
+        "downloading %s (%s, licence: %s) from %s to %s",
+        target.name,
+        size,
+        licence,
+        url,
+        target.parent,
+    )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(target), hash_prefix=digest)
@@ -281,45 +363,57 @@ def _download_url(url: str, digest: str, hub: str) -> Path:
             return _download_hub_file(hub)
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"cannot download {target.name} ({size}): {_first_line(error)}. Get it from {url} on a machine with a connection and put "
-                f"it at {target}, or give its place with model.clip.weights"
+                f"cannot download {target.name} ({size}): {_first_line(error)}. Get it from {url}"
+                f" on a machine with a connection and put it at {target}, or give its place with"
+                " model.clip.weights"
             ) from error
 
 
 def _download_hub_file(place: str) -> Path:
-    """A weights file from the hub (`OWNER/NAME/` or `OWNER/NAME/FILE`), checked against the hash that the hub's cache names it by."""
+    """A weights file from the hub (`OWNER/NAME/` or `OWNER/NAME/FILE`), checked against the hash
+    that the hub's cache names it by."""
     from open_clip.pretrained import download_pretrained
 
     repository = place.rstrip("/") if place.endswith("/") else place.rpartition("/")[0]
     if not repository:
         raise FileNotFoundError("these weights have no place on the hub")
-    logger.warning("looking for the weights in the hub repository %s (size and licence: its model page)", repository)
+    logger.warning(
+        "looking for the weights in the hub repository %s (size and licence: its model page)",
+        repository,
+    )
     try:
         path = Path(download_pretrained({"hf_hub": place}))
     except Exception as error:  # the hub client raises many kinds
         raise FileNotFoundError(
-            f"cannot download weights from the hub ({_first_line(error)}). Get open_clip_model.safetensors from the hub repository "
-            f"{repository} on a machine with a connection, and give its place with model.clip.weights; HF_ENDPOINT names a mirror"
+            f"cannot download weights from the hub ({_first_line(error)}). Get"
+            f" open_clip_model.safetensors from the hub repository {repository} on a machine with a"
+            " connection, and give its place with model.clip.weights; HF_ENDPOINT names a mirror"
         ) from error
     stored = path.resolve()
     if len(stored.name) == 64 and stored.suffix == "" and file_sha256(stored) != stored.name:
-        raise ValueError(f"{path} is damaged: its SHA-256 is not {stored.name}; delete it and start again")
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is not {stored.name}; delete it and start again"
+        )
     return path
 
 
-# Weights from files -------------------------------------------------------------------------------------------------
+# Weights from files
+# -------------------------------------------------------------------------------------------------
 
 
 def load_weights(model: nn.Module, path: Path, config: ClipConfig) -> None:
     """Load a weights file into `model`, strictly.
 
-    OpenAI's TorchScript archives are read for their state dict only, and only after their hash is known or `config.sha256` vouches
-    for it; every other pickle is read with `weights_only`.
+    OpenAI's TorchScript archives are read for their state dict only, and only after their hash is
+    known or `config.sha256` vouches for it; every other pickle is read with `weights_only`.
     """
     archive = is_torchscript(path)
     _check_hash(path, config, required=archive)
     if archive and not _model_settings(config).get("quick_gelu", False):
-        raise ValueError(f"{path} is an OpenAI archive, trained with QuickGELU; set model.clip.name to {config.name}-quickgelu")
+        raise ValueError(
+            f"{path} is an OpenAI archive, trained with QuickGELU; set model.clip.name to"
+            f" {config.name}-quickgelu"
+        )
     try:
         state = _read_archive(path) if archive else _read_state(path)
         _check_shapes(state, model)
@@ -330,7 +424,9 @@ def load_weights(model: nn.Module, path: Path, config: ClipConfig) -> None:
     except (MemoryError, OSError):
         raise
     except Exception as error:  # readers of files from elsewhere raise many kinds
-        raise ValueError(f"{path} does not hold weights of {config.name}: {_first_line(error)}") from error
+        raise ValueError(
+            f"{path} does not hold weights of {config.name}: {_first_line(error)}"
+        ) from error
 
 
 def is_torchscript(path: Path) -> bool:
@@ -345,31 +441,43 @@ def is_torchscript(path: Path) -> bool:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a pickled state dict, without running anything that a pickle asks for.
+    """The tensors of a .safetensors file or of a pickled state dict, without running anything that
+    a pickle asks for.
 
-    It comes before open_clip's own reading, which opens a pickle a second time, with its code, when the first time raises a TypeError.
+    It comes before open_clip's own reading, which opens a pickle a second time, with its code, when
+    the first time raises a TypeError.
     """
     if path.suffix == ".safetensors":
         return dict(load_file(path))
     saved = read_pickle(path, mmap=True)
     state = saved["state_dict"] if isinstance(saved, dict) and "state_dict" in saved else saved
-    if not (isinstance(state, dict) and state and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())):
-        raise ValueError(f"it holds a {type(state).__name__} that is no state dict of named tensors")
+    if not (
+        isinstance(state, dict)
+        and state
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
+    ):
+        raise ValueError(
+            f"it holds a {type(state).__name__} that is no state dict of named tensors"
+        )
     return state
 
 
 def _check_shapes(state: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Refuse tensors of another size, which open_clip would resize in silence (position embeddings)."""
+    """Refuse tensors of another size, which open_clip would resize in silence (position
+    embeddings)."""
     own = model.state_dict()
     for name, tensor in state.items():
         expected = own.get(name.removeprefix("module."))
         if expected is not None and expected.numel() != tensor.numel():
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}")
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}"
+            )
 
 
 def _read_archive(path: Path) -> dict[str, Tensor]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, but it is the format of these files
+        # TorchScript is deprecated, but it is the format of these files
+        warnings.simplefilter("ignore")
         state = torch.jit.load(str(path), map_location="cpu").state_dict()
     return {name: tensor for name, tensor in state.items() if name not in _SETTINGS_IN_ARCHIVE}
 
@@ -381,13 +489,13 @@ def _check_hash(path: Path, config: ClipConfig, *, required: bool) -> None:
     found = file_sha256(path)
     if not expected and found not in _known_hashes().values():
         raise ValueError(
-            f"{path} is a TorchScript archive whose SHA-256 {found} is not a published one; if you trust it, set model.clip.sha256 to that "
-            "value (or to `any`)"
+            f"{path} is a TorchScript archive whose SHA-256 {found} is not a published one; if you"
+            " trust it, set model.clip.sha256 to that value (or to `any`)"
         )
     if expected and found != expected:
         raise ValueError(
-            f"{path} has SHA-256 {found}, expected {expected}: it is damaged or another file. Get it again, or set model.clip.sha256 "
-            "if you trust it"
+            f"{path} has SHA-256 {found}, expected {expected}: it is damaged or another file. Get"
+            " it again, or set model.clip.sha256 if you trust it"
         )
 
 

@@ -13,19 +13,27 @@ from cascade_clip.terminal import console
 def import_file(file: Path, *, config: Path, out: Path, match_clip: bool = False) -> int:
     """Turn a state dict of the released Cascade-CLIP or ZegCLIP program into a checkpoint folder.
 
-    The YAML file says what a state dict cannot: model.clip, stages, heads, prompt tokens, data.classes, data.unseen, inference.window.
+    The YAML file says what a state dict cannot: model.clip, stages, heads, prompt tokens,
+    data.classes, data.unseen, inference.window.
 
     Args:
         file: released .pth (read without executing anything) or .safetensors file.
         config: YAML file of settings.
         out: checkpoint folder to write.
-        match_clip: store only a reference to CLIP when the file's CLIP equals the weights that model.clip names.
+        match_clip: store only a reference to CLIP when the file's CLIP equals the weights that
+            model.clip names.
     """
     from cascade_clip.importer import import_released
 
     checkpoint = import_released(file, config, out, match_clip=match_clip)
-    trained = sum(parameter.numel() for parameter in checkpoint.model.parameters() if parameter.requires_grad)
-    console.print(f"imported {file}: stages {[list(s) for s in checkpoint.model.stages]}, {trained:,} trained parameters", markup=False)
+    trained = sum(
+        parameter.numel() for parameter in checkpoint.model.parameters() if parameter.requires_grad
+    )
+    console.print(
+        f"imported {file}: stages {[list(s) for s in checkpoint.model.stages]}, {trained:,} trained"
+        " parameters",
+        markup=False,
+    )
     console.print(f"wrote {out}", markup=False, highlight=False)
     return 0
 
@@ -43,16 +51,22 @@ def cost(*, settings: Path | None = None, classes: int = 171, side: int = 512) -
     from cascade_clip.checkpoint import load_config
     from cascade_clip.cost import count_cost
 
-    model = load_config(settings).model if settings else ModelConfig(prompts=PromptConfig(tokens=50))
+    model = (
+        load_config(settings).model if settings else ModelConfig(prompts=PromptConfig(tokens=50))
+    )
     found = count_cost(model, classes, side)
     table = Table(title=f"{model.clip.name}, {classes} classes, {side} x {side}")
     for heading in ("", "ours", "published way"):
         table.add_column(heading, justify="right" if heading else "left")
     ours = found.parameters + found.text_parameters
     table.add_row("parameters", f"{ours:,}", f"{found.published_parameters:,}")
-    table.add_row("  of which text tower", f"{found.text_parameters:,}", f"{found.text_parameters:,}")
+    table.add_row(
+        "  of which text tower", f"{found.text_parameters:,}", f"{found.text_parameters:,}"
+    )
     table.add_row("trained parameters", f"{found.trained:,}", f"{found.published_trained:,}")
-    table.add_row("GFLOP per image", f"{found.flops / 1e9:.1f}", f"{found.published_flops / 1e9:.1f}")
+    table.add_row(
+        "GFLOP per image", f"{found.flops / 1e9:.1f}", f"{found.published_flops / 1e9:.1f}"
+    )
     console.print(table)
     dead = f"{found.dead_parameters:,} weights and {found.dead_flops / 1e9:.1f} GFLOP"
     console.print(f"The published way counts {dead} that reach no output.", highlight=False)
@@ -67,9 +81,15 @@ def env() -> int:
 
     from cascade_clip.checkpoint import read_versions
 
-    rows = {**read_versions(), "platform": platform.platform(), "processors": str(torch.get_num_threads())}
+    rows = {
+        **read_versions(),
+        "platform": platform.platform(),
+        "processors": str(torch.get_num_threads()),
+    }
     cuda = torch.cuda.is_available()
-    rows["cuda"] = f"{torch.version.cuda}, {torch.cuda.get_device_name(0)}" if cuda else "not available"
+    rows["cuda"] = (
+        f"{torch.version.cuda}, {torch.cuda.get_device_name(0)}" if cuda else "not available"
+    )
     rows["mps"] = "available" if torch.backends.mps.is_available() else "not available"
     for name, value in rows.items():
         console.print(f"{name:<16} {value}", markup=False, highlight=False, soft_wrap=True)

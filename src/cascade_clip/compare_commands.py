@@ -33,17 +33,20 @@ def compare(
 ) -> int:
     """Say whether one model is better than another on labelled images, and how sure that is.
 
-    Both models segment every image once. Then as many images are drawn again and again, with replacement and the same ones for both, and
-    S, U and hIoU are computed anew (paired bootstrap). Prints the difference, first minus second, the interval that holds 95 % of the
-    resamples, and the share in which the first is ahead. It speaks of these two checkpoints, not of what other training seeds would
-    bring. Under torchrun several processes share the images.
+    Both models segment every image once. Then as many images are drawn again and again, with
+    replacement and the same ones for both, and S, U and hIoU are computed anew (paired bootstrap).
+    Prints the difference, first minus second, the interval that holds 95 % of the resamples, and
+    the share in which the first is ahead. It speaks of these two checkpoints, not of what other
+    training seeds would bring. Under torchrun several processes share the images.
 
     Args:
-        first: checkpoint folder, run folder, a packaged model (mini, mini-last), or CLIP alone, such as clip:mini.
+        first: checkpoint folder, run folder, a packaged model (mini, mini-last), or CLIP alone,
+            such as clip:mini.
         second: the other one.
         data: the data set.
         run: how to load and run.
-        calibration: subtracted from scores of seen classes, for both; by default what each model's training calls for.
+        calibration: subtracted from scores of seen classes, for both; by default what each model's
+            training calls for.
         resamples: how often images are drawn again.
         bootstrap_seed: seed of the draws.
         out: JSON file for the figures; by default nothing is written.
@@ -56,37 +59,63 @@ def compare(
     config = data.to_config()
     dataset = build_dataset(config, "val")
     with join_ranks() as ranks:
-        found = [_collect(checkpoint, config, dataset, run, calibration, ranks) for checkpoint in (first, second)]
+        found = [
+            _collect(checkpoint, config, dataset, run, calibration, ranks)
+            for checkpoint in (first, second)
+        ]
     if not ranks.rank:
         _conclude((first, second), found, resamples, bootstrap_seed, out)
     return 0
 
 
-def _conclude(names: tuple[str, str], found: list[tuple[Tallies, Vocabulary]], resamples: int, seed: int, out: Path | None) -> None:
+def _conclude(
+    names: tuple[str, str],
+    found: list[tuple[Tallies, Vocabulary]],
+    resamples: int,
+    seed: int,
+    out: Path | None,
+) -> None:
     """Compare, print and write."""
     from cascade_clip.bootstrap import compare_paired
     from cascade_clip.evaluate import write_whole
 
     (ours, vocabulary), (theirs, other) = found
     if vocabulary.unseen != other.unseen:
-        raise ValueError(f"{names[0]} and {names[1]} count other classes as unseen; say which with --unseen")
-    differences = compare_paired([ours], [theirs], np.array(vocabulary.seen_mask), resamples=resamples, seed=seed)
+        raise ValueError(
+            f"{names[0]} and {names[1]} count other classes as unseen; say which with --unseen"
+        )
+    differences = compare_paired(
+        [ours], [theirs], np.array(vocabulary.seen_mask), resamples=resamples, seed=seed
+    )
     images = len(ours.union)
     _show(differences, names, images, resamples)
     if out is not None:
-        values: dict[str, Any] = {"first": names[0], "second": names[1], "images": images, "resamples": resamples, "seed": seed}
+        values: dict[str, Any] = {
+            "first": names[0],
+            "second": names[1],
+            "images": images,
+            "resamples": resamples,
+            "seed": seed,
+        }
         values["figures"] = [row.to_json() for row in differences]
         say(f"wrote {write_whole(out, json.dumps(values, indent=1, ensure_ascii=False) + chr(10))}")
 
 
 def _collect(
-    checkpoint: str, config: DataConfig, dataset: LabelledImages, run: RunOptions, calibration: float | None, ranks: Ranks
+    checkpoint: str,
+    config: DataConfig,
+    dataset: LabelledImages,
+    run: RunOptions,
+    calibration: float | None,
+    ranks: Ranks,
 ) -> tuple[Tallies, Vocabulary]:
     """The counts of one model on every image; the first process shows a progress bar."""
     from cascade_clip.predictor import load_predictor
     from cascade_clip.tallies import collect_tallies
 
-    predictor = load_predictor(checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block)
+    predictor = load_predictor(
+        checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block
+    )
     text = given_embeddings(config, len(dataset.vocabulary), predictor)
     if ranks.rank:
         return collect_tallies(predictor, dataset, calibration, text, None, ranks)
@@ -94,15 +123,30 @@ def _collect(
         return collect_tallies(predictor, dataset, calibration, text, step, ranks)
 
 
-def _show(differences: tuple[Difference, ...], names: tuple[str, str], images: int, resamples: int) -> None:
+def _show(
+    differences: tuple[Difference, ...], names: tuple[str, str], images: int, resamples: int
+) -> None:
     """The table, and in words what it says."""
     table = Table(title=f"{images} images, {resamples} resamples, percent")
-    for number, head in enumerate(("", f"A: {names[0]}", f"B: {names[1]}", "A - B", "95 % interval", "A ahead in")):
+    for number, head in enumerate(
+        ("", f"A: {names[0]}", f"B: {names[1]}", "A - B", "95 % interval", "A ahead in")
+    ):
         table.add_column(head, justify="right" if number else "left")
     for row in differences:
-        interval = "-" if row.low is None or row.high is None else f"{100 * row.low:+.2f} .. {100 * row.high:+.2f}"
+        interval = (
+            "-"
+            if row.low is None or row.high is None
+            else f"{100 * row.low:+.2f} .. {100 * row.high:+.2f}"
+        )
         change = "-" if row.difference is None else f"{100 * row.difference:+.2f}"
-        table.add_row(row.name, _percent(row.first), _percent(row.second), change, interval, f"{100 * row.wins:.1f} %")
+        table.add_row(
+            row.name,
+            _percent(row.first),
+            _percent(row.second),
+            change,
+            interval,
+            f"{100 * row.wins:.1f} %",
+        )
     console.print(table)
     if images < 2:
         say("one image cannot say how sure a difference is; give more")

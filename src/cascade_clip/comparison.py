@@ -60,17 +60,25 @@ def read_report(path: Path) -> dict[str, Any]:
         FileNotFoundError, ValueError: no such file, or no report of this program.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no report {path}; `cascade-clip evaluate CHECKPOINT --out FOLDER` writes one")
+        raise FileNotFoundError(
+            f"no report {path}; `cascade-clip evaluate CHECKPOINT --out FOLDER` writes one"
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     wanted = {"images", "summary", "classes", "data", "checkpoint"}
     if not isinstance(values, dict) or not wanted <= values.keys():
-        raise ValueError(f"{path} is not a report of this version: {sorted(wanted)} expected; make it again with `cascade-clip evaluate`")
+        raise ValueError(
+            f"{path} is not a report of this version: {sorted(wanted)} expected; make it again with"
+            " `cascade-clip evaluate`"
+        )
     wrong = _wrong_values(values)
     if wrong:
-        raise ValueError(f"{path} is not a report of this version: {', '.join(wrong)} hold other values; make it again")
+        raise ValueError(
+            f"{path} is not a report of this version: {', '.join(wrong)} hold other values; make it"
+            " again"
+        )
     return values
 
 
@@ -79,8 +87,13 @@ def _wrong_values(values: Mapping[str, Any]) -> list[str]:
     classes, summary = values["classes"], values["summary"]
     fits = {
         "images": type(values["images"]) is int,
-        "summary": isinstance(summary, dict) and all(_is_figure(summary.get(key)) for key in FIGURES),
-        "classes": isinstance(classes, list) and all(isinstance(entry, dict) and _is_class(entry) for entry in classes),
+        "summary": (
+            isinstance(summary, dict) and all(_is_figure(summary.get(key)) for key in FIGURES)
+        ),
+        "classes": (
+            isinstance(classes, list)
+            and all(isinstance(entry, dict) and _is_class(entry) for entry in classes)
+        ),
         "data": isinstance(values["data"], dict),
         "checkpoint": isinstance(values["checkpoint"], dict),
     }
@@ -88,7 +101,11 @@ def _wrong_values(values: Mapping[str, Any]) -> list[str]:
 
 
 def _is_class(entry: Mapping[str, Any]) -> bool:
-    return isinstance(entry.get("name"), str) and isinstance(entry.get("seen"), bool) and _is_figure(entry.get("iou", ""))
+    return (
+        isinstance(entry.get("name"), str)
+        and isinstance(entry.get("seen"), bool)
+        and _is_figure(entry.get("iou", ""))
+    )
 
 
 def _is_figure(value: object) -> bool:
@@ -105,7 +122,8 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], count: int = 10
         count: at most so many classes.
 
     Raises:
-        ValueError: they rest on different images, class lists or splits, so that their figures cannot be compared.
+        ValueError: they rest on different images, class lists or splits, so that their figures
+            cannot be compared.
     """
     titles = _titles(first, second)
     check_same_data(first, second["images"], str(second["data"].get("sha256", "")), titles[1])
@@ -116,11 +134,16 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], count: int = 10
     ]
     changed = [row for row in rows if row.difference]
     changed.sort(key=lambda row: -abs(row.difference or 0.0))
-    return Comparison(titles, compare_figures(first["summary"], second["summary"]), tuple(changed[:count]))
+    return Comparison(
+        titles, compare_figures(first["summary"], second["summary"]), tuple(changed[:count])
+    )
 
 
-def check_same_data(report: Mapping[str, Any], images: int, sha256: str, title: str = "now") -> None:
-    """Refuse a report whose images or class list are not those of a data set with this number of images and this hash.
+def check_same_data(
+    report: Mapping[str, Any], images: int, sha256: str, title: str = "now"
+) -> None:
+    """Refuse a report whose images or class list are not those of a data set with this number of
+    images and this hash.
 
     Raises:
         ValueError: they differ; both are named.
@@ -135,18 +158,27 @@ def check_same_data(report: Mapping[str, Any], images: int, sha256: str, title: 
             (title, images, sha256),
         )
     ]
-    raise ValueError(f"the reports rest on different data and cannot be compared ({'; '.join(parts)}); evaluate both on the same images")
+    raise ValueError(
+        f"the reports rest on different data and cannot be compared ({'; '.join(parts)}); evaluate"
+        " both on the same images"
+    )
 
 
 def _check_same_split(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
     names = [[entry["name"] for entry in values["classes"]] for values in (first, second)]
     if names[0] != names[1]:
-        raise ValueError(f"the reports list other classes ({len(names[0])} and {len(names[1])}) and cannot be compared; make them again")
-    splits = [{entry["name"]: entry["seen"] for entry in values["classes"]} for values in (first, second)]
+        raise ValueError(
+            f"the reports list other classes ({len(names[0])} and {len(names[1])}) and cannot be"
+            " compared; make them again"
+        )
+    splits = [
+        {entry["name"]: entry["seen"] for entry in values["classes"]} for values in (first, second)
+    ]
     differing = [name for name, seen in splits[0].items() if splits[1].get(name) is not seen]
     if differing:
         raise ValueError(
-            f"the reports count other classes as unseen and cannot be compared ({', '.join(differing[:5])}); set --unseen for both"
+            "the reports count other classes as unseen and cannot be compared"
+            f" ({', '.join(differing[:5])}); set --unseen for both"
         )
 
 

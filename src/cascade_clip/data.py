@@ -13,7 +13,15 @@ from cascade_clip.config import DataConfig
 from cascade_clip.datasets.folder import LabelledFiles, Sample, SegmentationFolder
 from cascade_clip.datasets.layouts import Split, data_root, layout_vocabulary, list_layout
 from cascade_clip.sandbox.scenes import CLASS_NAMES, PALETTE, UNSEEN_NAMES, SceneConfig, make_scene
-from cascade_clip.vocabulary import IGNORED, Vocabulary, color_name, default_templates, load_templates, load_vocabulary, split_classes
+from cascade_clip.vocabulary import (
+    IGNORED,
+    Vocabulary,
+    color_name,
+    default_templates,
+    load_templates,
+    load_vocabulary,
+    split_classes,
+)
 
 SANDBOX_SCENES = 100_000
 """Length of the built-in data set where no limit is set."""
@@ -52,7 +60,9 @@ class SandboxScenes:
             raise IndexError(f"scene {index} is not among the {self.count} of this data set")
         scene = make_scene(self.seed, index, self.scene)
         image = torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()  # (3, H, W)
-        return Sample(image, torch.from_numpy(scene.mask).long(), Path(f"scene-{self.seed}-{index}"))
+        return Sample(
+            image, torch.from_numpy(scene.mask).long(), Path(f"scene-{self.seed}-{index}")
+        )
 
 
 def sandbox_vocabulary() -> Vocabulary:
@@ -61,24 +71,38 @@ def sandbox_vocabulary() -> Vocabulary:
 
 
 def build_dataset(config: DataConfig, use: Split = "train") -> LabelledImages:
-    """The data set of a configuration, its files found and checked; `use` is the part of a named data set where no split is set.
+    """The data set of a configuration, its files found and checked; `use` is the part of a named
+    data set where no split is set.
 
     Raises:
-        ValueError, FileNotFoundError: a setting is missing or not for such data, a folder does not exist, images and masks do not pair up.
+        ValueError, FileNotFoundError: a setting is missing or not for such data, a folder does not
+            exist, images and masks do not pair up.
     """
     _refuse_settings(config)
-    builders: dict[str, Callable[[DataConfig], LabelledImages]] = {"folder": _build_folder, "sandbox": _build_sandbox}
-    return builders.get(config.name, _build_named)(config if config.split else dataclasses.replace(config, split=use))
+    builders: dict[str, Callable[[DataConfig], LabelledImages]] = {
+        "folder": _build_folder,
+        "sandbox": _build_sandbox,
+    }
+    return builders.get(config.name, _build_named)(
+        config if config.split else dataclasses.replace(config, split=use)
+    )
 
 
 def _refuse_settings(config: DataConfig) -> None:
     """Refuse settings that a data set of this kind would pass over in silence."""
     files = ("images", "masks", "classes")
     others, reason = {
-        "folder": (("root", "split"), "these are for the named data sets; set data.images, data.masks and data.classes"),
-        "sandbox": ((*files, "root", "split", "ignore"), "which makes its own scenes; set data.name to the data set that you mean"),
+        "folder": (
+            ("root", "split"),
+            "these are for the named data sets; set data.images, data.masks and data.classes",
+        ),
+        "sandbox": (
+            (*files, "root", "split", "ignore"),
+            "which makes its own scenes; set data.name to the data set that you mean",
+        ),
     }.get(config.name, (files, "which has its own; set data.root"))
-    idle = ("", None, Vocabulary.ignore)  # the usual ignore value, which older checkpoints store for scenes too, changes nothing
+    # the usual ignore value, which older checkpoints store for scenes too, changes nothing
+    idle = ("", None, Vocabulary.ignore)
     given = [f"data.{name}" for name in others if getattr(config, name) not in idle]
     if given:
         raise ValueError(f"{', '.join(given)} cannot be set with data.name {config.name}, {reason}")
@@ -96,13 +120,20 @@ def _build_sandbox(config: DataConfig) -> LabelledImages:
 
 
 def _build_folder(config: DataConfig) -> LabelledImages:
-    missing = [f"data.{name}" for name in ("images", "masks", "classes") if not getattr(config, name)]
+    missing = [
+        f"data.{name}" for name in ("images", "masks", "classes") if not getattr(config, name)
+    ]
     if missing:
-        raise ValueError(f"{', '.join(missing)} not set: give the image folder, the mask folder and the class list")
+        raise ValueError(
+            f"{', '.join(missing)} not set: give the image folder, the mask folder and the class"
+            " list"
+        )
     vocabulary = load_vocabulary(config.classes, config.unseen)
     if config.ignore is not None:
         vocabulary = dataclasses.replace(vocabulary, ignore=config.ignore)
-    return SegmentationFolder(Path(config.images), Path(config.masks), vocabulary, limit=config.limit)
+    return SegmentationFolder(
+        Path(config.images), Path(config.masks), vocabulary, limit=config.limit
+    )
 
 
 def _build_named(config: DataConfig) -> LabelledImages:
@@ -116,20 +147,38 @@ def _build_named(config: DataConfig) -> LabelledImages:
 def describe_data(dataset: LabelledImages) -> str:
     """What was found, in one line."""
     vocabulary = dataset.vocabulary
-    unseen = f", {len(vocabulary.unseen)} unseen: {', '.join(vocabulary.unseen[:12])}" if vocabulary.unseen else ", none unseen"
+    unseen = (
+        f", {len(vocabulary.unseen)} unseen: {', '.join(vocabulary.unseen[:12])}"
+        if vocabulary.unseen
+        else ", none unseen"
+    )
     values = "" if isinstance(dataset, SandboxScenes) else f"; {_describe_masks(vocabulary)}"
-    return f"{len(dataset):,} images, {len(vocabulary)} class names{unseen}{', ...' if len(vocabulary.unseen) > 12 else ''}{values}"
+    return (
+        f"{len(dataset):,} images, {len(vocabulary)} class"
+        f" names{unseen}{', ...' if len(vocabulary.unseen) > 12 else ''}{values}"
+    )
 
 
 def _describe_masks(vocabulary: Vocabulary) -> str:
     """How masks are read, and what in them is ignored."""
     parts = []
     if vocabulary.mask_colors is None or vocabulary.raw_values is not None:
-        void = sorted({vocabulary.ignore, *(value for value, label in vocabulary.raw_values or () if label == IGNORED)})
-        counted = "counted from 0 in the order of the list" if vocabulary.raw_values is None else "as the class list says"
+        void = sorted(
+            {
+                vocabulary.ignore,
+                *(value for value, label in vocabulary.raw_values or () if label == IGNORED),
+            }
+        )
+        counted = (
+            "counted from 0 in the order of the list"
+            if vocabulary.raw_values is None
+            else "as the class list says"
+        )
         parts.append(f"mask values {counted}, {_ignored([str(value) for value in void], 'value')}")
     if vocabulary.mask_colors is not None:
-        void_colors = [color_name(color) for color, label in vocabulary.mask_colors if label == IGNORED]
+        void_colors = [
+            color_name(color) for color, label in vocabulary.mask_colors if label == IGNORED
+        ]
         parts.append(f"mask colours as the class list says, {_ignored(void_colors, 'colour')}")
     return "; ".join(parts)
 
@@ -137,4 +186,7 @@ def _describe_masks(vocabulary: Vocabulary) -> str:
 def _ignored(names: list[str], kind: str) -> str:
     if not names:
         return f"no {kind} is ignored"
-    return f"{kind}{'' if len(names) == 1 else 's'} {', '.join(names[:5])}{', ...' if len(names) > 5 else ''} ignored"
+    return (
+        f"{kind}{'' if len(names) == 1 else 's'}"
+        f" {', '.join(names[:5])}{', ...' if len(names) > 5 else ''} ignored"
+    )

@@ -1,7 +1,8 @@
-"""Text-image decoder: class queries attend to patches; the last attention map is the mask (paper section 3.2).
+"""Text-image decoder: class queries attend to patches; the last attention map is the mask (paper
+section 3.2).
 
-There is no self-attention between classes, so the mask of a class does not depend on which other classes are asked for.
-Letters: B images, C classes, N patches, D joint width.
+There is no self-attention between classes, so the mask of a class does not depend on which other
+classes are asked for. Letters: B images, C classes, N patches, D joint width.
 """
 
 from __future__ import annotations
@@ -18,19 +19,23 @@ from cascade_clip.towers import Grid
 
 
 class MaskAttention(nn.Module):
-    """Scaled dot products between class queries and patches, averaged over heads, before any softmax."""
+    """Scaled dot products between class queries and patches, averaged over heads, before any
+    softmax."""
 
     def __init__(self, width: int, heads: int) -> None:
         """Compare queries and patches of the given width in `heads` heads."""
         super().__init__()
         if width % heads:
-            raise ValueError(f"model.decoder.heads must divide the joint width {width}, got {heads}")
+            raise ValueError(
+                f"model.decoder.heads must divide the joint width {width}, got {heads}"
+            )
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
 
     def mask_logits(self, queries: Tensor, patches: Tensor) -> Tensor:
-        """Mask logits (B, C, N) of queries (B, C, D) over patches (B, N, D), in float32 whatever the autocast."""
+        """Mask logits (B, C, N) of queries (B, C, D) over patches (B, N, D), in float32 whatever
+        the autocast."""
         query, key = self.query(queries), self.key(patches)  # (B, C, D), (B, N, D)
         # The mean over heads of per-head products is one product over the full width.
         scale = 1 / (self.heads * (query.shape[-1] / self.heads) ** 0.5)
@@ -52,13 +57,15 @@ class CrossAttention(MaskAttention):
     def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
         """Values of the patches (B, N, D) gathered for queries (B, C, D)."""
         query = self._split(self.query(queries))  # (B, heads, C, D/heads)
-        key, value = self._split(self.key(patches)), self._split(self.value(patches))  # (B, heads, N, D/heads)
+        # (B, heads, N, D/heads)
+        key, value = self._split(self.key(patches)), self._split(self.value(patches))
         gathered = attend(query, key, value, self.dropout if self.training else 0.0)
         result: Tensor = self.output(gathered.transpose(1, 2).flatten(2))  # (B, C, D)
         return result
 
     def _split(self, tokens: Tensor) -> Tensor:
-        heads: Tensor = tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, tokens, D/heads)
+        # (B, heads, tokens, D/heads)
+        heads: Tensor = tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return heads
 
 
@@ -78,17 +85,21 @@ class DecoderLayer(nn.Module):
     def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
         """Refine class queries (B, C, D) with patches (B, N, D)."""
         attended = queries + self.dropout(self.attention(queries, patches))  # (B, C, D)
-        queries = self.attention_norm(attended.float())  # (B, C, D), norms are float32 whatever the autocast
+        # (B, C, D), norms are float32 whatever the autocast
+        queries = self.attention_norm(attended.float())
         hidden = self.dropout(F.relu(self.expand(queries)))  # (B, C, feedforward)
-        refined: Tensor = self.feedforward_norm((queries + self.dropout(self.contract(hidden))).float())  # (B, C, D)
+        # (B, C, D)
+        refined: Tensor = self.feedforward_norm(
+            (queries + self.dropout(self.contract(hidden))).float()
+        )
         return refined
 
 
 class Similarity(nn.Module):
     """CLIP's own comparison of patches and class names, with nothing trained.
 
-    The mask logit of a class is the log-odds of its probability in the softmax over the class names, so that the sigmoid, which every
-    decoder's logits go through, gives that probability.
+    The mask logit of a class is the log-odds of its probability in the softmax over the class
+    names, so that the sigmoid, which every decoder's logits go through, gives that probability.
     """
 
     def __init__(self, scale: float) -> None:
@@ -97,9 +108,13 @@ class Similarity(nn.Module):
         self.scale = scale
 
     def forward(self, queries: Tensor, patches: Tensor, grid: Grid) -> Tensor:
-        """Mask logits (B, C, N) of text embeddings (B, C, D) over patches (B, N, D), in float32; the grid does not matter."""
+        """Mask logits (B, C, N) of text embeddings (B, C, D) over patches (B, N, D), in float32;
+        the grid does not matter."""
         with torch.autocast(queries.device.type, enabled=False):
-            cosines = F.normalize(queries.float(), dim=-1) @ F.normalize(patches.float(), dim=-1).transpose(1, 2)  # (B, C, N)
+            # (B, C, N)
+            cosines = F.normalize(queries.float(), dim=-1) @ F.normalize(
+                patches.float(), dim=-1
+            ).transpose(1, 2)
             logs = F.log_softmax(self.scale * cosines, dim=1)
             return logs - torch.log1p(-logs.exp().clamp(max=1 - 1e-6))
 
@@ -111,7 +126,8 @@ class Decoder(nn.Module):
     """
 
     def __init__(self, width: int, config: DecoderConfig) -> None:
-        """Build `config.layers` layers; they start as identical copies, as in the released program."""
+        """Build `config.layers` layers; they start as identical copies, as in the released
+        program."""
         super().__init__()
         first = DecoderLayer(width, config)
         self.layers = nn.ModuleList(copy.deepcopy(first) for _ in range(config.layers - 1))
@@ -120,7 +136,8 @@ class Decoder(nn.Module):
         self.mask_attention.key.load_state_dict(first.attention.key.state_dict())
 
     def forward(self, queries: Tensor, patches: Tensor, grid: Grid) -> Tensor:
-        """Mask logits (B, C, N) of class queries (B, C, D) over patches (B, N, D); the grid does not matter."""
+        """Mask logits (B, C, N) of class queries (B, C, D) over patches (B, N, D); the grid does
+        not matter."""
         for layer in self.layers:
             queries = layer(queries, patches)  # (B, C, D)
         return self.mask_attention.mask_logits(queries, patches)  # (B, C, N)

@@ -25,10 +25,11 @@ class Cause(NamedTuple):
 
 
 def find_cause(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor) -> Cause:
-    """Where normalised images (B, 3, H, W) first become non-finite on their way through `forward` to mask logits (B, Q, h, w).
+    """Where normalised images (B, 3, H, W) first become non-finite on their way through `forward`
+    to mask logits (B, Q, h, w).
 
-    Parameters are looked at first, then the images, then the outputs of the layers in the order in which they are computed, then
-    the gradients that the failed step has left.
+    Parameters are looked at first, then the images, then the outputs of the layers in the order in
+    which they are computed, then the gradients that the failed step has left.
     """
     place = _first("the parameter", model.named_parameters())
     if place is None and not bool(torch.isfinite(images).all()):
@@ -41,13 +42,18 @@ def find_cause(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Te
     if place is None and bool(bad.any()):
         place = "the mask logits"
     if place is None:
-        gradients = ((name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None)
+        gradients = (
+            (name, parameter.grad)
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None
+        )
         place = _first("the gradient of", gradients) or "the loss itself"
     return Cause(place, tuple(bad.nonzero()[:, 0].tolist()))
 
 
 def merge_causes(found: Sequence[tuple[Cause, list[Path]]]) -> tuple[Cause, list[Path]]:
-    """One cause of a step from those that the ranks found in their shares of the batch, with all files in order.
+    """One cause of a step from those that the ranks found in their shares of the batch, with all
+    files in order.
 
     A rank whose masks are not finite knows more than one that sees only the sum of the gradients.
     """
@@ -65,29 +71,47 @@ def describe(cause: Cause, loss: float, step: int, paths: Sequence[Path]) -> str
     what = "a gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
     batch = ", ".join(str(path) for path in paths)
     guilty = [paths[index] for index in cause.images if index < len(paths)]
-    narrowed = f"; it shows in {', '.join(str(path) for path in guilty)}" if 0 < len(guilty) < len(paths) else ""
-    return f"{what} at step {step}; the first value that is not finite is in {cause.place}{narrowed}; images of the batch: {batch}"
+    narrowed = (
+        f"; it shows in {', '.join(str(path) for path in guilty)}"
+        if 0 < len(guilty) < len(paths)
+        else ""
+    )
+    return (
+        f"{what} at step {step}; the first value that is not finite is in {cause.place}{narrowed};"
+        f" images of the batch: {batch}"
+    )
 
 
 def _first(word: str, tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """The first tensor that is not finite, after the word for its kind."""
-    return next((f"{word} {name}" for name, tensor in tensors if not bool(torch.isfinite(tensor).all())), None)
+    return next(
+        (f"{word} {name}" for name, tensor in tensors if not bool(torch.isfinite(tensor).all())),
+        None,
+    )
 
 
 @contextmanager
 def _watch_outputs(model: nn.Module) -> Iterator[list[str]]:
-    """Names of the layers whose outputs were not finite, in the order of computation, while the context is open."""
+    """Names of the layers whose outputs were not finite, in the order of computation, while the
+    context is open."""
     found: list[str] = []
 
     def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             tensors = output if isinstance(output, tuple) else (output,)
-            if any(isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()) for value in tensors):
+            if any(
+                isinstance(value, Tensor)
+                and value.is_floating_point()
+                and not bool(torch.isfinite(value).all())
+                for value in tensors
+            ):
                 found.append(name)
 
         return hook
 
-    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+    handles = [
+        module.register_forward_hook(look(name)) for name, module in model.named_modules() if name
+    ]
     try:
         yield found
     finally:

@@ -1,4 +1,5 @@
-"""Several processes that share one evaluation, each with a part of the images; torchrun says which is which."""
+"""Several processes that share one evaluation, each with a part of the images; torchrun says which
+is which."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class Ranks:
             raise ValueError(f"rank must lie in 0..{self.world - 1}, got {self.rank}")
 
     def share(self, length: int) -> range:
-        """The indices below `length` that are this process's: every world-th, so that no part is all easy images."""
+        """The indices below `length` that are this process's: every world-th, so that no part is
+        all easy images."""
         return range(self.rank, length, self.world)
 
     def sum(self, counts: Tensor) -> Tensor:
@@ -53,7 +55,8 @@ class Ranks:
 
 @contextmanager
 def join_ranks() -> Iterator[Ranks]:
-    """Join the processes that torchrun started together (its RANK, WORLD_SIZE and LOCAL_RANK); without it, one process alone.
+    """Join the processes that torchrun started together (its RANK, WORLD_SIZE and LOCAL_RANK);
+    without it, one process alone.
 
     Every process takes the CUDA device of its local number, where there are any.
 
@@ -79,4 +82,7 @@ def _read(name: str, default: int | None = None) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"the environment variable {name} must be a whole number, got {text!r}; start with torchrun") from None
+        raise ValueError(
+            f"the environment variable {name} must be a whole number, got {text!r}; start with"
+            " torchrun"
+        ) from None

@@ -1,4 +1,5 @@
-"""A look before a run: parameters, memory, steps and data, and one step on real images; nothing is kept."""
+"""A look before a run: parameters, memory, steps and data, and one step on real images; nothing is
+kept."""
 
 from __future__ import annotations
 
@@ -35,13 +36,15 @@ class Memory:
     optimizer: int
     """AdamW's two moments of every trained number."""
     activations: int
-    """What the backward pass of one micro-batch keeps, counted as it was kept in the step that was run."""
+    """What the backward pass of one micro-batch keeps, counted as it was kept in the step that was
+    run."""
     peak: int | None
     """The most that CUDA held in that step; None elsewhere."""
 
     @property
     def total(self) -> int:
-        """Weights, gradients, optimiser state and activations; without what torch and the short-lived results of single operations take."""
+        """Weights, gradients, optimiser state and activations; without what torch and the
+        short-lived results of single operations take."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
@@ -92,7 +95,8 @@ def dry_run(config: Config) -> DryRun:
     seen = torch.tensor(dataset.vocabulary.seen_mask)
     second = config.train
     stages = 2 if second.protocol == "transductive" and not second.init_from else 1
-    config = inductive_half(config) if stages == 2 else config  # the step that is done is the run's first
+    # the step that is done is the run's first
+    config = inductive_half(config) if stages == 2 else config
     train = config.train
     queries = int(seen.sum()) if train.protocol == "inductive" else len(seen)
     cost = count_cost(config.model, queries, train.augment.crop)
@@ -104,7 +108,9 @@ def dry_run(config: Config) -> DryRun:
     batch = describe_batch(train)
     kept = measure_activations(task, images[: batch["per_device"]], labels[: batch["per_device"]])
     loss, seconds = run_step(task, images, labels)
-    images_used = train.steps * train.batch_size + (second.steps * second.batch_size if stages == 2 else 0)
+    images_used = train.steps * train.batch_size + (
+        second.steps * second.batch_size if stages == 2 else 0
+    )
     return DryRun(
         cost,
         measure_memory(task, kept, device),
@@ -129,8 +135,12 @@ def first_share(config: Config, dataset: LabelledImages) -> tuple[Tensor, Tensor
 
 
 def measure_activations(task: SegmentationTask, images: Tensor, labels: Tensor) -> int:
-    """Bytes that the backward pass of these images (B, 3, H, W) with labels (B, H, W) keeps besides the model itself."""
-    own = {value.untyped_storage().data_ptr() for value in (*task.parameters(), *task.buffers(), images, labels)}
+    """Bytes that the backward pass of these images (B, 3, H, W) with labels (B, H, W) keeps besides
+    the model itself."""
+    own = {
+        value.untyped_storage().data_ptr()
+        for value in (*task.parameters(), *task.buffers(), images, labels)
+    }
     found: dict[int, int] = {}
 
     def keep(value: Tensor) -> Tensor:
@@ -163,9 +173,19 @@ def run_step(task: SegmentationTask, images: Tensor, labels: Tensor) -> tuple[fl
 
 def measure_memory(task: SegmentationTask, activations: int, device: torch.device) -> Memory:
     """The parts of a step's memory."""
-    weights = sum(value.numel() * value.element_size() for value in (*task.parameters(), *task.buffers()))
-    trained = sum(value.numel() * value.element_size() for value in task.parameters() if value.requires_grad)
-    return Memory(weights, trained, 2 * trained, activations, used_memory(device) if device.type == "cuda" else None)
+    weights = sum(
+        value.numel() * value.element_size() for value in (*task.parameters(), *task.buffers())
+    )
+    trained = sum(
+        value.numel() * value.element_size() for value in task.parameters() if value.requires_grad
+    )
+    return Memory(
+        weights,
+        trained,
+        2 * trained,
+        activations,
+        used_memory(device) if device.type == "cuda" else None,
+    )
 
 
 def count_images(dataset: LabelledImages) -> Counts:
@@ -189,33 +209,67 @@ def describe_dry_run(found: DryRun, unseen: tuple[str, ...]) -> list[str]:
     """The lines that people read."""
     cost, memory, counts, batch = found.cost, found.memory, found.counts, found.batch
     rare = [name for name, number in counts.per_class.items() if not number]
-    often = sorted(((number, name) for name, number in counts.per_class.items() if number), key=lambda row: -row[0])
-    per_class = _listed([f"{name}{' *' if name in unseen else ''} {number}" for number, name in often])
-    steps = f"{found.steps:,} steps" if found.stages == 1 else f"2 x {found.steps:,} steps (inductive half, then self-training)"
+    often = sorted(
+        ((number, name) for name, number in counts.per_class.items() if number),
+        key=lambda row: -row[0],
+    )
+    per_class = _listed(
+        [f"{name}{' *' if name in unseen else ''} {number}" for number, name in often]
+    )
+    steps = (
+        f"{found.steps:,} steps"
+        if found.stages == 1
+        else f"2 x {found.steps:,} steps (inductive half, then self-training)"
+    )
     lines = [
         f"parameters   {cost.parameters + cost.text_parameters:,} in all, {cost.trained:,} trained",
-        f"             counted the published way: {cost.published_parameters:,} in all, {cost.published_trained:,} trained",
-        f"             {cost.flops / 1e9:.1f} GFLOP forward per image of {cost.image_side} x {cost.image_side} pixels",
-        f"memory       {_size(memory.total)} on {found.device}: weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, "
-        f"optimiser {_size(memory.optimizer)}, activations {_size(memory.activations)}",
-        f"             activations counted in one step with {batch['per_device']} images at once, the rest follows from the parameters;",
+        (
+            f"             counted the published way: {cost.published_parameters:,} in all,"
+            f" {cost.published_trained:,} trained"
+        ),
+        (
+            f"             {cost.flops / 1e9:.1f} GFLOP forward per image of {cost.image_side} x"
+            f" {cost.image_side} pixels"
+        ),
+        (
+            f"memory       {_size(memory.total)} on {found.device}: weights"
+            f" {_size(memory.weights)}, gradients {_size(memory.gradients)}, optimiser"
+            f" {_size(memory.optimizer)}, activations {_size(memory.activations)}"
+        ),
+        (
+            f"             activations counted in one step with {batch['per_device']} images at"
+            " once, the rest follows from the parameters;"
+        ),
         "             torch itself and short-lived results come on top"
         + (f"; CUDA's peak in the step was {_size(memory.peak)}" if memory.peak else ""),
-        f"batch        {batch['effective']} images = {batch['devices']} devices x {batch['per_device']} at once x "
-        f"{batch['accumulation']} passes",
+        (
+            f"batch        {batch['effective']} images = {batch['devices']} devices x"
+            f" {batch['per_device']} at once x {batch['accumulation']} passes"
+        ),
         f"length       {steps}, {found.epochs:.2f} epochs",
-        f"data         {counts.images:,} images, {counts.seen} classes seen, {counts.unseen} unseen",
-        f"             images per class among the first {counts.looked_at} (* unseen): {per_class or 'no labels'}",
+        (
+            f"data         {counts.images:,} images, {counts.seen} classes seen, {counts.unseen}"
+            " unseen"
+        ),
+        (
+            f"             images per class among the first {counts.looked_at} (* unseen):"
+            f" {per_class or 'no labels'}"
+        ),
         *([f"             in none of them: {_listed(rare)}"] if rare else []),
-        f"one step     loss {found.loss:.4f}, {found.seconds:.2f} s; {found.stages * found.steps:,} such steps are "
-        f"{_hours(found.seconds * found.steps * found.stages)}, without loading",
+        (
+            f"one step     loss {found.loss:.4f}, {found.seconds:.2f} s;"
+            f" {found.stages * found.steps:,} such steps are"
+            f" {_hours(found.seconds * found.steps * found.stages)}, without loading"
+        ),
     ]
     return lines
 
 
 def _autocast(task: SegmentationTask) -> torch.autocast:
     precision = task.config.train.precision
-    return torch.autocast(task.device.type, dtype=autocast_type(precision), enabled=precision != "fp32")
+    return torch.autocast(
+        task.device.type, dtype=autocast_type(precision), enabled=precision != "fp32"
+    )
 
 
 def _size(number: int) -> str:
@@ -223,7 +277,9 @@ def _size(number: int) -> str:
 
 
 def _listed(items: list[str]) -> str:
-    return ", ".join(items[:_NAMED]) + (f" and {len(items) - _NAMED} more" if len(items) > _NAMED else "")
+    return ", ".join(items[:_NAMED]) + (
+        f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
+    )
 
 
 def _hours(seconds: float) -> str:

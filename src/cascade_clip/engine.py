@@ -1,7 +1,9 @@
-"""Lightning with our settings: devices, precision, states, and what happens when a run is stopped from outside.
+"""Lightning with our settings: devices, precision, states, and what happens when a run is stopped
+from outside.
 
-SIGTERM (a scheduler's pre-emption) and SIGUSR1 (SLURM's warning before the time limit) end a run after the step that is under way:
-its state is saved and the process ends with exit code 75, "try again later". `--resume` then goes on bit for bit.
+SIGTERM (a scheduler's pre-emption) and SIGUSR1 (SLURM's warning before the time limit) end a run
+after the step that is under way: its state is saved and the process ends with exit code 75, "try
+again later". `--resume` then goes on bit for bit.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from cascade_clip.progress import MetricsFile
 from cascade_clip.states import StateFiles, state_path
 
 STOPPED = 75
-"""Exit code of a run that was stopped from outside and has saved its state (EX_TEMPFAIL: try again later)."""
+"""Exit code of a run that was stopped from outside and has saved its state (EX_TEMPFAIL: try again
+later)."""
 
 _RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
 _PARENT = "CASCADE_CLIP_PARENT"
@@ -42,11 +45,13 @@ _logger = logging.getLogger(__name__)
 
 
 class Stopped(SystemExit):
-    """A scheduler asked the run to end, and its state is saved; ends the process with code `STOPPED` unless it is caught."""
+    """A scheduler asked the run to end, and its state is saved; ends the process with code
+    `STOPPED` unless it is caught."""
 
 
 def is_first_process() -> bool:
-    """Whether this is the process of a run that writes its files and talks; known before the engine starts."""
+    """Whether this is the process of a run that writes its files and talks; known before the engine
+    starts."""
     return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
 
 
@@ -54,7 +59,8 @@ def check_launch(train: TrainConfig) -> None:
     """See that a launcher started as many processes as the settings share a batch among.
 
     Raises:
-        ValueError: torchrun or srun started another number; each would train alone into the same folder.
+        ValueError: torchrun or srun started another number; each would train alone into the same
+            folder.
     """
     if TorchElasticEnvironment.detect():
         launcher, started = "torchrun", int(os.environ["WORLD_SIZE"])
@@ -64,14 +70,16 @@ def check_launch(train: TrainConfig) -> None:
         return
     if started != train.processes:
         raise ValueError(
-            f"{launcher} started {started} processes, but the settings share a batch among {train.num_nodes} nodes x {train.devices} "
-            f"devices = {train.processes}; set --devices and --num-nodes to what {launcher} starts"
+            f"{launcher} started {started} processes, but the settings share a batch among"
+            f" {train.num_nodes} nodes x {train.devices} devices = {train.processes}; set --devices"
+            f" and --num-nodes to what {launcher} starts"
         )
 
 
 @contextlib.contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Take SIGTERM and SIGUSR1 outside of training (loading, evaluating) as the end of the process with code `STOPPED`."""
+    """Take SIGTERM and SIGUSR1 outside of training (loading, evaluating) as the end of the process
+    with code `STOPPED`."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         _logger.warning("stopped, as asked; go on with --resume auto")
@@ -103,7 +111,8 @@ class StateSaver(Checkpoint):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGTERM and SIGUSR1 as the wish to stop while the context is open; only a main thread can."""
+        """Take SIGTERM and SIGUSR1 as the wish to stop while the context is open; only a main
+        thread can."""
         before = {}
         if threading.current_thread() is threading.main_thread():
             before = {number: signal.signal(number, self._note) for number in _signals()}
@@ -117,29 +126,37 @@ class StateSaver(Checkpoint):
         self.asked = True
 
     def on_train_start(self, trainer: Any, task: Any) -> None:
-        """Take the signals back from the engine, whose own handler would talk to other processes in the middle of a step."""
+        """Take the signals back from the engine, whose own handler would talk to other processes in
+        the middle of a step."""
         if threading.current_thread() is threading.main_thread():
             for number in _signals():
                 signal.signal(number, self._note)
 
-    def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
         """Save where it is time to; all processes agree on whether to stop."""
         step = trainer.global_step
-        stop = step < trainer.max_steps and bool(trainer.strategy.reduce_boolean_decision(self.asked, all=False))
+        stop = step < trainer.max_steps and bool(
+            trainer.strategy.reduce_boolean_decision(self.asked, all=False)
+        )
         if stop or step % self.every == 0:
             trainer.save_checkpoint(state_path(self.folder, step))
         if stop:
             self.stopped = trainer.should_stop = True
 
 
-def build_trainer(config: Config, out: Path, callbacks: list[Callback]) -> tuple[lightning.Trainer, StateSaver]:
+def build_trainer(
+    config: Config, out: Path, callbacks: list[Callback]
+) -> tuple[lightning.Trainer, StateSaver]:
     """Lightning's engine with our settings, and what saves its states."""
     train = config.train
     device = find_device(train.device)
     saver = StateSaver(out / "state", train.save_every)
     plugins: list[Any] = [StateFiles(), build_precision(train, device.type)]
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save in the middle of a step
+        # it would save in the middle of a step
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     trainer = lightning.Trainer(
         accelerator={"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[device.type],
         devices=train.devices,
@@ -163,8 +180,9 @@ def build_trainer(config: Config, out: Path, callbacks: list[Callback]) -> tuple
 def build_precision(train: TrainConfig, device: str) -> Precision:
     """Number format of matrix products; weights and optimiser state are float32 in every case.
 
-    With fp16 a scaler keeps small gradients from vanishing; it skips steps whose gradients overflow and halves its factor. It starts lower
-    than torch's 65536, because what goes backward is the sum over masks, which is divided by their number afterwards.
+    With fp16 a scaler keeps small gradients from vanishing; it skips steps whose gradients overflow
+    and halves its factor. It starts lower than torch's 65536, because what goes backward is the sum
+    over masks, which is divided by their number afterwards.
     """
     if train.precision == "fp32":
         return Precision()
@@ -182,14 +200,19 @@ def run_engine(
 ) -> None:
     """Train to the end, or to the step after which a scheduler wants the run to stop.
 
-    Lightning's warnings that do not concern us are left out; errors of loading processes become their own last line.
+    Lightning's warnings that do not concern us are left out; errors of loading processes become
+    their own last line.
 
     Raises:
         Stopped: the run was asked to stop, and its state is saved.
     """
     _end_with_parent(trainer)
     with warnings.catch_warnings(), saver.listening():
-        for text in ("does not have many workers", "isinstance.treespec, LeafSpec", "broadcast_buffers"):
+        for text in (
+            "does not have many workers",
+            "isinstance.treespec, LeafSpec",
+            "broadcast_buffers",
+        ):
             warnings.filterwarnings("ignore", f".*{text}.*")
         try:
             trainer.fit(task, datamodule=batches, ckpt_path=None if start is None else str(start))
@@ -198,33 +221,46 @@ def run_engine(
                 raise
             last = [line for line in str(error).splitlines() if line.strip()][-1]
             raise ValueError(last.partition("Error: ")[2] or last) from error
-        except SIGTERMException as error:  # asked between two hooks; the state of the last step is saved all the same
+        except SIGTERMException as error:
+            # asked between two hooks; the state of the last step is saved all the same
             if not saver.stopped:
                 raise Stopped(STOPPED) from error
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
     if saver.stopped:
         if trainer.is_global_zero:
-            _logger.warning("stopped after step %d, as asked; its state is saved: go on with --resume auto", trainer.global_step)
+            _logger.warning(
+                "stopped after step %d, as asked; its state is saved: go on with --resume auto",
+                trainer.global_step,
+            )
         raise Stopped(0 if _launched_by_us() else STOPPED)
 
 
 def _build_strategy(device: str) -> DDPStrategy:
-    """Every process works on its share of each batch; buffers are constants, so that they need no exchange."""
-    return DDPStrategy(process_group_backend="gloo" if device == "cpu" else None, broadcast_buffers=False)
+    """Every process works on its share of each batch; buffers are constants, so that they need no
+    exchange."""
+    return DDPStrategy(
+        process_group_backend="gloo" if device == "cpu" else None, broadcast_buffers=False
+    )
 
 
 def _launched_by_us() -> bool:
-    """Whether this process is one that the first process of a run on several devices has started."""
+    """Whether this process is one that the first process of a run on several devices has
+    started."""
     return os.environ.get("LOCAL_RANK", "0") != "0" and _PARENT in os.environ
 
 
 def _end_with_parent(trainer: lightning.Trainer) -> None:
-    """Let the processes that Lightning starts end with the one that started them, however that ends; a kill would leave them waiting."""
+    """Let the processes that Lightning starts end with the one that started them, however that
+    ends; a kill would leave them waiting."""
     if _launched_by_us():
-        threading.Thread(target=_watch_parent, args=(int(os.environ[_PARENT]),), name="watch-parent", daemon=True).start()
+        threading.Thread(
+            target=_watch_parent, args=(int(os.environ[_PARENT]),), name="watch-parent", daemon=True
+        ).start()
         return
-    environment = trainer.strategy.cluster_environment if isinstance(trainer.strategy, DDPStrategy) else None
+    environment = (
+        trainer.strategy.cluster_environment if isinstance(trainer.strategy, DDPStrategy) else None
+    )
     if environment is not None and not environment.creates_processes_externally:
         os.environ[_PARENT] = str(os.getpid())
 

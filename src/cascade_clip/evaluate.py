@@ -1,4 +1,5 @@
-"""Evaluation: the predictor over a labelled data set, to a report that states its assumptions (method section 8)."""
+"""Evaluation: the predictor over a labelled data set, to a report that states its assumptions
+(method section 8)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cascade_clip.checkpoint import Checkpoint, find_checkpoint, read_config, read_record, read_versions
+from cascade_clip.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    read_config,
+    read_record,
+    read_versions,
+)
 from cascade_clip.config import DataConfig, InferenceConfig
 from cascade_clip.data import LabelledImages, SandboxScenes
 from cascade_clip.datasets.folder import LabelledFiles
@@ -54,7 +61,8 @@ class Report:
     calibration: float
     assumptions: tuple[str, ...]
     counts: NDArray[np.int64]
-    """Pixels of each true class (rows) by predicted class, (C, C + 1); the last column has no prediction."""
+    """Pixels of each true class (rows) by predicted class, (C, C + 1); the last column has no
+    prediction."""
     colors: tuple[Color, ...]
     inference: dict[str, Any]
     """Settings of inference: window, stride, precision and the like, and the prompt templates."""
@@ -71,7 +79,11 @@ class Report:
     @property
     def hashes(self) -> dict[str, str]:
         """Those hashes that are known, by what they are of."""
-        found = {"the data set": self.data_sha256, "the checkpoint's weights": self.origin.checkpoint_sha256, "CLIP": self.clip_sha256}
+        found = {
+            "the data set": self.data_sha256,
+            "the checkpoint's weights": self.origin.checkpoint_sha256,
+            "CLIP": self.clip_sha256,
+        }
         return {label: value for label, value in found.items() if value}
 
     def to_json(self) -> dict[str, Any]:
@@ -82,8 +94,15 @@ class Report:
             "assumptions": list(self.assumptions),
             "summary": summarise(self.scores),
             **self.scores.to_json(),
-            "checkpoint": {"name": self.origin.checkpoint, "sha256": self.origin.checkpoint_sha256, "clip_sha256": self.clip_sha256},
-            "data": {"settings": None if self.origin.data is None else config_to_dict(self.origin.data), "sha256": self.data_sha256},
+            "checkpoint": {
+                "name": self.origin.checkpoint,
+                "sha256": self.origin.checkpoint_sha256,
+                "clip_sha256": self.clip_sha256,
+            },
+            "data": {
+                "settings": None if self.origin.data is None else config_to_dict(self.origin.data),
+                "sha256": self.data_sha256,
+            },
             "inference": self.inference,
             "worst": [record.to_json() for record in self.worst],
             "best": [record.to_json() for record in self.best],
@@ -92,7 +111,8 @@ class Report:
         }
 
     def save(self, path: Path) -> Path:
-        """Write the report as JSON, one row of the confusion matrix a line; under a temporary name first."""
+        """Write the report as JSON, one row of the confusion matrix a line; under a temporary name
+        first."""
         values = self.to_json()
         rows = ",\n".join(f"  {json.dumps(row)}" for row in values.pop("confusion"))
         text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
@@ -153,13 +173,22 @@ def read_evaluation(source: str | Path) -> StoredEvaluation:
     folder = find_checkpoint(source)
     stored = read_record(folder).get("evaluation")
     if not isinstance(stored, dict) or not isinstance(stored.get("summary"), dict):
-        raise ValueError(f"{source} stores no figures to verify: it was not evaluated after training (setting `evaluation`)")
+        raise ValueError(
+            f"{source} stores no figures to verify: it was not evaluated after training (setting"
+            " `evaluation`)"
+        )
     where = f"the evaluation of {source}"
     data = stored.get("data")
-    config = config_from_dict(DataConfig, data, where) if isinstance(data, dict) else read_config(folder).evaluation
+    config = (
+        config_from_dict(DataConfig, data, where)
+        if isinstance(data, dict)
+        else read_config(folder).evaluation
+    )
     if config is None:
         raise ValueError(f"{where} does not say on which data its figures rest")
-    return StoredEvaluation(config, stored["summary"], stored.get("calibration"), str(stored.get("data_sha256", "")))
+    return StoredEvaluation(
+        config, stored["summary"], stored.get("calibration"), str(stored.get("data_sha256", ""))
+    )
 
 
 def training_protocol(checkpoint: Checkpoint) -> str:
@@ -168,8 +197,13 @@ def training_protocol(checkpoint: Checkpoint) -> str:
 
 
 def default_calibration(checkpoint: Checkpoint) -> float:
-    """What is subtracted from seen classes: the inference setting after inductive training, else 0."""
-    return checkpoint.config.inference.calibration if training_protocol(checkpoint) == "inductive" else 0.0
+    """What is subtracted from seen classes: the inference setting after inductive training, else
+    0."""
+    return (
+        checkpoint.config.inference.calibration
+        if training_protocol(checkpoint) == "inductive"
+        else 0.0
+    )
 
 
 def evaluate(
@@ -186,9 +220,10 @@ def evaluate(
 
     Args:
         predictor: the model.
-        dataset: images, labels and class names; all names compete in the argmax. Where it names no unseen class, the model's split holds.
-        calibration: subtracted from scores of seen classes; by default what the training protocol calls for, and 0 on a data set with
-            other class names than the training's.
+        dataset: images, labels and class names; all names compete in the argmax. Where it names no
+            unseen class, the model's split holds.
+        calibration: subtracted from scores of seen classes; by default what the training protocol
+            calls for, and 0 on a data set with other class names than the training's.
         text: text embeddings (C, D) to use instead of the text tower.
         progress: called with (done, total) after every image of this process.
         keep: how many of the worst and of the best images the report holds.
@@ -214,7 +249,10 @@ def evaluate(
         assumptions=_assumptions(found, target, predictor, dataset),
         counts=matrix.counts.cpu().numpy(),
         colors=vocabulary.colors,
-        inference={**config_to_dict(predictor.settings), "templates": list(predictor.checkpoint.templates)},
+        inference={
+            **config_to_dict(predictor.settings),
+            "templates": list(predictor.checkpoint.templates),
+        },
         data_sha256=hash_dataset(dataset),
         clip_sha256=predictor.checkpoint.clip_fingerprint,
         origin=origin,
@@ -223,12 +261,15 @@ def evaluate(
     )
 
 
-def count_image(predictor: Predictor, target: Target, dataset: LabelledImages, index: int, gallery: Gallery) -> ConfusionMatrix:
+def count_image(
+    predictor: Predictor, target: Target, dataset: LabelledImages, index: int, gallery: Gallery
+) -> ConfusionMatrix:
     """The matrix of one image, on the model's device; the image is offered to the gallery."""
     sample = dataset.sample(index)
     single = ConfusionMatrix(len(dataset.vocabulary), predictor.device)
     labels = predictor.label_map(sample.image, target).labels  # (H, W)
-    labels = labels.where(labels < single.classes, UNLABELLED)  # a background that is no class of the data set
+    # a background that is no class of the data set
+    labels = labels.where(labels < single.classes, UNLABELLED)
     single.update(labels, sample.labels.to(predictor.device))
     figures = image_scores(single) if gallery.keep else None
     if figures is not None and gallery.wants(index, figures.miou):
@@ -241,17 +282,26 @@ def bind_classes(
 ) -> tuple[Vocabulary, Target]:
     """The class names of a data set with the split that holds, and bound to the model."""
     vocabulary = dataset.vocabulary
-    trained = predictor.checkpoint.record.get("protocol") != "training-free"  # CLIP alone has held nothing out
+    # CLIP alone has held nothing out
+    trained = predictor.checkpoint.record.get("protocol") != "training-free"
     if not vocabulary.unseen and vocabulary.inherits_split and trained:
         held_out = _folded(predictor.vocabulary.unseen)
-        vocabulary = vocabulary.with_unseen(name for name in vocabulary.names if name.casefold() in held_out)
-    return vocabulary, predictor.bind(vocabulary, choose_calibration(predictor, vocabulary, calibration), text)
+        vocabulary = vocabulary.with_unseen(
+            name for name in vocabulary.names if name.casefold() in held_out
+        )
+    return vocabulary, predictor.bind(
+        vocabulary, choose_calibration(predictor, vocabulary, calibration), text
+    )
 
 
-def choose_calibration(predictor: Predictor, vocabulary: Vocabulary, calibration: float | None) -> float:
-    """What is subtracted from seen classes of a data set: the given number, else what the training calls for on its own class names.
+def choose_calibration(
+    predictor: Predictor, vocabulary: Vocabulary, calibration: float | None
+) -> float:
+    """What is subtracted from seen classes of a data set: the given number, else what the training
+    calls for on its own class names.
 
-    It is 0 with other class names: across data sets the published figures count every class as seen.
+    It is 0 with other class names: across data sets the published figures count every class as
+    seen.
     """
     if calibration is not None:
         return calibration
@@ -264,21 +314,40 @@ def _folded(names: Sequence[str]) -> set[str]:
     return {name.casefold() for name in names}
 
 
-def _assumptions(found: Scores, target: Target, predictor: Predictor, dataset: LabelledImages) -> tuple[str, ...]:
+def _assumptions(
+    found: Scores, target: Target, predictor: Predictor, dataset: LabelledImages
+) -> tuple[str, ...]:
     unseen = [name for name, seen in zip(found.names, found.seen, strict=True) if not seen]
-    trained = predictor.vocabulary.names if training_protocol(predictor.checkpoint) == "supervised" else predictor.vocabulary.seen
+    trained = (
+        predictor.vocabulary.names
+        if training_protocol(predictor.checkpoint) == "supervised"
+        else predictor.vocabulary.seen
+    )
     known = [name for name in unseen if name.casefold() in _folded(trained)]
-    absent = f"left out of the means as absent from both prediction and labels: {_some(found.absent) or 'none'}"
+    absent = (
+        "left out of the means as absent from both prediction and labels:"
+        f" {_some(found.absent) or 'none'}"
+    )
     background = "no background policy: every pixel gets a class name"
     if target.background != "none":
-        background = f"background policy: {target.background}; a labelled pixel that gets no class of the data set is an error"
+        background = (
+            f"background policy: {target.background}; a labelled pixel that gets no class of the"
+            " data set is an error"
+        )
     shift = f"{target.calibration:g} subtracted from the scores of seen classes"
     if target.calibration and not target.seen.any():
         shift += ": of none, as the model was trained on none of these names"
     return (
         f"all {len(found.names)} class names compete in the argmax",
         f"{len(unseen)} of them count as unseen{': ' + _some(unseen) if unseen else ''}",
-        *([f"{len(known)} of these unseen classes had masks in the model's own training: {_some(known)}"] if known else []),
+        *(
+            [
+                f"{len(known)} of these unseen classes had masks in the model's own training:"
+                f" {_some(known)}"
+            ]
+            if known
+            else []
+        ),
         background,
         shift,
         f"one confusion matrix over all images; ignored pixels do not count; {absent}",
@@ -293,7 +362,11 @@ def _describe_images(dataset: LabelledImages) -> str:
     if isinstance(dataset, SandboxScenes):
         return f"{count} scenes of the built-in world, seed {dataset.seed}"
     total = dataset.total if isinstance(dataset, LabelledFiles) else count
-    return f"all {count} images" if count == total else f"the first {count} of {total} images, as a limit was set"
+    return (
+        f"all {count} images"
+        if count == total
+        else f"the first {count} of {total} images, as a limit was set"
+    )
 
 
 def _some(names: Sequence[str]) -> str:
@@ -302,12 +375,25 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _describe_inference(settings: InferenceConfig) -> str:
-    resize = f"short side resized to {settings.window} pixels" if settings.resize else "images at their own size"
-    views = [] if settings.scales == (1.0,) else [f"scales {', '.join(f'{scale:g}' for scale in settings.scales)}"]
+    resize = (
+        f"short side resized to {settings.window} pixels"
+        if settings.resize
+        else "images at their own size"
+    )
+    views = (
+        []
+        if settings.scales == (1.0,)
+        else [f"scales {', '.join(f'{scale:g}' for scale in settings.scales)}"]
+    )
     views += ["mirrored too"] if settings.flip else []
-    augmentation = f"test-time augmentation: {', '.join(views)}" if views else "no test-time augmentation"
+    augmentation = (
+        f"test-time augmentation: {', '.join(views)}" if views else "no test-time augmentation"
+    )
     others = [f", stages combined by {settings.combine}"] if settings.combine != "sum" else []
     if settings.upsampler != "bilinear":
-        others.append(f", {settings.upsampler} upsampling (radius {settings.guide_radius}, epsilon {settings.guide_epsilon:g})")
+        others.append(
+            f", {settings.upsampler} upsampling (radius {settings.guide_radius}, epsilon"
+            f" {settings.guide_epsilon:g})"
+        )
     windows = f"windows of {settings.window} pixels every {settings.stride}{''.join(others)}"
     return f"{resize}, {windows}, {settings.precision}; {augmentation}"

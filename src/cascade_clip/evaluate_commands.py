@@ -28,9 +28,11 @@ class FolderOptions:
     """A labelled data set."""
 
     data: DataName = "folder"
-    """`folder`: the two folders below; `sandbox`: fresh scenes of the built-in world, which need no files; or a named data set."""
+    """`folder`: the two folders below; `sandbox`: fresh scenes of the built-in world, which need no
+    files; or a named data set."""
     root: str = ""
-    """Folder that holds the named data set; by default the environment variable CASCADE_CLIP_DATA, else `data`."""
+    """Folder that holds the named data set; by default the environment variable CASCADE_CLIP_DATA,
+    else `data`."""
     split: Literal["", "train", "val"] = ""
     """Part of the named data set; by default val."""
     images: str = ""
@@ -38,9 +40,11 @@ class FolderOptions:
     masks: str = ""
     """Folder of index masks with the same file stems."""
     classes: str = ""
-    """Class list in label order: a file, or a packaged list by name (voc, coco-stuff, context, ade20k, cityscapes)."""
+    """Class list in label order: a file, or a packaged list by name (voc, coco-stuff, context,
+    ade20k, cityscapes)."""
     unseen: str = ""
-    """Unseen class names: a file, names separated by commas, a packaged split by name, or `none`: every class counts as seen."""
+    """Unseen class names: a file, names separated by commas, a packaged split by name, or `none`:
+    every class counts as seen."""
     text_embeddings: str = ""
     """File (.npy) of text embeddings, one row a class, to use instead of the text tower."""
     limit: int = 0
@@ -54,7 +58,11 @@ class FolderOptions:
         """The settings of the data set."""
         chosen = {name: value for name, value in dataclasses.asdict(self).items() if name != "data"}
         config = DataConfig(name=self.data, **chosen)
-        return dataclasses.replace(config, limit=self.limit or 300) if self.data == "sandbox" else config
+        return (
+            dataclasses.replace(config, limit=self.limit or 300)
+            if self.data == "sandbox"
+            else config
+        )
 
 
 @dataclass(frozen=True)
@@ -68,20 +76,26 @@ class InferenceOptions:
     flip: bool = False
     """Test-time augmentation: average the scores with those of the mirrored image."""
     scales: str = ""
-    """Test-time augmentation: sizes whose scores are averaged, as parts of the window, such as "0.75, 1, 1.25"."""
+    """Test-time augmentation: sizes whose scores are averaged, as parts of the window, such as
+    "0.75, 1, 1.25"."""
     combine: Literal["sum", "confidence"] | None = None
-    """How stages become one mask: `sum`, or weighted at every patch by `confidence`; by default the checkpoint's."""
+    """How stages become one mask: `sum`, or weighted at every patch by `confidence`; by default the
+    checkpoint's."""
     upsampler: Literal["bilinear", "guided"] | None = None
-    """How masks go from patches to pixels: `bilinear`, or `guided` by the colours of the image; by default the checkpoint's."""
+    """How masks go from patches to pixels: `bilinear`, or `guided` by the colours of the image; by
+    default the checkpoint's."""
     guide_radius: int | None = None
-    """Of `guided`: windows of the fit reach so many patches to every side; by default the checkpoint's."""
+    """Of `guided`: windows of the fit reach so many patches to every side; by default the
+    checkpoint's."""
     guide_epsilon: float | None = None
-    """Of `guided`: variance of colours (0..1) up to which an area counts as plain; by default the checkpoint's."""
+    """Of `guided`: variance of colours (0..1) up to which an area counts as plain; by default the
+    checkpoint's."""
     background: str = ""
-    """Background words ("sky, wall"), a file of them, or `scenery`: they compete and all mean `background`; `none`: no background words;
-    by default the checkpoint's."""
+    """Background words ("sky, wall"), a file of them, or `scenery`: they compete and all mean
+    `background`; `none`: no background words; by default the checkpoint's."""
     threshold: float | Literal["none"] | None = None
-    """Pixels whose best score (0..1) lies below get no class name; `none`: every pixel gets one; by default the checkpoint's."""
+    """Pixels whose best score (0..1) lies below get no class name; `none`: every pixel gets one; by
+    default the checkpoint's."""
 
     def apply(self, settings: InferenceConfig) -> InferenceConfig:
         """The checkpoint's settings with what is given here."""
@@ -111,18 +125,21 @@ def evaluate(
 ) -> int:
     """Score a model on labelled images.
 
-    Prints S, U, hIoU and pixel accuracy with the assumptions they rest on, and every class. Under torchrun several processes share the
-    images and count the same.
+    Prints S, U, hIoU and pixel accuracy with the assumptions they rest on, and every class. Under
+    torchrun several processes share the images and count the same.
 
     Args:
-        checkpoint: checkpoint folder, run folder, a packaged model (mini, mini-last), or CLIP alone, such as
-            clip:ViT-B-16-quickgelu/openai.
+        checkpoint: checkpoint folder, run folder, a packaged model (mini, mini-last), or CLIP
+            alone, such as clip:ViT-B-16-quickgelu/openai.
         data: the data set.
         run: how to load and run.
         inference: other settings of inference than the checkpoint's.
-        calibration: subtracted from scores of seen classes; by default 0.1 after inductive training, else 0.
-        out: folder for report.json and report.html, or a file name that ends with .json; by default nothing is written.
-        against: a report.json, the folder of one, or a checkpoint to evaluate on the same images: what has changed since.
+        calibration: subtracted from scores of seen classes; by default 0.1 after inductive
+            training, else 0.
+        out: folder for report.json and report.html, or a file name that ends with .json; by default
+            nothing is written.
+        against: a report.json, the folder of one, or a checkpoint to evaluate on the same images:
+            what has changed since.
         pictures: how many of the worst and of the best images report.html shows.
     """
     from cascade_clip.comparison import check_same_data, compare
@@ -158,11 +175,17 @@ def check_out(out: Path | None) -> None:
         return
     is_json = out.suffix == ".json"
     if is_json and out.is_dir():
-        raise ValueError(f"--out {out} is a folder; give a file name, or a folder whose name does not end with .json")
+        raise ValueError(
+            f"--out {out} is a folder; give a file name, or a folder whose name does not end with"
+            " .json"
+        )
     folder = out.parent if is_json else out
     there = next(place for place in (folder, *folder.parents) if place.exists())
     if not there.is_dir():
-        raise ValueError(f"--out: {there} is a file and no folder; give a folder, or a file name that ends with .json")
+        raise ValueError(
+            f"--out: {there} is a file and no folder; give a folder, or a file name that ends with"
+            " .json"
+        )
 
 
 def _conclude(report: Report, out: Path | None, comparison: Comparison | None) -> None:
@@ -173,7 +196,9 @@ def _conclude(report: Report, out: Path | None, comparison: Comparison | None) -
     if out is not None:
         from cascade_clip.report import write_report
 
-        written = [report.save(out)] if out.suffix == ".json" else write_report(report, out, comparison)
+        written = (
+            [report.save(out)] if out.suffix == ".json" else write_report(report, out, comparison)
+        )
         say(f"wrote {' and '.join(str(path) for path in written)}")
 
 
@@ -189,8 +214,9 @@ def verify(
 ) -> int:
     """Evaluate a checkpoint again on what its record says, and compare with the stored figures.
 
-    It takes all the images that the figures rest on, so there is no --limit; `cascade-clip evaluate --limit` gives an estimate. The exit
-    code is 0 when every figure agrees, 1 when one differs, 2 when no figures are stored.
+    It takes all the images that the figures rest on, so there is no --limit; `cascade-clip evaluate
+    --limit` gives an estimate. The exit code is 0 when every figure agrees, 1 when one differs, 2
+    when no figures are stored.
 
     Args:
         checkpoint: checkpoint folder, run folder, or a packaged model: mini, mini-last.
@@ -213,17 +239,26 @@ def verify(
     config = dataclasses.replace(stored.data, **_given(moved))
     dataset = build_dataset(config, "val")
     with join_ranks() as ranks:
-        report = _score(checkpoint, config, dataset, run, DEFAULT_INFERENCE, stored.calibration, ranks)
+        report = _score(
+            checkpoint, config, dataset, run, DEFAULT_INFERENCE, stored.calibration, ranks
+        )
     if ranks.rank:
         return 0
     for assumption in report.assumptions:
         say(f"- {assumption}")
     if stored.data_sha256 and stored.data_sha256 != report.data_sha256:
-        say(f"the data set is not the recorded one: its hash is {report.data_sha256[:12]}, recorded was {stored.data_sha256[:12]}")
+        say(
+            f"the data set is not the recorded one: its hash is {report.data_sha256[:12]}, recorded"
+            f" was {stored.data_sha256[:12]}"
+        )
     rows = compare_figures(stored.summary, summarise(report.scores))
     console.print(_row_table(f"{report.images} images", ("", "stored", "now", "difference"), rows))
     differing = [row.label for row in rows if not row.agrees(tolerance)]
-    say(f"differs by more than {tolerance:g}: {', '.join(differing)}" if differing else f"every figure agrees within {tolerance:g}")
+    say(
+        f"differs by more than {tolerance:g}: {', '.join(differing)}"
+        if differing
+        else f"every figure agrees within {tolerance:g}"
+    )
     return 1 if differing else 0
 
 
@@ -244,10 +279,14 @@ def _score(
     from cascade_clip.predictor import load_predictor
     from cascade_clip.training_free import PREFIX
 
-    predictor = load_predictor(checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block)
+    predictor = load_predictor(
+        checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block
+    )
     predictor.settings = inference.apply(predictor.settings)
     text = given_embeddings(config, len(dataset.vocabulary), predictor)
-    origin = Origin(checkpoint, "" if checkpoint.startswith(PREFIX) else hash_checkpoint(checkpoint), config)
+    origin = Origin(
+        checkpoint, "" if checkpoint.startswith(PREFIX) else hash_checkpoint(checkpoint), config
+    )
     if ranks.rank:
         return run_evaluation(predictor, dataset, calibration, text, None, keep, origin, ranks)
     with progress_bar(f"evaluating {Path(checkpoint).name}") as step:
@@ -269,11 +308,16 @@ def print_report(report: Report) -> None:
     table = Table(title=f"{report.images} images")
     for heading in ("class", "IoU %", "accuracy %"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
-    for name, seen, iou, accuracy in zip(found.names, found.seen, found.iou, found.accuracy, strict=True):
+    for name, seen, iou, accuracy in zip(
+        found.names, found.seen, found.iou, found.accuracy, strict=True
+    ):
         mark = "" if seen else " (unseen)"
         table.add_row(name + mark, _percent(float(iou)), _percent(float(accuracy)))
     console.print(table)
-    line = f"S {_percent(found.seen_miou)}  U {_percent(found.unseen_miou)}  hIoU {_percent(found.hiou)}"
+    line = (
+        f"S {_percent(found.seen_miou)}  U {_percent(found.unseen_miou)}  hIoU"
+        f" {_percent(found.hiou)}"
+    )
     say(f"{line}  mIoU {_percent(found.miou)}  pixel accuracy {_percent(found.pixel_accuracy)}")
     for assumption in report.assumptions:
         say(f"- {assumption}")
@@ -317,14 +361,20 @@ def _find_report(source: str) -> dict[str, Any] | None:
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     """Those flags that were given."""
-    return {name: value for name, value in values.items() if value is not None and value is not False and value != ""}
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and value is not False and value != ""
+    }
 
 
 def _read_scales(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f'--scales must be numbers separated by commas, such as "0.75, 1, 1.25", got {text!r}') from None
+        raise ValueError(
+            f'--scales must be numbers separated by commas, such as "0.75, 1, 1.25", got {text!r}'
+        ) from None
 
 
 def _percent(value: float | None) -> str:

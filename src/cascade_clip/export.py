@@ -1,8 +1,9 @@
 """Models for other runtimes: ONNX with a runner beside it, and torch.export.
 
-The exported graph is the network of the predictor: raw pixels and text embeddings to mask logits at patch resolution. Batch, height and
-width (multiples of the patch) and the number of class names stay free. Resizing, windows, sigmoid and argmax are the runner's part.
-Letters: B images, C classes, R rows of text that compete, D joint width, h x w patches, H x W pixels.
+The exported graph is the network of the predictor: raw pixels and text embeddings to mask logits at
+patch resolution. Batch, height and width (multiples of the patch) and the number of class names
+stay free. Resizing, windows, sigmoid and argmax are the runner's part. Letters: B images, C
+classes, R rows of text that compete, D joint width, h x w patches, H x W pixels.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ RUNNER = Path(__file__).with_name("export_runner.py")
 LARGEST_GRID = 4096
 """Most patches along one side that an exported graph accepts."""
 TOLERANCE = 1e-4
-"""Largest difference from PyTorch of a graph that is written, as a part of the largest mask logit (of 1 where that is smaller)."""
+"""Largest difference from PyTorch of a graph that is written, as a part of the largest mask logit
+(of 1 where that is smaller)."""
 LARGEST_FILE = 2_000_000_000
 """Bytes of weights that one ONNX file can hold, rounded down."""
 
@@ -56,7 +58,8 @@ class ExportedPositions(nn.Module):
         self.positions = source.positions
 
     def forward(self, grid: Grid) -> Tensor:
-        """Positions (N, W) of a grid of patches; of the parameter's own grid the parameter itself, up to rounding."""
+        """Positions (N, W) of a grid of patches; of the parameter's own grid the parameter itself,
+        up to rounding."""
         return resize_positions(self.positions, self.grid, grid)
 
 
@@ -70,7 +73,8 @@ def check_exportable(settings: InferenceConfig) -> None:
     for name, value in plain.items():
         if getattr(settings, name) != value:
             raise ValueError(
-                f"inference.{name} {getattr(settings, name)} cannot be exported; set it to {value} in the checkpoint's config.yaml"
+                f"inference.{name} {getattr(settings, name)} cannot be exported; set it to {value}"
+                " in the checkpoint's config.yaml"
             )
 
 
@@ -82,29 +86,40 @@ class ExportedModel(nn.Module):
     text: Tensor | None
 
     def __init__(self, predictor: Predictor, text: Tensor | None = None) -> None:
-        """Copy the network of a predictor to the CPU; with `text` (C, D) its class names are baked in."""
+        """Copy the network of a predictor to the CPU; with `text` (C, D) its class names are baked
+        in."""
         super().__init__()
         check_exportable(predictor.settings)
         config = predictor.checkpoint.config.model
         self.network = copy.deepcopy(predictor.model).cpu().float().eval().requires_grad_(False)
         tower = cast(Any, self.network.backbone.tower)
         tower.position_embedding = ExportedPositions(tower.position_embedding)
-        self.register_buffer("mean", 255 * torch.tensor(config.mean, dtype=torch.float32)[:, None, None])  # (3, 1, 1)
-        self.register_buffer("std", 255 * torch.tensor(config.std, dtype=torch.float32)[:, None, None])  # (3, 1, 1)
+        # (3, 1, 1)
+        self.register_buffer(
+            "mean", 255 * torch.tensor(config.mean, dtype=torch.float32)[:, None, None]
+        )
+        # (3, 1, 1)
+        self.register_buffer(
+            "std", 255 * torch.tensor(config.std, dtype=torch.float32)[:, None, None]
+        )
         self.register_buffer("text", None if text is None else text.detach().cpu().float())
 
     def forward(self, pixels: Tensor, text: Tensor | None = None) -> Tensor:
-        """Mask logits (B, C, h, w) of RGB values 0..255 (B, 3, H, W) for text embeddings (C, D), or for those baked in."""
+        """Mask logits (B, C, h, w) of RGB values 0..255 (B, 3, H, W) for text embeddings (C, D), or
+        for those baked in."""
         chosen = self.text if text is None else text
         logits: Tensor = self.network((pixels - self.mean) / self.std, chosen)  # (B, C, h, w)
         return logits
 
 
 def trace(model: ExportedModel) -> torch.export.ExportedProgram:
-    """Record the graph with free batch, height and width, and a free number of class names unless they are baked in."""
+    """Record the graph with free batch, height and width, and a free number of class names unless
+    they are baked in."""
     patch, width = model.network.patch_size, model.network.joint_width
     pixels = torch.full((2, 3, 3 * patch, 5 * patch), 128.0)
-    rows, columns = (torch.export.Dim(name, min=2, max=LARGEST_GRID) for name in ("rows", "columns"))
+    rows, columns = (
+        torch.export.Dim(name, min=2, max=LARGEST_GRID) for name in ("rows", "columns")
+    )
     shapes: list[Any] = [{0: torch.export.Dim("batch", min=1), 2: patch * rows, 3: patch * columns}]
     arguments: tuple[Tensor, ...] = (pixels,)
     if model.text is None:
@@ -116,7 +131,8 @@ def trace(model: ExportedModel) -> torch.export.ExportedProgram:
 
 
 def export_torch(predictor: Predictor, file: Path, target: Target | None = None) -> Path:
-    """Write a torch.export program, read again with `torch.export.load(file).module()(pixels, text)`.
+    """Write a torch.export program, read again with `torch.export.load(file).module()(pixels,
+    text)`.
 
     Args:
         predictor: the model.
@@ -131,27 +147,42 @@ def export_torch(predictor: Predictor, file: Path, target: Target | None = None)
     return file
 
 
-def export_onnx(predictor: Predictor, file: Path, target: Target, *, bake: bool = False, int8: bool = False, name: str = "") -> list[Path]:
-    """Write FILE.onnx, FILE.json (how to run it), FILE.npy (text embeddings, unless baked in) and FILE_run.py (the runner).
+def export_onnx(
+    predictor: Predictor,
+    file: Path,
+    target: Target,
+    *,
+    bake: bool = False,
+    int8: bool = False,
+    name: str = "",
+) -> list[Path]:
+    """Write FILE.onnx, FILE.json (how to run it), FILE.npy (text embeddings, unless baked in) and
+    FILE_run.py (the runner).
 
     Args:
         predictor: the model.
         file: where to, ending in .onnx.
-        target: class names; their embeddings are baked in with `bake`, else stand in FILE.npy and can be replaced.
+        target: class names; their embeddings are baked in with `bake`, else stand in FILE.npy and
+            can be replaced.
         bake: see `target`.
-        int8: store the weights of matrix products in 8 bits (7 of them used), quantise their inputs while running; the patch embedding stays as it is.
+        int8: store the weights of matrix products in 8 bits (7 of them used), quantise their inputs
+            while running; the patch embedding stays as it is.
         name: how the model is called in FILE.json.
 
     Raises:
         ImportError: a package of the extra `export` is missing.
-        ValueError: another ending, more weights than one ONNX file can hold, or a graph that does not compute what the model computes.
+        ValueError: another ending, more weights than one ONNX file can hold, or a graph that does
+            not compute what the model computes.
     """
     _check_ending(file, ".onnx")
     require("onnx", "onnxscript", "onnxruntime")
     model = ExportedModel(predictor, target.text if bake else None)
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if size > LARGEST_FILE:
-        raise ValueError(f"this model has {size / 1e9:.1f} GB of weights, one ONNX file holds 2 GB; use `cascade-clip export torch`")
+        raise ValueError(
+            f"this model has {size / 1e9:.1f} GB of weights, one ONNX file holds 2 GB; use"
+            " `cascade-clip export torch`"
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     with new_file(file) as temporary:
         _write_graph(model, temporary, int8=int8)
@@ -161,8 +192,18 @@ def export_onnx(predictor: Predictor, file: Path, target: Target, *, bake: bool 
         embeddings = write_embeddings(target, file.with_suffix(".npy"))
         words |= {"embeddings": embeddings.name, "embeddings_sha256": file_sha256(embeddings)}
         written.append(embeddings)
-    facts = {**describe_model(predictor, model, name), "text": "baked in" if bake else "input", "words": words}
-    facts["onnx"] = {"file": file.name, "sha256": file_sha256(file), "bytes": file.stat().st_size, "opset": OPSET, "int8": int8}
+    facts = {
+        **describe_model(predictor, model, name),
+        "text": "baked in" if bake else "input",
+        "words": words,
+    }
+    facts["onnx"] = {
+        "file": file.name,
+        "sha256": file_sha256(file),
+        "bytes": file.stat().st_size,
+        "opset": OPSET,
+        "int8": int8,
+    }
     written.append(write_json(file.with_suffix(".json"), facts))
     runner = file.with_name(f"{file.stem}_run.py")
     with new_file(runner) as temporary:
@@ -171,12 +212,17 @@ def export_onnx(predictor: Predictor, file: Path, target: Target, *, bake: bool 
 
 
 def export_text(predictor: Predictor, file: Path, target: Target) -> list[Path]:
-    """Write other class names for a model exported with text embeddings as an input: FILE.json and FILE.npy."""
+    """Write other class names for a model exported with text embeddings as an input: FILE.json and
+    FILE.npy."""
     _check_ending(file, ".json")
     file.parent.mkdir(parents=True, exist_ok=True)
     embeddings = write_embeddings(target, file.with_suffix(".npy"))
     names = {"embeddings": embeddings.name, "embeddings_sha256": file_sha256(embeddings)}
-    facts = {"format": FORMAT, "clip_sha256": predictor.checkpoint.clip_fingerprint, "words": {**describe_words(target), **names}}
+    facts = {
+        "format": FORMAT,
+        "clip_sha256": predictor.checkpoint.clip_fingerprint,
+        "words": {**describe_words(target), **names},
+    }
     return [write_json(file, facts), embeddings]
 
 
@@ -185,7 +231,9 @@ def describe_words(target: Target) -> dict[str, Any]:
     return {
         "names": list(target.names),
         "colors": [list(color) for color in target.colors],
-        "labels": list(range(len(target.names))) if target.labels is None else target.labels.tolist(),
+        "labels": (
+            list(range(len(target.names))) if target.labels is None else target.labels.tolist()
+        ),
         "seen": target.seen.tolist(),
         "calibration": target.calibration,
         "threshold": target.threshold,
@@ -200,18 +248,28 @@ def describe_model(predictor: Predictor, model: ExportedModel, name: str) -> dic
     return {
         "format": FORMAT,
         "model": name,
-        "pixels": "float32 RGB 0..255, (batch, 3, height, width), sides are multiples of `patch`; normalisation is in the graph",
+        "pixels": (
+            "float32 RGB 0..255, (batch, 3, height, width), sides are multiples of `patch`;"
+            " normalisation is in the graph"
+        ),
         "logits": "float32 mask logits, (batch, classes, height / patch, width / patch)",
         "patch": model.network.patch_size,
         "width": model.network.joint_width,
         "mean": list(checkpoint.config.model.mean),
         "std": list(checkpoint.config.model.std),
         "padding": model.mean.flatten().tolist(),
-        "inference": {key: getattr(settings, key) for key in ("window", "stride", "score_size", "resize", "flip")}
-        | {"scales": list(settings.scales)},
+        "inference": (
+            {
+                key: getattr(settings, key)
+                for key in ("window", "stride", "score_size", "resize", "flip")
+            }
+            | {"scales": list(settings.scales)}
+        ),
         "templates": list(checkpoint.templates),
         "protocol": checkpoint.record.get("protocol", checkpoint.config.train.protocol),
-        "licence": checkpoint.record.get("licence", "as the CLIP weights and the training data; none is granted here"),
+        "licence": checkpoint.record.get(
+            "licence", "as the CLIP weights and the training data; none is granted here"
+        ),
         "clip": {"name": checkpoint.config.model.clip.name, "sha256": checkpoint.clip_fingerprint},
         "versions": read_versions(),
         "exported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -228,7 +286,9 @@ def write_embeddings(target: Target, file: Path) -> Path:
 def write_json(file: Path, values: Any) -> Path:
     """Plain values as a JSON file."""
     with new_file(file) as temporary:
-        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return file
 
 
@@ -242,7 +302,9 @@ def require(*packages: str) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise ImportError(f"exporting to ONNX needs {package}: pip install 'cascade-clip[export]'") from error
+            raise ImportError(
+                f"exporting to ONNX needs {package}: pip install 'cascade-clip[export]'"
+            ) from error
 
 
 def _write_graph(model: ExportedModel, file: Path, *, int8: bool) -> None:
@@ -252,7 +314,13 @@ def _write_graph(model: ExportedModel, file: Path, *, int8: bool) -> None:
         program = trace(model)
         with _quiet(), torch.no_grad():
             found = torch.onnx.export(
-                program, input_names=names, output_names=["logits"], opset_version=OPSET, dynamo=True, external_data=False, verbose=False
+                program,
+                input_names=names,
+                output_names=["logits"],
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
             )
             assert found is not None
             found.save(str(file), external_data=False)
@@ -261,10 +329,14 @@ def _write_graph(model: ExportedModel, file: Path, *, int8: bool) -> None:
         raise
     except Exception as error:  # the exporter raises many kinds
         raise ValueError(
-            f"this model has a part that cannot be written as ONNX ({_reason(error)}); try `cascade-clip export torch`"
+            f"this model has a part that cannot be written as ONNX ({_reason(error)}); try"
+            " `cascade-clip export torch`"
         ) from error
     if not difference < TOLERANCE:
-        raise ValueError(f"nothing was written: mask logits of the ONNX graph differ by {difference:.1e} from PyTorch's")
+        raise ValueError(
+            f"nothing was written: mask logits of the ONNX graph differ by {difference:.1e} from"
+            " PyTorch's"
+        )
     if int8:
         _quantise(file)
 
@@ -281,7 +353,8 @@ def _quantise(file: Path) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent) as folder, _quiet():
         folded, short = Path(folder) / "folded.onnx", Path(folder) / "int8.onnx"
         options = SessionOptions()
-        options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC  # computes what is constant, such as slices of weights
+        # computes what is constant, such as slices of weights
+        options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(folded)
         try:
             InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -292,13 +365,17 @@ def _quantise(file: Path) -> None:
                 op_types_to_quantize=["MatMul"],
                 weight_type=QuantType.QInt8,
                 per_channel=True,
-                # CPUs without VNNI add two products of 8 bits in 16 bits: weights of 7 bits cannot overflow there
+                # CPUs without VNNI add two products of 8 bits in 16 bits: weights of 7 bits cannot
+                # overflow there
                 reduce_range=True,
             )
         except (MemoryError, OSError):
             raise
         except Exception as error:  # onnxruntime has exceptions of its own
-            raise OSError(f"{file}: its weights could not be written in 8 bits ({_reason(error)}); is the disk full?") from error
+            raise OSError(
+                f"{file}: its weights could not be written in 8 bits ({_reason(error)}); is the"
+                " disk full?"
+            ) from error
         os.replace(short, file)
 
 
@@ -312,18 +389,28 @@ def _reason(error: BaseException) -> str:
 
 @torch.no_grad()
 def _largest_difference(model: ExportedModel, file: Path) -> float:
-    """Of mask logits between a graph and its model, as a part of the largest logit (of 1 where that is smaller), at two sizes."""
+    """Of mask logits between a graph and its model, as a part of the largest logit (of 1 where that
+    is smaller), at two sizes."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     patch, generator, worst = model.network.patch_size, torch.Generator().manual_seed(0), 0.0
     for rows, columns in ((2, 7), (6, 3)):
         pixels = 255 * torch.rand(1, 3, rows * patch, columns * patch, generator=generator)
-        text = nn.functional.normalize(torch.randn(3, model.network.joint_width, generator=generator), dim=-1)
+        text = nn.functional.normalize(
+            torch.randn(3, model.network.joint_width, generator=generator), dim=-1
+        )
         inputs = (pixels,) if model.text is not None else (pixels, text)
         expected = model(*inputs)  # (1, C, h, w)
-        given = session.run(["logits"], {name: value.numpy() for name, value in zip(("pixels", "text"), inputs, strict=False)})[0]
-        worst = max(worst, float((expected - torch.from_numpy(given)).abs().max()) / max(1.0, float(expected.abs().max())))
+        given = session.run(
+            ["logits"],
+            {name: value.numpy() for name, value in zip(("pixels", "text"), inputs, strict=False)},
+        )[0]
+        worst = max(
+            worst,
+            float((expected - torch.from_numpy(given)).abs().max())
+            / max(1.0, float(expected.abs().max())),
+        )
     return worst
 
 

@@ -1,4 +1,5 @@
-"""What an exported model costs in exactness, figures and time, compared with the model that it came from.
+"""What an exported model costs in exactness, figures and time, compared with the model that it came
+from.
 
 Letters: B images, C classes, D joint width, h x w patches, H x W pixels.
 """
@@ -42,7 +43,8 @@ class Difference:
 
 
 class ExportedNetwork(nn.Module):
-    """An ONNX file behind the face of the predictor's network, so that the same predictor evaluates it."""
+    """An ONNX file behind the face of the predictor's network, so that the same predictor evaluates
+    it."""
 
     def __init__(self, file: Path, predictor: Predictor) -> None:
         """Open FILE.onnx, which was exported from `predictor` with text embeddings as an input.
@@ -59,45 +61,63 @@ class ExportedNetwork(nn.Module):
         config = predictor.checkpoint.config.model
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        self.session: Any = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self.session: Any = onnxruntime.InferenceSession(
+            str(file), options, providers=["CPUExecutionProvider"]
+        )
         if [entry.name for entry in self.session.get_inputs()] != ["pixels", "text"]:
-            raise ValueError(f"{file} does not take text embeddings, so it cannot be compared; export it without --classes")
+            raise ValueError(
+                f"{file} does not take text embeddings, so it cannot be compared; export it without"
+                " --classes"
+            )
         self.patch_size, self.joint_width = predictor.model.patch_size, predictor.model.joint_width
-        self.mean, self.std = (torch.tensor(values)[:, None, None] * 255 for values in (config.mean, config.std))  # (3, 1, 1)
+        # (3, 1, 1)
+        self.mean, self.std = (
+            torch.tensor(values)[:, None, None] * 255 for values in (config.mean, config.std)
+        )
 
     def forward(self, images: Tensor, text: Tensor) -> Tensor:
         """Mask logits (B, C, h, w) of normalised images (B, 3, H, W) for text embeddings (C, D)."""
         bottom, right = -images.shape[-2] % self.patch_size, -images.shape[-1] % self.patch_size
         pixels = F.pad(images, (0, right, 0, bottom)) * self.std + self.mean  # (B, 3, H', W')
-        (logits,) = self.session.run(["logits"], {"pixels": pixels.numpy(), "text": text.float().numpy()})
+        (logits,) = self.session.run(
+            ["logits"], {"pixels": pixels.numpy(), "text": text.float().numpy()}
+        )
         return torch.from_numpy(logits)  # (B, C, h, w)
 
 
 def exported_predictor(file: Path, predictor: Predictor) -> Predictor:
     """A predictor on the CPU whose network is the ONNX file."""
     network = cast(Segmenter, ExportedNetwork(file, predictor))
-    return Predictor(dataclasses.replace(predictor.checkpoint, model=network), predictor.settings, "cpu")
+    return Predictor(
+        dataclasses.replace(predictor.checkpoint, model=network), predictor.settings, "cpu"
+    )
 
 
 @torch.inference_mode()
 def compare_logits(predictor: Predictor, other: Predictor, text: Tensor) -> list[Difference]:
-    """Differences of mask logits at three sizes, two random images each, for text embeddings (C, D)."""
+    """Differences of mask logits at three sizes, two random images each, for text embeddings (C,
+    D)."""
     generator = torch.Generator().manual_seed(0)
     patch, found = predictor.model.patch_size, []
     for rows, columns in CHECKED_PATCHES:
         images = torch.randn(2, 3, rows * patch, columns * patch, generator=generator)
         expected, given = predictor.model(images, text), other.model(images, text)  # (2, C, h, w)
         largest = float((expected - given).abs().max())
-        found.append(Difference(rows * patch, columns * patch, largest, float(expected.abs().max())))
+        found.append(
+            Difference(rows * patch, columns * patch, largest, float(expected.abs().max()))
+        )
     return found
 
 
 @torch.inference_mode()
 def windows_per_second(predictors: list[Predictor], text: Tensor, rounds: int = 15) -> list[float]:
-    """Windows that go through each network in a second, one after another, the networks taking turns: medians of `rounds`."""
+    """Windows that go through each network in a second, one after another, the networks taking
+    turns: medians of `rounds`."""
     side = predictors[0].settings.window
     images = torch.zeros(1, 3, side, side)
-    calls: list[Callable[[], Tensor]] = [lambda chosen=predictor: chosen.model(images, text) for predictor in predictors]  # type: ignore[misc]
+    calls: list[Callable[[], Tensor]] = [
+        lambda chosen=predictor: chosen.model(images, text) for predictor in predictors
+    ]  # type: ignore[misc]
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds + 1):
         for index, call in enumerate(calls):
@@ -117,8 +137,11 @@ def read_facts(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def draw_models(predictors: dict[str, Predictor], pixels: Tensor, classes: Words, file: Path) -> Path:
-    """A picture (3, H, W) beside its labels from every model; the title says how many pixels differ from the first model's."""
+def draw_models(
+    predictors: dict[str, Predictor], pixels: Tensor, classes: Words, file: Path
+) -> Path:
+    """A picture (3, H, W) beside its labels from every model; the title says how many pixels differ
+    from the first model's."""
     image = pixels.permute(1, 2, 0).numpy()  # (H, W, 3)
     found = {name: predictor.segment(image, classes) for name, predictor in predictors.items()}
     first = next(iter(found.values()))
@@ -132,8 +155,16 @@ def draw_models(predictors: dict[str, Predictor], pixels: Tensor, classes: Words
     canvas = Image.new("RGB", (len(panels) * (side + 8) - 8, height + bar), "white")
     draw = ImageDraw.Draw(canvas)
     for index, (title, panel) in enumerate(panels):
-        canvas.paste(panel.resize((side, height), Image.Resampling.NEAREST), (index * (side + 8), bar))
-        draw.text((index * (side + 8) + 4, bar // 2), title, fill="black", anchor="lm", font=ImageFont.load_default(13))
+        canvas.paste(
+            panel.resize((side, height), Image.Resampling.NEAREST), (index * (side + 8), bar)
+        )
+        draw.text(
+            (index * (side + 8) + 4, bar // 2),
+            title,
+            fill="black",
+            anchor="lm",
+            font=ImageFont.load_default(13),
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     with new_file(file) as temporary:
         canvas.save(temporary, format="PNG")

@@ -24,10 +24,11 @@ class NameOptions:
     calibration: float = 0.0
     """Subtracted from the scores of names that were seen in training."""
     background: str = ""
-    """Background words ("sky, wall, tree"), a file of them, or `scenery`: they compete with the names and all mean `background`."""
+    """Background words ("sky, wall, tree"), a file of them, or `scenery`: they compete with the
+    names and all mean `background`."""
     threshold: float | Literal["none"] | None = None
-    """Pixels whose best score (0..1) lies below are unlabelled, or `background` where that is one of the names; `none` sets a
-    model's own aside."""
+    """Pixels whose best score (0..1) lies below are unlabelled, or `background` where that is one
+    of the names; `none` sets a model's own aside."""
 
 
 DEFAULT_NAMES = NameOptions()
@@ -44,13 +45,15 @@ def onnx(
 ) -> int:
     """Write a model as FILE.onnx with a runner that needs only onnxruntime, numpy and Pillow.
 
-    Beside FILE.onnx come FILE.json (how to run it), FILE.npy (text embeddings of the class names) and FILE_run.py (the runner).
+    Beside FILE.onnx come FILE.json (how to run it), FILE.npy (text embeddings of the class names)
+    and FILE_run.py (the runner).
 
     Args:
-        model: checkpoint folder, run folder, a packaged model (mini, mini-last), or CLIP alone (clip:NAME/WEIGHTS, clip:mini).
+        model: checkpoint folder, run folder, a packaged model (mini, mini-last), or CLIP alone
+            (clip:NAME/WEIGHTS, clip:mini).
         out: file to write, ending in .onnx.
-        classes: class names to bake in, as in `cascade-clip segment`; without, text embeddings are an input of the graph, and
-            FILE.npy holds those of the checkpoint's own names.
+        classes: class names to bake in, as in `cascade-clip segment`; without, text embeddings are
+            an input of the graph, and FILE.npy holds those of the checkpoint's own names.
         int8: store the weights of matrix products in 8 bits; smaller, slightly other results.
         names: which pixels get which name.
         run: how to load.
@@ -59,7 +62,9 @@ def onnx(
 
     require("onnx", "onnxscript", "onnxruntime")
     predictor = _load(model, run)
-    written = export_onnx(predictor, out, _bind(predictor, classes, names), bake=bool(classes), int8=int8, name=model)
+    written = export_onnx(
+        predictor, out, _bind(predictor, classes, names), bake=bool(classes), int8=int8, name=model
+    )
     say(f"wrote {', '.join(str(path) for path in written)} ({out.stat().st_size / 1e6:.1f} MB)")
     say(f"try it: python {written[-1]} photo.jpg --out output")
     return 0
@@ -69,7 +74,8 @@ def torch(model: str, *, out: Path, classes: str = "", run: RunOptions = DEFAULT
     """Write a model as a torch.export program, which torch.export.load reads without this package.
 
     Args:
-        model: checkpoint folder, run folder, a packaged model (mini, mini-last), or CLIP alone (clip:NAME/WEIGHTS, clip:mini).
+        model: checkpoint folder, run folder, a packaged model (mini, mini-last), or CLIP alone
+            (clip:NAME/WEIGHTS, clip:mini).
         out: file to write, ending in .pt2.
         classes: class names to bake in; without, text embeddings are an input.
         run: how to load.
@@ -82,13 +88,22 @@ def torch(model: str, *, out: Path, classes: str = "", run: RunOptions = DEFAULT
     return 0
 
 
-def text(model: str, *, classes: str, out: Path, names: NameOptions = DEFAULT_NAMES, run: RunOptions = DEFAULT_RUN) -> int:
-    """Write other class names, with their text embeddings, for a model that was exported without --classes.
+def text(
+    model: str,
+    *,
+    classes: str,
+    out: Path,
+    names: NameOptions = DEFAULT_NAMES,
+    run: RunOptions = DEFAULT_RUN,
+) -> int:
+    """Write other class names, with their text embeddings, for a model that was exported without
+    --classes.
 
     Args:
         model: the model that was exported.
         classes: class names, as in `cascade-clip segment`.
-        out: file to write, ending in .json; the embeddings come beside it as .npy. Give it to the runner with --words.
+        out: file to write, ending in .json; the embeddings come beside it as .npy. Give it to the
+            runner with --words.
         names: which pixels get which name.
         run: how to load.
     """
@@ -108,9 +123,11 @@ def check(
     picture: Path | None = None,
     run: RunOptions = DEFAULT_RUN,
 ) -> int:
-    """Compare exported ONNX files with their model: mask logits at three sizes, speed, and mIoU on labelled images.
+    """Compare exported ONNX files with their model: mask logits at three sizes, speed, and mIoU on
+    labelled images.
 
-    The exit code is 1 when mask logits of a file that is not int8 differ by more than 1e-4 of their range (of 1 where that is smaller).
+    The exit code is 1 when mask logits of a file that is not int8 differ by more than 1e-4 of their
+    range (of 1 where that is smaller).
 
     Args:
         model: the model that was exported.
@@ -120,7 +137,13 @@ def check(
         run: how to load.
     """
     from cascade_clip.export import require
-    from cascade_clip.export_check import compare_logits, exported_predictor, random_text, read_facts, windows_per_second
+    from cascade_clip.export_check import (
+        compare_logits,
+        exported_predictor,
+        random_text,
+        read_facts,
+        windows_per_second,
+    )
 
     require("onnxruntime")
     predictor = _load(model, run)
@@ -129,7 +152,9 @@ def check(
     speeds = windows_per_second([predictor, *others], embeddings)
     labelled = data.data != "folder" or bool(data.images)
     if picture is not None and not labelled:
-        raise ValueError("--picture needs labelled images: --data sandbox, or --images, --masks and --classes")
+        raise ValueError(
+            "--picture needs labelled images: --data sandbox, or --images, --masks and --classes"
+        )
     table = Table(title=f"{model}, window {predictor.settings.window}, 20 classes")
     for heading in ("", "MB", "windows/s", "largest difference of a logit", "mIoU %", "hIoU %"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -138,14 +163,29 @@ def check(
     for file, other, speed in zip(files, others, speeds[1:], strict=True):
         found = compare_logits(predictor, other, embeddings)
         exact = not read_facts(Path(file)).get("onnx", {}).get("int8", False)
-        good = good and not (exact and any(one.largest > 1e-4 * max(1.0, one.range) for one in found))
+        good = good and not (
+            exact and any(one.largest > 1e-4 * max(1.0, one.range) for one in found)
+        )
         worst = max(found, key=lambda one: one.largest)
         sizes = ", ".join(f"{one.height} x {one.width}: {one.largest:.1e}" for one in found)
         size = Path(file).stat().st_size / 1e6
-        table.add_row(Path(file).name, f"{size:.1f}", f"{speed:.1f}", f"{sizes} (of {worst.range:.1f})", *_score(other, data, labelled))
+        table.add_row(
+            Path(file).name,
+            f"{size:.1f}",
+            f"{speed:.1f}",
+            f"{sizes} (of {worst.range:.1f})",
+            *_score(other, data, labelled),
+        )
     console.print(table)
     if picture is not None:
-        _draw({"PyTorch": predictor, **{Path(file).name: other for file, other in zip(files, others, strict=True)}}, data, picture)
+        _draw(
+            {
+                "PyTorch": predictor,
+                **{Path(file).name: other for file, other in zip(files, others, strict=True)},
+            },
+            data,
+            picture,
+        )
     return 0 if good else 1
 
 
@@ -166,7 +206,9 @@ def _score(predictor: Predictor, data: FolderOptions, labelled: bool) -> tuple[s
 
     with progress_bar("evaluating") as step:
         found = evaluate(predictor, build_dataset(data.to_config(), "val"), progress=step).scores
-    miou, hiou = ("-" if value is None else f"{100 * value:.2f}" for value in (found.miou, found.hiou))
+    miou, hiou = (
+        "-" if value is None else f"{100 * value:.2f}" for value in (found.miou, found.hiou)
+    )
     return miou, hiou
 
 
@@ -175,7 +217,9 @@ def _load(model: str, run: RunOptions) -> Predictor:
     from cascade_clip.predictor import load_predictor
 
     if run.device not in ("auto", "cpu") or run.precision != "fp32":
-        raise ValueError("models are exported on the CPU in fp32; leave --device and --precision out")
+        raise ValueError(
+            "models are exported on the CPU in fp32; leave --device and --precision out"
+        )
     return load_predictor(model, "cpu", "fp32", run.clip_weights or None, run.last_block)
 
 
@@ -183,4 +227,9 @@ def _bind(predictor: Predictor, classes: str, names: NameOptions) -> Target:
     from cascade_clip.vocabulary import load_words
 
     vocabulary = load_words(classes) if classes else None
-    return predictor.bind(vocabulary, names.calibration, background=names.background or None, threshold=names.threshold)
+    return predictor.bind(
+        vocabulary,
+        names.calibration,
+        background=names.background or None,
+        threshold=names.threshold,
+    )

@@ -2,8 +2,9 @@
 
     python NAME_run.py photo.jpg --out output
 
-This file stands beside NAME.onnx and NAME.json and reads both. It computes what the predictor of cascade-clip computes: resize, windows,
-sigmoid, calibration, mean over windows, argmax. Letters: R rows of text, n windows, h x w patches, H x W pixels.
+This file stands beside NAME.onnx and NAME.json and reads both. It computes what the predictor of
+cascade-clip computes: resize, windows, sigmoid, calibration, mean over windows, argmax. Letters: R
+rows of text, n windows, h x w patches, H x W pixels.
 """
 
 from __future__ import annotations
@@ -31,31 +32,46 @@ Floats = NDArray[np.float32]
 class Runner:
     """An exported model with its class names, ready to label pictures."""
 
-    def __init__(self, sidecar: Path | str, words: Path | str | None = None, windows_at_once: int = 4) -> None:
+    def __init__(
+        self, sidecar: Path | str, words: Path | str | None = None, windows_at_once: int = 4
+    ) -> None:
         """Open NAME.json and the files that it names.
 
         Args:
             sidecar: NAME.json, in the folder of NAME.onnx.
-            words: JSON file of other class names with their embeddings, from `cascade-clip export text`.
+            words: JSON file of other class names with their embeddings, from `cascade-clip export
+                text`.
             windows_at_once: windows that go through the network together.
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: a file does not have the hash in the sidecar; other words for a model whose names are baked in.
+            ValueError: a file does not have the hash in the sidecar; other words for a model whose
+                names are baked in.
         """
         sidecar = Path(sidecar)
         self.facts = json.loads(sidecar.read_text(encoding="utf-8"))
         self.windows_at_once = windows_at_once
         baked = self.facts["text"] == "baked in"
         if words is not None and baked:
-            raise ValueError(f"{sidecar} has its class names baked in; export the model without --classes to choose names later")
+            raise ValueError(
+                f"{sidecar} has its class names baked in; export the model without --classes to"
+                " choose names later"
+            )
         place = sidecar if words is None else Path(words)
-        self.words = self.facts["words"] if words is None else json.loads(place.read_text(encoding="utf-8"))["words"]
+        self.words = (
+            self.facts["words"]
+            if words is None
+            else json.loads(place.read_text(encoding="utf-8"))["words"]
+        )
         self.text = None if baked else self._read_text(place)
-        model = read_checked(sidecar.with_name(self.facts["onnx"]["file"]), self.facts["onnx"]["sha256"])
+        model = read_checked(
+            sidecar.with_name(self.facts["onnx"]["file"]), self.facts["onnx"]["sha256"]
+        )
         wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
         there = onnxruntime.get_available_providers()
-        self.session = onnxruntime.InferenceSession(model, providers=[name for name in wanted if name in there])
+        self.session = onnxruntime.InferenceSession(
+            model, providers=[name for name in wanted if name in there]
+        )
 
     @property
     def names(self) -> list[str]:
@@ -63,18 +79,30 @@ class Runner:
         return list(self.words["names"])
 
     def label(self, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """The class of every pixel (H, W), -1 below a threshold, of an 8-bit RGB picture (H, W, 3)."""
+        """The class of every pixel (H, W), -1 below a threshold, of an 8-bit RGB picture (H, W,
+        3)."""
         size = pixels.shape[:2]
-        found = [self._view(view, mirrored) for view in self._views(pixels) for mirrored in self._mirrors()]
+        found = [
+            self._view(view, mirrored)
+            for view in self._views(pixels)
+            for mirrored in self._mirrors()
+        ]
         best, labels = np.full(size, -np.inf, np.float32), np.zeros(size, np.int64)
         for row, label in enumerate(self.words["labels"]):
             shift = np.float32(self.words["calibration"] if self.words["seen"][row] else 0)
-            scores = sum(self._scores(view, row, shift, size) for view in found) / np.float32(len(found))  # (H, W)
+            # (H, W)
+            scores = sum(self._scores(view, row, shift, size) for view in found) / np.float32(
+                len(found)
+            )
             wins = scores > best
             best = np.where(wins, scores, best)
             labels = np.where(wins, label, labels)
         threshold = self.words["threshold"]
-        return labels if threshold is None else np.where(best < np.float32(threshold), self.words["below"], labels)
+        return (
+            labels
+            if threshold is None
+            else np.where(best < np.float32(threshold), self.words["below"], labels)
+        )
 
     def _read_text(self, place: Path) -> Floats:
         """The embeddings (R, D) that a JSON file names."""
@@ -82,7 +110,10 @@ class Runner:
         read_checked(file, self.words["embeddings_sha256"])
         text: Floats = np.load(file, allow_pickle=False)
         if text.shape != (len(self.words["labels"]), self.facts["width"]):
-            raise ValueError(f"{file} has shape {text.shape}, expected {(len(self.words['labels']), self.facts['width'])}")
+            raise ValueError(
+                f"{file} has shape {text.shape}, expected"
+                f" {(len(self.words['labels']), self.facts['width'])}"
+            )
         return text
 
     def _mirrors(self) -> tuple[bool, ...]:
@@ -93,7 +124,10 @@ class Runner:
         settings, patch = self.facts["inference"], self.facts["patch"]
         height, width = pixels.shape[:2]
         if min(height, width) < patch:
-            raise ValueError(f"a picture of {width} x {height} pixels is smaller than one patch ({patch} pixels); give a larger one")
+            raise ValueError(
+                f"a picture of {width} x {height} pixels is smaller than one patch ({patch}"
+                " pixels); give a larger one"
+            )
         image = pixels.transpose(2, 0, 1)  # (3, H, W)
         for scale in settings["scales"]:
             shape = (height, width)
@@ -106,13 +140,22 @@ class Runner:
 
     def _view(self, image: Floats, mirrored: bool) -> dict[str, Any]:
         """Mask logits (n, R, h, w) of the windows of one view."""
-        side, stride, patch = (self.facts["inference"]["window"], self.facts["inference"]["stride"], self.facts["patch"])
+        side, stride, patch = (
+            self.facts["inference"]["window"],
+            self.facts["inference"]["stride"],
+            self.facts["patch"],
+        )
         if mirrored:
             image = image[:, :, ::-1]
         canvas = image.shape[1:]
-        windows = [(top, left) for top in starts(canvas[0], side, stride) for left in starts(canvas[1], side, stride)]
+        windows = [
+            (top, left)
+            for top in starts(canvas[0], side, stride)
+            for left in starts(canvas[1], side, stride)
+        ]
         padded = math.ceil(side / patch) * patch
-        mean = np.array(self.facts["padding"], np.float32)[:, None, None]  # becomes 0 when the graph normalises
+        # becomes 0 when the graph normalises
+        mean = np.array(self.facts["padding"], np.float32)[:, None, None]
         parts = []
         for first in range(0, len(windows), self.windows_at_once):
             some = windows[first : first + self.windows_at_once]
@@ -120,11 +163,20 @@ class Runner:
             for index, (top, left) in enumerate(some):
                 part = image[:, top : top + side, left : left + side]
                 batch[index, :, : part.shape[1], : part.shape[2]] = part
-            inputs = {"pixels": batch} if self.text is None else {"pixels": batch, "text": self.text}
+            inputs = (
+                {"pixels": batch} if self.text is None else {"pixels": batch, "text": self.text}
+            )
             parts.append(self.session.run(["logits"], inputs)[0])
-        return {"logits": np.concatenate(parts), "windows": windows, "canvas": canvas, "mirrored": mirrored}
+        return {
+            "logits": np.concatenate(parts),
+            "windows": windows,
+            "canvas": canvas,
+            "mirrored": mirrored,
+        }
 
-    def _scores(self, view: dict[str, Any], row: int, shift: np.float32, size: tuple[int, int]) -> Floats:
+    def _scores(
+        self, view: dict[str, Any], row: int, shift: np.float32, size: tuple[int, int]
+    ) -> Floats:
         """Scores (H, W) of one row from one view."""
         side = self.facts["inference"]["window"]
         total: Floats = np.zeros(view["canvas"], np.float32)
@@ -161,13 +213,16 @@ def sigmoid(values: Floats) -> Floats:
 
 
 def resize(values: Floats, shape: tuple[int, int]) -> Floats:
-    """Bilinear resize of (..., H, W) without antialias; pixel centres lie at halves, as with torch's align_corners=False."""
+    """Bilinear resize of (..., H, W) without antialias; pixel centres lie at halves, as with
+    torch's align_corners=False."""
     values = np.asarray(values, np.float32)
     for axis, length in ((-1, shape[1]), (-2, shape[0])):
         old = values.shape[axis]
         if old == length:
             continue
-        place = (np.arange(length, dtype=np.float32) + np.float32(0.5)) * (np.float32(old) / np.float32(length)) - np.float32(0.5)
+        place = (np.arange(length, dtype=np.float32) + np.float32(0.5)) * (
+            np.float32(old) / np.float32(length)
+        ) - np.float32(0.5)
         place = np.maximum(place, 0)
         low = np.minimum(place.astype(np.int64), old - 1)
         high = np.minimum(low + 1, old - 1)
@@ -178,7 +233,8 @@ def resize(values: Floats, shape: tuple[int, int]) -> Floats:
 
 
 def resize_bytes(values: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """The same resize of 8-bit values (..., H, W), rounded to 8 bits after each direction, with the fixed-point weights that torch uses."""
+    """The same resize of 8-bit values (..., H, W), rounded to 8 bits after each direction, with the
+    fixed-point weights that torch uses."""
     for axis, length in ((-1, shape[1]), (-2, shape[0])):
         old = values.shape[axis]
         if old == length:
@@ -186,10 +242,21 @@ def resize_bytes(values: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[n
         place = np.maximum((np.arange(length) + 0.5) * (old / length) - 0.5, 0)
         low = np.minimum(place.astype(np.int64), old - 1)
         weights = np.stack([1 - (place - low), place - low])  # (2, length)
-        bits = next(bits for bits in range(16) if int(0.5 + weights.max() * 2 ** (bits + 1)) >= 2**15)
-        first, second = np.floor(weights * 2**bits + 0.5).astype(np.int32).reshape(2, *((length,) if axis == -1 else (length, 1)))
-        before, after = np.take(values, low, axis).astype(np.int32), np.take(values, np.minimum(low + 1, old - 1), axis).astype(np.int32)
-        values = np.clip((before * first + after * second + 2 ** (bits - 1)) >> bits, 0, 255).astype(np.uint8)
+        bits = next(
+            bits for bits in range(16) if int(0.5 + weights.max() * 2 ** (bits + 1)) >= 2**15
+        )
+        first, second = (
+            np.floor(weights * 2**bits + 0.5)
+            .astype(np.int32)
+            .reshape(2, *((length,) if axis == -1 else (length, 1)))
+        )
+        before, after = (
+            np.take(values, low, axis).astype(np.int32),
+            np.take(values, np.minimum(low + 1, old - 1), axis).astype(np.int32),
+        )
+        values = np.clip(
+            (before * first + after * second + 2 ** (bits - 1)) >> bits, 0, 255
+        ).astype(np.uint8)
     return values
 
 
@@ -199,12 +266,16 @@ def read_checked(path: Path, digest: str) -> bytes:
         raise FileNotFoundError(f"{path} is missing; it belongs beside the JSON file that names it")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
-        raise ValueError(f"{path} is not the file that was exported: its SHA-256 differs from the JSON file's; export again")
+        raise ValueError(
+            f"{path} is not the file that was exported: its SHA-256 differs from the JSON file's;"
+            " export again"
+        )
     return data
 
 
 def load_picture(path: Path | str) -> NDArray[np.uint8]:
-    """A picture as (H, W, 3) 8-bit RGB: turned as its EXIF says, transparency over white, 16-bit grey brought to 8."""
+    """A picture as (H, W, 3) 8-bit RGB: turned as its EXIF says, transparency over white, 16-bit
+    grey brought to 8."""
     with Image.open(path) as opened:
         picture = ImageOps.exif_transpose(opened)
     if picture.mode.startswith("I"):
@@ -216,21 +287,39 @@ def load_picture(path: Path | str) -> NDArray[np.uint8]:
     return np.array(picture.convert("RGB"))
 
 
-def write_result(runner: Runner, labels: NDArray[np.int64], picture: NDArray[np.uint8], folder: Path, stem: str) -> dict[str, float]:
-    """STEM_index.png, STEM_overlay.png and STEM.json, each under a temporary name first; returns the share of every name."""
+def write_result(
+    runner: Runner, labels: NDArray[np.int64], picture: NDArray[np.uint8], folder: Path, stem: str
+) -> dict[str, float]:
+    """STEM_index.png, STEM_overlay.png and STEM.json, each under a temporary name first; returns
+    the share of every name."""
     folder.mkdir(parents=True, exist_ok=True)
     counts = np.bincount(labels.ravel() + 1, minlength=len(runner.names) + 1)[1:]
-    coverage = {name: float(count) / labels.size for name, count in zip(runner.names, counts, strict=True)}
-    colors = np.array([(128, 128, 128), *runner.words["colors"]], np.uint8)  # (1 + C, 3), unlabelled first
+    coverage = {
+        name: float(count) / labels.size for name, count in zip(runner.names, counts, strict=True)
+    }
+    # (1 + C, 3), unlabelled first
+    colors = np.array([(128, 128, 128), *runner.words["colors"]], np.uint8)
     many = len(runner.names) > 255
-    index = Image.fromarray(np.where(labels < 0, 65535 if many else 255, labels).astype(np.uint16 if many else np.uint8))
+    index = Image.fromarray(
+        np.where(labels < 0, 65535 if many else 255, labels).astype(np.uint16 if many else np.uint8)
+    )
     if not many:
         palette = np.full((256, 3), 128, np.uint8)
         palette[: len(colors) - 1] = colors[1:]
         index.putpalette(palette.tobytes())
     overlay = Image.blend(Image.fromarray(picture), Image.fromarray(colors[labels + 1]), 0.55)
-    entries = [{"index": number, "name": name, "coverage": share} for number, (name, share) in enumerate(coverage.items())]
-    text = json.dumps({"height": labels.shape[0], "width": labels.shape[1], "classes": entries}, indent=1, ensure_ascii=False) + "\n"
+    entries = [
+        {"index": number, "name": name, "coverage": share}
+        for number, (name, share) in enumerate(coverage.items())
+    ]
+    text = (
+        json.dumps(
+            {"height": labels.shape[0], "width": labels.shape[1], "classes": entries},
+            indent=1,
+            ensure_ascii=False,
+        )
+        + "\n"
+    )
     for end, image in (("_index.png", index), ("_overlay.png", overlay), (".json", None)):
         handle, name = tempfile.mkstemp(dir=folder, suffix=Path(end).suffix)
         with os.fdopen(handle, "wb") as file:
@@ -244,21 +333,34 @@ def write_result(runner: Runner, labels: NDArray[np.int64], picture: NDArray[np.
 
 
 def main() -> int:
-    """Label the pictures on the command line; exit code 2 when something is wrong with what was given."""
+    """Label the pictures on the command line; exit code 2 when something is wrong with what was
+    given."""
     own = Path(__file__).resolve()
     parser = argparse.ArgumentParser(description="Segment pictures with an exported model.")
     parser.add_argument("pictures", nargs="+", help="picture files")
-    parser.add_argument("--model", default=str(own.with_name(own.stem.removesuffix("_run") + ".json")), help="NAME.json of the model")
-    parser.add_argument("--words", help="JSON file of other class names, from: cascade-clip export text")
+    parser.add_argument(
+        "--model",
+        default=str(own.with_name(own.stem.removesuffix("_run") + ".json")),
+        help="NAME.json of the model",
+    )
+    parser.add_argument(
+        "--words", help="JSON file of other class names, from: cascade-clip export text"
+    )
     parser.add_argument("--out", default="output", help="folder for the results")
     given = parser.parse_args()
     try:
         runner = Runner(given.model, given.words)
         for path in given.pictures:
             picture = load_picture(path)
-            coverage = write_result(runner, runner.label(picture), picture, Path(given.out), Path(path).stem)
-            shares = sorted(((share, name) for name, share in coverage.items() if share > 0), reverse=True)[:8]
-            sys.stdout.write(f"{path}: {', '.join(f'{name} {100 * share:.1f} %' for share, name in shares)}\n")
+            coverage = write_result(
+                runner, runner.label(picture), picture, Path(given.out), Path(path).stem
+            )
+            shares = sorted(
+                ((share, name) for name, share in coverage.items() if share > 0), reverse=True
+            )[:8]
+            sys.stdout.write(
+                f"{path}: {', '.join(f'{name} {100 * share:.1f} %' for share, name in shares)}\n"
+            )
     except (OSError, ValueError, KeyError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -1,4 +1,5 @@
-"""What figures rest on, as hashes: the weights of a checkpoint, and the files and class list of a data set."""
+"""What figures rest on, as hashes: the weights of a checkpoint, and the files and class list of a
+data set."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from cascade_clip.vocabulary import Vocabulary
 
 
 def hash_checkpoint(source: str | Path) -> str:
-    """SHA-256 of the weight file of a checkpoint folder, a run folder or a packaged model, read in pieces.
+    """SHA-256 of the weight file of a checkpoint folder, a run folder or a packaged model, read in
+    pieces.
 
     Raises:
         FileNotFoundError: no such checkpoint.
@@ -30,11 +32,13 @@ def hash_checkpoint(source: str | Path) -> str:
 
 
 def hash_dataset(dataset: LabelledImages) -> str:
-    """SHA-256 of what a data set consists of: names and sizes of its files, not their bytes, and what mask values mean.
+    """SHA-256 of what a data set consists of: names and sizes of its files, not their bytes, and
+    what mask values mean.
 
-    Names are relative to the folder that holds all images (or masks), so a copy elsewhere has the same hash; the order of files has
-    no effect, the order of classes has. Scenes of the built-in world are described by their seed, number, size and drawing.
-    Empty for data sets of another kind. The seen and unseen split is not part of it.
+    Names are relative to the folder that holds all images (or masks), so a copy elsewhere has the
+    same hash; the order of files has no effect, the order of classes has. Scenes of the built-in
+    world are described by their seed, number, size and drawing. Empty for data sets of another
+    kind. The seen and unseen split is not part of it.
     """
     if isinstance(dataset, SandboxScenes):
         content: Any = ["scenes", SCENES_VERSION, dataset.seed, dataset.count, dataset.scene.size]
@@ -54,6 +58,15 @@ def _entries(paths: Sequence[Path]) -> list[tuple[str, int]]:
 
 
 def _meaning(vocabulary: Vocabulary) -> list[Any]:
-    """Names in label order, the raw mask values that stand for them, and the colours where there is such a table."""
-    found = [list(vocabulary.names), [list(pair) for pair in vocabulary.raw_values or ()], vocabulary.ignore]
-    return found if vocabulary.mask_colors is None else [*found, [[list(color), label] for color, label in vocabulary.mask_colors]]
+    """Names in label order, the raw mask values that stand for them, and the colours where there is
+    such a table."""
+    found = [
+        list(vocabulary.names),
+        [list(pair) for pair in vocabulary.raw_values or ()],
+        vocabulary.ignore,
+    ]
+    return (
+        found
+        if vocabulary.mask_colors is None
+        else [*found, [[list(color), label] for color, label in vocabulary.mask_colors]]
+    )

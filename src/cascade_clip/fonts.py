@@ -1,4 +1,5 @@
-"""A font that has the letters of a name: Pillow's own for Latin, else one of this machine that knows the script."""
+"""A font that has the letters of a name: Pillow's own for Latin, else one of this machine that
+knows the script."""
 
 from __future__ import annotations
 
@@ -12,22 +13,30 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def font_for(text: str, size: int) -> Font:
-    """A font of `size` pixels that draws every letter of `text`; Pillow's own where there is none."""
+    """A font of `size` pixels that draws every letter of `text`; Pillow's own where there is
+    none."""
     path = _find(frozenset(letter for letter in text if not letter.isspace()))
     return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
 
 
 def drawable(text: str) -> str:
-    """The text without what no font here draws: such letters are named (`CJK UNIFIED IDEOGRAPH-8349` becomes `U+8349`)."""
+    """The text without what no font here draws: such letters are named (`CJK UNIFIED
+    IDEOGRAPH-8349` becomes `U+8349`)."""
     if _known_to_pillow(text) or _find(frozenset(text)) is not None:
         return text
-    return "".join(letter if _known_to_pillow(letter) else f"U+{ord(letter):04X} " for letter in text).strip()
+    return "".join(
+        letter if _known_to_pillow(letter) else f"U+{ord(letter):04X} " for letter in text
+    ).strip()
 
 
 def _known_to_pillow(text: str) -> bool:
-    """Whether Pillow's built-in font draws a text: Latin letters with their accents, digits and signs."""
+    """Whether Pillow's built-in font draws a text: Latin letters with their accents, digits and
+    signs."""
     plain = unicodedata.normalize("NFC", text)
-    return all(ord(letter) < 0x180 or letter in "\u2026\u2019\u2018\u201c\u201d\u2013\u2014" for letter in plain)
+    return all(
+        ord(letter) < 0x180 or letter in "\u2026\u2019\u2018\u201c\u201d\u2013\u2014"
+        for letter in plain
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -41,13 +50,16 @@ def _find(letters: frozenset[str]) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def _fonts() -> tuple[tuple[str, frozenset[int]], ...]:
-    """Regular fonts of matplotlib and of this machine with the characters they have, those with the most first among the system's."""
+    """Regular fonts of matplotlib and of this machine with the characters they have, those with the
+    most first among the system's."""
     from matplotlib import font_manager, ft2font
 
     found: dict[str, frozenset[int]] = {}
     own = Path(font_manager.findfont("DejaVu Sans"))
     regular = [
-        entry for entry in font_manager.fontManager.ttflist if entry.style == "normal" and entry.weight in (400, "normal", "regular")
+        entry
+        for entry in font_manager.fontManager.ttflist
+        if entry.style == "normal" and entry.weight in (400, "normal", "regular")
     ]
     system = [entry.fname for entry in regular if "Last Resort" not in entry.name]  # it draws boxes
     for path in [str(own), *sorted(set(system))]:
@@ -55,4 +67,9 @@ def _fonts() -> tuple[tuple[str, frozenset[int]], ...]:
             found[path] = frozenset(ft2font.FT2Font(path).get_charmap())
         except (RuntimeError, OSError):  # bitmap fonts and damaged files
             continue
-    return tuple([(str(own), found.pop(str(own))), *sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))])
+    return tuple(
+        [
+            (str(own), found.pop(str(own))),
+            *sorted(found.items(), key=lambda item: (-len(item[1]), item[0])),
+        ]
+    )

@@ -1,4 +1,5 @@
-"""The worst and the best images of an evaluation; only so many are held, whatever the number of images.
+"""The worst and the best images of an evaluation; only so many are held, whatever the number of
+images.
 
 Letters: C classes, H x W pixels of an image, h x w of its reduced picture.
 """
@@ -45,7 +46,8 @@ def image_scores(matrix: ConfusionMatrix) -> ImageScores | None:
 
 @dataclass(frozen=True, eq=False)
 class ImageRecord:
-    """One image with its figures, reduced so that its longer side has at most `LONGEST_SIDE` pixels."""
+    """One image with its figures, reduced so that its longer side has at most `LONGEST_SIDE`
+    pixels."""
 
     index: int
     """Its place in the data set."""
@@ -62,17 +64,25 @@ class ImageRecord:
         height, width = sample.labels.shape
         scale = min(1.0, LONGEST_SIDE / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        picture = Image.fromarray(sample.image.permute(1, 2, 0).cpu().numpy()).resize(size, Image.Resampling.BILINEAR)
+        picture = Image.fromarray(sample.image.permute(1, 2, 0).cpu().numpy()).resize(
+            size, Image.Resampling.BILINEAR
+        )
         truth, prediction = (_reduce(values, size) for values in (sample.labels, labels))
         return cls(index, sample.path.name, *figures, np.asarray(picture), truth, prediction)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without the picture."""
-        return {"index": self.index, "name": self.name, "miou": self.miou, "pixel_accuracy": self.pixel_accuracy}
+        return {
+            "index": self.index,
+            "name": self.name,
+            "miou": self.miou,
+            "pixel_accuracy": self.pixel_accuracy,
+        }
 
 
 class Gallery:
-    """At most `keep` worst and `keep` best images; of two images with one mIoU the earlier one counts as the worse."""
+    """At most `keep` worst and `keep` best images; of two images with one mIoU the earlier one
+    counts as the worse."""
 
     def __init__(self, keep: int) -> None:
         """An empty gallery."""
@@ -89,10 +99,13 @@ class Gallery:
             return True
         if not self.keep:
             return False
-        return (miou, index) < _worst_first(self._worst[-1]) or (-miou, -index) < _best_first(self._best[-1])
+        return (miou, index) < _worst_first(self._worst[-1]) or (-miou, -index) < _best_first(
+            self._best[-1]
+        )
 
     def add(self, record: ImageRecord) -> None:
-        """Take an image in, and put out those that it beats; one that is here already is not taken twice."""
+        """Take an image in, and put out those that it beats; one that is here already is not taken
+        twice."""
         if any(record.index == other.index for other in self.records):
             return
         self._worst = sorted([*self._worst, record], key=_worst_first)[: self.keep]
@@ -106,11 +119,15 @@ class Gallery:
     @property
     def records(self) -> list[ImageRecord]:
         """Every image that is held, once."""
-        return [*self._worst, *(record for record in self._best if all(record is not other for other in self._worst))]
+        return [
+            *self._worst,
+            *(record for record in self._best if all(record is not other for other in self._worst)),
+        ]
 
     @property
     def worst(self) -> tuple[ImageRecord, ...]:
-        """The lowest mIoU, lowest first; half of the images where there are fewer than twice `keep`."""
+        """The lowest mIoU, lowest first; half of the images where there are fewer than twice
+        `keep`."""
         return tuple(self._worst[: (len(self.records) + 1) // 2])
 
     @property

@@ -1,7 +1,8 @@
 """Checkpoints on the hub: what a name means, and how the files come into the hub's own cache.
 
-Only the four files of a checkpoint are ever asked for, weights as safetensors; nothing is executed. The hub client's own settings hold:
-HF_ENDPOINT (a mirror), HF_HOME and HF_HUB_CACHE (where the cache lies), HF_HUB_OFFLINE (the cache alone), HF_TOKEN (private models).
+Only the four files of a checkpoint are ever asked for, weights as safetensors; nothing is executed.
+The hub client's own settings hold: HF_ENDPOINT (a mirror), HF_HOME and HF_HUB_CACHE (where the
+cache lies), HF_HUB_OFFLINE (the cache alone), HF_TOKEN (private models).
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ FILES = (*NEEDED, "README.md")
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".npz", ".joblib")
 """Endings of weight files that are not read from the hub: reading some of them runs code."""
 
-_NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")
+_NAME = re.compile(
+    r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?"
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -38,7 +41,8 @@ class HubName(NamedTuple):
 
 
 def parse_hub_name(source: str) -> HubName | None:
-    """The model that `OWNER/NAME`, `OWNER/NAME@REVISION` or either with `hub:` before it names; None for what is no such name.
+    """The model that `OWNER/NAME`, `OWNER/NAME@REVISION` or either with `hub:` before it names;
+    None for what is no such name.
 
     Raises:
         ValueError: `hub:` before something else.
@@ -46,7 +50,10 @@ def parse_hub_name(source: str) -> HubName | None:
     found = _NAME.fullmatch(source.removeprefix(SCHEME))
     if found is None or ".." in source:
         if source.startswith(SCHEME):
-            raise ValueError(f"{source} is not a name on the hub; write hub:OWNER/NAME or hub:OWNER/NAME@REVISION")
+            raise ValueError(
+                f"{source} is not a name on the hub; write hub:OWNER/NAME or"
+                " hub:OWNER/NAME@REVISION"
+            )
         return None
     return HubName(found["repository"], found["revision"])
 
@@ -59,20 +66,29 @@ def download_checkpoint(source: str, revision: str | None = None) -> Path:
         revision: branch, tag or commit, where `source` names none; a commit pins every file.
 
     Raises:
-        FileNotFoundError: no such model or revision, no connection and not in the cache, or files of a checkpoint are missing.
-        ValueError: not a name on the hub, damaged weights, weights of a kind that is not read, or settings that are not trusted.
+        FileNotFoundError: no such model or revision, no connection and not in the cache, or files
+            of a checkpoint are missing.
+        ValueError: not a name on the hub, damaged weights, weights of a kind that is not read, or
+            settings that are not trusted.
     """
     name = parse_hub_name(source)
     if name is None:
-        raise ValueError(f"{source} is not a name on the hub; write OWNER/NAME or OWNER/NAME@REVISION")
+        raise ValueError(
+            f"{source} is not a name on the hub; write OWNER/NAME or OWNER/NAME@REVISION"
+        )
     if revision and name.revision and revision != name.revision:
-        raise ValueError(f"{source} names revision {name.revision}, but {revision} was asked for; name one")
+        raise ValueError(
+            f"{source} names revision {name.revision}, but {revision} was asked for; name one"
+        )
     name = HubName(name.repository, name.revision or revision)
     folder = _fetch(name)
     _check_place(folder)
     missing = [file for file in NEEDED if not (folder / file).is_file()]
     if missing:
-        raise FileNotFoundError(f"{name.repository} on the hub is not a whole checkpoint: {missing} missing{_unsafe_files(name)}")
+        raise FileNotFoundError(
+            f"{name.repository} on the hub is not a whole checkpoint: {missing}"
+            f" missing{_unsafe_files(name)}"
+        )
     _check_hash(folder / WEIGHTS)
     _check_settings(folder / "config.yaml", name)
     return folder
@@ -80,34 +96,59 @@ def download_checkpoint(source: str, revision: str | None = None) -> Path:
 
 def _fetch(name: HubName) -> Path:
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
-    logger.info("%s: looking for it in the hub cache, else downloading it (size and licence: its model page)", name.repository)
+    logger.info(
+        "%s: looking for it in the hub cache, else downloading it (size and licence: its model"
+        " page)",
+        name.repository,
+    )
     try:
-        return Path(snapshot_download(name.repository, revision=name.revision, allow_patterns=list(FILES), library_name="cascade-clip"))
+        return Path(
+            snapshot_download(
+                name.repository,
+                revision=name.revision,
+                allow_patterns=list(FILES),
+                library_name="cascade-clip",
+            )
+        )
     except HFValidationError as error:
         raise ValueError(f"{name.repository} is not a name on the hub (OWNER/NAME)") from error
     except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{name.repository} on the hub has no revision {name.revision or 'main'}") from error
+        raise FileNotFoundError(
+            f"{name.repository} on the hub has no revision {name.revision or 'main'}"
+        ) from error
     except (RepositoryNotFoundError, GatedRepoError) as error:
         raise FileNotFoundError(
-            f"no checkpoint at {name.repository}: no such folder here, and no model of that name for you on {constants.ENDPOINT}. "
-            "A private or gated one needs `hf auth login` or HF_TOKEN"
+            f"no checkpoint at {name.repository}: no such folder here, and no model of that name"
+            f" for you on {constants.ENDPOINT}. A private or gated one needs `hf auth login` or"
+            " HF_TOKEN"
         ) from error
     except Exception as error:  # the hub client raises many kinds
         raise FileNotFoundError(
-            f"no checkpoint at {name.repository}: no such folder here, not in the hub cache, and {constants.ENDPOINT} cannot be reached "
-            f"({first_line(error)}). HF_ENDPOINT names a mirror; or copy the folder here"
+            f"no checkpoint at {name.repository}: no such folder here, not in the hub cache, and"
+            f" {constants.ENDPOINT} cannot be reached ({first_line(error)}). HF_ENDPOINT names a"
+            " mirror; or copy the folder here"
         ) from error
 
 
 def _check_place(folder: Path) -> None:
     """Refuse a cache entry that a dishonest server has put elsewhere."""
     storage = folder.parent.parent.resolve()
-    outside = [file for file in FILES if (folder / file).exists() and not (folder / file).resolve().is_relative_to(storage)]
+    outside = [
+        file
+        for file in FILES
+        if (folder / file).exists() and not (folder / file).resolve().is_relative_to(storage)
+    ]
     if outside or not _COMMIT.fullmatch(folder.name):
         raise ValueError(
-            f"{folder} is not a proper entry of the hub cache ({outside or folder.name}); delete it, and do not trust that server"
+            f"{folder} is not a proper entry of the hub cache ({outside or folder.name}); delete"
+            " it, and do not trust that server"
         )
 
 
@@ -115,7 +156,9 @@ def _check_hash(weights: Path) -> None:
     """Compare with the SHA-256 that the hub's cache names large files by."""
     blob = weights.resolve()
     if re.fullmatch(r"[0-9a-f]{64}", blob.name) and file_sha256(blob) != blob.name:
-        raise ValueError(f"{weights} is damaged: its SHA-256 is not {blob.name}; delete {blob} and start again")
+        raise ValueError(
+            f"{weights} is damaged: its SHA-256 is not {blob.name}; delete {blob} and start again"
+        )
 
 
 def _check_settings(file: Path, name: HubName) -> None:
@@ -126,7 +169,9 @@ def _check_settings(file: Path, name: HubName) -> None:
     except Exception:  # damaged text and odd tags raise many kinds
         return  # loading says what is wrong
     if trust == "any":
-        raise ValueError(f"{name.repository} asks to trust CLIP weights unseen (model.clip.sha256: any); refused")
+        raise ValueError(
+            f"{name.repository} asks to trust CLIP weights unseen (model.clip.sha256: any); refused"
+        )
 
 
 def _unsafe_files(name: HubName) -> str:
@@ -138,7 +183,12 @@ def _unsafe_files(name: HubName) -> str:
     except Exception:  # the message does without
         return ""
     found = [file for file in files if file.endswith(UNSAFE)]
-    return f"; it holds {found[:3]}, which are not read: only safetensors are (see `cascade-clip import`)" if found else ""
+    return (
+        f"; it holds {found[:3]}, which are not read: only safetensors are (see `cascade-clip"
+        " import`)"
+        if found
+        else ""
+    )
 
 
 def first_line(error: BaseException) -> str:

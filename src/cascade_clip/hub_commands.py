@@ -5,11 +5,19 @@ from __future__ import annotations
 from cascade_clip.terminal import say
 
 
-def push(model: str, repository: str, *, private: bool = False, revision: str = "", full: bool = False, half: bool = False) -> int:
+def push(
+    model: str,
+    repository: str,
+    *,
+    private: bool = False,
+    revision: str = "",
+    full: bool = False,
+    half: bool = False,
+) -> int:
     """Upload a model with its model card to the hub.
 
-    The token is taken from HF_TOKEN or from `hf auth login`; HF_ENDPOINT names another hub. Four files are uploaded: model.safetensors,
-    config.yaml, checkpoint.json and README.md.
+    The token is taken from HF_TOKEN or from `hf auth login`; HF_ENDPOINT names another hub. Four
+    files are uploaded: model.safetensors, config.yaml, checkpoint.json and README.md.
 
     Args:
         model: checkpoint folder, run folder, or a packaged model (mini, mini-last).
@@ -23,9 +31,14 @@ def push(model: str, repository: str, *, private: bool = False, revision: str = 
     from cascade_clip.training_free import PREFIX
 
     if model.startswith(PREFIX):
-        raise ValueError(f"{model} is CLIP alone, with nothing trained to upload; others can write {model} themselves")
+        raise ValueError(
+            f"{model} is CLIP alone, with nothing trained to upload; others can write {model}"
+            " themselves"
+        )
     predictor = load_predictor(model, "cpu")
-    address = predictor.push_to_hub(repository, private=private, revision=revision or None, full=full, half=half)
+    address = predictor.push_to_hub(
+        repository, private=private, revision=revision or None, full=full, half=half
+    )
     say(f"uploaded {model} to {repository}: {address}")
     say(f'use it: cascade-clip segment photo.jpg --model {repository} --classes "cat, grass"')
     return 0

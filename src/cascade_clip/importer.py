@@ -1,6 +1,7 @@
 """Import of state dicts that the released Cascade-CLIP and ZegCLIP programs wrote.
 
-A released state dict says nothing about heads, stages, windows, class names or split: those come from a YAML file beside it.
+A released state dict says nothing about heads, stages, windows, class names or split: those come
+from a YAML file beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cascade_clip.checkpoint import Checkpoint, load_config, load_strictly, refuse_non_finite, save_checkpoint
+from cascade_clip.checkpoint import (
+    Checkpoint,
+    load_config,
+    load_strictly,
+    refuse_non_finite,
+    save_checkpoint,
+)
 from cascade_clip.clip import LoadedClip, fingerprint_weights, load_clip
 from cascade_clip.config import Config
 from cascade_clip.model import Segmenter, build_segmenter
@@ -23,7 +30,8 @@ from cascade_clip.weight_files import read_pickle
 
 _LAYER = r"decode_head\.(?:cascade_decoders\.(\d+)|decoder_1)\.layers\.(\d+)\."
 _DEAD = re.compile(_LAYER + r"self_attn\.|" + _LAYER + r"norm1\.|decode_head\.loss_decode\.")
-"""Weights that reach no output: self-attention and its norm, and a buffer whose size is a class count."""
+"""Weights that reach no output: self-attention and its norm, and a buffer whose size is a class
+count."""
 
 _PARTS = {
     "multihead_attn.q": "attention.query",
@@ -39,10 +47,12 @@ _LAST_PARTS = {"multihead_attn.q": "mask_attention.query", "multihead_attn.k": "
 
 
 def read_released(path: Path) -> dict[str, Tensor]:
-    """The state dict in a released `.pth` (or `.safetensors`) file; pickles are read with `weights_only`.
+    """The state dict in a released `.pth` (or `.safetensors`) file; pickles are read with
+    `weights_only`.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not a state dict; a pickle that holds more than tensors.
+        FileNotFoundError, ValueError: no such file; not a state dict; a pickle that holds more than
+            tensors.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -59,16 +69,26 @@ def read_released(path: Path) -> dict[str, Tensor]:
     except ValueError as error:
         raise ValueError(f"{path} is not a plain PyTorch state dict: {error}") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
-    if not isinstance(state, Mapping) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"{path} holds no state dict: a mapping of names to tensors is expected, alone or under `state_dict`")
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(tensor, Tensor) for tensor in state.values())
+    ):
+        raise ValueError(
+            f"{path} holds no state dict: a mapping of names to tensors is expected, alone or under"
+            " `state_dict`"
+        )
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def convert_released(state: Mapping[str, Tensor], config: Config) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Rename a released state dict: the segmenter's own names, and the text tower's (empty when it holds none).
+def convert_released(
+    state: Mapping[str, Tensor], config: Config
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Rename a released state dict: the segmenter's own names, and the text tower's (empty when it
+    holds none).
 
-    Weights that reach no output are dropped by name; a name that is neither known nor known to be dead stays as it is, so that
-    loading names it.
+    Weights that reach no output are dropped by name; a name that is neither known nor known to be
+    dead stays as it is, so that loading names it.
     """
     model: dict[str, Tensor] = {}
     text: dict[str, Tensor] = {}
@@ -82,7 +102,11 @@ def convert_released(state: Mapping[str, Tensor], config: Config) -> tuple[dict[
             new = _rename(name, config)
             if new is not None:
                 model[new] = tensor
-    prompts = [state[name] for name in ("backbone.prompt_embeddings", "backbone.deep_prompt_embeddings") if name in state]
+    prompts = [
+        state[name]
+        for name in ("backbone.prompt_embeddings", "backbone.deep_prompt_embeddings")
+        if name in state
+    ]
     if prompts:
         model["backbone.prompts.tokens"] = torch.cat(prompts)  # (depth, P, W)
     return model, text
@@ -94,7 +118,9 @@ def _rename(name: str, config: Config) -> str | None:
         return None
     layer = re.match(_LAYER + r"(.+)\.(weight|bias)$", name)
     if layer:
-        return _rename_layer(int(layer[1] or 0), int(layer[2]), layer[3], layer[4], config.model.decoder.layers)
+        return _rename_layer(
+            int(layer[1] or 0), int(layer[2]), layer[3], layer[4], config.model.decoder.layers
+        )
     projection = re.match(r"decode_head\.q_projs?\.(?:(\d+)\.)?(weight|bias)$", name)
     if projection:
         return f"queries.{projection[1] or 0}.{projection[2]}"
@@ -114,10 +140,14 @@ def _rename(name: str, config: Config) -> str | None:
 
 
 def _aggregated_stage(number: int, config: Config) -> int:
-    """The stage index of the released `weights_s1`, `weights_s2`: stages of one block have no weights."""
+    """The stage index of the released `weights_s1`, `weights_s2`: stages of one block have no
+    weights."""
     several = [index for index, stage in enumerate(config.model.stages) if len(stage) > 1]
     if number > len(several):
-        raise ValueError(f"the file holds weights of {number} aggregated stages, but model.stages {config.model.stages} has {len(several)}")
+        raise ValueError(
+            f"the file holds weights of {number} aggregated stages, but model.stages"
+            f" {config.model.stages} has {len(several)}"
+        )
     return several[number - 1]
 
 
@@ -130,15 +160,18 @@ def _rename_layer(decoder: int, layer: int, part: str, kind: str, layers: int) -
     return f"decoders.{decoder}.layers.{layer}.{_PARTS.get(part, part)}.{kind}"
 
 
-def import_released(file: Path, config_file: Path, out: Path, *, match_clip: bool = False) -> Checkpoint:
+def import_released(
+    file: Path, config_file: Path, out: Path, *, match_clip: bool = False
+) -> Checkpoint:
     """Turn a released state dict into a checkpoint folder.
 
     Args:
         file: the released `.pth` or `.safetensors`.
-        config_file: YAML with what the file does not say: model.clip, stages, heads, prompt tokens, data.classes, data.unseen, window.
+        config_file: YAML with what the file does not say: model.clip, stages, heads, prompt tokens,
+            data.classes, data.unseen, window.
         out: checkpoint folder to write.
-        match_clip: compare the file's CLIP with the weights that `model.clip` names, and store only a reference when they are equal;
-            otherwise CLIP is stored in full.
+        match_clip: compare the file's CLIP with the weights that `model.clip` names, and store only
+            a reference when they are equal; otherwise CLIP is stored in full.
 
     Raises:
         FileNotFoundError, ValueError: as `read_released`; names or shapes that do not fit the YAML.
@@ -148,7 +181,9 @@ def import_released(file: Path, config_file: Path, out: Path, *, match_clip: boo
     refuse_non_finite(released, file)
     state, text_state = convert_released(released, config)
     if not config.data.classes:
-        raise ValueError(f"{config_file} must name the class list: data.classes, and data.unseen for the split")
+        raise ValueError(
+            f"{config_file} must name the class list: data.classes, and data.unseen for the split"
+        )
     vocabulary = load_vocabulary(config.data.classes, config.data.unseen)
     clip = load_clip(_random(config, tokenizer=bool(text_state)).model.clip)
     if clip.text is not None:
@@ -160,7 +195,12 @@ def import_released(file: Path, config_file: Path, out: Path, *, match_clip: boo
     text = None
     if encoder is None and not fingerprint:
         text = _stored_embeddings(config, vocabulary, model.joint_width)
-    record = {"imported_from": file.name, "protocol": config.train.protocol, "steps": config.train.steps, "licence": _LICENCE}
+    record = {
+        "imported_from": file.name,
+        "protocol": config.train.protocol,
+        "steps": config.train.steps,
+        "licence": _LICENCE,
+    }
     checkpoint = Checkpoint(
         model.eval(),
         encoder,
@@ -176,7 +216,10 @@ def import_released(file: Path, config_file: Path, out: Path, *, match_clip: boo
     return checkpoint
 
 
-_LICENCE = "unclear: the authors' README says CC BY-NC 4.0, their LICENSE file MIT; treat as non-commercial"
+_LICENCE = (
+    "unclear: the authors' README says CC BY-NC 4.0, their LICENSE file MIT; treat as"
+    " non-commercial"
+)
 
 
 def _random(config: Config, *, tokenizer: bool) -> Config:
@@ -188,11 +231,17 @@ def _load_text(clip: LoadedClip, state: Mapping[str, Tensor], file: Path) -> Non
     assert clip.text is not None
     target = clip.text
     names = target.state_dict().keys()
-    renamed = {f"text.{name}" if f"text.{name}" in names else name: tensor for name, tensor in state.items()}
+    renamed = {
+        f"text.{name}" if f"text.{name}" in names else name: tensor
+        for name, tensor in state.items()
+    }
     missing, unexpected = target.load_state_dict(renamed, strict=False)
     missing = [name for name in missing if name not in ("logit_scale", "logit_bias")]
     if missing or unexpected:
-        raise ValueError(f"the text tower in {file} does not fit model.clip: missing {missing[:5]}, unexpected {unexpected[:5]}")
+        raise ValueError(
+            f"the text tower in {file} does not fit model.clip: missing {missing[:5]}, unexpected"
+            f" {unexpected[:5]}"
+        )
 
 
 def _stored_embeddings(config: Config, vocabulary: Vocabulary, width: int) -> Tensor | None:
@@ -201,11 +250,23 @@ def _stored_embeddings(config: Config, vocabulary: Vocabulary, width: int) -> Te
     return load_embeddings(Path(config.data.text_embeddings), len(vocabulary.names), width)
 
 
-def _matching_fingerprint(config: Config, model: Segmenter, text_state: Mapping[str, Tensor]) -> str:
-    """The fingerprint of the CLIP that the settings name, when the imported towers equal it; otherwise empty."""
+def _matching_fingerprint(
+    config: Config, model: Segmenter, text_state: Mapping[str, Tensor]
+) -> str:
+    """The fingerprint of the CLIP that the settings name, when the imported towers equal it;
+    otherwise empty."""
     clip = load_clip(config.model.clip)
-    text = {} if clip.text is None else {name.removeprefix("text."): tensor for name, tensor in clip.text.state_dict().items()}
-    same_text = all(name in text and torch.equal(text[name], tensor.float()) for name, tensor in text_state.items())
+    text = (
+        {}
+        if clip.text is None
+        else {name.removeprefix("text."): tensor for name, tensor in clip.text.state_dict().items()}
+    )
+    same_text = all(
+        name in text and torch.equal(text[name], tensor.float())
+        for name, tensor in text_state.items()
+    )
     named = build_segmenter(config.model, clip).backbone.tower.state_dict()
-    same_tower = fingerprint_weights(named) == fingerprint_weights(model.backbone.tower.state_dict())
+    same_tower = fingerprint_weights(named) == fingerprint_weights(
+        model.backbone.tower.state_dict()
+    )
     return clip.fingerprint if same_tower and same_text else ""

@@ -1,8 +1,10 @@
-"""Focal and dice loss on mask logits at patch resolution, computed in chunks of classes (paper Eq. 8).
+"""Focal and dice loss on mask logits at patch resolution, computed in chunks of classes (paper Eq.
+8).
 
-The full-size mask of every class never exists at once: each chunk is upsampled, its losses and their exact gradient with
-respect to the small logits are computed, and the chunk is dropped. Memory does not grow with the number of classes.
-Letters: B images, C classes, h x w patches, H x W pixels, c classes of a chunk.
+The full-size mask of every class never exists at once: each chunk is upsampled, its losses and
+their exact gradient with respect to the small logits are computed, and the chunk is dropped. Memory
+does not grow with the number of classes. Letters: B images, C classes, h x w patches, H x W pixels,
+c classes of a chunk.
 """
 
 from __future__ import annotations
@@ -32,9 +34,12 @@ class MaskLoss(NamedTuple):
 
 
 def upsample(logits: Tensor, patch_size: int, size: tuple[int, int]) -> Tensor:
-    """Mask logits (B, C, h, w) as (B, C, H, W): bilinear, align_corners False; the padding of odd sizes is cut off."""
+    """Mask logits (B, C, h, w) as (B, C, H, W): bilinear, align_corners False; the padding of odd
+    sizes is cut off."""
     full = (logits.shape[-2] * patch_size, logits.shape[-1] * patch_size)
-    return F.interpolate(logits, size=full, mode="bilinear", align_corners=False)[..., : size[0], : size[1]]
+    return F.interpolate(logits, size=full, mode="bilinear", align_corners=False)[
+        ..., : size[0], : size[1]
+    ]
 
 
 def present_pairs(labels: Tensor, classes: int) -> Tensor:
@@ -48,9 +53,10 @@ def present_pairs(labels: Tensor, classes: int) -> Tensor:
 def mask_loss(logits: Tensor, labels: Tensor, patch_size: int, config: LossConfig) -> MaskLoss:
     """Focal and dice loss sums of mask logits (B, C, h, w) for labels (B, H, W).
 
-    Labels are class indices; IGNORED pixels are negatives of every class (`config.ignored: negative`, as published) or count
-    nowhere (`masked`). Divide the sums by M = `masks`, at least 1, averaged over ranks. The gradient is exact; computing it twice
-    (double backward) is not supported.
+    Labels are class indices; IGNORED pixels are negatives of every class (`config.ignored:
+    negative`, as published) or count nowhere (`masked`). Divide the sums by M = `masks`, at least
+    1, averaged over ranks. The gradient is exact; computing it twice (double backward) is not
+    supported.
 
     Raises:
         ValueError: labels of another shape or outside 0..C-1.
@@ -64,12 +70,21 @@ def mask_loss(logits: Tensor, labels: Tensor, patch_size: int, config: LossConfi
 def _check_labels(logits: Tensor, labels: Tensor, patch_size: int) -> None:
     batch, classes, rows, columns = logits.shape
     fits = labels.ndim == 3 and labels.shape[0] == batch
-    fits = fits and all(0 < side <= cells * patch_size for side, cells in zip(labels.shape[1:], (rows, columns), strict=True))
+    fits = fits and all(
+        0 < side <= cells * patch_size
+        for side, cells in zip(labels.shape[1:], (rows, columns), strict=True)
+    )
     if not fits:
-        raise ValueError(f"labels must have shape ({batch}, H, W) that fits the {rows} x {columns} grid, got {tuple(labels.shape)}")
+        raise ValueError(
+            f"labels must have shape ({batch}, H, W) that fits the {rows} x {columns} grid, got"
+            f" {tuple(labels.shape)}"
+        )
     low, high = int(labels.min()), int(labels.max())
     if low < IGNORED or high >= classes:
-        raise ValueError(f"labels must lie in 0..{classes - 1} or be {IGNORED} (ignored), got values from {low} to {high}")
+        raise ValueError(
+            f"labels must lie in 0..{classes - 1} or be {IGNORED} (ignored), got values from {low}"
+            f" to {high}"
+        )
 
 
 class _ChunkedMaskLoss(torch.autograd.Function):
@@ -77,7 +92,12 @@ class _ChunkedMaskLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, present: Tensor, patch_size: int, config: LossConfig
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        present: Tensor,
+        patch_size: int,
+        config: LossConfig,
     ) -> tuple[Tensor, Tensor, Tensor]:
         maps = logits.detach().float()  # (B, C, h, w)
         gradient = torch.empty_like(maps) if logits.requires_grad else None
@@ -85,7 +105,9 @@ class _ChunkedMaskLoss(torch.autograd.Function):
         with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
             for image in range(len(maps)):
                 target = None if gradient is None else gradient[image]
-                sums += _image_loss(maps[image], labels[image], present[image], patch_size, config, target)
+                sums += _image_loss(
+                    maps[image], labels[image], present[image], patch_size, config, target
+                )
         if gradient is not None:
             ctx.save_for_backward(gradient.to(logits.dtype))
         focal, dice = sums[0].clone(), sums[1].clone()
@@ -98,11 +120,19 @@ class _ChunkedMaskLoss(torch.autograd.Function):
         return total * gradient, None, None, None, None
 
 
-def _image_loss(maps: Tensor, labels: Tensor, present: Tensor, patch_size: int, config: LossConfig, gradient: Tensor | None) -> Tensor:
-    """Weighted focal and dice sums (2,) of one image's logits (C, h, w); writes their gradient into `gradient` (C, h, w).
+def _image_loss(
+    maps: Tensor,
+    labels: Tensor,
+    present: Tensor,
+    patch_size: int,
+    config: LossConfig,
+    gradient: Tensor | None,
+) -> Tensor:
+    """Weighted focal and dice sums (2,) of one image's logits (C, h, w); writes their gradient into
+    `gradient` (C, h, w).
 
-    First every pixel counts as a negative of every class, in chunks of classes; then the one class that its label names is put right.
-    The dense part therefore needs no target per class and pixel.
+    First every pixel counts as a negative of every class, in chunks of classes; then the one class
+    that its label names is put right. The dense part therefore needs no target per class and pixel.
     """
     rows = Places.find(maps.shape[-2], patch_size, labels.shape[0], maps.device)
     columns = Places.find(maps.shape[-1], patch_size, labels.shape[1], maps.device)
@@ -110,7 +140,8 @@ def _image_loss(maps: Tensor, labels: Tensor, present: Tensor, patch_size: int, 
     counted = (labels != IGNORED).float() if config.ignored == "masked" else None  # (H, W)
     weight = config.focal / (labels.numel() if counted is None else counted.sum().clamp(min=1))
     own = _own_classes(maps, labels, rows, columns)
-    overlap, size = own.per_class(own.score * own.labelled), own.per_class(own.labelled) + 1  # (C,), (C,)
+    # (C,), (C,)
+    overlap, size = own.per_class(own.score * own.labelled), own.per_class(own.labelled) + 1
     focal = own.focal(config).sum()
     for start in range(0, len(maps), chunk := _chunk(config.class_chunk, labels)):
         part = slice(start, start + chunk)
@@ -119,22 +150,32 @@ def _image_loss(maps: Tensor, labels: Tensor, present: Tensor, patch_size: int, 
         focal += (1 - config.alpha) * dense.focal()
         size[part] += dense.score.sum(dim=(-2, -1))  # (c,)
         if gradient is not None:
-            steepness = config.dice * present[part] * (2 * overlap[part] + 1) / size[part] ** 2  # (c,)
+            # (c,)
+            steepness = config.dice * present[part] * (2 * overlap[part] + 1) / size[part] ** 2
             slopes = dense.slopes(weight * (1 - config.alpha), steepness)  # (c, H, W)
             gradient[part] = down.T @ torch.matmul(slopes, across)  # (c, h, w)
     dice = config.dice * ((1 - (2 * overlap + 1) / size) * present).sum()
     if gradient is not None:
-        own.add_slopes(gradient, weight * own.focal_slopes(config) - (2 * config.dice * present / size)[own.classes] * own.steepness)
+        own.add_slopes(
+            gradient,
+            weight * own.focal_slopes(config)
+            - (2 * config.dice * present / size)[own.classes] * own.steepness,
+        )
     return torch.stack([weight * focal, dice])
 
 
 def _chunk(classes: int, labels: Tensor) -> int:
     """Classes whose full-size values are held at once: on a CPU no more than its cache holds."""
-    return min(classes, max(1, CACHED_VALUES // labels.numel())) if labels.device.type == "cpu" else classes
+    return (
+        min(classes, max(1, CACHED_VALUES // labels.numel()))
+        if labels.device.type == "cpu"
+        else classes
+    )
 
 
 class Places(NamedTuple):
-    """Where the pixels of one axis lie between cells, for bilinear upsampling without aligned corners."""
+    """Where the pixels of one axis lie between cells, for bilinear upsampling without aligned
+    corners."""
 
     low: Tensor  # (pixels,), int64
     high: Tensor  # (pixels,), int64
@@ -143,8 +184,11 @@ class Places(NamedTuple):
 
     @classmethod
     def find(cls, cells: int, patch_size: int, pixels: int, device: torch.device) -> Places:
-        """Places of the first `pixels` pixels of an axis of `cells` cells of `patch_size` pixels."""
-        place = ((torch.arange(pixels, device=device, dtype=torch.float32) + 0.5) / patch_size - 0.5).clamp(min=0)
+        """Places of the first `pixels` pixels of an axis of `cells` cells of `patch_size`
+        pixels."""
+        place = (
+            (torch.arange(pixels, device=device, dtype=torch.float32) + 0.5) / patch_size - 0.5
+        ).clamp(min=0)
         low = place.long()
         return cls(low, (low + 1).clamp(max=cells - 1), place - low, cells)
 
@@ -156,7 +200,8 @@ class Places(NamedTuple):
 
 
 class _Negatives(NamedTuple):
-    """Every pixel of a chunk of classes (c, H, W) as if it were not of the class; `counted` is in all of them."""
+    """Every pixel of a chunk of classes (c, H, W) as if it were not of the class; `counted` is in
+    all of them."""
 
     score: Tensor
     rest: Tensor  # 1 - score
@@ -169,9 +214,13 @@ class _Negatives(NamedTuple):
     def of(cls, masks: Tensor, counted: Tensor | None, gamma: float) -> _Negatives:
         """From full-size mask logits (c, H, W), exact to float32 rounding in either tail."""
         score, rest = masks.sigmoid(), masks.neg().sigmoid_()
-        # log1p(-score) as log(rest) * score / (1 - rest), which needs only log, the far faster kernel on a CPU.
-        crossentropy = rest.clamp(min=TINY).log_().mul_(score).div_((1 - rest).clamp_(min=TINY)).neg_()
-        crossentropy = torch.maximum(crossentropy, masks, out=crossentropy)  # beyond the smallest float
+        # log1p(-score) as log(rest) * score / (1 - rest), which needs only log, the far faster
+        # kernel on a CPU.
+        crossentropy = (
+            rest.clamp(min=TINY).log_().mul_(score).div_((1 - rest).clamp_(min=TINY)).neg_()
+        )
+        # beyond the smallest float
+        crossentropy = torch.maximum(crossentropy, masks, out=crossentropy)
         power = score * score if gamma == 2 else score**gamma
         if counted is not None:
             power.mul_(counted)
@@ -183,7 +232,8 @@ class _Negatives(NamedTuple):
         return (self.power * self.crossentropy).sum()  # torch.dot would lose four digits
 
     def slopes(self, focal: Tensor | float, dice: Tensor) -> Tensor:
-        """Derivative (c, H, W) of `focal` times the focal loss plus `dice` (c,) times the score; overwrites what is held."""
+        """Derivative (c, H, W) of `focal` times the focal loss plus `dice` (c,) times the score;
+        overwrites what is held."""
         score = self.score
         slopes = self.crossentropy.mul_(self.rest).mul_(self.gamma)
         slopes.add_(score).mul_(self.power).mul_(focal)
@@ -211,29 +261,45 @@ class _OwnClasses(NamedTuple):
 
     def per_class(self, values: Tensor) -> Tensor:
         """Sums (C,) of values (H, W) over the pixels of each class."""
-        return values.new_zeros(self.class_count).scatter_add_(0, self.classes.flatten(), values.flatten())
+        return values.new_zeros(self.class_count).scatter_add_(
+            0, self.classes.flatten(), values.flatten()
+        )
 
     def focal(self, config: LossConfig) -> Tensor:
         """What the focal loss gains when these pixels turn from negatives into positives."""
-        positive = config.alpha * (-self.logits).sigmoid() ** config.gamma * F.softplus(-self.logits)
+        positive = (
+            config.alpha * (-self.logits).sigmoid() ** config.gamma * F.softplus(-self.logits)
+        )
         negative = (1 - config.alpha) * self.score**config.gamma * F.softplus(self.logits)
         return (positive - negative) * self.labelled
 
     def focal_slopes(self, config: LossConfig) -> Tensor:
         """Derivative of `focal` with respect to the logits, without regard to `labelled`."""
         score, rest = self.score, (-self.logits).sigmoid()
-        positive = config.alpha * rest**config.gamma * (config.gamma * score * F.softplus(-self.logits) + rest)
-        negative = (1 - config.alpha) * score**config.gamma * (config.gamma * rest * F.softplus(self.logits) + score)
+        positive = (
+            config.alpha
+            * rest**config.gamma
+            * (config.gamma * score * F.softplus(-self.logits) + rest)
+        )
+        negative = (
+            (1 - config.alpha)
+            * score**config.gamma
+            * (config.gamma * rest * F.softplus(self.logits) + score)
+        )
         return -positive - negative
 
     def add_slopes(self, gradient: Tensor, slopes: Tensor) -> None:
-        """Add derivatives (H, W) with respect to these logits to those of the small logits (C, h, w)."""
+        """Add derivatives (H, W) with respect to these logits to those of the small logits (C, h,
+        w)."""
         for index, weight in self.corners:
-            gradient.view(-1).scatter_add_(0, index.flatten(), (slopes * self.labelled * weight).flatten())
+            gradient.view(-1).scatter_add_(
+                0, index.flatten(), (slopes * self.labelled * weight).flatten()
+            )
 
 
 def _own_classes(maps: Tensor, labels: Tensor, rows: Places, columns: Places) -> _OwnClasses:
-    """Look up, at every pixel of labels (H, W), the upsampled logit of its own class in logits (C, h, w)."""
+    """Look up, at every pixel of labels (H, W), the upsampled logit of its own class in logits (C,
+    h, w)."""
     classes = labels.clamp(min=0)
     corners = []
     for row, height in ((rows.low, 1 - rows.share), (rows.high, rows.share)):

@@ -1,7 +1,9 @@
-"""The list of what became of many pictures, as Parquet files: one per block of pictures, each whole or not there.
+"""The list of what became of many pictures, as Parquet files: one per block of pictures, each whole
+or not there.
 
-The name of a file is a hash of its block and of the request, so a block that is done twice replaces its own rows. Files whose name
-begins with a dot are notes of blocks that are under way; readers of Parquet folders leave them out.
+The name of a file is a hash of its block and of the request, so a block that is done twice replaces
+its own rows. Files whose name begins with a dot are notes of blocks that are under way; readers of
+Parquet folders leave them out.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class Block(NamedTuple):
 
 
 def cut_blocks(sources: Sequence[Source], request: str) -> list[Block]:
-    """Share pictures out to blocks, in order; all frames of a video stay together, because they are decoded in one pass."""
+    """Share pictures out to blocks, in order; all frames of a video stay together, because they are
+    decoded in one pass."""
     size = max(SMALLEST, min(LARGEST, -(-len(sources) // BLOCKS)))
     blocks: list[Block] = []
     waiting: list[Source] = []
@@ -62,29 +65,59 @@ def _part_name(sources: Sequence[Source], request: str) -> str:
 def make_schema() -> Any:
     """Columns of a manifest (a pyarrow schema).
 
-    `name` of the results below the output folder, unique; `path` and `frame` of the picture; `sha256` of its file; `classes` and
-    `coverage`, lists in label order; `unlabelled`, share of pixels without a class; `output`, the JSON file below the output folder;
-    `request`, the hash of what was asked for; `error`, null where all went well. Of a picture that failed, only name, path, frame,
-    sha256 (null where there is no file), request and error are given.
+    `name` of the results below the output folder, unique; `path` and `frame` of the picture;
+    `sha256` of its file; `classes` and `coverage`, lists in label order; `unlabelled`, share of
+    pixels without a class; `output`, the JSON file below the output folder; `request`, the hash of
+    what was asked for; `error`, null where all went well. Of a picture that failed, only name,
+    path, frame, sha256 (null where there is no file), request and error are given.
     """
     import pyarrow as pa
 
     words, shares = pa.list_(pa.string()), pa.list_(pa.float64())
     plain = {name: pa.string() for name in ("name", "path", "sha256", "output", "request", "error")}
-    kinds = {**plain, "frame": pa.int64(), "classes": words, "coverage": shares, "unlabelled": pa.float64()}
-    order = ("name", "path", "frame", "sha256", "classes", "coverage", "unlabelled", "output", "request", "error")
+    kinds = {
+        **plain,
+        "frame": pa.int64(),
+        "classes": words,
+        "coverage": shares,
+        "unlabelled": pa.float64(),
+    }
+    order = (
+        "name",
+        "path",
+        "frame",
+        "sha256",
+        "classes",
+        "coverage",
+        "unlabelled",
+        "output",
+        "request",
+        "error",
+    )
     return pa.schema([(name, kinds[name]) for name in order])
 
 
 def make_row(source: Source, out: Path, request: str, error: str = "") -> dict[str, Any]:
     """The row of a picture whose results lie below `out`, or that failed with an error."""
     digest = _hash_file(source.path) if source.path.is_file() else None
-    row = {"name": source.name, "path": str(source.path), "frame": source.frame, "sha256": digest, "request": request}
+    row = {
+        "name": source.name,
+        "path": str(source.path),
+        "frame": source.frame,
+        "sha256": digest,
+        "request": request,
+    }
     if error:
         return {**row, "error": error}
     values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
     names, shares = ([entry[key] for entry in values["classes"]] for key in ("name", "coverage"))
-    return {**row, "classes": names, "coverage": shares, "unlabelled": values["unlabelled"], "output": f"{source.name}.json"}
+    return {
+        **row,
+        "classes": names,
+        "coverage": shares,
+        "unlabelled": values["unlabelled"],
+        "output": f"{source.name}.json",
+    }
 
 
 @lru_cache(maxsize=1)
@@ -122,13 +155,18 @@ def is_complete(folder: Path, block: Block) -> bool:
     if not file.is_file():
         return False
     table = pq.read_table(file, columns=["name", "error"])
-    return bool(table["name"].to_pylist() == [source.name for source in block.sources] and table["error"].null_count == len(table))
+    return bool(
+        table["name"].to_pylist() == [source.name for source in block.sources]
+        and table["error"].null_count == len(table)
+    )
 
 
 def clear_folder(folder: Path, blocks: Iterable[Block]) -> None:
-    """Take out of a manifest the rows that a call will write anew in other files, and notes of an earlier call; the rest stays.
+    """Take out of a manifest the rows that a call will write anew in other files, and notes of an
+    earlier call; the rest stays.
 
-    Without this, blocks that were cut differently, or asked for something else, would give two rows to one picture.
+    Without this, blocks that were cut differently, or asked for something else, would give two rows
+    to one picture.
     """
     import pyarrow.parquet as pq
 
@@ -158,5 +196,10 @@ def read_manifest(out: Path) -> list[dict[str, Any]]:
 
     files = sorted((out / FOLDER).glob("part-*.parquet"))
     if not files:
-        raise FileNotFoundError(f"no manifest in {out / FOLDER}; segment with --engine ray writes one")
-    return sorted((row for file in files for row in pq.read_table(file).to_pylist()), key=lambda row: str(row["name"]))
+        raise FileNotFoundError(
+            f"no manifest in {out / FOLDER}; segment with --engine ray writes one"
+        )
+    return sorted(
+        (row for file in files for row in pq.read_table(file).to_pylist()),
+        key=lambda row: str(row["name"]),
+    )

@@ -1,4 +1,5 @@
-"""Scores of label maps: one confusion matrix over a whole data set, and what is read off it (method section 8).
+"""Scores of label maps: one confusion matrix over a whole data set, and what is read off it (method
+section 8).
 
 Letters: C classes; a row of the matrix is a true class, a column a predicted one.
 """
@@ -21,8 +22,8 @@ from cascade_clip.vocabulary import IGNORED
 class ConfusionMatrix:
     """Counts of (true class, predicted class) over pixels that have a label.
 
-    A pixel without a label counts nowhere, not even in the area of what was predicted there. A labelled pixel without a prediction
-    (-1) is an error of its true class, and of no other.
+    A pixel without a label counts nowhere, not even in the area of what was predicted there. A
+    labelled pixel without a prediction (-1) is an error of its true class, and of no other.
     """
 
     def __init__(self, classes: int, device: torch.device | str = "cpu") -> None:
@@ -31,7 +32,8 @@ class ConfusionMatrix:
             raise ValueError(f"a confusion matrix needs at least 1 class, got {classes}")
         self.classes = classes
         self.counts = torch.zeros(classes, classes + 1, dtype=torch.int64, device=device)
-        """(C, C + 1); the last column counts labelled pixels without a prediction. Summing it over ranks merges them."""
+        """(C, C + 1); the last column counts labelled pixels without a prediction. Summing it over
+        ranks merges them."""
 
     @property
     def matrix(self) -> Tensor:
@@ -43,7 +45,12 @@ class ConfusionMatrix:
         """Labelled pixels of each true class without a prediction, (C,)."""
         return self.counts[:, -1]
 
-    def update(self, prediction: Tensor | NDArray[Any], target: Tensor | NDArray[Any], ignore: int = IGNORED) -> None:
+    def update(
+        self,
+        prediction: Tensor | NDArray[Any],
+        target: Tensor | NDArray[Any],
+        ignore: int = IGNORED,
+    ) -> None:
         """Count one image.
 
         Args:
@@ -55,21 +62,31 @@ class ConfusionMatrix:
             ValueError: the shapes differ, or a value is no class.
         """
         device = self.counts.device
-        predicted, true = _as_labels(prediction, "prediction", device), _as_labels(target, "target", device)
+        predicted, true = (
+            _as_labels(prediction, "prediction", device),
+            _as_labels(target, "target", device),
+        )
         if predicted.shape != true.shape:
-            raise ValueError(f"prediction and target must have one shape, got {tuple(predicted.shape)} and {tuple(true.shape)}")
+            raise ValueError(
+                f"prediction and target must have one shape, got {tuple(predicted.shape)} and"
+                f" {tuple(true.shape)}"
+            )
         kept = (true != IGNORED) & (true != ignore)
         predicted, true = predicted[kept], true[kept]  # (P,), the labelled pixels
         self._check(true, 0, "target", f"{IGNORED} or ignore={ignore} where there is no label")
         self._check(predicted, IGNORED, "prediction", f"{IGNORED} where there is none")
         column = torch.where(predicted == IGNORED, self.classes, predicted)  # (P,)
         cell = true * (self.classes + 1) + column
-        self.counts += torch.bincount(cell, minlength=self.counts.numel()).view_as(self.counts)  # (C, C + 1)
+        # (C, C + 1)
+        self.counts += torch.bincount(cell, minlength=self.counts.numel()).view_as(self.counts)
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         """The matrix of both sets of pixels, on the device of the first."""
         if other.classes != self.classes:
-            raise ValueError(f"cannot add matrices of {self.classes} and {other.classes} classes; they must come from one class list")
+            raise ValueError(
+                f"cannot add matrices of {self.classes} and {other.classes} classes; they must come"
+                " from one class list"
+            )
         merged = ConfusionMatrix(self.classes, self.counts.device)
         merged.counts = self.counts + other.counts.to(self.counts.device)
         return merged
@@ -79,18 +96,27 @@ class ConfusionMatrix:
             return
         low, high = int(labels.min()), int(labels.max())
         if low < lowest or high >= self.classes:
-            raise ValueError(f"{name} holds values {low}..{high}; give classes 0..{self.classes - 1}, and {fix}")
+            raise ValueError(
+                f"{name} holds values {low}..{high}; give classes 0..{self.classes - 1}, and {fix}"
+            )
 
 
 def _as_labels(values: Tensor | NDArray[Any], name: str, device: torch.device) -> Tensor:
-    labels = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=_integer_type(values.dtype)))
+    labels = (
+        values
+        if isinstance(values, Tensor)
+        else torch.from_numpy(np.array(values, dtype=_integer_type(values.dtype)))
+    )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"{name} must hold whole numbers, got {labels.dtype}; take the argmax of scores first")
+        raise ValueError(
+            f"{name} must hold whole numbers, got {labels.dtype}; take the argmax of scores first"
+        )
     return labels.to(device, torch.int64)
 
 
 def _integer_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Every whole number as int64, as torch does not calculate with unsigned ones; other types stay, to be refused."""
+    """Every whole number as int64, as torch does not calculate with unsigned ones; other types
+    stay, to be refused."""
     return np.dtype(np.int64) if dtype.kind in "iu" else dtype
 
 
@@ -119,7 +145,10 @@ class Scores:
     def __post_init__(self) -> None:
         """Check that there is one entry for each class."""
         if not len(self.names) == len(self.seen) == len(self.iou) == len(self.accuracy):
-            raise ValueError(f"{len(self.names)} names need as many entries, got {len(self.seen)}, {len(self.iou)}, {len(self.accuracy)}")
+            raise ValueError(
+                f"{len(self.names)} names need as many entries, got {len(self.seen)},"
+                f" {len(self.iou)}, {len(self.accuracy)}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file; what cannot be computed is null."""
@@ -133,12 +162,17 @@ class Scores:
             "mean_accuracy": self.mean_accuracy,
             "absent": list(self.absent),
             "classes": [
-                {"name": name, "seen": seen, "iou": _or_none(iou), "accuracy": _or_none(accuracy)} for name, seen, iou, accuracy in rows
+                {"name": name, "seen": seen, "iou": _or_none(iou), "accuracy": _or_none(accuracy)}
+                for name, seen, iou, accuracy in rows
             ],
         }
 
 
-def scores(confusion: ConfusionMatrix, names: Sequence[str], seen_mask: Sequence[bool] | NDArray[np.bool_] | Tensor) -> Scores:
+def scores(
+    confusion: ConfusionMatrix,
+    names: Sequence[str],
+    seen_mask: Sequence[bool] | NDArray[np.bool_] | Tensor,
+) -> Scores:
     """Read the scores off a matrix whose classes have these names, seen where `seen_mask` is true.
 
     Raises:
@@ -146,7 +180,10 @@ def scores(confusion: ConfusionMatrix, names: Sequence[str], seen_mask: Sequence
     """
     seen = tuple(bool(flag) for flag in seen_mask)
     if not len(names) == len(seen) == confusion.classes:
-        raise ValueError(f"{len(names)} names and {len(seen)} seen flags do not fit a matrix of {confusion.classes} classes")
+        raise ValueError(
+            f"{len(names)} names and {len(seen)} seen flags do not fit a matrix of"
+            f" {confusion.classes} classes"
+        )
     counts = confusion.counts.cpu().numpy()  # (C, C + 1)
     right = counts.diagonal()  # (C,)
     labelled = counts.sum(axis=1)  # (C,)

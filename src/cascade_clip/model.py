@@ -1,4 +1,5 @@
-"""Cascade-CLIP as a network: backbone features, stages, class queries, decoders, and their sum (paper Figure 3).
+"""Cascade-CLIP as a network: backbone features, stages, class queries, decoders, and their sum
+(paper Figure 3).
 
 Letters: B images, C classes, N = h x w patches, D joint width.
 """
@@ -12,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from cascade_clip.aggregation import build_aggregation
-from cascade_clip.backbone import BlockFeatures, Grid, ImageBackbone, OpenClipTower, TapProjections, TimmTower, Tower, VisualPrompts
+from cascade_clip.backbone import (
+    BlockFeatures,
+    Grid,
+    ImageBackbone,
+    OpenClipTower,
+    TapProjections,
+    TimmTower,
+    Tower,
+    VisualPrompts,
+)
 from cascade_clip.clip import LoadedClip, load_clip
 from cascade_clip.config import ModelConfig, PromptConfig
 from cascade_clip.decoder import Decoder, Similarity
@@ -21,7 +31,8 @@ from cascade_clip.spectral import SpectralFilter
 
 
 class StageMasks(NamedTuple):
-    """Mask logits of every stage, times its learned weight if there is one, before they are summed."""
+    """Mask logits of every stage, times its learned weight if there is one, before they are
+    summed."""
 
     stages: tuple[Tensor, ...]  # each (B, C, h, w)
 
@@ -33,10 +44,12 @@ class StageMasks(NamedTuple):
     def weighted_by_confidence(self) -> Tensor:
         """The stages weighted at every patch by how sure each is there, (B, C, h, w).
 
-        A stage's confidence is the margin between the two largest of its softmax probabilities over the classes, in 0..1: it does not
-        change when a constant is added to all logits of a stage, as a single stage's level was never trained. The weights are the
-        softmax of the confidences over the stages, times their number, so that equally sure stages are plainly added and a sure stage
-        counts at most e times as much as an undecided one. One class alone has no margin, and the stages are added.
+        A stage's confidence is the margin between the two largest of its softmax probabilities over
+        the classes, in 0..1: it does not change when a constant is added to all logits of a stage,
+        as a single stage's level was never trained. The weights are the softmax of the confidences
+        over the stages, times their number, so that equally sure stages are plainly added and a
+        sure stage counts at most e times as much as an undecided one. One class alone has no
+        margin, and the stages are added.
         """
         if len(self.stages) == 1 or self.stages[0].shape[1] == 1:
             return self.total
@@ -60,9 +73,11 @@ class Segmenter(nn.Module):
         decoders: Iterable[nn.Module],
         stage_weights: Tensor | None = None,
     ) -> None:
-        """Join the parts: one aggregation and one decoder per stage, and one query projection per stage or one for all.
+        """Join the parts: one aggregation and one decoder per stage, and one query projection per
+        stage or one for all.
 
-        With `stage_weights` (stages,) the mask logits of every stage are multiplied by a trained number that starts there.
+        With `stage_weights` (stages,) the mask logits of every stage are multiplied by a trained
+        number that starts there.
         """
         super().__init__()
         self.backbone = backbone
@@ -86,52 +101,71 @@ class Segmenter(nn.Module):
         """Mask logits (B, C, h, w) of normalised images (B, 3, H, W) for text embeddings (C, D)."""
         return self.stage_masks(images, text).total
 
-    def features(self, images: Tensor, blocks: Iterable[int] | None = None, *, projected: bool = True) -> BlockFeatures:
-        """Dense features of blocks counted from 1 (default: those of the stages), for images of any size.
+    def features(
+        self, images: Tensor, blocks: Iterable[int] | None = None, *, projected: bool = True
+    ) -> BlockFeatures:
+        """Dense features of blocks counted from 1 (default: those of the stages), for images of any
+        size.
 
-        With `projected` they are unit vectors of CLIP's joint space, which exist for the blocks of the stages and for the last one;
-        without, the hidden states of any block.
+        With `projected` they are unit vectors of CLIP's joint space, which exist for the blocks of
+        the stages and for the last one; without, the hidden states of any block.
         """
         wanted = [block for stage in self.stages for block in stage] if blocks is None else blocks
         return cast(BlockFeatures, self.backbone(images, wanted, projected=projected))
 
     def stage_masks(self, images: Tensor, text: Tensor) -> StageMasks:
-        """Mask logits of every stage for normalised images (B, 3, H, W) and text embeddings (C, D)."""
+        """Mask logits of every stage for normalised images (B, 3, H, W) and text embeddings (C,
+        D)."""
         return self.decode(self.features(images), text)
 
     def decode(self, features: BlockFeatures, text: Tensor) -> StageMasks:
-        """Mask logits of every stage from features made once; ask again with other text embeddings (C, D)."""
+        """Mask logits of every stage from features made once; ask again with other text embeddings
+        (C, D)."""
         self._check_text(text)
         self._check_features(features)
         text = text.to(features.class_token)  # (C, D)
         relation = relation_descriptor(features.class_token, text)  # (B, C, 2D)
         masks = []
         for index, stage in enumerate(self.stages):
-            memory = self.aggregations[index]([features.patches[block] for block in stage])  # (B, N, D)
+            # (B, N, D)
+            memory = self.aggregations[index]([features.patches[block] for block in stage])
             queries = self.queries[min(index, len(self.queries) - 1)](relation)  # (B, C, D)
-            found = self.decoders[index](queries, memory, features.grid).unflatten(-1, features.grid)  # (B, C, h, w)
+            # (B, C, h, w)
+            found = self.decoders[index](queries, memory, features.grid).unflatten(
+                -1, features.grid
+            )
             masks.append(found if self.stage_weights is None else self.stage_weights[index] * found)
         return StageMasks(tuple(masks))
 
     def _check_text(self, text: Tensor) -> None:
         if text.ndim != 2 or text.shape[1] != self.joint_width or text.shape[0] == 0:
-            raise ValueError(f"text embeddings must have shape (classes, {self.joint_width}), got {tuple(text.shape)}")
+            raise ValueError(
+                f"text embeddings must have shape (classes, {self.joint_width}), got"
+                f" {tuple(text.shape)}"
+            )
 
     def _check_features(self, features: BlockFeatures) -> None:
-        missing = sorted({block for stage in self.stages for block in stage}.difference(features.patches))
+        missing = sorted(
+            {block for stage in self.stages for block in stage}.difference(features.patches)
+        )
         if missing:
-            raise ValueError(f"features hold blocks {sorted(features.patches)}, but the stages need {missing} too; leave `blocks` out")
+            raise ValueError(
+                f"features hold blocks {sorted(features.patches)}, but the stages need {missing}"
+                " too; leave `blocks` out"
+            )
 
 
 def _margin(masks: Tensor) -> Tensor:
-    """Difference of the two largest softmax probabilities over classes, (B, 1, h, w), of mask logits (B, C, h, w)."""
+    """Difference of the two largest softmax probabilities over classes, (B, 1, h, w), of mask
+    logits (B, C, h, w)."""
     best = masks.topk(2, dim=1).values  # (B, 2, h, w)
     chances = (best - masks.logsumexp(dim=1, keepdim=True)).exp()
     return chances[:, :1] - chances[:, 1:]
 
 
 def relation_descriptor(class_token: Tensor, text: Tensor) -> Tensor:
-    """q = [T * g ; T]: (B, C, 2D) from image embeddings g (B, D) and text embeddings T (C, D) (paper Eq. 5)."""
+    """q = [T * g ; T]: (B, C, 2D) from image embeddings g (B, D) and text embeddings T (C, D)
+    (paper Eq. 5)."""
     product = text[None] * class_token[:, None]  # (B, C, D)
     return torch.cat([product, text.expand_as(product)], dim=-1)  # (B, C, 2D)
 
@@ -145,7 +179,8 @@ class TextQueries(nn.Module):
 
 
 class TextProjection(TextQueries):
-    """A linear map of the text embeddings as class queries, which do not depend on the image (ZegCLIP's baseline; our reading)."""
+    """A linear map of the text embeddings as class queries, which do not depend on the image
+    (ZegCLIP's baseline; our reading)."""
 
     def __init__(self, width: int) -> None:
         """Map width D to D."""
@@ -158,7 +193,9 @@ class TextProjection(TextQueries):
         return queries
 
 
-def build_tower(visual: nn.Module, position_grid: Grid | None, *, class_embedding_twice: bool) -> Tower:
+def build_tower(
+    visual: nn.Module, position_grid: Grid | None, *, class_embedding_twice: bool
+) -> Tower:
     """The adapter for one of open_clip's image towers.
 
     Raises:
@@ -166,9 +203,16 @@ def build_tower(visual: nn.Module, position_grid: Grid | None, *, class_embeddin
     """
     if hasattr(visual, "conv1") and hasattr(visual, "class_embedding"):
         return OpenClipTower(visual, position_grid, class_embedding_twice=class_embedding_twice)
-    if hasattr(visual, "trunk") and hasattr(visual.trunk, "blocks") and hasattr(visual.trunk, "patch_embed"):
+    if (
+        hasattr(visual, "trunk")
+        and hasattr(visual.trunk, "blocks")
+        and hasattr(visual.trunk, "patch_embed")
+    ):
         return TimmTower(visual, position_grid)
-    raise ValueError(f"{type(visual).__name__} is not a plain ViT; choose a ViT model of open_clip such as ViT-B-16-quickgelu")
+    raise ValueError(
+        f"{type(visual).__name__} is not a plain ViT; choose a ViT model of open_clip such as"
+        " ViT-B-16-quickgelu"
+    )
 
 
 def build_segmenter(config: ModelConfig, clip: LoadedClip | None = None) -> Segmenter:
@@ -179,11 +223,15 @@ def build_segmenter(config: ModelConfig, clip: LoadedClip | None = None) -> Segm
         clip: the CLIP to build on, consumed by this call; loaded from `config.clip` when None.
     """
     clip = clip or load_clip(config.clip)
-    tower = build_tower(clip.visual, config.position_grid, class_embedding_twice=config.class_embedding_twice)
+    tower = build_tower(
+        clip.visual, config.position_grid, class_embedding_twice=config.class_embedding_twice
+    )
     depth, width = len(tower.blocks), tower.joint_width
     used = sorted({block for stage in config.stages for block in stage})
     if used[-1] > depth:
-        raise ValueError(f"model.stages names block {used[-1]}, but {config.clip.name} has blocks 1 to {depth}")
+        raise ValueError(
+            f"model.stages names block {used[-1]}, but {config.clip.name} has blocks 1 to {depth}"
+        )
     prompts = None
     if config.prompts.kind != "none":
         prompts = VisualPrompts(config.prompts, depth, tower.width, tower.patch_size)
@@ -208,10 +256,20 @@ def build_filter(config: PromptConfig, tower: Tower) -> SpectralFilter:
         ValueError: the tower has no class token or not the blocks.
     """
     if not isinstance(tower, OpenClipTower):
-        raise ValueError(f"model.prompts.spectral needs a tower with a class token, not {type(tower).__name__}")
+        raise ValueError(
+            f"model.prompts.spectral needs a tower with a class token, not {type(tower).__name__}"
+        )
     if max(config.spectral_blocks) > len(tower.blocks):
-        raise ValueError(f"model.prompts.spectral_blocks names block {max(config.spectral_blocks)}, but there are {len(tower.blocks)}")
-    return SpectralFilter(tower.position_embedding.grid, tower.width, config.spectral_blocks, trained=config.spectral_trained)
+        raise ValueError(
+            f"model.prompts.spectral_blocks names block {max(config.spectral_blocks)}, but there"
+            f" are {len(tower.blocks)}"
+        )
+    return SpectralFilter(
+        tower.position_embedding.grid,
+        tower.width,
+        config.spectral_blocks,
+        trained=config.spectral_trained,
+    )
 
 
 def build_queries(config: ModelConfig, width: int) -> nn.Module:
@@ -225,7 +283,11 @@ def build_decoder(config: ModelConfig, width: int, clip: LoadedClip) -> nn.Modul
     """What compares class queries with the patches of one stage."""
     if config.decoder.kind == "similarity":
         return Similarity(_logit_scale(clip))
-    return SpectralDecoder(width, config.decoder) if config.decoder.kind == "spectral" else Decoder(width, config.decoder)
+    return (
+        SpectralDecoder(width, config.decoder)
+        if config.decoder.kind == "spectral"
+        else Decoder(width, config.decoder)
+    )
 
 
 def _logit_scale(clip: LoadedClip) -> float:

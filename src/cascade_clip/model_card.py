@@ -1,4 +1,5 @@
-"""The model card of a checkpoint, written from its own record: use, method, licence of every part, provenance, figures."""
+"""The model card of a checkpoint, written from its own record: use, method, licence of every part,
+provenance, figures."""
 
 from __future__ import annotations
 
@@ -31,15 +32,27 @@ FIGURES = {
 _DATA_LICENCES = {
     "sandbox": "drawn by cascade-clip itself, Apache-2.0",
     "voc": "PASCAL VOC: images under Flickr's terms of use",
-    "context": "PASCAL VOC images under Flickr's terms of use, PASCAL-Context annotations; see its home page",
-    "context-released": "PASCAL VOC images under Flickr's terms of use, PASCAL-Context annotations; see its home page",
+    "context": (
+        "PASCAL VOC images under Flickr's terms of use, PASCAL-Context annotations; see its home"
+        " page"
+    ),
+    "context-released": (
+        "PASCAL VOC images under Flickr's terms of use, PASCAL-Context annotations; see its home"
+        " page"
+    ),
     "coco-stuff": "COCO-Stuff: annotations CC BY 4.0, images under Flickr's terms of use",
     "ade20k": "ADE20K: non-commercial research and education; see its home page",
     "cityscapes": "Cityscapes: its own licence, non-commercial",
 }
 
 
-def build_card(config: Config, vocabulary: Vocabulary, record: Mapping[str, Any], trained: int, repository: str = "") -> str:
+def build_card(
+    config: Config,
+    vocabulary: Vocabulary,
+    record: Mapping[str, Any],
+    trained: int,
+    repository: str = "",
+) -> str:
     """README.md of a checkpoint, with the metadata that the hub reads at its head.
 
     Args:
@@ -51,21 +64,30 @@ def build_card(config: Config, vocabulary: Vocabulary, record: Mapping[str, Any]
     """
     sections = [
         f"# {repository.partition('/')[2] or 'Cascade-CLIP checkpoint'}",
-        "Zero-shot semantic segmentation: one of your own words on every pixel, for classes too whose masks were never drawn. A checkpoint "
-        "of [cascade-clip](https://arxiv.org/abs/2406.00670).",
+        (
+            "Zero-shot semantic segmentation: one of your own words on every pixel, for classes too"
+            " whose masks were never drawn. A checkpoint of"
+            " [cascade-clip](https://arxiv.org/abs/2406.00670)."
+        ),
         _use(vocabulary, repository),
         _method(config, vocabulary, record, trained),
         "## Licence\n\n" + _table(("part", "licence"), list(licences(config, record).items())),
         _figures(record),
         _provenance(record),
     ]
-    return f"---\n{_metadata(config, record, repository)}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+    return (
+        f"---\n{_metadata(config, record, repository)}\n---\n\n"
+        + "\n\n".join(section for section in sections if section)
+        + "\n"
+    )
 
 
 def licences(config: Config, record: Mapping[str, Any]) -> dict[str, str]:
     """The licence of every part of a model, in words."""
     clip = config.model.clip
-    stored = "stored here" if record.get("clip_stored") else "not stored here, fetched from its source"
+    stored = (
+        "stored here" if record.get("clip_stored") else "not stored here, fetched from its source"
+    )
     return {
         f"CLIP weights ({_clip_name(clip)}; {stored})": _clip_licence(clip),
         "trained weights": str(record.get("licence", NO_LICENCE)),
@@ -87,7 +109,14 @@ def _metadata(config: Config, record: Mapping[str, Any], repository: str) -> str
     clip, found = config.model.clip.name, _summary(record)
     title, slug = _data_title(record)
     results = [
-        EvalResult("image-segmentation", slug, title, "mean_iou" if key.endswith("iou") else "accuracy", value, metric_name=FIGURES[key])
+        EvalResult(
+            "image-segmentation",
+            slug,
+            title,
+            "mean_iou" if key.endswith("iou") else "accuracy",
+            value,
+            metric_name=FIGURES[key],
+        )
         for key, value in found.items()
     ]
     data = ModelCardData(
@@ -110,7 +139,10 @@ def _use(vocabulary: Vocabulary, repository: str) -> str:
         "## Use",
         "",
         "    pip install cascade-clip",
-        f'    cascade-clip segment photo.jpg --model {source} --classes "{", ".join(vocabulary.names[:3])}"',
+        (
+            f"    cascade-clip segment photo.jpg --model {source} --classes"
+            f' "{", ".join(vocabulary.names[:3])}"'
+        ),
         "",
         "```python",
         "import cascade_clip",
@@ -118,7 +150,10 @@ def _use(vocabulary: Vocabulary, repository: str) -> str:
         'result.overlay("photo.jpg").save("overlay.png")',
         "```",
         "",
-        "Files: `model.safetensors`, `config.yaml`, `checkpoint.json`. Nothing in them is executed.",
+        (
+            "Files: `model.safetensors`, `config.yaml`, `checkpoint.json`. Nothing in them is"
+            " executed."
+        ),
     )
     return "\n".join(lines)
 
@@ -130,7 +165,10 @@ def _method(config: Config, vocabulary: Vocabulary, record: Mapping[str, Any], t
     lines = [
         "## Model",
         "",
-        f"- CLIP: {_clip_name(model.clip)} ({stored}), SHA-256 of its weights {record.get('clip_fingerprint') or 'unknown'}",
+        (
+            f"- CLIP: {_clip_name(model.clip)} ({stored}), SHA-256 of its weights"
+            f" {record.get('clip_fingerprint') or 'unknown'}"
+        ),
         f"- stages: {[list(stage) for stage in model.stages]}, {trained:,} trained parameters",
         f"- protocol: {protocol}, steps: {record.get('steps', 'unknown')}, seed: {seed}",
         f"- {len(vocabulary.names)} class names in training: {_some(vocabulary.names)}",
@@ -157,7 +195,8 @@ def _figures(record: Mapping[str, Any]) -> str:
 def _provenance(record: Mapping[str, Any]) -> str:
     versions = record.get("versions", {})
     text = (
-        f"saved {record.get('saved', 'at an unknown time')} by cascade-clip {versions.get('cascade-clip')}, torch {versions.get('torch')}"
+        f"saved {record.get('saved', 'at an unknown time')} by cascade-clip"
+        f" {versions.get('cascade-clip')}, torch {versions.get('torch')}"
     )
     lines = ["## Provenance", "", f"- {text}"]
     if record.get("imported_from"):
@@ -165,10 +204,15 @@ def _provenance(record: Mapping[str, Any]) -> str:
     run = record.get("run")
     if isinstance(run, dict):
         data, starts = run.get("data", {}), run.get("starts", [])
-        lines.append(f"- trained on {data.get('images', 'an unknown number of')} images, SHA-256 {data.get('sha256', 'unknown')}")
+        lines.append(
+            f"- trained on {data.get('images', 'an unknown number of')} images, SHA-256"
+            f" {data.get('sha256', 'unknown')}"
+        )
         for start in starts:
             hardware, git = start.get("hardware") or {}, start.get("git") or {}
-            machine = ", ".join(hardware.get("gpus") or [str(hardware.get("cpu", "unknown machine"))])
+            machine = ", ".join(
+                hardware.get("gpus") or [str(hardware.get("cpu", "unknown machine"))]
+            )
             commit = f", commit {git['commit']}" if git.get("commit") else ""
             lines.append(f"- {start.get('time')}: `{start.get('command')}` on {machine}{commit}")
     return "\n".join(lines)
@@ -178,7 +222,9 @@ def _summary(record: Mapping[str, Any]) -> dict[str, float]:
     """The stored figures that are numbers."""
     evaluation = record.get("evaluation")
     summary = evaluation.get("summary", {}) if isinstance(evaluation, dict) else {}
-    return {key: float(summary[key]) for key in FIGURES if isinstance(summary.get(key), (int, float))}
+    return {
+        key: float(summary[key]) for key in FIGURES if isinstance(summary.get(key), (int, float))
+    }
 
 
 def _data_title(record: Mapping[str, Any]) -> tuple[str, str]:
@@ -215,8 +261,12 @@ def _data_licence(data: DataConfig, record: Mapping[str, Any]) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def _some(names: Sequence[str], count: int = 60) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+    return ", ".join(names[:count]) + (
+        f" and {len(names) - count} more" if len(names) > count else ""
+    )

@@ -1,7 +1,9 @@
-"""What a training step minimises: sums over masks (focal, dice) and means over images (1 - SSIM, softmax cross-entropy).
+"""What a training step minimises: sums over masks (focal, dice) and means over images (1 - SSIM,
+softmax cross-entropy).
 
-The terms over images go through chunks of classes as those over masks do, so that full-size masks of every class never exist at once.
-Letters: B images, C classes, h x w patches, H x W pixels, c classes of a chunk.
+The terms over images go through chunks of classes as those over masks do, so that full-size masks
+of every class never exist at once. Letters: B images, C classes, h x w patches, H x W pixels, c
+classes of a chunk.
 """
 
 from __future__ import annotations
@@ -41,15 +43,19 @@ def step_loss(
     masks_per_image: Tensor | None = None,
     stages: Sequence[Tensor] = (),
 ) -> StepLoss:
-    """The loss of mask logits (B, C, h, w) for labels (B, H, W) as sums that are to be divided by M (see `mask_loss`).
+    """The loss of mask logits (B, C, h, w) for labels (B, H, W) as sums that are to be divided by M
+    (see `mask_loss`).
 
-    `stages` are the mask logits of every stage, each (B, C, h, w): the same loss on each comes on top, times `config.auxiliary`. Terms over
-    images are multiplied by `masks_per_image`, M / B of the whole step, so that the division leaves their mean over images.
-    Without it M and B are those of these images.
+    `stages` are the mask logits of every stage, each (B, C, h, w): the same loss on each comes on
+    top, times `config.auxiliary`. Terms over images are multiplied by `masks_per_image`, M / B of
+    the whole step, so that the division leaves their mean over images. Without it M and B are those
+    of these images.
     """
     if stages:
         whole = step_loss(logits, labels, patch_size, config, masks_per_image)
-        each = [step_loss(masks, labels, patch_size, config, masks_per_image).total for masks in stages]
+        each = [
+            step_loss(masks, labels, patch_size, config, masks_per_image).total for masks in stages
+        ]
         extra = config.auxiliary * torch.stack(each).sum()
         return whole._replace(total=whole.total + extra, auxiliary=extra.detach())
     sums = mask_loss(logits, labels, patch_size, config)
@@ -59,15 +65,19 @@ def step_loss(
     scale = sums.masks.clamp(min=1) / len(labels) if masks_per_image is None else masks_per_image
     terms = image_terms(logits, labels, patch_size, config) * scale  # (2,)
     ssim, cross_entropy = terms.detach()
-    return StepLoss(sums.total + terms.sum(), sums.focal, sums.dice, ssim, cross_entropy, none, sums.masks)
+    return StepLoss(
+        sums.total + terms.sum(), sums.focal, sums.dice, ssim, cross_entropy, none, sums.masks
+    )
 
 
 def image_terms(logits: Tensor, labels: Tensor, patch_size: int, config: LossConfig) -> Tensor:
-    """Weighted sums over images, (2,), of 1 - SSIM and of the softmax cross-entropy, for mask logits (B, C, h, w) and labels (B, H, W).
+    """Weighted sums over images, (2,), of 1 - SSIM and of the softmax cross-entropy, for mask
+    logits (B, C, h, w) and labels (B, H, W).
 
-    SSIM compares each class's full-size logits (or scores) with its 0/1 map; its mean is over classes and pixels. An IGNORED pixel is a 0
-    in every map; with `ignored: masked` the mean leaves it out. The cross-entropy is the mean over an image's labelled pixels. The
-    gradient is exact; computing it twice is not supported.
+    SSIM compares each class's full-size logits (or scores) with its 0/1 map; its mean is over
+    classes and pixels. An IGNORED pixel is a 0 in every map; with `ignored: masked` the mean leaves
+    it out. The cross-entropy is the mean over an image's labelled pixels. The gradient is exact;
+    computing it twice is not supported.
     """
     terms: Tensor = _ImageTerms.apply(logits, labels, patch_size, config)
     return terms
@@ -77,16 +87,22 @@ class _ImageTerms(torch.autograd.Function):
     """Both terms and their gradients in one pass over images and chunks of classes."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, patch_size: int, config: LossConfig) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, patch_size: int, config: LossConfig
+    ) -> Tensor:
         maps = logits.detach().float()  # (B, C, h, w)
         gradients = maps.new_zeros(2, *maps.shape)
         sums = maps.new_zeros(2)
         with torch.autocast(logits.device.type, enabled=False):
             for image in range(len(maps)):
                 if config.ssim:
-                    sums[0] += config.ssim * _one_minus_ssim(maps[image], labels[image], patch_size, config, gradients[0, image])
+                    sums[0] += config.ssim * _one_minus_ssim(
+                        maps[image], labels[image], patch_size, config, gradients[0, image]
+                    )
                 if config.cross_entropy:
-                    sums[1] += config.cross_entropy * _cross_entropy(maps[image], labels[image], patch_size, config, gradients[1, image])
+                    sums[1] += config.cross_entropy * _cross_entropy(
+                        maps[image], labels[image], patch_size, config, gradients[1, image]
+                    )
         if logits.requires_grad:
             ctx.save_for_backward(config.ssim * gradients[0], config.cross_entropy * gradients[1])
         return sums
@@ -97,9 +113,17 @@ class _ImageTerms(torch.autograd.Function):
         return terms[0] * ssim + terms[1] * cross_entropy, None, None, None
 
 
-def _one_minus_ssim(maps: Tensor, labels: Tensor, patch_size: int, config: LossConfig, gradient: Tensor) -> Tensor:
-    """1 - SSIM of one image's logits (C, h, w), (); its derivative is written into `gradient` (C, h, w)."""
-    counted = labels != IGNORED if config.ignored == "masked" else torch.ones_like(labels, dtype=torch.bool)  # (H, W)
+def _one_minus_ssim(
+    maps: Tensor, labels: Tensor, patch_size: int, config: LossConfig, gradient: Tensor
+) -> Tensor:
+    """1 - SSIM of one image's logits (C, h, w), (); its derivative is written into `gradient` (C,
+    h, w)."""
+    # (H, W)
+    counted = (
+        labels != IGNORED
+        if config.ignored == "masked"
+        else torch.ones_like(labels, dtype=torch.bool)
+    )
     weights = counted / (len(maps) * counted.sum().clamp(min=1))  # (H, W)
     total = weights.sum() * len(maps)
     present = torch.zeros(len(maps), dtype=torch.bool, device=maps.device)
@@ -110,7 +134,8 @@ def _one_minus_ssim(maps: Tensor, labels: Tensor, patch_size: int, config: LossC
             target = (labels == part[:, None, None]).float() if occurs else None  # (c, H, W)
             with torch.enable_grad():
                 leaf = maps[part].requires_grad_()  # (c, h, w)
-                masks = upsample(leaf[None], patch_size, (labels.shape[0], labels.shape[1]))[0]  # (c, H, W)
+                # (c, H, W)
+                masks = upsample(leaf[None], patch_size, (labels.shape[0], labels.shape[1]))[0]
                 masks = masks.sigmoid() if config.ssim_on == "sigmoid" else masks
                 found = (similarity_map(masks, target) * weights).sum()
             gradient[part] = -torch.autograd.grad(found, leaf)[0]
@@ -118,11 +143,18 @@ def _one_minus_ssim(maps: Tensor, labels: Tensor, patch_size: int, config: LossC
     return total
 
 
-def _cross_entropy(maps: Tensor, labels: Tensor, patch_size: int, config: LossConfig, gradient: Tensor) -> Tensor:
-    """Mean cross-entropy over one image's labelled pixels of the softmax over classes, (); its derivative is written into `gradient`."""
+def _cross_entropy(
+    maps: Tensor, labels: Tensor, patch_size: int, config: LossConfig, gradient: Tensor
+) -> Tensor:
+    """Mean cross-entropy over one image's labelled pixels of the softmax over classes, (); its
+    derivative is written into `gradient`."""
     size = (labels.shape[0], labels.shape[1])
     parts = torch.arange(len(maps), device=maps.device).split(config.class_chunk)
-    normaliser, own = torch.full_like(labels, -torch.inf, dtype=maps.dtype), torch.zeros_like(labels, dtype=maps.dtype)  # (H, W) each
+    # (H, W) each
+    normaliser, own = (
+        torch.full_like(labels, -torch.inf, dtype=maps.dtype),
+        torch.zeros_like(labels, dtype=maps.dtype),
+    )
     for part in parts:
         masks = upsample(maps[None, part], patch_size, size)[0]  # (c, H, W)
         normaliser = torch.logaddexp(normaliser, masks.logsumexp(dim=0))
@@ -132,6 +164,9 @@ def _cross_entropy(maps: Tensor, labels: Tensor, patch_size: int, config: LossCo
         with torch.enable_grad():
             leaf = maps[part].requires_grad_()  # (c, h, w)
             masks = upsample(leaf[None], patch_size, size)[0]  # (c, H, W)
-        slopes = ((masks.detach() - normaliser).exp() - (labels == part[:, None, None]).float()) * weights  # (c, H, W)
+        # (c, H, W)
+        slopes = (
+            (masks.detach() - normaliser).exp() - (labels == part[:, None, None]).float()
+        ) * weights
         gradient[part] = torch.autograd.grad(masks, leaf, slopes)[0]
     return ((normaliser - own) * weights).sum()

@@ -1,4 +1,5 @@
-"""Opening picture files from anywhere: which kinds are read, how large they may be, and errors in one line."""
+"""Opening picture files from anywhere: which kinds are read, how large they may be, and errors in
+one line."""
 
 from __future__ import annotations
 
@@ -12,24 +13,43 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = (
-    "AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
+    "AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM",
+    "QOI", "SGI", "TGA", "TIFF", "WEBP",
 )  # fmt: skip
-"""Kinds of picture that are read, as far as this Pillow knows them; the others stay closed: EPS, for one, starts another program."""
+"""Kinds of picture that are read, as far as this Pillow knows them; the others stay closed: EPS,
+for one, starts another program."""
 
 LARGEST_PICTURE = 36_000_000
-"""Pixels of a picture file at most; the environment variable CASCADE_CLIP_MAX_PIXELS sets another number."""
+"""Pixels of a picture file at most; the environment variable CASCADE_CLIP_MAX_PIXELS sets another
+number."""
 
 LARGEST_MASK = 100_000_000
-"""Pixels of a mask or index picture at most, which no model takes in; a larger CASCADE_CLIP_MAX_PIXELS holds for them too."""
+"""Pixels of a mask or index picture at most, which no model takes in; a larger
+CASCADE_CLIP_MAX_PIXELS holds for them too."""
 
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, struct.error)
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    struct.error,
+)
 """What Pillow raises on damaged files, beside its own exceptions."""
 
 _VARIABLE = "CASCADE_CLIP_MAX_PIXELS"
-_ADVICE = f"make it smaller, or set the environment variable {_VARIABLE} to a larger number if you trust the file"
+_ADVICE = (
+    f"make it smaller, or set the environment variable {_VARIABLE} to a larger number if you trust"
+    " the file"
+)
 _RAISING = threading.Lock()
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # here once: `catch_warnings` is not for threads
+# here once: `catch_warnings` is not for threads
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class TooLarge(ValueError):
@@ -53,7 +73,8 @@ def open_picture(path: str | Path, name: str = "", *, mask: bool = False) -> Ima
 
 
 def is_large(path: Path) -> bool:
-    """Whether a picture is so large that only one is read ahead of its turn, by its header; False where that cannot be read."""
+    """Whether a picture is so large that only one is read ahead of its turn, by its header; False
+    where that cannot be read."""
     try:
         with open_picture(path) as picture:
             return picture.width * picture.height > LARGEST_PICTURE // 2
@@ -62,7 +83,8 @@ def is_large(path: Path) -> bool:
 
 
 def read_picture(source: str | Path | Image.Image, name: str, *, mask: bool = False) -> Image.Image:
-    """First frame of a file, decoded and turned as its EXIF says; every failure names the file in one line.
+    """First frame of a file, decoded and turned as its EXIF says; every failure names the file in
+    one line.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -86,11 +108,18 @@ def read_picture(source: str | Path | Image.Image, name: str, *, mask: bool = Fa
     except UnidentifiedImageError:
         kind = "" if isinstance(source, Image.Image) else _closed_kind(source)
         if kind:
-            raise ValueError(f"{name} is of the kind {kind}, which is not read here; convert it to PNG or JPEG") from None
-        raise ValueError(f"{name} is not a picture that Pillow can read: damaged, or of a kind to convert to PNG or JPEG") from None
+            raise ValueError(
+                f"{name} is of the kind {kind}, which is not read here; convert it to PNG or JPEG"
+            ) from None
+        raise ValueError(
+            f"{name} is not a picture that Pillow can read: damaged, or of a kind to convert to PNG"
+            " or JPEG"
+        ) from None
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"{name} cannot be read ({reason}); the file may be damaged, get it again") from error
+        raise ValueError(
+            f"{name} cannot be read ({reason}); the file may be damaged, get it again"
+        ) from error
 
 
 def _open(path: str | Path, name: str, limit: int) -> Image.Image:
@@ -101,18 +130,25 @@ def _open(path: str | Path, name: str, limit: int) -> Image.Image:
         raise _beyond_pillow(name) from None
     if picture.width * picture.height > limit:
         picture.close()
-        raise TooLarge(f"{name} has {picture.width} x {picture.height} pixels and the limit is {limit:,}; {_ADVICE}")
+        raise TooLarge(
+            f"{name} has {picture.width} x {picture.height} pixels and the limit is {limit:,};"
+            f" {_ADVICE}"
+        )
     return picture
 
 
 def _pixel_limit(*, mask: bool) -> int:
-    """Pixels at most; where the environment asks for more than Pillow's own limit, that one is raised, and never lowered again."""
+    """Pixels at most; where the environment asks for more than Pillow's own limit, that one is
+    raised, and never lowered again."""
     usual = LARGEST_MASK if mask else LARGEST_PICTURE
     given = os.environ.get(_VARIABLE, "").strip()
     if not given:
         return usual
     if not re.fullmatch("[1-9][0-9]{0,17}", given):
-        raise ValueError(f"the environment variable {_VARIABLE} must be a whole number of pixels, such as 100000000, got {given!r}")
+        raise ValueError(
+            f"the environment variable {_VARIABLE} must be a whole number of pixels, such as"
+            f" 100000000, got {given!r}"
+        )
     with _RAISING:
         if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < int(given):
             Image.MAX_IMAGE_PIXELS = int(given)
@@ -121,11 +157,15 @@ def _pixel_limit(*, mask: bool) -> int:
 
 def _beyond_pillow(name: str) -> TooLarge:
     limit = Image.MAX_IMAGE_PIXELS
-    return TooLarge(f"{name} has more pixels than Pillow's safety limit (twice PIL.Image.MAX_IMAGE_PIXELS = {limit}); {_ADVICE}")
+    return TooLarge(
+        f"{name} has more pixels than Pillow's safety limit (twice PIL.Image.MAX_IMAGE_PIXELS ="
+        f" {limit}); {_ADVICE}"
+    )
 
 
 def _closed_kind(path: str | Path) -> str:
-    """Which of the kinds that stay closed a file is of, by its first bytes; empty if none. No reader is started."""
+    """Which of the kinds that stay closed a file is of, by its first bytes; empty if none. No
+    reader is started."""
     with Path(path).open("rb") as file:
         prefix = file.read(16)
     for kind, (_, accepts) in Image.OPEN.items():

@@ -1,4 +1,5 @@
-"""Settings dataclasses from and to plain nested values, as YAML and JSON hold them; a misspelt key is an error."""
+"""Settings dataclasses from and to plain nested values, as YAML and JSON hold them; a misspelt key
+is an error."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ LARGEST_TREE = 100_000
 """Values in a settings file at most, each counted as often as the file refers to it."""
 
 _short = reprlib.Repr()
-_short.maxlevel, _short.maxlist, _short.maxtuple, _short.maxdict, _short.maxstring, _short.maxother = 3, 20, 20, 20, 120, 120
+(
+    _short.maxlevel,
+    _short.maxlist,
+    _short.maxtuple,
+    _short.maxdict,
+    _short.maxstring,
+    _short.maxother,
+) = (3, 20, 20, 20, 120, 120)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -37,13 +45,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no settings file {path}")
-    _check(path.stat().st_size <= LARGEST_FILE, f"{path} is no settings file: it has {path.stat().st_size:,} bytes")
+    _check(
+        path.stat().st_size <= LARGEST_FILE,
+        f"{path} is no settings file: it has {path.stat().st_size:,} bytes",
+    )
     content = path.read_bytes()
     try:
         values = yaml.safe_load(content.decode("utf-8")) or {}
     except Exception as error:  # damaged text and odd tags raise many kinds
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
-    _check(isinstance(values, dict), f"{path} must hold a mapping of settings, got {type(values).__name__}")
+    _check(
+        isinstance(values, dict),
+        f"{path} must hold a mapping of settings, got {type(values).__name__}",
+    )
     _check_tree(values, path)
     return cast(dict[str, Any], values)
 
@@ -53,23 +67,42 @@ def _check_tree(values: Any, path: Path) -> None:
     waiting, count = [values], 0
     while waiting:
         item = waiting.pop()
-        waiting += list(item.values()) if isinstance(item, dict) else list(item) if isinstance(item, (list, tuple, set)) else []
+        waiting += (
+            list(item.values())
+            if isinstance(item, dict)
+            else list(item)
+            if isinstance(item, (list, tuple, set))
+            else []
+        )
         count += 1
-        _check(count + len(waiting) <= LARGEST_TREE, f"{path} is no settings file: it stands for more than {LARGEST_TREE:,} values")
+        _check(
+            count + len(waiting) <= LARGEST_TREE,
+            f"{path} is no settings file: it stands for more than {LARGEST_TREE:,} values",
+        )
 
 
-def config_from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "config") -> Settings:
+def config_from_dict(
+    kind: type[Settings], values: Mapping[str, Any], where: str = "config"
+) -> Settings:
     """Build the dataclass `kind` from nested plain values, refusing unknown keys by name.
 
     Raises:
-        ValueError: an unknown key or a value of the wrong type; the message says where and what is allowed.
+        ValueError: an unknown key or a value of the wrong type; the message says where and what is
+            allowed.
     """
-    _check(isinstance(values, Mapping), f"{where} must be a mapping of settings, got {type(values).__name__}")
+    _check(
+        isinstance(values, Mapping),
+        f"{where} must be a mapping of settings, got {type(values).__name__}",
+    )
     hints = typing.get_type_hints(kind)
     names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
-        _check(key in names, f"unknown setting {where}.{str(key)[:80]}; choose one of {sorted(names)}")
-    return kind(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+        _check(
+            key in names, f"unknown setting {where}.{str(key)[:80]}; choose one of {sorted(names)}"
+        )
+    return kind(
+        **{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()}
+    )
 
 
 def config_to_dict(settings: Any) -> dict[str, Any]:
@@ -77,7 +110,9 @@ def config_to_dict(settings: Any) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+            return {
+                item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)
+            }
         if isinstance(value, Mapping):
             return {str(key): plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -96,7 +131,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         return _convert(next(item for item in arguments if item is not type(None)), value, where)
     if origin is Literal:
-        _check(value in arguments, f"{where} must be one of {list(arguments)}, got {_short.repr(value)}")
+        _check(
+            value in arguments,
+            f"{where} must be one of {list(arguments)}, got {_short.repr(value)}",
+        )
         return value
     if origin is tuple:
         return _convert_tuple(arguments, value, where)
@@ -106,11 +144,22 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    _check(isinstance(value, Sequence) and not isinstance(value, str), f"{where} must be a list, got {_short.repr(value)}")
+    _check(
+        isinstance(value, Sequence) and not isinstance(value, str),
+        f"{where} must be a list, got {_short.repr(value)}",
+    )
     if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    _check(len(value) == len(arguments), f"{where} must have {len(arguments)} entries, got {_short.repr(value)}")
-    return tuple(_convert(hint, item, f"{where}[{index}]") for index, (hint, item) in enumerate(zip(arguments, value, strict=True)))
+        return tuple(
+            _convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)
+        )
+    _check(
+        len(value) == len(arguments),
+        f"{where} must have {len(arguments)} entries, got {_short.repr(value)}",
+    )
+    return tuple(
+        _convert(hint, item, f"{where}[{index}]")
+        for index, (hint, item) in enumerate(zip(arguments, value, strict=True))
+    )
 
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:

@@ -17,7 +17,14 @@ import psutil
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from cascade_clip.run_screen import RunLog, RunScreen
 
@@ -54,8 +61,11 @@ class Reading:
 class Meter:
     """Speed of the last readings, and the time that is left."""
 
-    def __init__(self, step: int, total: int, batch_size: int, *, window: int = 20, minutes: float = 0.0) -> None:
-        """Begin at `step` of `total`; the speed is that of the last `window` readings. `minutes`: the run also ends by time."""
+    def __init__(
+        self, step: int, total: int, batch_size: int, *, window: int = 20, minutes: float = 0.0
+    ) -> None:
+        """Begin at `step` of `total`; the speed is that of the last `window` readings. `minutes`:
+        the run also ends by time."""
         self.total, self.batch_size, self.minutes = total, batch_size, minutes
         self.points = deque([(time.monotonic(), step)], maxlen=window + 1)
         self.begin = self.points[0][0]
@@ -72,7 +82,8 @@ class Meter:
 
 
 class MetricsFile(Callback):
-    """`metrics.csv`: one row every few steps; a resumed run goes on from the row before its first step."""
+    """`metrics.csv`: one row every few steps; a resumed run goes on from the row before its first
+    step."""
 
     def __init__(self, path: Path, every: int) -> None:
         """Write to `path` every `every` steps, and after the last one."""
@@ -89,26 +100,40 @@ class MetricsFile(Callback):
         temporary.write_text(_csv_text(kept, self.extra, head=True), encoding="utf-8")
         os.replace(temporary, self.path)
         self.before = kept[-1].get("seconds", 0.0) if kept else 0.0
-        self.meter = Meter(trainer.global_step, trainer.max_steps, task.config.train.batch_size, window=1)
+        self.meter = Meter(
+            trainer.global_step, trainer.max_steps, task.config.train.batch_size, window=1
+        )
 
-    def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
         """Add a row."""
         if trainer.is_global_zero and trainer.global_step % self.every == 0:
             self._write(trainer, task)
 
     def on_train_end(self, trainer: Any, task: Any) -> None:
         """Add the last step, wherever the run ended."""
-        if trainer.is_global_zero and trainer.global_step % self.every and METRICS[0] in trainer.callback_metrics:
+        if (
+            trainer.is_global_zero
+            and trainer.global_step % self.every
+            and METRICS[0] in trainer.callback_metrics
+        ):
             self._write(trainer, task)
 
     def _write(self, trainer: Any, task: Any) -> None:
         step = trainer.global_step
         now = self.meter.read(step)
-        speed = {"images_per_second": now.images_per_second, "memory_mb": used_memory(task.device) / 1e6}
+        speed = {
+            "images_per_second": now.images_per_second,
+            "memory_mb": used_memory(task.device) / 1e6,
+        }
         row = {
             "step": step,
             "seconds": f"{self.before + now.seconds:.1f}",
-            **{name: f"{float(trainer.callback_metrics[name]):.8g}" for name in (*METRICS, *self.extra)},
+            **{
+                name: f"{float(trainer.callback_metrics[name]):.8g}"
+                for name in (*METRICS, *self.extra)
+            },
             **{name: f"{value:.5g}" for name, value in speed.items()},
         }
         with self.path.open("a", encoding="utf-8", newline="") as file:
@@ -131,25 +156,36 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return [row for row in rows if "step" in row]
 
 
-def _csv_text(rows: Sequence[Mapping[str, Any]], extra: tuple[str, ...] = (), *, head: bool = False) -> str:
+def _csv_text(
+    rows: Sequence[Mapping[str, Any]], extra: tuple[str, ...] = (), *, head: bool = False
+) -> str:
     """Rows as CSV text with `extra` columns last, below the names of the columns with `head`."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, (*COLUMNS, *extra), restval="", extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(
+        buffer, (*COLUMNS, *extra), restval="", extrasaction="ignore", lineterminator="\n"
+    )
     if head:
         writer.writeheader()
     for row in rows:
-        writer.writerow({name: f"{value:.8g}" if isinstance(value, float) else value for name, value in row.items()})
+        writer.writerow(
+            {
+                name: f"{value:.8g}" if isinstance(value, float) else value
+                for name, value in row.items()
+            }
+        )
     return buffer.getvalue()
 
 
 class TrainingProgress(Callback):
-    """A bar with step, loss parts, learning rate, images/s, memory and the time that remains; where there is no terminal, lines.
+    """A bar with step, loss parts, learning rate, images/s, memory and the time that remains; where
+    there is no terminal, lines.
 
     The lines go into the run's log in any case.
     """
 
     def __init__(self, console: Console, lines: int = 20, minutes: float = 0.0) -> None:
-        """Draw on `console`; without a terminal print about `lines` lines in all. `minutes` says that a run ends by time."""
+        """Draw on `console`; without a terminal print about `lines` lines in all. `minutes` says
+        that a run ends by time."""
         self.console = console
         self.screen = RunScreen()
         self.lines = lines
@@ -158,7 +194,13 @@ class TrainingProgress(Callback):
         self.drawn = console.is_terminal and not console.quiet
 
     def _build_bar(self) -> Progress:
-        columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         return Progress(*columns, console=self.console)
 
     def on_train_start(self, trainer: Any, task: Any) -> None:
@@ -166,13 +208,17 @@ class TrainingProgress(Callback):
         if not trainer.is_global_zero:
             return
         self.total = trainer.max_steps
-        self.meter = Meter(trainer.global_step, self.total, task.config.train.batch_size, minutes=self.minutes)
+        self.meter = Meter(
+            trainer.global_step, self.total, task.config.train.batch_size, minutes=self.minutes
+        )
         self.progress = self._build_bar()  # a run of two stages has a bar for each
         self.row = self.progress.add_task("", total=self.total, completed=trainer.global_step)
         if self.drawn:
             self.progress.start()
 
-    def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
         """Move the bar on."""
         if not trainer.is_global_zero:
             return
@@ -199,7 +245,11 @@ class TrainingProgress(Callback):
 
 def describe_step(metrics: Mapping[str, Any], now: Reading, memory: int) -> str:
     """Loss parts, learning rate, images/s and memory in one line."""
-    parts = [f"{name} {float(metrics[name]):.3g}" for name in ("loss", "focal", "dice", *EXTRA, "learning_rate") if name in metrics]
+    parts = [
+        f"{name} {float(metrics[name]):.3g}"
+        for name in ("loss", "focal", "dice", *EXTRA, "learning_rate")
+        if name in metrics
+    ]
     return " ".join([*parts, f"{now.images_per_second:.1f} images/s", f"{memory / 1e9:.2f} GB"])
 
 
@@ -210,7 +260,8 @@ def _clock(seconds: float) -> str:
 
 
 class StepEvents(Callback):
-    """The `start` and `step` events of json mode, and the opening of the log file once the run has its folder."""
+    """The `start` and `step` events of json mode, and the opening of the log file once the run has
+    its folder."""
 
     def __init__(self, screen: RunScreen, log: RunLog) -> None:
         """Write events to `screen`."""
@@ -225,12 +276,21 @@ class StepEvents(Callback):
         """Say where the run begins."""
         if trainer.is_global_zero:
             self.meter = Meter(trainer.global_step, trainer.max_steps, task.config.train.batch_size)
-            self.screen.event("start", protocol=task.config.train.protocol, step=trainer.global_step, steps=trainer.max_steps)
+            self.screen.event(
+                "start",
+                protocol=task.config.train.protocol,
+                step=trainer.global_step,
+                steps=trainer.max_steps,
+            )
 
-    def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
         """One event for every row of metrics.csv, the last step included."""
         step = trainer.global_step
-        if not trainer.is_global_zero or (step % task.config.train.log_every and step != trainer.max_steps):
+        if not trainer.is_global_zero or (
+            step % task.config.train.log_every and step != trainer.max_steps
+        ):
             return
         now = self.meter.read(step)
         values = {name: float(trainer.callback_metrics[name]) for name in METRICS}

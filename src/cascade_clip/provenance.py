@@ -1,4 +1,5 @@
-"""Where a run comes from: settings, data, code, machine and command line, kept in `run.json` and in the checkpoint's record."""
+"""Where a run comes from: settings, data, code, machine and command line, kept in `run.json` and in
+the checkpoint's record."""
 
 from __future__ import annotations
 
@@ -26,19 +27,24 @@ RUN_FILE = "run.json"
 _logger = logging.getLogger(__name__)
 
 
-def describe_run(config: Config, dataset: Any, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def describe_run(
+    config: Config, dataset: Any, earlier: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Everything that decides a run's figures, as plain values.
 
     Args:
         config: its settings.
         dataset: its training data.
-        earlier: the description of the run that this one resumes; its starts are kept before the present one.
+        earlier: the description of the run that this one resumes; its starts are kept before the
+            present one.
     """
     vocabulary = dataset.vocabulary
     data = {"sha256": hash_dataset(dataset), "images": len(dataset)}
     starts = list(earlier.get("starts", [])) if earlier else []
     if earlier and earlier.get("data", {}).get("sha256") not in (None, data["sha256"]):
-        _logger.warning("the training data is not what this run began with: other files, sizes or class names")
+        _logger.warning(
+            "the training data is not what this run began with: other files, sizes or class names"
+        )
     return {
         "seed": config.train.seed,
         "protocol": config.train.protocol,
@@ -46,7 +52,10 @@ def describe_run(config: Config, dataset: Any, earlier: Mapping[str, Any] | None
         "data": data,
         "split": {"seen": list(vocabulary.seen), "unseen": list(vocabulary.unseen)},
         "starts": [*starts, describe_start()],
-        "vocabulary": {"names": list(vocabulary.names), "synonyms": [list(group) for group in vocabulary.synonyms]},
+        "vocabulary": {
+            "names": list(vocabulary.names),
+            "synonyms": [list(group) for group in vocabulary.synonyms],
+        },
         "config": config_to_dict(config),
     }
 
@@ -68,7 +77,8 @@ def command_line() -> str:
 
 
 def describe_batch(train: TrainConfig) -> dict[str, int]:
-    """How the images of one step are shared: devices x images at once x accumulation = images a step."""
+    """How the images of one step are shared: devices x images at once x accumulation = images a
+    step."""
     return {
         "devices": train.processes,
         "per_device": train.images_at_once,
@@ -78,17 +88,23 @@ def describe_batch(train: TrainConfig) -> dict[str, int]:
 
 
 def read_git(folder: Path | None = None) -> dict[str, Any] | None:
-    """Commit and whether tracked files differ from it, of the git repository that holds `folder` (default: the working directory).
+    """Commit and whether tracked files differ from it, of the git repository that holds `folder`
+    (default: the working directory).
 
     None where there is no repository, no commit or no git.
     """
 
     def ask(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
         return done.stdout.strip()
 
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+        return {
+            "commit": ask("rev-parse", "HEAD"),
+            "dirty": bool(ask("status", "--porcelain", "--untracked-files=no")),
+        }
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
 
@@ -113,8 +129,11 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def write_run_file(out: Path, config: Config, dataset: Any, *, write: bool = True) -> dict[str, Any]:
-    """Describe a run that starts or goes on in the folder `out`, in `out/run.json`; returns the description.
+def write_run_file(
+    out: Path, config: Config, dataset: Any, *, write: bool = True
+) -> dict[str, Any]:
+    """Describe a run that starts or goes on in the folder `out`, in `out/run.json`; returns the
+    description.
 
     Without `write` it is only returned: of several processes one writes.
     """
@@ -138,5 +157,8 @@ def read_run_file(out: Path) -> dict[str, Any] | None:
 
 
 def summarise_run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What the checkpoint's record keeps of a run: all but settings, vocabulary and split, which stand in its own files."""
-    return {name: value for name, value in run.items() if name not in ("config", "vocabulary", "split")}
+    """What the checkpoint's record keeps of a run: all but settings, vocabulary and split, which
+    stand in its own files."""
+    return {
+        name: value for name, value in run.items() if name not in ("config", "vocabulary", "split")
+    }

@@ -1,4 +1,5 @@
-"""Models to folders and to the hub: `from_pretrained`, `save_pretrained` and `push_to_hub`, as methods of the predictor."""
+"""Models to folders and to the hub: `from_pretrained`, `save_pretrained` and `push_to_hub`, as
+methods of the predictor."""
 
 from __future__ import annotations
 
@@ -19,11 +20,14 @@ class Publishable:
     checkpoint: Checkpoint
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, revision: str | None = None, **options: Any) -> Self:
+    def from_pretrained(
+        cls, source: str | Path, revision: str | None = None, **options: Any
+    ) -> Self:
         """Load a model from the hub or from a folder.
 
         Args:
-            source: OWNER/NAME, OWNER/NAME@REVISION, a checkpoint folder, a run folder, or a packaged model.
+            source: OWNER/NAME, OWNER/NAME@REVISION, a checkpoint folder, a run folder, or a
+                packaged model.
             revision: branch, tag or commit on the hub; a commit pins every file.
             options: `device`, `settings`: as the class takes them.
 
@@ -34,10 +38,15 @@ class Publishable:
         if revision is None:
             return cls(load_checkpoint(source), **options)  # type: ignore[call-arg]
         if Path(source).is_dir():
-            raise ValueError(f"{source} is a folder here, which has no revision {revision}; write hub:OWNER/NAME for a model on the hub")
+            raise ValueError(
+                f"{source} is a folder here, which has no revision {revision}; write hub:OWNER/NAME"
+                " for a model on the hub"
+            )
         return cls(load_checkpoint(download_checkpoint(str(source), revision)), **options)  # type: ignore[call-arg]
 
-    def save_pretrained(self, folder: str | Path, *, full: bool = False, half: bool = False) -> Path:
+    def save_pretrained(
+        self, folder: str | Path, *, full: bool = False, half: bool = False
+    ) -> Path:
         """Write a checkpoint folder with its model card.
 
         Args:
@@ -45,7 +54,9 @@ class Publishable:
             full: store CLIP's own weights too; done anyway where nobody else could find them.
             half: store float16, half the size and slightly rounded.
         """
-        return save_checkpoint(Path(folder), self.checkpoint, full=full or is_local_clip(self.checkpoint), half=half)
+        return save_checkpoint(
+            Path(folder), self.checkpoint, full=full or is_local_clip(self.checkpoint), half=half
+        )
 
     def push_to_hub(
         self,
@@ -62,7 +73,8 @@ class Publishable:
         Args:
             repository: OWNER/NAME; made if it is not there.
             private: whether a new repository is private.
-            token: access token with write permission; by default HF_TOKEN or that of `hf auth login`.
+            token: access token with write permission; by default HF_TOKEN or that of `hf auth
+                login`.
             revision: branch to upload to; by default the main one.
             full: see `save_pretrained`.
             half: see `save_pretrained`.
@@ -73,7 +85,10 @@ class Publishable:
         """
         name = parse_hub_name(repository)
         if name is None or name.revision:
-            raise ValueError(f"{repository} is not a name on the hub; write OWNER/NAME (and the branch as `revision`)")
+            raise ValueError(
+                f"{repository} is not a name on the hub; write OWNER/NAME (and the branch as"
+                " `revision`)"
+            )
         with tempfile.TemporaryDirectory(prefix="cascade-clip-push-") as temporary:
             folder = self.save_pretrained(Path(temporary) / "model", full=full, half=half)
             write_card(folder, self.checkpoint, name.repository)
@@ -83,7 +98,9 @@ class Publishable:
 def is_local_clip(checkpoint: Checkpoint) -> bool:
     """Whether CLIP's weights came from a file or folder of this machine, which nobody else has."""
     clip = checkpoint.config.model.clip
-    return clip.name.startswith("local-dir:") or (":" not in clip.name and Path(clip.weights).expanduser().is_file())
+    return clip.name.startswith("local-dir:") or (
+        ":" not in clip.name and Path(clip.weights).expanduser().is_file()
+    )
 
 
 def _upload(folder: Path, name: HubName, *, private: bool, token: str | None) -> str:
@@ -102,7 +119,7 @@ def _upload(folder: Path, name: HubName, *, private: bool, token: str | None) ->
         )
     except Exception as error:  # the hub client raises many kinds
         raise OSError(
-            f"cannot upload to {name.repository} on {constants.ENDPOINT} ({first_line(error)}). Log in with `hf auth login` or "
-            "set HF_TOKEN to a token with write permission"
+            f"cannot upload to {name.repository} on {constants.ENDPOINT} ({first_line(error)}). Log"
+            " in with `hf auth login` or set HF_TOKEN to a token with write permission"
         ) from error
     return str(done.commit_url)

@@ -1,7 +1,9 @@
-"""Many pictures on many machines: blocks of pictures go to actors of a Ray cluster, each with a model of its own.
+"""Many pictures on many machines: blocks of pictures go to actors of a Ray cluster, each with a
+model of its own.
 
-An actor does what the command does alone (`segment_sources`), so the files are the same, and leaves out what is done. A block is given
-again when its actor died; what the dead one finished is there and is not made twice. All machines see the same files under the same paths.
+An actor does what the command does alone (`segment_sources`), so the files are the same, and leaves
+out what is done. A block is given again when its actor died; what the dead one finished is there
+and is not made twice. All machines see the same files under the same paths.
 """
 
 from __future__ import annotations
@@ -22,7 +24,16 @@ from typing import Any, NamedTuple
 
 from cascade_clip.batch import Done, Source, is_done, request_fingerprint, segment_sources
 from cascade_clip.config import Device, InferenceConfig
-from cascade_clip.manifest import FOLDER, Block, clear_folder, cut_blocks, group_files, is_complete, make_row, write_part
+from cascade_clip.manifest import (
+    FOLDER,
+    Block,
+    clear_folder,
+    cut_blocks,
+    group_files,
+    is_complete,
+    make_row,
+    write_part,
+)
 from cascade_clip.predictor import Predictor, load_predictor
 from cascade_clip.results import Output
 from cascade_clip.target import Target
@@ -69,25 +80,30 @@ class BlockWorker:
     """What runs in an actor: one model, loaded for the first block, and one block after another."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Keep the recipe; an error in loading is to come out as the report of a block, in one line."""
+        """Keep the recipe; an error in loading is to come out as the report of a block, in one
+        line."""
         self.recipe = recipe
 
     @cached_property
     def predictor(self) -> Predictor:
         """The model, checked to be that of the command."""
         recipe, run = self.recipe, self.recipe.run
-        predictor = load_predictor(recipe.model, run.device, run.precision, run.clip_weights or None, run.last_block)
+        predictor = load_predictor(
+            recipe.model, run.device, run.precision, run.clip_weights or None, run.last_block
+        )
         predictor.settings = recipe.settings
         if request_fingerprint(predictor, recipe.target, recipe.outputs) != recipe.request:
             raise ValueError(
-                f"the model {recipe.model} on {socket.gethostname()} differs from the one on the machine of the command; copy it"
+                f"the model {recipe.model} on {socket.gethostname()} differs from the one on the"
+                " machine of the command; copy it"
             )
         return predictor
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Do a block, written as text for Ray (see `pack_block`), and return its report as text."""
         try:
-            with contextlib.suppress(OSError):  # another machine may lack it; absolute paths still hold there
+            # another machine may lack it; absolute paths still hold there
+            with contextlib.suppress(OSError):
                 os.chdir(self.recipe.folder)
             report = self.work(unpack_block(row))
         except (ValueError, OSError, ImportError) as error:
@@ -97,12 +113,17 @@ class BlockWorker:
     def work(self, block: Block) -> Report:
         """Segment the pictures of a block that are not done, then write its rows.
 
-        A note says that the block was begun, and how many pictures were done before; if it is found again, an actor died here.
+        A note says that the block was begun, and how many pictures were done before; if it is found
+        again, an actor died here.
         """
         recipe, folder = self.recipe, self.recipe.out / FOLDER
         note = folder / f".{block.part}.begun"
         lines = note.read_text(encoding="utf-8").splitlines() if note.exists() else []
-        there = 0 if recipe.overwrite else sum(is_done(source, recipe.out, recipe.request) for source in block.sources)
+        there = (
+            0
+            if recipe.overwrite
+            else sum(is_done(source, recipe.out, recipe.request) for source in block.sources)
+        )
         before = int(lines[0]) if lines else there
         if there == len(block.sources) and is_complete(folder, block):
             note.unlink(missing_ok=True)
@@ -112,9 +133,16 @@ class BlockWorker:
         folder.mkdir(parents=True, exist_ok=True)
         if not lines:
             note.write_text(f"{before}\n", encoding="utf-8")
-        results = self._segment_each(block.sources, note, Counter(lines)) if lines else self._segment_all(block.sources)
+        results = (
+            self._segment_each(block.sources, note, Counter(lines))
+            if lines
+            else self._segment_all(block.sources)
+        )
         errors = {one.source.name: one.error for one in results if one.error}
-        rows = [make_row(source, recipe.out, recipe.request, errors.get(source.name, "")) for source in block.sources]
+        rows = [
+            make_row(source, recipe.out, recipe.request, errors.get(source.name, ""))
+            for source in block.sources
+        ]
         write_part(folder / block.part, rows)
         note.unlink(missing_ok=True)
         return Report(len(block.sources) - before - len(errors), before, tuple(errors.values()))
@@ -122,14 +150,26 @@ class BlockWorker:
     def _segment_all(self, sources: Sequence[Source]) -> Iterator[Done]:
         recipe = self.recipe
         places = (list(sources), recipe.out, recipe.outputs)
-        return segment_sources(self.predictor, recipe.target, *places, overwrite=recipe.overwrite, request=recipe.request)
+        return segment_sources(
+            self.predictor,
+            recipe.target,
+            *places,
+            overwrite=recipe.overwrite,
+            request=recipe.request,
+        )
 
-    def _segment_each(self, sources: Sequence[Source], note: Path, lines: Counter[str]) -> Iterator[Done]:
-        """One file at a time, with its beginning and its end in the note, to find out which file kills."""
+    def _segment_each(
+        self, sources: Sequence[Source], note: Path, lines: Counter[str]
+    ) -> Iterator[Done]:
+        """One file at a time, with its beginning and its end in the note, to find out which file
+        kills."""
         for group in group_files(sources):
             word = json.dumps(str(group[0].path))
             if lines[f"begin {word}"] - lines[f"end {word}"] >= TRIES:
-                text = f"{group[0].path}: {TRIES} processes died while working on it alone (memory, or a defect in a decoder)"
+                text = (
+                    f"{group[0].path}: {TRIES} processes died while working on it alone (memory, or"
+                    " a defect in a decoder)"
+                )
                 yield from (Done(source, error=text) for source in group)
                 continue
             _append(note, f"begin {word}")
@@ -144,12 +184,20 @@ def _append(file: Path, line: str) -> None:
 
 def pack_block(block: Block) -> dict[str, Any]:
     """A block as one row of a Ray data set: text, so that no path is changed on its way."""
-    return {"part": block.part, "sources": json.dumps([[str(source.path), source.name, source.frame] for source in block.sources])}
+    return {
+        "part": block.part,
+        "sources": json.dumps(
+            [[str(source.path), source.name, source.frame] for source in block.sources]
+        ),
+    }
 
 
 def unpack_block(row: dict[str, Any]) -> Block:
     """What `pack_block` packed."""
-    return Block(row["part"], tuple(Source(Path(path), name, frame) for path, name, frame in json.loads(row["sources"])))
+    return Block(
+        row["part"],
+        tuple(Source(Path(path), name, frame) for path, name, frame in json.loads(row["sources"])),
+    )
 
 
 def share_devices(actors: int, device: Device, cpus: int, gpus: int) -> tuple[int, float]:
@@ -165,7 +213,10 @@ def share_devices(actors: int, device: Device, cpus: int, gpus: int) -> tuple[in
         ValueError: cuda is wanted and the cluster has no GPU.
     """
     if device == "cuda" and not gpus:
-        raise ValueError("--device cuda, but the Ray cluster has no GPU; choose --device cpu or start the cluster with GPUs")
+        raise ValueError(
+            "--device cuda, but the Ray cluster has no GPU; choose --device cpu or start the"
+            " cluster with GPUs"
+        )
     if device not in ("auto", "cuda") or not gpus:
         return actors or max(1, cpus), 0.0
     actors = actors or gpus
@@ -173,13 +224,15 @@ def share_devices(actors: int, device: Device, cpus: int, gpus: int) -> tuple[in
 
 
 def require_ray() -> Any:
-    """The module `ray`; unless the environment says otherwise, it sends no usage statistics and its C++ part does not write to the screen.
+    """The module `ray`; unless the environment says otherwise, it sends no usage statistics and its
+    C++ part does not write to the screen.
 
     Raises:
         ImportError: not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's own actors raise a warning about their restart there
+    # Ray Data's own actors raise a warning about their restart there
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import pyarrow  # noqa: F401
         import ray
@@ -191,7 +244,8 @@ def require_ray() -> Any:
 
 @contextlib.contextmanager
 def join_cluster(actors: int) -> Iterator[Any]:
-    """The module `ray`, connected: to what is connected already, to the cluster that RAY_ADDRESS names, or to one started here."""
+    """The module `ray`, connected: to what is connected already, to the cluster that RAY_ADDRESS
+    names, or to one started here."""
     ray = require_ray()
     if ray.is_initialized():
         yield ray
@@ -201,7 +255,13 @@ def join_cluster(actors: int) -> Iterator[Any]:
         ray.init(**quiet)
     else:
         cpus = max(actors, count_processors())
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE,
+            **quiet,
+        )
     try:
         yield ray
     finally:
@@ -214,9 +274,13 @@ def count_processors() -> int:
 
 
 def segment_on_cluster(
-    recipe: Recipe, sources: list[Source], actors: int = 0, progress: Callable[[int, int], None] | None = None
+    recipe: Recipe,
+    sources: list[Source],
+    actors: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Report]:
-    """Segment pictures in the actors of a Ray cluster and write a manifest; one report per block, in the order they are finished.
+    """Segment pictures in the actors of a Ray cluster and write a manifest; one report per block,
+    in the order they are finished.
 
     Args:
         recipe: model, request and places.
@@ -243,16 +307,22 @@ def segment_on_cluster(
 
 def _reports(ray: Any, recipe: Recipe, blocks: list[Block], actors: int) -> Iterator[Report]:
     resources = ray.cluster_resources()
-    size, gpus = share_devices(actors, recipe.run.device, int(resources.get("CPU", 1)), int(resources.get("GPU", 0)))
+    size, gpus = share_devices(
+        actors, recipe.run.device, int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+    )
     if gpus:
         recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, device="cuda"))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    dataset = ray.data.from_items([pack_block(block) for block in blocks], override_num_blocks=len(blocks)).map(
+    dataset = ray.data.from_items(
+        [pack_block(block) for block in blocks], override_num_blocks=len(blocks)
+    ).map(
         BlockWorker,
         fn_constructor_args=(recipe,),
-        compute=ray.data.ActorPoolStrategy(size=min(size, len(blocks)), max_tasks_in_flight_per_actor=2),
+        compute=ray.data.ActorPoolStrategy(
+            size=min(size, len(blocks)), max_tasks_in_flight_per_actor=2
+        ),
         num_cpus=1,
         num_gpus=gpus,
     )
@@ -263,5 +333,6 @@ def _reports(ray: Any, recipe: Recipe, blocks: list[Block], actors: int) -> Iter
     except ray.exceptions.RayError as error:
         text = (str(error).splitlines() or [""])[0]
         raise OSError(
-            f"the Ray cluster failed ({type(error).__name__}: {text}); the same command goes on where this one stopped"
+            f"the Ray cluster failed ({type(error).__name__}: {text}); the same command goes on"
+            " where this one stopped"
         ) from error

@@ -1,6 +1,8 @@
-"""A report as one HTML file: figures, what they rest on, classes, confusions, the worst and the best images.
+"""A report as one HTML file: figures, what they rest on, classes, confusions, the worst and the
+best images.
 
-Everything is inside the file; it needs no script and no connection. Letters: C classes, H x W pixels.
+Everything is inside the file; it needs no script and no connection. Letters: C classes, H x W
+pixels.
 """
 
 from __future__ import annotations
@@ -48,11 +50,14 @@ def write_report(report: Report, folder: Path, comparison: Comparison | None = N
     return [report.save(folder / "report.json"), page]
 
 
-def largest_confusions(counts: NDArray[np.int64], names: Sequence[str], count: int = 10) -> list[Confusion]:
+def largest_confusions(
+    counts: NDArray[np.int64], names: Sequence[str], count: int = 10
+) -> list[Confusion]:
     """The largest shares of one class's pixels that were called another class, or left without one.
 
     Args:
-        counts: pixels of each true class (rows) by predicted class, (C, C + 1); the last column has no prediction.
+        counts: pixels of each true class (rows) by predicted class, (C, C + 1); the last column has
+            no prediction.
         names: of the classes.
         count: at most so many.
     """
@@ -70,20 +75,27 @@ def largest_confusions(counts: NDArray[np.int64], names: Sequence[str], count: i
 
 
 def draw_confusion(report: Report) -> Figure:
-    """Every row of the matrix divided by its sum: where the pixels of a true class went. Absent classes are left out."""
+    """Every row of the matrix divided by its sum: where the pixels of a true class went. Absent
+    classes are left out."""
     scores, counts = report.scores, report.counts
     area = counts.sum(axis=1) + counts[:, :-1].sum(axis=0)  # (C,)
     kept = np.sort(np.argsort(-area, kind="stable")[:MOST_CLASSES])
     kept = kept[area[kept] > 0]
     columns = [*kept, counts.shape[1] - 1] if counts[:, -1].any() else list(kept)
-    shares = counts[np.ix_(kept, columns)] / np.maximum(counts[kept].sum(axis=1, keepdims=True), 1)  # (c, c or c + 1)
+    # (c, c or c + 1)
+    shares = counts[np.ix_(kept, columns)] / np.maximum(counts[kept].sum(axis=1, keepdims=True), 1)
     names = [scores.names[index] + ("" if scores.seen[index] else " *") for index in kept]
     cell, font = (0.21, 8) if len(names) <= SMALL_MATRIX else (0.125, 6)  # inches, points
     side = 1.6 + cell * max(len(names), 10)
     figure = Figure(figsize=(side + 0.7, side), layout="constrained")
     axis = figure.subplots()
     picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axis.set_xticks(range(len(columns)), names + [NO_CLASS] * (len(columns) - len(names)), rotation=90, fontsize=font)
+    axis.set_xticks(
+        range(len(columns)),
+        names + [NO_CLASS] * (len(columns) - len(names)),
+        rotation=90,
+        fontsize=font,
+    )
     axis.set_yticks(range(len(names)), names, fontsize=font)
     axis.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     axis.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
@@ -113,7 +125,9 @@ def build_page(report: Report, comparison: Comparison | None = None) -> str:
     return PAGE.substitute(
         title=html.escape(f"Evaluation of {name}"),
         lead=f"{report.images} images, {len(report.scores.names)} classes. Figures in percent.",
-        cards="".join(_card(label, summarise(report.scores)[key]) for key, label in FIGURES.items()),
+        cards="".join(
+            _card(label, summarise(report.scores)[key]) for key, label in FIGURES.items()
+        ),
         body="\n".join(part for part in sections if part),
     )
 
@@ -129,7 +143,10 @@ def _card(label: str, value: float | None) -> str:
 
 
 def _assumptions(report: Report) -> str:
-    lines = [*report.assumptions, *(f"SHA-256 of {label}: {value}" for label, value in report.hashes.items())]
+    lines = [
+        *report.assumptions,
+        *(f"SHA-256 of {label}: {value}" for label, value in report.hashes.items()),
+    ]
     return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"
 
 
@@ -137,16 +154,24 @@ def _comparison(found: Comparison) -> str:
     heads = "".join(f"<th>{html.escape(title)}</th>" for title in ("", *found.titles, "difference"))
     figures = "".join(_comparison_row(row) for row in found.figures)
     classes = "".join(_comparison_row(row) for row in found.classes)
-    split = f'<tr class="split"><td colspan="4">Classes whose IoU differs most (* unseen)</td></tr>{classes}' if classes else ""
+    split = (
+        '<tr class="split"><td colspan="4">Classes whose IoU differs most (*'
+        f" unseen)</td></tr>{classes}"
+        if classes
+        else ""
+    )
     table = f'<table class="numbers"><tr>{heads}</tr>{figures}{split}</table>'
-    return _section(f"{found.titles[1]} beside {found.titles[0]}", f'<div class="scroll">{table}</div>')
+    return _section(
+        f"{found.titles[1]} beside {found.titles[0]}", f'<div class="scroll">{table}</div>'
+    )
 
 
 def _comparison_row(row: Row) -> str:
     change = row.difference
     tone = "" if not change else ' class="up"' if change > 0 else ' class="down"'
     shown = "-" if change is None else f"{100 * change:+.2f}"
-    return f"<tr><td>{html.escape(row.label)}</td><td>{_percent(row.first)}</td><td>{_percent(row.second)}</td><td{tone}>{shown}</td></tr>"
+    cells = f"<td>{_percent(row.first)}</td><td>{_percent(row.second)}</td><td{tone}>{shown}</td>"
+    return f"<tr><td>{html.escape(row.label)}</td>{cells}</tr>"
 
 
 def _class_table(found: Scores) -> str:
@@ -154,9 +179,14 @@ def _class_table(found: Scores) -> str:
         f"<tr><td>{html.escape(name)}{'' if seen else _UNSEEN}</td>"
         f'<td class="bars">{_bar(iou, seen, "iou")}{_bar(accuracy, seen, "acc")}</td>'
         f"<td>{_percent(iou)}</td><td>{_percent(accuracy)}</td></tr>"
-        for name, seen, iou, accuracy in zip(found.names, found.seen, found.iou, found.accuracy, strict=True)
+        for name, seen, iou, accuracy in zip(
+            found.names, found.seen, found.iou, found.accuracy, strict=True
+        )
     )
-    key = '<p class="key">Thick bar: IoU; thin bar: accuracy, the share of the class\'s pixels that are right. "-": not computable.</p>'
+    key = (
+        '<p class="key">Thick bar: IoU; thin bar: accuracy, the share of the class\'s pixels that'
+        ' are right. "-": not computable.</p>'
+    )
     heads = '<tr><th>class</th><th class="bars"></th><th>IoU</th><th>accuracy</th></tr>'
     return f'{key}<table class="numbers">{heads}{rows}</table>'
 
@@ -175,7 +205,11 @@ def _confusions(report: Report) -> str:
     found = largest_confusions(report.counts, report.scores.names)
     lines = "".join(
         f"<li>{100 * item.share:.1f} % of <b>{html.escape(item.true)}</b> "
-        + ("got no class" if item.predicted == NO_CLASS else f"is called <b>{html.escape(item.predicted)}</b>")
+        + (
+            "got no class"
+            if item.predicted == NO_CLASS
+            else f"is called <b>{html.escape(item.predicted)}</b>"
+        )
         + f" ({item.pixels:,} pixels)</li>"
         for item in found
     )
@@ -183,18 +217,33 @@ def _confusions(report: Report) -> str:
     draw_confusion(report).savefig(buffer, dpi=110, format="png")
     kind = "matrix" if len(report.scores.names) <= SMALL_MATRIX else "matrix wide"
     picture = (
-        f'<img class="{kind}" alt="confusion matrix, rows divided by their sums" src="data:image/png;base64,{_base64(buffer.getvalue())}">'
+        f'<img class="{kind}" alt="confusion matrix, rows divided by their sums"'
+        f' src="data:image/png;base64,{_base64(buffer.getvalue())}">'
     )
-    words = f"<p>The largest, as shares of the true class's pixels:</p><ol>{lines}</ol>" if lines else "<p>There are none.</p>"
+    words = (
+        f"<p>The largest, as shares of the true class's pixels:</p><ol>{lines}</ol>"
+        if lines
+        else "<p>There are none.</p>"
+    )
     present = len(report.scores.names) - len(report.scores.absent)
-    cut = f" The {MOST_CLASSES} classes with the most pixels of {present}." if present > MOST_CLASSES else ""
-    return f'{words}<div class="scroll">{picture}</div><p class="key">Rows are true classes, columns predicted ones; * unseen.{cut}</p>'
+    cut = (
+        f" The {MOST_CLASSES} classes with the most pixels of {present}."
+        if present > MOST_CLASSES
+        else ""
+    )
+    return (
+        f'{words}<div class="scroll">{picture}</div><p class="key">Rows are true classes, columns'
+        f" predicted ones; * unseen.{cut}</p>"
+    )
 
 
 def _images(title: str, records: Sequence[ImageRecord], report: Report) -> str:
     if not records:
         return ""
-    key = '<p class="key">Image, labels, prediction. mIoU is the mean over the classes that are present in the labels.</p>'
+    key = (
+        '<p class="key">Image, labels, prediction. mIoU is the mean over the classes that are'
+        " present in the labels.</p>"
+    )
     return _section(title, key + "".join(_image(record, report) for record in records))
 
 
@@ -203,9 +252,16 @@ def _image(record: ImageRecord, report: Report) -> str:
     factor = max(1, LONGEST_SIDE // max(record.truth.shape))
     image = Image.fromarray(record.image)
     image = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
-    views = [image, *(_overlay(labels, image, factor, names, colors) for labels in (record.truth, record.prediction))]
+    views = [
+        image,
+        *(
+            _overlay(labels, image, factor, names, colors)
+            for labels in (record.truth, record.prediction)
+        ),
+    ]
     pictures = "".join(
-        f'<img alt="{kind} of {html.escape(record.name)}" src="data:image/jpeg;base64,{_jpeg(view)}">'
+        f'<img alt="{kind} of {html.escape(record.name)}"'
+        f' src="data:image/jpeg;base64,{_jpeg(view)}">'
         for kind, view in zip(("image", "labels", "prediction"), views, strict=True)
     )
     figures = f"mIoU {_percent(record.miou)}, pixel accuracy {_percent(record.pixel_accuracy)}"
@@ -213,18 +269,28 @@ def _image(record: ImageRecord, report: Report) -> str:
     return f'<figure><div class="row">{pictures}</div><figcaption>{caption}</figcaption></figure>'
 
 
-def _overlay(labels: NDArray[np.int16], image: Image.Image, factor: int, names: tuple[str, ...], colors: tuple[Color, ...]) -> Image.Image:
+def _overlay(
+    labels: NDArray[np.int16],
+    image: Image.Image,
+    factor: int,
+    names: tuple[str, ...],
+    colors: tuple[Color, ...],
+) -> Image.Image:
     enlarged = labels.repeat(factor, axis=0).repeat(factor, axis=1).astype(np.int64)  # (H, W)
     return Segmentation(enlarged, names, colors).overlay(image, 0.7, legend=False)
 
 
 def _legend(record: ImageRecord, report: Report) -> str:
-    """The classes of labels and prediction with their colours: those of the labels first, then what is wrongly predicted."""
+    """The classes of labels and prediction with their colours: those of the labels first, then what
+    is wrongly predicted."""
     true = _by_area(record.truth)
     wrong = [index for index in _by_area(record.prediction) if index not in true]
     parts = [_swatch(index, report) for index in true]
     if wrong:
-        parts += ['<span class="only">predicted only:</span>', *(_swatch(index, report) for index in wrong)]
+        parts += [
+            '<span class="only">predicted only:</span>',
+            *(_swatch(index, report) for index in wrong),
+        ]
     return f'<div class="legend">{"".join(parts)}</div>'
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from cascade_clip.reproduction.worlds import World
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Where Linux says how many microseconds of processor time a control group has in how many (cgroup v2)."""
+"""Where Linux says how many microseconds of processor time a control group has in how many (cgroup
+v2)."""
 _RUN_MEMORY = int(1.2 * 2**30)
 """Bytes that a run on the built-in world takes."""
 
@@ -41,16 +42,19 @@ def reproduce(
 ) -> int:
     """Run the paper's tables and figures, and say whether their orderings hold here.
 
-    Trains and scores what is missing in OUT, several runs at a time; runs that several entries need are made once, and a command that was
-    stopped goes on when it is given again. Prints every table beside the published one, with the differences, their 95 % intervals and
-    what they say in words, and writes OUT/index.html, OUT/reproduction.md and OUT/results.json. The exit code is 1 when a run failed.
+    Trains and scores what is missing in OUT, several runs at a time; runs that several entries need
+    are made once, and a command that was stopped goes on when it is given again. Prints every table
+    beside the published one, with the differences, their 95 % intervals and what they say in words,
+    and writes OUT/index.html, OUT/reproduction.md and OUT/results.json. The exit code is 1 when a
+    run failed.
 
     Args:
         what: table1, figure4, question3; several separated by commas; or all.
         seeds: seeds such as 0,1,2; by default those of each entry on the sandbox, and 0 elsewhere.
         world: sandbox (the built-in world, no download), voc, coco-stuff or context.
         out: folder for runs and results.
-        jobs: runs at a time; 0 takes as many as cores and free memory allow on the sandbox, and one elsewhere.
+        jobs: runs at a time; 0 takes as many as cores and free memory allow on the sandbox, and one
+            elsewhere.
         root: folder that holds the data set of another world than the sandbox.
         plan: list the runs and do nothing else.
         show: print and write what is there already, and train nothing.
@@ -70,7 +74,9 @@ def reproduce(
         print_plan(entries, runs, at_once)
         return 0
     if show and not out.is_dir():
-        raise ValueError(f"--show: there is no folder {out}; give the one that `reproduce` wrote to with --out")
+        raise ValueError(
+            f"--show: there is no folder {out}; give the one that `reproduce` wrote to with --out"
+        )
     failures = [] if show else make_runs(runs, at_once, place)
     show_results(entries, place, chosen, out, repeat_flags(seeds, world, out, root), count=not show)
     return 1 if failures else 0
@@ -91,14 +97,20 @@ def choose_seeds(entries: Sequence[Entry], world: World, given: str) -> dict[str
 
 def repeat_flags(seeds: str, world: str, out: Path, root: str) -> str:
     """The flags that a command about the same runs needs, where they are not the defaults."""
-    place, folder = "" if world == "sandbox" else world, "" if out == Path("reproduction") else str(out)
+    place, folder = (
+        "" if world == "sandbox" else world,
+        ("" if out == Path("reproduction") else str(out)),
+    )
     flags = {"seeds": seeds, "world": place, "out": folder, "root": root}
     return "".join(f" --{name} {shlex.quote(value)}" for name, value in flags.items() if value)
 
 
 def count_cores() -> int:
-    """Whole cores that this process may use, by its affinity and by the quota of its control group."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Whole cores that this process may use, by its affinity and by the quota of its control
+    group."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     try:
         quota, period = map(int, _QUOTA.read_text(encoding="ascii").split())
     except (OSError, ValueError):  # none, or `max`
@@ -124,7 +136,13 @@ def print_plan(entries: Sequence[Entry], runs: Sequence[Job], at_once: int) -> N
     for run in runs:
         seconds = left.get(run.folder)
         time_left = "-" if run.done else "unknown" if seconds is None else _clock(seconds)
-        table.add_row(run.name, str(run.config.train.seed), ", ".join(run.entries), describe_state(run), time_left)
+        table.add_row(
+            run.name,
+            str(run.config.train.seed),
+            ", ".join(run.entries),
+            describe_state(run),
+            time_left,
+        )
     if runs:
         console.print(table)
     untrained = [entry.key for entry in entries if not entry.rows]
@@ -133,7 +151,12 @@ def print_plan(entries: Sequence[Entry], runs: Sequence[Job], at_once: int) -> N
     if not runs:
         return
     missing = [run for run in runs if not run.done]
-    total = f", about {_clock(sum(left.values()) / min(at_once, len(missing)))} of training, {at_once} at a time" if left else ""
+    total = (
+        f", about {_clock(sum(left.values()) / min(at_once, len(missing)))} of training, {at_once}"
+        " at a time"
+        if left
+        else ""
+    )
     say(f"{len(runs) - len(missing)} of {len(runs)} runs are done; {len(missing)} to do{total}")
 
 
@@ -164,9 +187,20 @@ def make_runs(runs: Sequence[Job], at_once: int, world: World) -> Sequence[Failu
         build_dataset(missing[0].config.data)  # what is missing is one error, not one for each run
     done_before = len(runs) - len(missing)
     screen = Console(file=sys.stderr)
-    say(f"{len(missing)} runs to make, {done_before} are done; {min(at_once, len(missing))} at a time")
-    columns = (TextColumn("runs"), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=screen, disable=not screen.is_terminal, speed_estimate_period=3600) as progress:
+    say(
+        f"{len(missing)} runs to make, {done_before} are done; {min(at_once, len(missing))} at a"
+        " time"
+    )
+    columns = (
+        TextColumn("runs"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=screen, disable=not screen.is_terminal, speed_estimate_period=3600
+    ) as progress:
         task = progress.add_task("", total=len(missing), count=f"{done_before}/{len(runs)}")
 
         def moved(made: float, done: int) -> None:
@@ -176,12 +210,23 @@ def make_runs(runs: Sequence[Job], at_once: int, world: World) -> Sequence[Failu
             progress.update(task, completed=made, count=count)
 
         def failed(failure: Failure) -> None:
-            warn(f"{failure.job.name}, seed {failure.job.config.train.seed}, failed: {failure.reason} ({failure.job.folder})")
+            warn(
+                f"{failure.job.name}, seed {failure.job.config.train.seed}, failed:"
+                f" {failure.reason} ({failure.job.folder})"
+            )
 
         return run_jobs(missing, at_once, one_core=world.small, failed=failed, moved=moved)
 
 
-def show_results(entries: Sequence[Entry], world: World, seeds: Mapping[str, Sequence[int]], out: Path, given: str, *, count: bool) -> None:
+def show_results(
+    entries: Sequence[Entry],
+    world: World,
+    seeds: Mapping[str, Sequence[int]],
+    out: Path,
+    given: str,
+    *,
+    count: bool,
+) -> None:
     """Print every entry with what it says in words, and write the page.
 
     Args:
@@ -197,7 +242,14 @@ def show_results(entries: Sequence[Entry], world: World, seeds: Mapping[str, Seq
 
     sections = []
     for entry in entries:
-        section = build_section(entry, world, out, seeds[entry.key], f"cascade-clip reproduce {entry.key}{given}", count=count)
+        section = build_section(
+            entry,
+            world,
+            out,
+            seeds[entry.key],
+            f"cascade-clip reproduce {entry.key}{given}",
+            count=count,
+        )
         say(f"\n{entry.key}: {entry.title}")
         for table in section.tables:
             console.print(draw_table(table))

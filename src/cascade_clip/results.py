@@ -1,4 +1,5 @@
-"""What a segmentation is: labels with the names and colours they stand for, and the files that people take away.
+"""What a segmentation is: labels with the names and colours they stand for, and the files that
+people take away.
 
 H, W: size of the image in pixels.
 """
@@ -47,26 +48,45 @@ class Segmentation:
     def __post_init__(self) -> None:
         """Check that everything fits together."""
         if self.labels.ndim != 2 or 0 in self.labels.shape:
-            raise ValueError(f"labels must have shape (H, W) with no empty side, got {self.labels.shape}")
+            raise ValueError(
+                f"labels must have shape (H, W) with no empty side, got {self.labels.shape}"
+            )
         if self.labels.dtype.kind not in "iu":
             raise ValueError(f"labels must be whole numbers, got {self.labels.dtype}")
         if len(self.class_names) != len(self.colors) or not self.class_names:
-            raise ValueError(f"{len(self.class_names)} class names need as many colours and at least one, got {len(self.colors)}")
+            raise ValueError(
+                f"{len(self.class_names)} class names need as many colours and at least one, got"
+                f" {len(self.colors)}"
+            )
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class names must differ, so that each has a coverage of its own")
-        object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))  # small types cannot count beyond their classes
+        # small types cannot count beyond their classes
+        object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < UNLABELLED or high >= len(self.class_names):
-            raise ValueError(f"labels must lie in -1..{len(self.class_names) - 1}, got values from {low} to {high}")
+            raise ValueError(
+                f"labels must lie in -1..{len(self.class_names) - 1}, got values from {low} to"
+                f" {high}"
+            )
         if self.scores is not None and self.scores.shape != self.labels.shape:
-            raise ValueError(f"scores must have the shape of labels {self.labels.shape}, got {self.scores.shape}")
-        if self.class_maps is not None and (self.class_maps.ndim != 3 or len(self.class_maps) != len(self.class_names)):
-            raise ValueError(f"class maps must have shape ({len(self.class_names)}, h, w), got {self.class_maps.shape}")
+            raise ValueError(
+                f"scores must have the shape of labels {self.labels.shape}, got {self.scores.shape}"
+            )
+        if self.class_maps is not None and (
+            self.class_maps.ndim != 3 or len(self.class_maps) != len(self.class_names)
+        ):
+            raise ValueError(
+                f"class maps must have shape ({len(self.class_names)}, h, w), got"
+                f" {self.class_maps.shape}"
+            )
 
     @property
     def coverage(self) -> dict[str, float]:
         """Share of the pixels of every class, in label order."""
-        return {name: float(count) / self.labels.size for name, count in zip(self.class_names, self._sums(None), strict=True)}
+        return {
+            name: float(count) / self.labels.size
+            for name, count in zip(self.class_names, self._sums(None), strict=True)
+        }
 
     @property
     def mean_scores(self) -> dict[str, float]:
@@ -74,13 +94,24 @@ class Segmentation:
         if self.scores is None:
             return {}
         sums, counts = self._sums(self.scores), self._sums(None)
-        return {name: float(sums[index] / counts[index]) for index, name in enumerate(self.class_names) if counts[index]}
+        return {
+            name: float(sums[index] / counts[index])
+            for index, name in enumerate(self.class_names)
+            if counts[index]
+        }
 
-    def _sums(self, weights: NDArray[np.float32] | None) -> NDArray[np.floating[Any] | np.integer[Any]]:
-        """Sum of the weights of the pixels of every class (C,), or their number; a strip of rows at a time, since bincount copies."""
+    def _sums(
+        self, weights: NDArray[np.float32] | None
+    ) -> NDArray[np.floating[Any] | np.integer[Any]]:
+        """Sum of the weights of the pixels of every class (C,), or their number; a strip of rows at
+        a time, since bincount copies."""
         size = len(self.class_names) + 1
         parts = (
-            np.bincount(self.labels[rows].ravel() + 1, None if weights is None else weights[rows].ravel(), minlength=size)
+            np.bincount(
+                self.labels[rows].ravel() + 1,
+                None if weights is None else weights[rows].ravel(),
+                minlength=size,
+            )
             for rows in _strips(self.labels.shape)
         )
         return np.sum(list(parts), axis=0)[1:]  # type: ignore[no-any-return]
@@ -92,38 +123,57 @@ class Segmentation:
             ValueError: a name that was not asked for.
         """
         if name not in self.class_names:
-            raise ValueError(f"no class {name!r} in this segmentation; it has {list(self.class_names)}")
+            raise ValueError(
+                f"no class {name!r} in this segmentation; it has {list(self.class_names)}"
+            )
         return np.asarray(self.labels == self.class_names.index(name))
 
     def heatmap(self, name: str) -> NDArray[np.float32]:
-        """The score of one class everywhere, float32 (H, W), whether or not it won; upsampled bilinearly from `class_maps`.
+        """The score of one class everywhere, float32 (H, W), whether or not it won; upsampled
+        bilinearly from `class_maps`.
 
         Raises:
             ValueError: a name that was not asked for, or a segmentation that was read from files.
         """
         self.mask(name)  # refuses unknown names
         if self.class_maps is None:
-            raise ValueError("this segmentation carries no class maps; segment the image again for heat maps")
+            raise ValueError(
+                "this segmentation carries no class maps; segment the image again for heat maps"
+            )
         coarse = Image.fromarray(self.class_maps[self.class_names.index(name)].astype(np.float32))
         size = (self.labels.shape[1], self.labels.shape[0])
         return np.asarray(coarse.resize(size, Image.Resampling.BILINEAR), dtype=np.float32)
 
     def heatmap_image(self, name: str, image: Any = None, opacity: float = 0.7) -> Image.Image:
-        """The heat map of a class, black to yellow over scores 0 to 1; laid over the image if one is given."""
+        """The heat map of a class, black to yellow over scores 0 to 1; laid over the image if one
+        is given."""
         shades = Image.fromarray(np.round(255 * self.heatmap(name).clip(0, 1)).astype(np.uint8))
         colored = ImageOps.colorize(shades, "#000010", "#fff3b0", "#d1495b")
         return colored if image is None else Image.blend(_open(image), colored, opacity)
 
     def to_labelme(self, image_name: str) -> dict[str, Any]:
-        """The classes as polygons in the JSON form of the annotation program Labelme; `image_name` is the image's file name."""
+        """The classes as polygons in the JSON form of the annotation program Labelme; `image_name`
+        is the image's file name."""
         shapes: list[dict[str, Any]] = [
-            {"label": name, "points": [list(point) for point in part], "group_id": None, "shape_type": "polygon", "flags": {}}
+            {
+                "label": name,
+                "points": [list(point) for point in part],
+                "group_id": None,
+                "shape_type": "polygon",
+                "flags": {},
+            }
             for name, share in self.coverage.items()
             if share > 0
             for part in outline_mask(self.mask(name))
         ]
         height, width = self.labels.shape
-        head: dict[str, Any] = {"version": "5.0.1", "flags": {}, "shapes": shapes, "imagePath": image_name, "imageData": None}
+        head: dict[str, Any] = {
+            "version": "5.0.1",
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": image_name,
+            "imageData": None,
+        }
         return {**head, "imageHeight": height, "imageWidth": width}
 
     def color_image(self) -> Image.Image:
@@ -131,31 +181,40 @@ class Segmentation:
         return Image.fromarray(self._color_table()[self.labels])
 
     def _color_table(self) -> NDArray[np.uint8]:
-        return np.array([*self.colors, (128, 128, 128)], dtype=np.uint8)  # (C + 1, 3), the last one at index -1
+        # (C + 1, 3), the last one at index -1
+        return np.array([*self.colors, (128, 128, 128)], dtype=np.uint8)
 
     def overlay(self, image: Any, opacity: float = 0.55, *, legend: bool = True) -> Image.Image:
-        """The image under its classes' colours, with borders between them and a legend on the right.
+        """The image under its classes' colours, with borders between them and a legend on the
+        right.
 
         Args:
-            image: a Pillow image, an array (H, W, 3) of 8-bit values, or a path; of the size of `labels`.
+            image: a Pillow image, an array (H, W, 3) of 8-bit values, or a path; of the size of
+                `labels`.
             opacity: how much the colours cover, 0..1.
             legend: whether the names and their share of the image are written beside it.
         """
         pixels = _pixels(image)  # (H, W, 3)
         if pixels.shape[:2] != self.labels.shape:
-            raise ValueError(f"the image has {pixels.shape[1]} x {pixels.shape[0]} pixels, the labels {self.labels.shape[::-1]}")
+            raise ValueError(
+                f"the image has {pixels.shape[1]} x {pixels.shape[0]} pixels, the labels"
+                f" {self.labels.shape[::-1]}"
+            )
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity must lie in 0..1, got {opacity}")
         canvas = self._panel() if legend else Image.new("RGB", self.labels.shape[::-1])
-        for rows in _strips(self.labels.shape):  # a large picture is not held in several forms at once
+        # a large picture is not held in several forms at once
+        for rows in _strips(self.labels.shape):
             colors = Image.fromarray(self._color_table()[self.labels[rows]])
-            blended = np.array(Image.blend(Image.fromarray(pixels[rows]), colors, opacity))  # (h, W, 3)
+            # (h, W, 3)
+            blended = np.array(Image.blend(Image.fromarray(pixels[rows]), colors, opacity))
             blended[_borders(self.labels[rows.start : rows.stop + 1])[: len(blended)]] = 255
             canvas.paste(Image.fromarray(blended), (0, rows.start))
         return canvas
 
     def index_image(self) -> Image.Image:
-        """The labels as an image file holds them: 8-bit palette up to 255 classes (255 = unlabelled), else 16-bit (65535 = unlabelled)."""
+        """The labels as an image file holds them: 8-bit palette up to 255 classes (255 =
+        unlabelled), else 16-bit (65535 = unlabelled)."""
         if len(self.class_names) > 255:
             return Image.fromarray(self.labels.astype(np.uint16))  # -1 becomes the largest number
         index = Image.fromarray(self.labels.astype(np.uint8))
@@ -165,20 +224,30 @@ class Segmentation:
         return index
 
     def to_json(self) -> dict[str, Any]:
-        """Names, colours, coverage and mean scores as plain values; absent classes have coverage 0."""
+        """Names, colours, coverage and mean scores as plain values; absent classes have coverage
+        0."""
         scores = self.mean_scores
         return {
             "width": self.labels.shape[1],
             "height": self.labels.shape[0],
             "unlabelled": float((self.labels < 0).mean()),
             "classes": [
-                {"index": index, "name": name, "color": list(color), "coverage": share, "mean_score": scores.get(name)}
-                for index, ((name, share), color) in enumerate(zip(self.coverage.items(), self.colors, strict=True))
+                {
+                    "index": index,
+                    "name": name,
+                    "color": list(color),
+                    "coverage": share,
+                    "mean_score": scores.get(name),
+                }
+                for index, ((name, share), color) in enumerate(
+                    zip(self.coverage.items(), self.colors, strict=True)
+                )
             ],
         }
 
     def to_coco_rle(self) -> list[dict[str, Any]]:
-        """The classes that occur as COCO annotations: category_id (label + 1), name, segmentation (RLE), area, bbox, score."""
+        """The classes that occur as COCO annotations: category_id (label + 1), name, segmentation
+        (RLE), area, bbox, score."""
         scores = self.mean_scores
         found: list[dict[str, Any]] = []
         for index, name in enumerate(self.class_names):
@@ -189,7 +258,13 @@ class Segmentation:
             left, top = int(columns[0]), int(rows[0])
             box = [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
             area = int(np.count_nonzero(mask))
-            annotation = {"category_id": index + 1, "name": name, "segmentation": encode_mask(mask), "area": area, "bbox": box}
+            annotation = {
+                "category_id": index + 1,
+                "name": name,
+                "segmentation": encode_mask(mask),
+                "area": area,
+                "bbox": box,
+            }
             found.append({**annotation, "iscrowd": 1, "score": scores.get(name)})
         return found
 
@@ -207,8 +282,9 @@ class Segmentation:
             folder: where to; made if it is not there.
             stem: how the files begin.
             image: the picture, for overlays and heat maps; without it there is no overlay.
-            outputs: `overlay` (STEM_overlay.png), `index` (STEM_index.png), `coco` (STEM_coco.json), `labelme` (STEM_labelme.json),
-                `heatmaps` (STEM_heat_NUMBER_NAME.png for every class that occurs).
+            outputs: `overlay` (STEM_overlay.png), `index` (STEM_index.png), `coco`
+                (STEM_coco.json), `labelme` (STEM_labelme.json), `heatmaps`
+                (STEM_heat_NUMBER_NAME.png for every class that occurs).
             extra: more values for STEM.json.
         """
         if not stem or Path(stem).name != stem:
@@ -224,17 +300,28 @@ class Segmentation:
         if "heatmaps" in outputs:
             for name in (name for name, share in self.coverage.items() if share > 0):
                 number = self.class_names.index(name)
-                pictures[f"_heat_{number:03d}_{file_name(name)}.png"] = self.heatmap_image(name, image)
+                pictures[f"_heat_{number:03d}_{file_name(name)}.png"] = self.heatmap_image(
+                    name, image
+                )
         if "coco" in outputs:
             texts["_coco.json"] = self.to_coco_rle()
         if "labelme" in outputs:
-            texts["_labelme.json"] = self.to_labelme(f"{stem}.jpg" if extra is None else str(extra.get("source", stem)))
+            texts["_labelme.json"] = self.to_labelme(
+                f"{stem}.jpg" if extra is None else str(extra.get("source", stem))
+            )
         names = [f"{stem}{end}" for end in (*pictures, *texts)]
         texts[".json"] = {**self.to_json(), **(extra or {}), "files": names}
-        written = [_write(folder / f"{stem}{end}", partial(picture.save, format="PNG")) for end, picture in pictures.items()]
+        written = [
+            _write(folder / f"{stem}{end}", partial(picture.save, format="PNG"))
+            for end, picture in pictures.items()
+        ]
         for end, values in texts.items():
             text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-            written.append(_write(folder / f"{stem}{end}", partial(Path.write_text, data=text, encoding="utf-8")))
+            written.append(
+                _write(
+                    folder / f"{stem}{end}", partial(Path.write_text, data=text, encoding="utf-8")
+                )
+            )
         return written
 
     @classmethod
@@ -244,23 +331,49 @@ class Segmentation:
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
             names = tuple(str(entry["name"]) for entry in values["classes"])
-            colors = tuple((int(entry["color"][0]), int(entry["color"][1]), int(entry["color"][2])) for entry in values["classes"])
-        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
+            colors = tuple(
+                (int(entry["color"][0]), int(entry["color"][1]), int(entry["color"][2]))
+                for entry in values["classes"]
+            )
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            IndexError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise ValueError(f"{file} is not the JSON of a segmentation: {error!r}") from error
         picture = file.with_name(f"{file.stem}_index.png")
-        index = np.array(read_picture(picture, f"index picture {picture}", mask=True)).astype(np.int64)
-        return cls(np.where(index == (255 if len(names) <= 255 else 65535), UNLABELLED, index), names, colors)
+        index = np.array(read_picture(picture, f"index picture {picture}", mask=True)).astype(
+            np.int64
+        )
+        return cls(
+            np.where(index == (255 if len(names) <= 255 else 65535), UNLABELLED, index),
+            names,
+            colors,
+        )
 
     def _panel(self) -> Image.Image:
-        """A white picture with swatches, names and shares on the right, and space for the image on the left."""
+        """A white picture with swatches, names and shares on the right, and space for the image on
+        the left."""
         height, space = self.labels.shape
-        present = sorted(((share, name) for name, share in self.coverage.items() if share > 0), key=lambda row: (-row[0], row[1]))
-        rows = [(self.colors[self.class_names.index(name)], _shorten(name), f"{100 * share:.1f} %") for share, name in present]
+        present = sorted(
+            ((share, name) for name, share in self.coverage.items() if share > 0),
+            key=lambda row: (-row[0], row[1]),
+        )
+        rows = [
+            (self.colors[self.class_names.index(name)], _shorten(name), f"{100 * share:.1f} %")
+            for share, name in present
+        ]
         unlabelled = float((self.labels < 0).mean())
         if unlabelled:
             rows.append(((128, 128, 128), "unlabelled", f"{100 * unlabelled:.1f} %"))
         if len(rows) > _LEGEND_ROWS:
-            rows = [*rows[:_LEGEND_ROWS], ((255, 255, 255), f"and {len(rows) - _LEGEND_ROWS} more", "")]
+            rows = [
+                *rows[:_LEGEND_ROWS],
+                ((255, 255, 255), f"and {len(rows) - _LEGEND_ROWS} more", ""),
+            ]
         size = min(max(12, height // 28), 32)
         font = ImageFont.load_default(size)
         gap, line = size // 2, int(size * 1.7)
@@ -273,8 +386,16 @@ class Segmentation:
             left, top = space + gap, gap + number * line
             draw.rectangle((left, top, left + size, top + size), fill=color)
             middle = top + size // 2
-            draw.text((left + size + gap, middle), drawable(name), fill=(20, 20, 20), font=font_for(name, size), anchor="lm")
-            draw.text((canvas.width - gap, middle), share, fill=(90, 90, 90), font=font, anchor="rm")
+            draw.text(
+                (left + size + gap, middle),
+                drawable(name),
+                fill=(20, 20, 20),
+                font=font_for(name, size),
+                anchor="lm",
+            )
+            draw.text(
+                (canvas.width - gap, middle), share, fill=(90, 90, 90), font=font, anchor="rm"
+            )
         return canvas
 
 
@@ -309,7 +430,8 @@ def _borders(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def file_name(text: str) -> str:
-    """A class name as part of a file name: letters and digits of any script, everything else a dash, at most 60 bytes."""
+    """A class name as part of a file name: letters and digits of any script, everything else a
+    dash, at most 60 bytes."""
     name = re.sub(r"[^\w]+", "-", text).strip("-").encode()[:60].decode(errors="ignore")
     return name or "class"
 

@@ -1,8 +1,10 @@
 """Run-length encoded masks as the COCO tools write them, in numpy.
 
-A mask is read column by column; `counts` are the lengths of its runs, the first one of zeros (0 when the mask begins with a one). The
-compressed form stores each length from the fourth on as the difference to the length two before, in groups of 5 bits, lowest first: bit
-0x20 says that another group follows, bit 0x10 of the last group is the sign, and 48 makes the character printable (cocoapi, maskApi.c).
+A mask is read column by column; `counts` are the lengths of its runs, the first one of zeros (0
+when the mask begins with a one). The compressed form stores each length from the fourth on as the
+difference to the length two before, in groups of 5 bits, lowest first: bit 0x20 says that another
+group follows, bit 0x10 of the last group is the sign, and 48 makes the character printable
+(cocoapi, maskApi.c).
 """
 
 from __future__ import annotations
@@ -38,21 +40,28 @@ def encode_mask(mask: NDArray[np.bool_]) -> RunLengths:
         ValueError: the mask has another type or number of dimensions, or no pixels.
     """
     if mask.ndim != 2 or mask.dtype != np.bool_ or mask.size == 0:
-        raise ValueError(f"a mask to encode must be a boolean array (H, W) with pixels, got {mask.dtype} of shape {mask.shape}")
+        raise ValueError(
+            f"a mask to encode must be a boolean array (H, W) with pixels, got {mask.dtype} of"
+            f" shape {mask.shape}"
+        )
     pixels = mask.ravel(order="F")  # (H * W)
     starts = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
     edges = np.concatenate([[0], starts, [pixels.size]])
     counts = np.diff(edges)
     if pixels[0]:
         counts = np.concatenate([[0], counts])
-    return {"size": [int(side) for side in mask.shape], "counts": _compress(counts.astype(np.int64))}
+    return {
+        "size": [int(side) for side in mask.shape],
+        "counts": _compress(counts.astype(np.int64)),
+    }
 
 
 def decode_mask(encoded: Mapping[str, Any]) -> NDArray[np.bool_]:
     """The mask that a run-length encoding stands for.
 
     Args:
-        encoded: `size` (height, width) and `counts`: a compressed string (str or bytes) or a list of run lengths.
+        encoded: `size` (height, width) and `counts`: a compressed string (str or bytes) or a list
+            of run lengths.
 
     Returns:
         (H, W), boolean.
@@ -64,16 +73,22 @@ def decode_mask(encoded: Mapping[str, Any]) -> NDArray[np.bool_]:
         height, width = (int(side) for side in encoded["size"])
         counts = encoded["counts"]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError("a run-length encoding needs `size` [height, width] and `counts`") from error
+        raise ValueError(
+            "a run-length encoding needs `size` [height, width] and `counts`"
+        ) from error
     if height < 1 or width < 1 or height * width > LARGEST_MASK:
-        raise ValueError(f"run lengths must fill {height} x {width} pixels, but a mask has 1 to {LARGEST_MASK:,}")
+        raise ValueError(
+            f"run lengths must fill {height} x {width} pixels, but a mask has 1 to {LARGEST_MASK:,}"
+        )
     if isinstance(counts, (str, bytes)):
         lengths = _decompress(counts.encode() if isinstance(counts, str) else counts)
     else:
         lengths = _listed(counts)
     outside = (lengths < 0) | (lengths > height * width)  # sums of larger ones could wrap around
     if outside.any() or int(lengths.sum()) != height * width:
-        raise ValueError(f"run lengths must fill {height} x {width} pixels, these add up to {int(lengths.sum())}")
+        raise ValueError(
+            f"run lengths must fill {height} x {width} pixels, these add up to {int(lengths.sum())}"
+        )
     values = np.arange(len(lengths)) % 2 == 1
     return np.repeat(values, lengths).reshape(height, width, order="F")
 
@@ -97,14 +112,18 @@ def _compress(counts: NDArray[np.int64]) -> str:
         groups.append(low + np.where(more, _MORE, 0) + _FIRST_CHARACTER)
         used.append(active)
         active = more
-    characters: NDArray[np.int64] = np.stack(groups, axis=1)[np.stack(used, axis=1)]  # row by row: all groups of a run, then the next run
+    # row by row: all groups of a run, then the next run
+    characters: NDArray[np.int64] = np.stack(groups, axis=1)[np.stack(used, axis=1)]
     return bytes(characters.tolist()).decode("ascii")
 
 
 def _decompress(text: bytes) -> NDArray[np.int64]:
     codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - _FIRST_CHARACTER
     if codes.size == 0 or codes.min() < 0 or codes.max() >= 2 * _MORE or codes[-1] & _MORE:
-        raise ValueError("damaged run-length string: it is empty, cut off, or holds characters that do not belong there")
+        raise ValueError(
+            "damaged run-length string: it is empty, cut off, or holds characters that do not"
+            " belong there"
+        )
     last = np.flatnonzero((codes & _MORE) == 0)  # the group that ends each run
     first = np.concatenate([[0], last[:-1] + 1])
     sizes = last - first + 1

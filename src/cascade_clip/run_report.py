@@ -1,6 +1,8 @@
-"""The report of a run as one HTML file: its figures, its curves, its sheets, what differs from the defaults, and where it comes from.
+"""The report of a run as one HTML file: its figures, its curves, its sheets, what differs from the
+defaults, and where it comes from.
 
-Everything is read from the run folder, so the page can be made again; it needs no script and no connection.
+Everything is read from the run folder, so the page can be made again; it needs no script and no
+connection.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ _STYLE = """<style>
 .sheet { min-width: 640px; width: 100% }
 summary { cursor: pointer; margin: .6rem 0; font-weight: 600 }
 td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; width: 70% }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f5f7f9; border-radius: 8px; padding: .7rem .9rem; font-size: .9rem }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f5f7f9; border-radius: 8px;
+padding: .7rem .9rem; font-size: .9rem }
 </style>"""
 
 
@@ -55,7 +58,11 @@ def build_run_page(out: Path) -> str:
     if not (out / "config.yaml").is_file():
         raise FileNotFoundError(f"{out} holds no run: config.yaml is missing")
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
-    metrics, run, evaluation = read_metrics(out / "metrics.csv"), read_run_file(out) or {}, _read_json(out / "report.json")
+    metrics, run, evaluation = (
+        read_metrics(out / "metrics.csv"),
+        read_run_file(out) or {},
+        _read_json(out / "report.json"),
+    )
     steps = int(metrics[-1]["step"]) if metrics else 0
     train = config.get("train", {})
     sections = [
@@ -66,24 +73,34 @@ def build_run_page(out: Path) -> str:
         ("Settings that differ from the defaults", _rows(changed_settings(config))),
         ("Where it comes from", _provenance(run)),
     ]
-    body = "\n".join(f"<section><h2>{html.escape(title)}</h2>\n{part}</section>" for title, part in sections if part)
+    body = "\n".join(
+        f"<section><h2>{html.escape(title)}</h2>\n{part}</section>"
+        for title, part in sections
+        if part
+    )
     return PAGE.substitute(
         title=html.escape(f"Training run {out.resolve().name}"),
-        lead=html.escape(f"{train.get('protocol', '')}, {steps:,} of {train.get('steps', 0):,} steps, seed {train.get('seed', 0)}"),
+        lead=html.escape(
+            f"{train.get('protocol', '')}, {steps:,} of {train.get('steps', 0):,} steps, seed"
+            f" {train.get('seed', 0)}"
+        ),
         cards=_cards(metrics, evaluation),
         body=_STYLE + body,
     )
 
 
 def changed_settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Dotted names and values of the settings that are not the defaults; data settings are compared with their own defaults."""
+    """Dotted names and values of the settings that are not the defaults; data settings are compared
+    with their own defaults."""
     defaults = config_to_dict(Config())
     if values.get("evaluation"):
         defaults["evaluation"] = defaults["data"]
     return list(_differences(values, defaults, ""))
 
 
-def _differences(values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
+def _differences(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str
+) -> list[tuple[str, str]]:
     found = []
     for name, value in values.items():
         default = defaults.get(name)
@@ -94,14 +111,22 @@ def _differences(values: Mapping[str, Any], defaults: Mapping[str, Any], prefix:
     return found
 
 
-def draw_curve(metrics: Sequence[Mapping[str, float]], names: Sequence[str], title: str, *, log: bool = False) -> Figure:
+def draw_curve(
+    metrics: Sequence[Mapping[str, float]], names: Sequence[str], title: str, *, log: bool = False
+) -> Figure:
     """Columns of metrics.csv over the steps."""
     figure = Figure(figsize=(4.6, 3.1))
     axis = figure.add_axes((0.14, 0.16, 0.83, 0.74))  # a layout engine takes seconds
     for name, color in zip(names, ("#2f6db3", "#d9822b", "#5b8c5a"), strict=False):
         points = [(row["step"], row[name]) for row in metrics if name in row]
         if points:
-            axis.plot(*zip(*points, strict=True), label=name, color=color, linewidth=1.6, marker="o" if len(points) == 1 else None)
+            axis.plot(
+                *zip(*points, strict=True),
+                label=name,
+                color=color,
+                linewidth=1.6,
+                marker="o" if len(points) == 1 else None,
+            )
     if log and all(row.get(name, 1.0) > 0 for row in metrics for name in names):
         axis.set_yscale("log")
     elif not log:
@@ -133,14 +158,20 @@ def _picture(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     title = figure.axes[0].get_title(loc="left")
-    return f'<img alt="{html.escape(title)} over the steps" src="data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return (
+        f'<img alt="{html.escape(title)} over the steps"'
+        f' src="data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    )
 
 
 def _cards(metrics: Sequence[Mapping[str, float]], evaluation: Mapping[str, Any] | None) -> str:
     """The figures of the evaluation if there is one, then how the run went."""
     cards = []
     if evaluation:
-        cards += [(_percent(evaluation["summary"].get(key)), *_halves(label)) for key, label in FIGURES.items()]
+        cards += [
+            (_percent(evaluation["summary"].get(key)), *_halves(label))
+            for key, label in FIGURES.items()
+        ]
     if metrics:
         last = metrics[-1]
         speeds = sorted(row["images_per_second"] for row in metrics if "images_per_second" in row)
@@ -149,9 +180,16 @@ def _cards(metrics: Sequence[Mapping[str, float]], evaluation: Mapping[str, Any]
         if speeds:
             cards.append((f"{speeds[len(speeds) // 2]:.3g}", "images/s", "median"))
         if "memory_mb" in last:
-            cards.append((f"{max(row.get('memory_mb', 0.0) for row in metrics) / 1000:.2f} GB", "memory", "largest"))
+            cards.append(
+                (
+                    f"{max(row.get('memory_mb', 0.0) for row in metrics) / 1000:.2f} GB",
+                    "memory",
+                    "largest",
+                )
+            )
     return "".join(
-        f'<div class="card"><b>{html.escape(value)}</b><span>{html.escape(name)}</span><small>{html.escape(note)}</small></div>'
+        f'<div class="card"><b>{html.escape(value)}</b><span>{html.escape(name)}</span>'
+        f"<small>{html.escape(note)}</small></div>"
         for value, name, note in cards
     )
 
@@ -160,12 +198,14 @@ def _evaluation(out: Path, found: Mapping[str, Any] | None) -> str:
     if not found:
         return ""
     rows = "".join(
-        f"<tr><td>{html.escape(entry['name'])}{'' if entry['seen'] else ' <span class=mark>unseen</span>'}</td>"
+        f"<tr><td>{html.escape(entry['name'])}"
+        f"{'' if entry['seen'] else ' <span class=mark>unseen</span>'}</td>"
         f"<td>{_percent(entry['iou'])}</td><td>{_percent(entry['accuracy'])}</td></tr>"
         for entry in found["classes"]
     )
     link = (
-        f'<p><a href="{EVALUATION}">The whole evaluation</a>: confusions, worst and best images.</p>'
+        f'<p><a href="{EVALUATION}">The whole evaluation</a>: confusions, worst and best'
+        " images.</p>"
         if (out / EVALUATION).is_file()
         else ""
     )
@@ -186,7 +226,8 @@ def _sheets(out: Path) -> str:
     paths = sorted((out / "sheets").glob("step-*.png"))
     kept = [*paths[:1], *paths[1:][-(_SHEETS - 1) :]]
     return "".join(
-        f'<figure class="scroll"><img class="sheet" alt="predictions, {path.stem}" src="data:image/jpeg;base64,{_jpeg(path)}"></figure>'
+        f'<figure class="scroll"><img class="sheet" alt="predictions, {path.stem}"'
+        f' src="data:image/jpeg;base64,{_jpeg(path)}"></figure>'
         for path in kept
     )
 
@@ -210,29 +251,43 @@ def _provenance(run: Mapping[str, Any]) -> str:
         ("unseen classes", ", ".join(split["unseen"]) or "none"),
         (
             "batch",
-            f"{batch['effective']} = {batch['devices']} devices x {batch['per_device']} at once x {batch['accumulation']} passes",
+            (
+                f"{batch['effective']} = {batch['devices']} devices x {batch['per_device']} at once"
+                f" x {batch['accumulation']} passes"
+            ),
         ),
     ]
     parts = [_rows(rows)]
     for number, start in enumerate(run["starts"]):
         git, hardware = start["git"], start["hardware"]
-        code = "no git repository" if git is None else git["commit"] + (" with changes" if git["dirty"] else "")
+        code = (
+            "no git repository"
+            if git is None
+            else git["commit"] + (" with changes" if git["dirty"] else "")
+        )
         parts.append(
-            f"<h3>{'Started' if number == 0 else 'Went on'} {html.escape(start['time'])}</h3><pre>{html.escape(start['command'])}</pre>"
+            f"<h3>{'Started' if number == 0 else 'Went on'}"
+            f" {html.escape(start['time'])}</h3><pre>{html.escape(start['command'])}</pre>"
         )
         lines = [
             ("git", code),
             ("processor", f"{hardware['cpu']}, {hardware['cpu_cores']} cores"),
             ("graphics cards", ", ".join(hardware["gpus"]) or "none"),
             ("platform", hardware["platform"]),
-            ("versions", ", ".join(f"{name} {version}" for name, version in start["versions"].items())),
+            (
+                "versions",
+                ", ".join(f"{name} {version}" for name, version in start["versions"].items()),
+            ),
         ]
         parts.append(_rows(lines))
     return "".join(parts)
 
 
 def _rows(rows: Sequence[tuple[str, str]]) -> str:
-    cells = "".join(f'<tr><td>{html.escape(name)}</td><td class="text">{html.escape(value)}</td></tr>' for name, value in rows)
+    cells = "".join(
+        f'<tr><td>{html.escape(name)}</td><td class="text">{html.escape(value)}</td></tr>'
+        for name, value in rows
+    )
     return f"<table>{cells}</table>" if rows else ""
 
 
@@ -241,7 +296,12 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"summary", "classes", "assumptions", "images"} <= found.keys() else None
+    return (
+        found
+        if isinstance(found, dict)
+        and {"summary", "classes", "assumptions", "images"} <= found.keys()
+        else None
+    )
 
 
 def _halves(label: str) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """Where the messages of a run go: the screen, in one of three modes, and the run's log file.
 
-normal   text for people; log messages go to standard error
-quiet    only warnings and the last lines
-json     one JSON object a line on standard output and nothing else there (docs/training.md lists the events)
+normal   text for people; log messages go to standard error quiet    only warnings and the last
+lines json     one JSON object a line on standard output and nothing else there (docs/training.md
+lists the events)
 
 Whatever the mode, everything that is said goes into `log.txt` as well, with the time.
 """
@@ -62,7 +62,10 @@ class RunScreen:
     def event(self, name: str, **values: Any) -> None:
         """In json mode, one object on standard output; numbers that are no numbers become null."""
         if self.mode == "json":
-            sys.stdout.write(json.dumps({"event": name, **_finite(values)}, ensure_ascii=False, default=str) + "\n")
+            sys.stdout.write(
+                json.dumps({"event": name, **_finite(values)}, ensure_ascii=False, default=str)
+                + "\n"
+            )
             sys.stdout.flush()
 
     @contextmanager
@@ -82,16 +85,27 @@ class RunScreen:
 
     @contextmanager
     def logging_to(self, path: Path) -> Iterator[RunLog]:
-        """While it lasts, log messages and Python's warnings go to `path` too, once `RunLog.open` was called.
+        """While it lasts, log messages and Python's warnings go to `path` too, once `RunLog.open`
+        was called.
 
-        Records that came before are written then; a run that was refused before it began leaves no file.
+        Records that came before are written then; a run that was refused before it began leaves no
+        file.
         """
         log = RunLog(path)
-        loggers = [logging.getLogger(name) for name in ("cascade_clip", "cascade_clip.said", "lightning.pytorch", "py.warnings")]
-        added: list[tuple[logging.Logger, logging.Handler]] = [(logger, log.buffer) for logger in loggers]
+        loggers = [
+            logging.getLogger(name)
+            for name in ("cascade_clip", "cascade_clip.said", "lightning.pytorch", "py.warnings")
+        ]
+        added: list[tuple[logging.Logger, logging.Handler]] = [
+            (logger, log.buffer) for logger in loggers
+        ]
         if self.mode == "json":
             added.append((logging.getLogger("cascade_clip"), _Events(self)))
-        shown = [(handler, handler.level) for handler in logging.getLogger().handlers if isinstance(handler, logging.StreamHandler)]
+        shown = [
+            (handler, handler.level)
+            for handler in logging.getLogger().handlers
+            if isinstance(handler, logging.StreamHandler)
+        ]
         for logger, handler in added:
             logger.addHandler(handler)
         for handler, _ in shown if self.mode != "normal" else []:
@@ -122,7 +136,9 @@ class RunLog:
     def __init__(self, path: Path) -> None:
         """Collect records for `path`."""
         self.path = path
-        self.buffer = logging.handlers.MemoryHandler(_CAPACITY, flushLevel=logging.CRITICAL + 1, flushOnClose=True)
+        self.buffer = logging.handlers.MemoryHandler(
+            _CAPACITY, flushLevel=logging.CRITICAL + 1, flushOnClose=True
+        )
         self.buffer.setLevel(logging.INFO)
 
     def open(self) -> None:
@@ -131,7 +147,9 @@ class RunLog:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.path, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+        )
         self.buffer.setTarget(handler)
         self.buffer.flushLevel = logging.NOTSET
         self.buffer.flush()

@@ -15,18 +15,25 @@ FIGURES = {"processor": "processor time (s)", "memory": "peak memory (MiB)"}
 
 
 def draw_scaling(rows: Sequence[Row], path: Path) -> None:
-    """Processor time and peak memory over the number of classes and of pixels, on log axes, into a PNG file."""
+    """Processor time and peak memory over the number of classes and of pixels, on log axes, into a
+    PNG file."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     grid = figure.subplots(2, 2)
     for column, (name, title) in enumerate(AXES.items()):
         found = [row for row in rows if row.name == name]
-        places = [row.work.classes if name == "classes" else row.work.height * row.work.width for row in found]
+        places = [
+            row.work.classes if name == "classes" else row.work.height * row.work.width
+            for row in found
+        ]
         for line, (key, label) in enumerate(FIGURES.items()):
             axes = grid[line, column]
             axes.plot(places, [row.median(key) for row in found], marker="o")
             axes.set_xscale("log")
             axes.set_yscale("log")
-            lowest, highest = min(row.median(key) for row in found), max(row.median(key) for row in found)
+            lowest, highest = (
+                min(row.median(key) for row in found),
+                max(row.median(key) for row in found),
+            )
             axes.set_ylim(lowest / 2, highest * 2)
             axes.set_xlabel(title)
             axes.set_ylabel(label)

@@ -16,24 +16,29 @@ COUNTABLE = 255
 
 
 def first_best(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of scores (c, ...) over classes, and the first class that has it: (...), (...) whole numbers.
+    """The largest of scores (c, ...) over classes, and the first class that has it: (...), (...)
+    whole numbers.
 
-    What `Tensor.max` gives, with kernels that are several times as fast on a CPU, where its reduction over the first axis is slow.
+    What `Tensor.max` gives, with kernels that are several times as fast on a CPU, where its
+    reduction over the first axis is slow.
     """
     count = len(scores)
     if scores.device.type != "cpu" or count > COUNTABLE:
         best, index = scores.max(dim=0)
         return best, index
     if count == 1:
-        return scores[0].clone(), torch.zeros_like(scores[0], dtype=torch.int32)  # a running best writes into it
+        # a running best writes into it
+        return scores[0].clone(), torch.zeros_like(scores[0], dtype=torch.int32)
     best = scores.amax(dim=0)  # (...)
     order = torch.arange(count, 0, -1, dtype=torch.uint8).view(-1, *(1,) * (scores.ndim - 1))
-    first = ((scores == best).view(torch.uint8) * order).amax(dim=0)  # (...), c for the first class, 1 for the last, 0 for NaN
+    # (...), c for the first class, 1 for the last, 0 for NaN
+    first = ((scores == best).view(torch.uint8) * order).amax(dim=0)
     return best, first.clamp_(min=1).int().neg_().add_(count)
 
 
 class RunningBest:
-    """The best row of every pixel, found while chunks of rows come one after another; of equal scores the first row has it."""
+    """The best row of every pixel, found while chunks of rows come one after another; of equal
+    scores the first row has it."""
 
     scores: Tensor
     """(H, W), of the best row"""
@@ -54,7 +59,8 @@ class RunningBest:
             return
         if start == 0:
             self.scores, index = first_best(scores)  # (H, W)
-            self._rows = index.int()  # half the memory of int64: these are the largest arrays of a picture
+            # half the memory of int64: these are the largest arrays of a picture
+            self._rows = index.int()
         elif scores.device.type == "cpu":
             self._add_where_better(scores, start)
         else:
@@ -64,7 +70,8 @@ class RunningBest:
             torch.where(wins, index.int().add_(start), self._rows, out=self._rows)
 
     def _add_where_better(self, scores: Tensor, start: int) -> None:
-        """Look which row is the best only at pixels where the chunk wins: in later chunks they are few."""
+        """Look which row is the best only at pixels where the chunk wins: in later chunks they are
+        few."""
         high = scores.amax(dim=0)  # (H, W)
         wins = high > self.scores
         share = int(wins.count_nonzero()) / wins.numel()
@@ -79,7 +86,8 @@ class RunningBest:
 
 
 def best_by_label(maps: Tensor, labels: Tensor | None, count: int) -> Tensor:
-    """Score maps (R, h, w) of rows to those of `count` labels (C, h, w): the best row of each; 0 for a label without one."""
+    """Score maps (R, h, w) of rows to those of `count` labels (C, h, w): the best row of each; 0
+    for a label without one."""
     if labels is None:
         return maps
     found = maps.new_full((count, *maps.shape[1:]), float("-inf"))

@@ -12,7 +12,13 @@ from typing import Any
 
 from rich.table import Table
 
-FIGURES = {"S": "seen_miou", "U": "unseen_miou", "hIoU": "hiou", "mIoU": "miou", "pAcc": "pixel_accuracy"}
+FIGURES = {
+    "S": "seen_miou",
+    "U": "unseen_miou",
+    "hIoU": "hiou",
+    "mIoU": "miou",
+    "pAcc": "pixel_accuracy",
+}
 """Names in papers, and in the reports of this program."""
 SEEDS_FILE = "seeds.json"
 
@@ -33,7 +39,11 @@ class Spread:
     def deviation(self) -> float | None:
         """Standard deviation of a sample (divided by n - 1); None for fewer than two seeds."""
         present = [value for value in self.values if value is not None]
-        return statistics.stdev(present) if len(present) > 1 and len(present) == len(self.values) else None
+        return (
+            statistics.stdev(present)
+            if len(present) > 1 and len(present) == len(self.values)
+            else None
+        )
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -44,7 +54,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--seeds must be whole numbers separated by commas, such as 0,1,2, got {text!r}")
+        raise ValueError(
+            f"--seeds must be whole numbers separated by commas, such as 0,1,2, got {text!r}"
+        )
     seeds = tuple(int(part) for part in parts)
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"--seeds names a seed twice: {text}")
@@ -57,7 +69,8 @@ def seed_folder(out: Path, seed: int) -> Path:
 
 
 def read_figures(folder: Path) -> dict[str, float | None] | None:
-    """The five figures of a finished run; None where it is not finished: no checkpoint, or no whole report."""
+    """The five figures of a finished run; None where it is not finished: no checkpoint, or no whole
+    report."""
     if not (folder / "model" / "checkpoint.json").is_file():
         return None
     try:
@@ -80,7 +93,9 @@ def claim_seeds(out: Path, settings: Mapping[str, Any]) -> None:
         try:
             known = json.loads(path.read_text(encoding="utf-8"))["config"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); remove it, or choose another --out") from error
+            raise ValueError(
+                f"{path} is damaged ({error}); remove it, or choose another --out"
+            ) from error
         if known != json.loads(json.dumps(settings)):
             raise ValueError(f"{out} holds seeds of other settings; choose another --out")
         return
@@ -88,8 +103,11 @@ def claim_seeds(out: Path, settings: Mapping[str, Any]) -> None:
     _write(path, {"config": settings, "seeds": {}})
 
 
-def write_seeds(out: Path, settings: Mapping[str, Any], figures: Mapping[int, Mapping[str, float | None]]) -> Path:
-    """Write `seeds.json`: settings, the figures of every seed, and mean and standard deviation of each."""
+def write_seeds(
+    out: Path, settings: Mapping[str, Any], figures: Mapping[int, Mapping[str, float | None]]
+) -> Path:
+    """Write `seeds.json`: settings, the figures of every seed, and mean and standard deviation of
+    each."""
     spreads = spread_of(figures)
     path = out / SEEDS_FILE
     _write(
@@ -126,7 +144,10 @@ def seeds_table(figures: Mapping[int, Mapping[str, float | None]]) -> Table:
 
 def seeds_line(figures: Mapping[int, Mapping[str, float | None]]) -> str:
     """The means with their deviations, one line."""
-    parts = [f"{name} {_percent(spread.mean)} +- {_percent(spread.deviation)}" for name, spread in spread_of(figures).items()]
+    parts = [
+        f"{name} {_percent(spread.mean)} +- {_percent(spread.deviation)}"
+        for name, spread in spread_of(figures).items()
+    ]
     return "  ".join(parts)
 
 

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from cascade_clip.predictor import Predictor, Target
     from cascade_clip.ray_engine import Recipe
 
-REAL_MODELS = "for your own photos take --model clip:ViT-B-16-quickgelu/openai, or train a model (README, section Models)"
+REAL_MODELS = (
+    "for your own photos take --model clip:ViT-B-16-quickgelu/openai, or train a model (README,"
+    " section Models)"
+)
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,14 @@ class SegmentOptions:
     calibration: float = 0.0
     """Subtracted from the scores of names that were seen in training."""
     background: str = ""
-    """Background words ("sky, wall, tree"), a file of them, or `scenery`: they compete with the names and all mean `background`; `none`:
-    no background words; by default the checkpoint's."""
+    """Background words ("sky, wall, tree"), a file of them, or `scenery`: they compete with the
+    names and all mean `background`; `none`: no background words; by default the checkpoint's."""
     threshold: float | Literal["none"] | None = None
-    """Pixels whose best score (0..1) lies below are unlabelled, or `background` where that is one of the names; `none`: every pixel gets a
-    name; by default the checkpoint's."""
+    """Pixels whose best score (0..1) lies below are unlabelled, or `background` where that is one
+    of the names; `none`: every pixel gets a name; by default the checkpoint's."""
     outputs: str = "overlay,index"
-    """Files beside the JSON file of every picture, separated by commas: overlay, index, heatmaps, labelme, coco (also all in coco.json)."""
+    """Files beside the JSON file of every picture, separated by commas: overlay, index, heatmaps,
+    labelme, coco (also all in coco.json)."""
     flip: bool = False
     """Average with the mirrored picture: better, twice the time."""
     max_memory: int = 0
@@ -47,16 +51,21 @@ class SegmentOptions:
     quiet: bool = False
     """Print errors and the last line only."""
     engine: Literal["local", "ray"] = "local"
-    """`local` works in this process; `ray` in the actors of a Ray cluster (RAY_ADDRESS, else one on this machine), with a manifest."""
+    """`local` works in this process; `ray` in the actors of a Ray cluster (RAY_ADDRESS, else one on
+    this machine), with a manifest."""
     actors: int = 0
-    """Of the engine `ray`: number of actors; 0 takes one per GPU, or one per processor without GPUs."""
+    """Of the engine `ray`: number of actors; 0 takes one per GPU, or one per processor without
+    GPUs."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.every < 1:
             raise ValueError(f"--every must be at least 1, got {self.every}")
         if self.actors < 0 or (self.actors and self.engine != "ray"):
-            raise ValueError(f"--actors is a positive number that goes with --engine ray, got {self.actors} with --engine {self.engine}")
+            raise ValueError(
+                f"--actors is a positive number that goes with --engine ray, got {self.actors} with"
+                f" --engine {self.engine}"
+            )
 
 
 DEFAULT_OPTIONS = SegmentOptions()
@@ -73,15 +82,18 @@ def segment(
 ) -> int:
     """Label every pixel of pictures with your own class names.
 
-    Writes an overlay with legend, an index PNG and a JSON file per picture. Started again it leaves out what is done.
-    Exit code 2 when a picture could not be segmented; the others are done all the same.
+    Writes an overlay with legend, an index PNG and a JSON file per picture. Started again it leaves
+    out what is done. Exit code 2 when a picture could not be segmented; the others are done all the
+    same.
 
     Args:
-        images: files, folders, patterns such as "photos/*.jpg", videos, or - for a list of paths on standard input.
-        model: checkpoint folder or run folder; a packaged model of the built-in world (mini, mini-last); or CLIP alone, without
-            training: clip:ViT-B-16-quickgelu/openai (open_clip model and weights tag or file), clip:local-dir:FOLDER, clip:mini.
-        classes: class names, "cat, grass, sofa = couch; settee", or a file with one a line, or a packaged
-            list by name (voc, coco-stuff, ...); by default those of the checkpoint.
+        images: files, folders, patterns such as "photos/*.jpg", videos, or - for a list of paths on
+            standard input.
+        model: checkpoint folder or run folder; a packaged model of the built-in world (mini,
+            mini-last); or CLIP alone, without training: clip:ViT-B-16-quickgelu/openai (open_clip
+            model and weights tag or file), clip:local-dir:FOLDER, clip:mini.
+        classes: class names, "cat, grass, sofa = couch; settee", or a file with one a line, or a
+            packaged list by name (voc, coco-stuff, ...); by default those of the checkpoint.
         out: folder for the results.
         options: what to do.
         run: how to load and run.
@@ -97,13 +109,21 @@ def segment(
         require_ray()
     sources = find_sources(images, sys.stdin, options.every)
     vocabulary = load_words(classes) if classes else None
-    here = dataclasses.replace(run, device="auto") if on_cluster and run.device == "cuda" else run  # the actors have the GPUs
+    # the actors have the GPUs
+    here = dataclasses.replace(run, device="auto") if on_cluster and run.device == "cuda" else run
     predictor = _load(model, options, here)
-    target = predictor.bind(vocabulary, options.calibration, background=options.background or None, threshold=options.threshold)
+    target = predictor.bind(
+        vocabulary,
+        options.calibration,
+        background=options.background or None,
+        threshold=options.threshold,
+    )
     begin = time.monotonic()
     with progress_bar("segmenting") as step:
         if on_cluster:
-            recipe = _write_recipe(predictor, target, outputs, model, run, out, overwrite=options.overwrite)
+            recipe = _write_recipe(
+                predictor, target, outputs, model, run, out, overwrite=options.overwrite
+            )
             counts = _segment_on_cluster(recipe, sources, options, step)
         else:
             counts = _segment_here(predictor, target, sources, out, outputs, options, step)
@@ -134,20 +154,32 @@ def _segment_here(
     from cascade_clip.batch import segment_sources
 
     done, skipped, failed = 0, 0, 0
-    for one in segment_sources(predictor, target, sources, out, outputs, overwrite=options.overwrite, progress=step):
-        done, skipped, failed = done + (one.result is not None), skipped + one.skipped, failed + bool(one.error)
+    for one in segment_sources(
+        predictor, target, sources, out, outputs, overwrite=options.overwrite, progress=step
+    ):
+        done, skipped, failed = (
+            done + (one.result is not None),
+            skipped + one.skipped,
+            failed + bool(one.error),
+        )
         _tell(one, quiet=options.quiet)
         del one  # its memory is free while the next one is segmented
     return _Counts(done, skipped, failed)
 
 
-def _segment_on_cluster(recipe: Recipe, sources: list[Source], options: SegmentOptions, step: Callable[[int, int], None]) -> _Counts:
+def _segment_on_cluster(
+    recipe: Recipe, sources: list[Source], options: SegmentOptions, step: Callable[[int, int], None]
+) -> _Counts:
     from cascade_clip.manifest import FOLDER
     from cascade_clip.ray_engine import segment_on_cluster
 
     done, skipped, failed = 0, 0, 0
     for report in segment_on_cluster(recipe, sources, options.actors, step):
-        done, skipped, failed = done + report.done, skipped + report.skipped, failed + len(report.errors)
+        done, skipped, failed = (
+            done + report.done,
+            skipped + report.skipped,
+            failed + len(report.errors),
+        )
         for error in report.errors:
             warn(f"cascade-clip: error: {error}")
     if not options.quiet:
@@ -156,7 +188,14 @@ def _segment_on_cluster(recipe: Recipe, sources: list[Source], options: SegmentO
 
 
 def _write_recipe(
-    predictor: Predictor, target: Target, outputs: tuple[Output, ...], model: str, run: RunOptions, out: Path, *, overwrite: bool
+    predictor: Predictor,
+    target: Target,
+    outputs: tuple[Output, ...],
+    model: str,
+    run: RunOptions,
+    out: Path,
+    *,
+    overwrite: bool,
 ) -> Recipe:
     """What the actors need to do the same as this process would."""
     from cascade_clip.batch import request_fingerprint
@@ -164,14 +203,29 @@ def _write_recipe(
 
     request = request_fingerprint(predictor, target, outputs)
     labels = None if target.labels is None else target.labels.cpu()
-    moved = dataclasses.replace(target, text=target.text.cpu(), seen=target.seen.cpu(), labels=labels)
-    return Recipe(model, run, predictor.settings, moved, outputs, out.absolute(), request, overwrite, Path.cwd())
+    moved = dataclasses.replace(
+        target, text=target.text.cpu(), seen=target.seen.cpu(), labels=labels
+    )
+    return Recipe(
+        model,
+        run,
+        predictor.settings,
+        moved,
+        outputs,
+        out.absolute(),
+        request,
+        overwrite,
+        Path.cwd(),
+    )
 
 
 def _summarise(counts: _Counts, seconds: float, first: str, out: Path) -> None:
     if sum(counts) > 1:
         speed = f", {counts.done / seconds:.2f} pictures/s" if counts.done else ""
-        say(f"{counts.done} pictures segmented{speed}, {counts.skipped} done before, {counts.failed} failed")
+        say(
+            f"{counts.done} pictures segmented{speed}, {counts.skipped} done before,"
+            f" {counts.failed} failed"
+        )
     elif counts.skipped:
         say(f"{first} is done already, see {out}; --overwrite does it again")
 
@@ -181,7 +235,10 @@ def _parse_outputs(text: str, out: Path) -> tuple[Output, ...]:
     words = tuple(word.strip() for word in text.split(",") if word.strip())
     unknown = [word for word in words if word not in get_args(Output)]
     if unknown:
-        raise ValueError(f"--outputs does not know {', '.join(unknown)}; choose from {', '.join(get_args(Output))}")
+        raise ValueError(
+            f"--outputs does not know {', '.join(unknown)}; choose from"
+            f" {', '.join(get_args(Output))}"
+        )
     return cast(tuple[Output, ...], words)
 
 
@@ -189,11 +246,20 @@ def _load(model: str, options: SegmentOptions, run: RunOptions) -> Predictor:
     from cascade_clip.predictor import load_predictor
     from cascade_clip.sandbox.scenes import CLASS_NAMES
 
-    predictor = load_predictor(model, run.device, run.precision, run.clip_weights or None, run.last_block)
+    predictor = load_predictor(
+        model, run.device, run.precision, run.clip_weights or None, run.last_block
+    )
     config = predictor.checkpoint.config
-    if not options.quiet and (config.data.name == "sandbox" or config.model.clip.name == "package:mini_clip"):
-        warn(f"{model} knows only the built-in world ({', '.join(CLASS_NAMES[:5])}, ...): {REAL_MODELS}")
-    predictor.settings = dataclasses.replace(predictor.settings, flip=options.flip, max_memory=options.max_memory)
+    if not options.quiet and (
+        config.data.name == "sandbox" or config.model.clip.name == "package:mini_clip"
+    ):
+        warn(
+            f"{model} knows only the built-in world ({', '.join(CLASS_NAMES[:5])}, ...):"
+            f" {REAL_MODELS}"
+        )
+    predictor.settings = dataclasses.replace(
+        predictor.settings, flip=options.flip, max_memory=options.max_memory
+    )
     return predictor
 
 
@@ -201,12 +267,17 @@ def _tell(one: Done, *, quiet: bool) -> None:
     if one.error:
         warn(f"cascade-clip: error: {one.error}")
     elif one.result is not None and not quiet:
-        say(f"{one.source.path}{'' if one.source.frame is None else f' frame {one.source.frame}'}: {_describe(one.result)}")
+        say(
+            f"{one.source.path}{'' if one.source.frame is None else f' frame {one.source.frame}'}:"
+            f" {_describe(one.result)}"
+        )
         say(f"  wrote {', '.join(str(path) for path in one.files)}")
 
 
 def _describe(result: Segmentation) -> str:
-    shares = sorted(((share, name) for name, share in result.coverage.items() if share > 0), reverse=True)
+    shares = sorted(
+        ((share, name) for name, share in result.coverage.items() if share > 0), reverse=True
+    )
     unlabelled = 1 - sum(share for share, _ in shares)
     if unlabelled > 0.0005:
         shares.append((unlabelled, "unlabelled"))

@@ -23,13 +23,23 @@ try:
     from fastapi import FastAPI, File, Form, Request, UploadFile
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, JSONResponse, Response
-    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+    from prometheus_client import (
+        CONTENT_TYPE_LATEST,
+        CollectorRegistry,
+        Counter,
+        Gauge,
+        Histogram,
+        ProcessCollector,
+        generate_latest,
+    )
     from pydantic import BaseModel
     from starlette.exceptions import HTTPException
 
     from cascade_clip.serve_guard import SLOT, Guard, Meter, PatientProtocol
 except ImportError as error:
-    raise ImportError("the service needs FastAPI and prometheus_client: pip install 'cascade-clip[serve]'") from error
+    raise ImportError(
+        "the service needs FastAPI and prometheus_client: pip install 'cascade-clip[serve]'"
+    ) from error
 
 from cascade_clip.predictor import Predictor
 from cascade_clip.serve_docs import describe_service
@@ -67,14 +77,30 @@ class Metrics:
         """Watch a service."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._requests = Counter("cascade_clip_requests", "Requests by path and status", ["path", "status"], registry=self.registry)
+        self._requests = Counter(
+            "cascade_clip_requests",
+            "Requests by path and status",
+            ["path", "status"],
+            registry=self.registry,
+        )
         text = "Time from request to answer of /segment"
-        self._seconds = Histogram("cascade_clip_request_seconds", text, buckets=SECONDS, registry=self.registry)
+        self._seconds = Histogram(
+            "cascade_clip_request_seconds", text, buckets=SECONDS, registry=self.registry
+        )
         sizes = (1, 2, 4, 8, 16, 32, 64)
-        self.batches = Histogram("cascade_clip_batch_size", "Requests answered together", buckets=sizes, registry=self.registry)
-        waiting = Gauge("cascade_clip_queue_length", "Requests that wait for a worker", registry=self.registry)
+        self.batches = Histogram(
+            "cascade_clip_batch_size",
+            "Requests answered together",
+            buckets=sizes,
+            registry=self.registry,
+        )
+        waiting = Gauge(
+            "cascade_clip_queue_length", "Requests that wait for a worker", registry=self.registry
+        )
         waiting.set_function(lambda: service.jobs.waiting if service.jobs else 0)
-        Gauge("cascade_clip_slots_used", "Requests in the house", registry=self.registry).set_function(lambda: service.slots.used)
+        Gauge(
+            "cascade_clip_slots_used", "Requests in the house", registry=self.registry
+        ).set_function(lambda: service.slots.used)
 
     def report(self, path: str, status: int, seconds: float) -> None:
         """Count one request."""
@@ -105,7 +131,9 @@ class Service:
             self.failure = error
             return
         self.slots.limit = self.options.queue + self.options.workers * self.answerer.batch
-        jobs: JobQueue[Question, Answer] = JobQueue(self._answer, self.options.workers, self.answerer.batch, self.metrics.batches.observe)
+        jobs: JobQueue[Question, Answer] = JobQueue(
+            self._answer, self.options.workers, self.answerer.batch, self.metrics.batches.observe
+        )
         jobs.start()
         self.jobs = jobs
 
@@ -145,7 +173,9 @@ class Service:
         assert self.answerer is not None
         started = time.perf_counter()
         answers = self.answerer.answer(questions)
-        self._mean_seconds += 0.1 * ((time.perf_counter() - started) / len(questions) - self._mean_seconds)
+        self._mean_seconds += 0.1 * (
+            (time.perf_counter() - started) / len(questions) - self._mean_seconds
+        )
         return answers
 
 
@@ -168,7 +198,8 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 
 
 def build_app(service: Service, hosts: Sequence[str] = LOCAL_HOSTS) -> FastAPI:
-    """The service as an ASGI application; it starts the service, and stops it in the end, unless it runs already.
+    """The service as an ASGI application; it starts the service, and stops it in the end, unless it
+    runs already.
 
     Args:
         service: what answers.
@@ -185,7 +216,8 @@ def build_app(service: Service, hosts: Sequence[str] = LOCAL_HOSTS) -> FastAPI:
         service.stop()
 
     app = FastAPI(
-        title="Cascade-CLIP", version=version("cascade-clip"), description="Every pixel of a picture gets one of your words.",
+        title="Cascade-CLIP", version=version("cascade-clip"),
+        description="Every pixel of a picture gets one of your words.",
         docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan,
     )  # fmt: skip
     _add_routes(app, service)
@@ -193,25 +225,48 @@ def build_app(service: Service, hosts: Sequence[str] = LOCAL_HOSTS) -> FastAPI:
     app.add_exception_handler(HTTPException, _failed)
     app.add_exception_handler(Exception, _defect)
     limits: dict[str, Any] = {"options": service.options, "slots": service.slots, "hosts": hosts}
-    app.add_middleware(Guard, closing=service.not_ready, retry_after=service.retry_after, **limits)  # inside the meter
+    # inside the meter
+    app.add_middleware(Guard, closing=service.not_ready, retry_after=service.retry_after, **limits)
     app.add_middleware(Meter, report=service.metrics.report)
     return app
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    @app.post("/segment", responses=_ANSWERS, response_class=Response, summary="Label every pixel of a picture")
+    @app.post(
+        "/segment",
+        responses=_ANSWERS,
+        response_class=Response,
+        summary="Label every pixel of a picture",
+    )
     async def segment(
         request: Request,
         image: Annotated[UploadFile, File(description="PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF")],
         classes: Annotated[str, Form(description="cat, grass, sofa = couch; settee")],
-        background: Annotated[str, Form(description="words that all mean background, or scenery, or none; default: the model's")] = "",
-        threshold: Annotated[float | None, Form(ge=0, le=1, description="lowest score of a labelled pixel")] = None,
-        calibration: Annotated[float, Form(ge=0, le=1, description="taken off the scores of names seen in training")] = 0.0,
+        background: Annotated[
+            str,
+            Form(
+                description=(
+                    "words that all mean background, or scenery, or none; default: the model's"
+                )
+            ),
+        ] = "",
+        threshold: Annotated[
+            float | None, Form(ge=0, le=1, description="lowest score of a labelled pixel")
+        ] = None,
+        calibration: Annotated[
+            float, Form(ge=0, le=1, description="taken off the scores of names seen in training")
+        ] = 0.0,
         format: Annotated[Format, Form(description="index png, overlay, json or coco")] = "png",
     ) -> Response:
         try:
             question = read_question(
-                await image.read(), classes, background, service.options, threshold=threshold, calibration=calibration, format=format
+                await image.read(),
+                classes,
+                background,
+                service.options,
+                threshold=threshold,
+                calibration=calibration,
+                format=format,
             )
             return await _wait(service, request, question)
         except TooLarge as error:
@@ -223,23 +278,39 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
-            return _problem(503, "not enough memory for this picture; make it smaller", service.retry_after())
+            return _problem(
+                503, "not enough memory for this picture; make it smaller", service.retry_after()
+            )
 
-    @app.get("/health", responses={503: {"model": Health, "description": "Loading or stopping"}}, summary="Whether requests are taken")
+    @app.get(
+        "/health",
+        responses={503: {"model": Health, "description": "Loading or stopping"}},
+        summary="Whether requests are taken",
+    )
     async def health() -> Health:
         reason = service.not_ready()
         state = "stopping" if service.stopping else ("loading" if reason else "ready")
         answer = Health(status=state, version=app.version)
         return JSONResponse(answer.model_dump(), 503) if reason else answer  # type: ignore[return-value]
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, summary="Counters for Prometheus")
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}},
+        summary="Counters for Prometheus",
+    )
     async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     async def docs() -> HTMLResponse:
-        policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
-        return HTMLResponse(describe_service(app.openapi()), headers={"content-security-policy": policy})
+        policy = (
+            "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors"
+            " 'none'"
+        )
+        return HTMLResponse(
+            describe_service(app.openapi()), headers={"content-security-policy": policy}
+        )
 
 
 async def _wait(service: Service, request: Request, question: Question) -> Response:
@@ -251,13 +322,23 @@ async def _wait(service: Service, request: Request, question: Question) -> Respo
     answer: asyncio.Future[Any] = asyncio.wrap_future(job)
     gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait([answer, gone], timeout=service.options.timeout, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            [answer, gone], timeout=service.options.timeout, return_when=asyncio.FIRST_COMPLETED
+        )
         if answer.done():
             found = answer.result()
-            return Response(found.body, media_type=found.media_type, headers={"x-content-type-options": "nosniff"})
+            return Response(
+                found.body,
+                media_type=found.media_type,
+                headers={"x-content-type-options": "nosniff"},
+            )
         if gone.done():
             return Response(status_code=GONE)
-        return _problem(504, f"no answer within {service.options.timeout:g} s; try again later, or with a smaller picture")
+        return _problem(
+            504,
+            f"no answer within {service.options.timeout:g} s; try again later, or with a smaller"
+            " picture",
+        )
     finally:
         gone.cancel()
         answer.cancel()
@@ -271,7 +352,9 @@ def _problem(status: int, reason: str, retry_after: int | None = None) -> JSONRe
 async def _invalid(request: Request, error: Any) -> JSONResponse:
     """One line for the first field that does not fit."""
     first = error.errors()[0]
-    return _problem(422, f"{'.'.join(str(part) for part in first['loc'][1:]) or 'body'}: {first['msg']}")
+    return _problem(
+        422, f"{'.'.join(str(part) for part in first['loc'][1:]) or 'body'}: {first['msg']}"
+    )
 
 
 async def _failed(request: Request, error: Any) -> JSONResponse:
@@ -286,11 +369,16 @@ async def _defect(request: Request, error: Exception) -> JSONResponse:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Of Python, of a GPU, or of torch on the CPU."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn that, on the first signal, answers what it has accepted and refuses what is new (503), then stops; on the second at once."""
+    """uvicorn that, on the first signal, answers what it has accepted and refuses what is new
+    (503), then stops; on the second at once."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         """Serve `service`."""
@@ -306,7 +394,8 @@ class DrainingServer(uvicorn.Server):
         self._deadline = time.monotonic() + self.service.options.grace
 
     async def on_tick(self, counter: int) -> bool:
-        """Stop when nothing is left to answer, when time is up, or when the model could not be loaded."""
+        """Stop when nothing is left to answer, when time is up, or when the model could not be
+        loaded."""
         late = time.monotonic() > self._deadline
         if late:
             self.service.stop()  # what waits is refused
@@ -323,7 +412,8 @@ def run(service: Service, sock: socket.socket, hosts: Sequence[str]) -> None:
     """
     app = build_app(service, hosts)
     config = uvicorn.Config(
-        app, http=PatientProtocol.under(service.options), ws="none", log_level="error", access_log=False, proxy_headers=False,
+        app, http=PatientProtocol.under(service.options), ws="none", log_level="error",
+        access_log=False, proxy_headers=False,
         server_header=False, timeout_keep_alive=5, timeout_graceful_shutdown=2, backlog=128,
     )  # fmt: skip
     DrainingServer(config, service).run(sockets=[sock])

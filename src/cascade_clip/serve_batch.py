@@ -1,5 +1,5 @@
-"""Several pictures through the network together: each runs the one inference path of `Predictor` in a thread of its own, and the forward
-passes that all of them have reached become one.
+"""Several pictures through the network together: each runs the one inference path of `Predictor` in
+a thread of its own, and the forward passes that all of them have reached become one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from cascade_clip.text import TextEncoder
 
 
 class RememberedText(TextEncoder):
-    """A text encoder that keeps the embeddings of the last class lists in memory and writes none to disk."""
+    """A text encoder that keeps the embeddings of the last class lists in memory and writes none to
+    disk."""
 
     def __init__(self, encoder: TextEncoder, size: int) -> None:
         """Keep `size` lists."""
@@ -36,7 +37,8 @@ class RememberedText(TextEncoder):
 
 
 class SharedForward:
-    """Stands in for a network: calls with the same text that several threads have reached become one call."""
+    """Stands in for a network: calls with the same text that several threads have reached become
+    one call."""
 
     def __init__(self, model: Callable[[Tensor, Tensor], Tensor], members: int) -> None:
         """Serve `members` threads, each of which must say `leave` at its end."""
@@ -50,7 +52,8 @@ class SharedForward:
         return getattr(self._model, name)
 
     def __call__(self, images: Tensor, text: Tensor) -> Tensor:
-        """Wait until every other thread calls too or has left, then answer all with one forward pass."""
+        """Wait until every other thread calls too or has left, then answer all with one forward
+        pass."""
         with self._changed:
             self._calls.append((images, text))
             self._changed.notify_all()
@@ -80,19 +83,24 @@ class SharedForward:
         self._calls = []
         for group in sizes.values():
             try:
-                found: Sequence[Tensor | Exception] = self._model(torch.cat(group), text).split([len(images) for images in group])
+                found: Sequence[Tensor | Exception] = self._model(torch.cat(group), text).split(
+                    [len(images) for images in group]
+                )
             except Exception as error:
                 found = [error] * len(group)
-            self._answers |= {id(images): answer for images, answer in zip(group, found, strict=True)}
+            self._answers |= {
+                id(images): answer for images, answer in zip(group, found, strict=True)
+            }
 
 
 def segment_together(
     predictor: Predictor, pictures: Sequence[Tensor], target: Target, pool: ThreadPoolExecutor
 ) -> list[Segmentation | Exception]:
-    """Segment 8-bit pictures (3, H, W) of any sizes with one target; errors take the place of results.
+    """Segment 8-bit pictures (3, H, W) of any sizes with one target; errors take the place of
+    results.
 
-    One picture alone gives exactly what `Predictor.segment_pixels` gives; of several the scores agree to about 1e-5, since the matrix
-    products add in another order.
+    One picture alone gives exactly what `Predictor.segment_pixels` gives; of several the scores
+    agree to about 1e-5, since the matrix products add in another order.
 
     Args:
         predictor: the model.

@@ -22,15 +22,18 @@ def serve(
 ) -> int:
     """Answer segmentation requests over HTTP: POST /segment, /health, /metrics, /docs.
 
-    The service listens on this machine alone unless --host says otherwise, and needs no network. It stops at SIGTERM or Ctrl-C, after it
-    has answered what it accepted.
+    The service listens on this machine alone unless --host says otherwise, and needs no network. It
+    stops at SIGTERM or Ctrl-C, after it has answered what it accepted.
 
     Args:
-        model: checkpoint folder, run folder, packaged model (mini, mini-last), or clip:ViT-B-16-quickgelu/openai (CLIP alone, no training).
-        host: address to listen on; 0.0.0.0 opens the service to the whole network, without a password.
+        model: checkpoint folder, run folder, packaged model (mini, mini-last), or
+            clip:ViT-B-16-quickgelu/openai (CLIP alone, no training).
+        host: address to listen on; 0.0.0.0 opens the service to the whole network, without a
+            password.
         port: port to listen on; 0 takes a free one.
-        allow_host: a name by which the service may be called; may be given several times. By default the names of this machine
-            (localhost, 127.0.0.1, ::1) where it listens on the loopback address, else any.
+        allow_host: a name by which the service may be called; may be given several times. By
+            default the names of this machine (localhost, 127.0.0.1, ::1) where it listens on the
+            loopback address, else any.
         options: limits.
         run: how to load and run.
     """
@@ -39,12 +42,20 @@ def serve(
     from cascade_clip.serve import run as answer
     from cascade_clip.web_commands import open_socket
 
-    service = Service(lambda: load_predictor(model, run.device, run.precision, run.clip_weights or None, run.last_block), options)
+    service = Service(
+        lambda: load_predictor(
+            model, run.device, run.precision, run.clip_weights or None, run.last_block
+        ),
+        options,
+    )
     local = host in LOCAL_HOSTS
     hosts = allow_host or (LOCAL_HOSTS if local else ("*",))
     with open_socket(host, port) as sock:
         if not local:
-            warn(f"warning: {host} is not the loopback address: everyone who reaches this machine can ask, without a password")
+            warn(
+                f"warning: {host} is not the loopback address: everyone who reaches this machine"
+                " can ask, without a password"
+            )
         name = f"[{host}]" if ":" in host else host
         say(f"http://{name}:{sock.getsockname()[1]}/docs describes the service; Ctrl-C stops")
         answer(service, sock, hosts)
@@ -53,5 +64,6 @@ def serve(
         warn("the grace time is over: pictures that were at work have been given up")
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)  # a thread inside torch must not meet the end of the interpreter, which would abort
+        # a thread inside torch must not meet the end of the interpreter, which would abort
+        os._exit(0)
     return 0

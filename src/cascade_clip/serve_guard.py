@@ -1,5 +1,5 @@
-"""What stands before the service: ASGI layers that measure and that let in only small, timely requests while there is room, and a protocol
-that closes connections on which nothing moves.
+"""What stands before the service: ASGI layers that measure and that let in only small, timely
+requests while there is room, and a protocol that closes connections on which nothing moves.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ GUARDED = "/segment"
 FORM_OVERHEAD = 64 * 1024
 """Bytes of a form beside the picture."""
 UPLOADS_AT_ONCE = 8
-"""Uploads of the largest size that may be in memory before they have a slot; counted in bytes, so that slow ones take little."""
+"""Uploads of the largest size that may be in memory before they have a slot; counted in bytes, so
+that slow ones take little."""
 DRAIN_SECONDS = 1.0
-"""Time for the body of a refused request to arrive and be thrown away, so that the client reads the answer."""
+"""Time for the body of a refused request to arrive and be thrown away, so that the client reads the
+answer."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -69,7 +71,8 @@ class Meter:
 
 
 class Guard:
-    """Refuses other host names and other sites, and lets `POST /segment` in only with a small body, in time, and while there is a slot."""
+    """Refuses other host names and other sites, and lets `POST /segment` in only with a small body,
+    in time, and while there is a slot."""
 
     def __init__(
         self,
@@ -91,7 +94,13 @@ class Guard:
             hosts: names by which the service may be called; `*`: any.
         """
         self.hosts = frozenset(name.lower() for name in hosts)
-        self.app, self.options, self.slots, self.closing, self.retry_after = app, options, slots, closing, retry_after
+        self.app, self.options, self.slots, self.closing, self.retry_after = (
+            app,
+            options,
+            slots,
+            closing,
+            retry_after,
+        )
         self.largest = options.max_upload * MEBIBYTE + FORM_OVERHEAD
         self.uploading = 0  # bytes of bodies that have no slot yet
 
@@ -119,7 +128,9 @@ class Guard:
     def _check_host(self, scope: Scope) -> None:
         """Refuse a name that somebody else may have pointed at this address."""
         try:
-            name = urlsplit("//" + dict(scope["headers"]).get(b"host", b"").decode("latin-1")).hostname
+            name = urlsplit(
+                "//" + dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            ).hostname
         except ValueError:
             name = None
         if name not in self.hosts and "*" not in self.hosts:
@@ -177,11 +188,14 @@ class Guard:
             self.uploading -= size
 
     def _too_big(self) -> Refusal:
-        return Refusal(413, f"the request is too big; a picture may have {self.options.max_upload} MiB at most")
+        return Refusal(
+            413, f"the request is too big; a picture may have {self.options.max_upload} MiB at most"
+        )
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with deadlines: for the head of a request, and for a client that does not read its answer."""
+    """uvicorn's HTTP/1.1 with deadlines: for the head of a request, and for a client that does not
+    read its answer."""
 
     head_seconds = 30.0
     write_seconds = 30.0
@@ -247,7 +261,9 @@ def _check_origin(scope: Scope) -> None:
     headers = dict(scope["headers"])
     origin = headers.get(b"origin", b"").decode("latin-1")
     try:
-        foreign = bool(origin) and urlsplit(origin).netloc != headers.get(b"host", b"").decode("latin-1")
+        foreign = bool(origin) and urlsplit(origin).netloc != headers.get(b"host", b"").decode(
+            "latin-1"
+        )
     except ValueError:
         foreign = True
     if foreign:
@@ -282,7 +298,11 @@ async def _discard(receive: Receive) -> None:
 
 async def _refuse(send: Send, refusal: Refusal) -> None:
     body = json.dumps({"error": refusal.reason}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
     if refusal.retry_after is not None:
         headers.append((b"retry-after", str(refusal.retry_after).encode()))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})

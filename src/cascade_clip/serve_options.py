@@ -15,13 +15,15 @@ class ServiceOptions:
     workers: int = 1
     """Threads that segment; one keeps all cores busy with one picture."""
     batch: int = 0
-    """Requests with the same class names whose windows go through the network together; 0 chooses: 8 on a GPU, 1 on a CPU."""
+    """Requests with the same class names whose windows go through the network together; 0 chooses:
+    8 on a GPU, 1 on a CPU."""
     queue: int = 32
     """Requests that may wait beside those that are worked on; more are refused (429)."""
     timeout: float = 60.0
     """Seconds after which a request that has no answer is given up (504)."""
     upload_timeout: float = 30.0
-    """Seconds within which the body of a request must arrive (408), and after which a silent connection is closed."""
+    """Seconds within which the body of a request must arrive (408), and after which a silent
+    connection is closed."""
     grace: float = 30.0
     """Seconds that a stopping service gives to the requests it has accepted."""
     max_upload: int = 20
@@ -38,11 +40,15 @@ class ServiceOptions:
     def __post_init__(self) -> None:
         """Check the ranges."""
         ranges = {
-            "workers": (1, 64), "batch": (0, 64), "queue": (0, 10_000), "max_upload": (1, 1024), "max_pixels": (1, MOST_MAX_PIXELS),
-            "max_words": (1, 10_000), "cached_texts": (1, 10_000), "connections": (1, 10_000), "timeout": (0.01, 3600),
+            "workers": (1, 64), "batch": (0, 64), "queue": (0, 10_000), "max_upload": (1, 1024),
+            "max_pixels": (1, MOST_MAX_PIXELS),
+            "max_words": (1, 10_000), "cached_texts": (1, 10_000), "connections": (1, 10_000),
+            "timeout": (0.01, 3600),
             "upload_timeout": (0.01, 3600), "grace": (0, 3600),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if not low <= value <= high:
-                raise ValueError(f"--{name.replace('_', '-')} must lie in {low}..{high}, got {value}")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must lie in {low}..{high}, got {value}"
+                )

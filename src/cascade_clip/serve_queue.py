@@ -1,4 +1,5 @@
-"""Requests that wait: a bounded number of slots, and worker threads that take waiting jobs together where they ask the same.
+"""Requests that wait: a bounded number of slots, and worker threads that take waiting jobs together
+where they ask the same.
 
 Nothing here knows pictures or HTTP.
 """
@@ -75,7 +76,8 @@ class Job(Generic[Q, A]):
 
 
 class JobQueue(Generic[Q, A]):
-    """Worker threads that answer jobs in the order of their arrival; those that wait with the same key are taken together."""
+    """Worker threads that answer jobs in the order of their arrival; those that wait with the same
+    key are taken together."""
 
     def __init__(
         self,
@@ -87,7 +89,8 @@ class JobQueue(Generic[Q, A]):
         """Prepare the threads; `start` lets them begin.
 
         Args:
-            answer: gives an answer, or the error instead of it, for each of at most `batch` questions of one key.
+            answer: gives an answer, or the error instead of it, for each of at most `batch`
+                questions of one key.
             workers: number of threads.
             batch: jobs that are taken together at most.
             watch: called with the size of every group.
@@ -97,7 +100,10 @@ class JobQueue(Generic[Q, A]):
         self._jobs: deque[Job[Q, A]] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._threads = [threading.Thread(target=self._work, name=f"segment-{number}", daemon=True) for number in range(workers)]
+        self._threads = [
+            threading.Thread(target=self._work, name=f"segment-{number}", daemon=True)
+            for number in range(workers)
+        ]
 
     @property
     def waiting(self) -> int:
@@ -124,7 +130,8 @@ class JobQueue(Generic[Q, A]):
         return job.future
 
     def close(self, patience: float = 1.0) -> None:
-        """Refuse what waits (`Stopped`), let the threads end, and wait for them up to `patience` seconds."""
+        """Refuse what waits (`Stopped`), let the threads end, and wait for them up to `patience`
+        seconds."""
         with self._changed:
             self._closed = True
             left = list(self._jobs)

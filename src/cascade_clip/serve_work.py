@@ -1,4 +1,5 @@
-"""What the service computes: questions read under limits, answered in groups by one predictor, and written in the wanted form."""
+"""What the service computes: questions read under limits, answered in groups by one predictor, and
+written in the wanted form."""
 
 from __future__ import annotations
 
@@ -23,7 +24,12 @@ from cascade_clip.vocabulary import Vocabulary, parse_classes
 from cascade_clip.web_answers import LONGEST_TEXT, open_upload
 
 Format = Literal["png", "overlay", "json", "coco"]
-MEDIA_TYPES: dict[Format, str] = {"png": "image/png", "overlay": "image/png", "json": "application/json", "coco": "application/json"}
+MEDIA_TYPES: dict[Format, str] = {
+    "png": "image/png",
+    "overlay": "image/png",
+    "json": "application/json",
+    "coco": "application/json",
+}
 
 
 class TooLarge(ValueError):
@@ -46,7 +52,9 @@ class Question:
     @property
     def key(self) -> Hashable:
         """Equal for questions that are compared with the same words in the same way."""
-        words = self.background.synonyms if isinstance(self.background, Vocabulary) else self.background
+        words = (
+            self.background.synonyms if isinstance(self.background, Vocabulary) else self.background
+        )
         return self.classes.synonyms, words, self.threshold, self.calibration
 
 
@@ -58,28 +66,42 @@ class Answer(NamedTuple):
 
 
 class Answerer:
-    """A predictor with the limits of the service; safe to call from as many threads as it was made for."""
+    """A predictor with the limits of the service; safe to call from as many threads as it was made
+    for."""
 
     def __init__(self, load: Callable[[], Predictor], options: ServiceOptions) -> None:
-        """Load the model with `load`; embeddings of class lists stay in a bounded memory and are not written to disk."""
+        """Load the model with `load`; embeddings of class lists stay in a bounded memory and are
+        not written to disk."""
         self.options = options
         self.predictor = load()
         if self.predictor.text_encoder is not None:
-            self.predictor.text_encoder = RememberedText(self.predictor.text_encoder, options.cached_texts)
+            self.predictor.text_encoder = RememberedText(
+                self.predictor.text_encoder, options.cached_texts
+            )
         self.batch = options.batch or (1 if self.predictor.device.type == "cpu" else 8)
         self._pool = ThreadPoolExecutor(options.workers * self.batch, thread_name_prefix="picture")
 
     def answer(self, questions: list[Question]) -> list[Answer | BaseException]:
         """Answers to questions of one key, in order; what is wrong with one stands in its place."""
         first = questions[0]
-        target = self.predictor.bind(first.classes, first.calibration, background=first.background, threshold=first.threshold)
-        read = list(self._pool.map(self._read, questions)) if len(questions) > 1 else [self._read(first)]
+        target = self.predictor.bind(
+            first.classes, first.calibration, background=first.background, threshold=first.threshold
+        )
+        read = (
+            list(self._pool.map(self._read, questions))
+            if len(questions) > 1
+            else [self._read(first)]
+        )
         pictures = [picture for picture in read if isinstance(picture, Tensor)]
-        results = iter(segment_together(self.predictor, pictures, target, self._pool) if pictures else [])
+        results = iter(
+            segment_together(self.predictor, pictures, target, self._pool) if pictures else []
+        )
         answers: list[Answer | BaseException] = []
         for question, picture in zip(questions, read, strict=True):
             result = next(results) if isinstance(picture, Tensor) else picture
-            answers.append(result if isinstance(result, Exception) else self._write(question, picture, result))
+            answers.append(
+                result if isinstance(result, Exception) else self._write(question, picture, result)
+            )
         return answers
 
     def close(self) -> None:
@@ -92,7 +114,9 @@ class Answerer:
         except Exception as error:
             return error
 
-    def _write(self, question: Question, picture: Any, result: Segmentation) -> Answer | BaseException:
+    def _write(
+        self, question: Question, picture: Any, result: Segmentation
+    ) -> Answer | BaseException:
         try:
             return write_answer(result, picture, question.format)
         except Exception as error:
@@ -100,14 +124,19 @@ class Answerer:
 
 
 def read_words(text: str, limit: int) -> Vocabulary:
-    """Class names from "cat, grass, sofa = couch; settee"; line breaks separate like commas. Never a file.
+    """Class names from "cat, grass, sofa = couch; settee"; line breaks separate like commas. Never
+    a file.
 
     Raises:
         ValueError: none, one twice, more than `limit` words, or too long.
     """
     if len(text) > LONGEST_TEXT:
-        raise ValueError(f"the words have {len(text)} characters; {LONGEST_TEXT} at most are allowed")
-    entries = [entry for entry in text.replace("\n", ",").replace("\r", ",").split(",") if entry.strip()]
+        raise ValueError(
+            f"the words have {len(text)} characters; {LONGEST_TEXT} at most are allowed"
+        )
+    entries = [
+        entry for entry in text.replace("\n", ",").replace("\r", ",").split(",") if entry.strip()
+    ]
     count = len(entries) + sum(entry.count(";") + entry.count("=") for entry in entries)
     if count > limit:
         raise ValueError(f"{count} words are given; {limit} at most are allowed")
@@ -116,9 +145,11 @@ def read_words(text: str, limit: int) -> Vocabulary:
     return parse_classes(",".join(entries))
 
 
-def read_question(file: bytes, classes: str, background: str, options: ServiceOptions, **rest: Any) -> Question:
-    """A question from what a client sent; `scenery` stands for the packaged background words, `none` for no
-    background words where the model has some of its own.
+def read_question(
+    file: bytes, classes: str, background: str, options: ServiceOptions, **rest: Any
+) -> Question:
+    """A question from what a client sent; `scenery` stands for the packaged background words,
+    `none` for no background words where the model has some of its own.
 
     Raises:
         ValueError: words that are missing, doubled, or too many.
@@ -135,24 +166,33 @@ def read_question(file: bytes, classes: str, background: str, options: ServiceOp
 
 
 def read_picture(file: bytes, limit: int, predictor: Predictor) -> Tensor:
-    """The picture as a uint8 tensor (3, H, W), refused before it is decoded where it has more than `limit` pixels.
+    """The picture as a uint8 tensor (3, H, W), refused before it is decoded where it has more than
+    `limit` pixels.
 
     Raises:
-        TooLarge: too many pixels, or so narrow that the model would have to enlarge it beyond the limit.
+        TooLarge: too many pixels, or so narrow that the model would have to enlarge it beyond the
+            limit.
         ValueError: no picture, or a damaged one.
     """
     try:
         opened = open_upload(io.BytesIO(file))
-    except (OSError, struct.error, LookupError, ArithmeticError):  # what Pillow's readers raise at damaged headers
+    except (OSError, struct.error, LookupError, ArithmeticError):
+        # what Pillow's readers raise at damaged headers
         raise ValueError("this picture file is damaged; save it again") from None
     with opened as picture:
         width, height = picture.size
         if width * height > limit:
-            raise TooLarge(f"the picture has {width} x {height} pixels, more than the limit of {limit}; make it smaller")
+            raise TooLarge(
+                f"the picture has {width} x {height} pixels, more than the limit of {limit}; make"
+                " it smaller"
+            )
         if predictor.settings.resize and min(width, height):
             rows, columns = short_side_shape(height, width, predictor.settings.window)
             if rows * columns > max(limit, predictor.settings.window**2):
-                raise TooLarge(f"a picture of {width} x {height} pixels is too narrow for this model; cut it to pieces")
+                raise TooLarge(
+                    f"a picture of {width} x {height} pixels is too narrow for this model; cut it"
+                    " to pieces"
+                )
         return load_image(picture).contiguous()
 
 
@@ -162,15 +202,28 @@ def write_answer(result: Segmentation, picture: Tensor, form: Format) -> Answer:
         return _as_json(result.to_json(), form)
     if form == "coco":
         height, width = result.labels.shape
-        categories = [{"id": index + 1, "name": name} for index, name in enumerate(result.class_names)]
-        annotations = [{"id": number, "image_id": 1, **part} for number, part in enumerate(result.to_coco_rle(), start=1)]
+        categories = [
+            {"id": index + 1, "name": name} for index, name in enumerate(result.class_names)
+        ]
+        annotations = [
+            {"id": number, "image_id": 1, **part}
+            for number, part in enumerate(result.to_coco_rle(), start=1)
+        ]
         image = {"id": 1, "width": width, "height": height}
-        return _as_json({"images": [image], "categories": categories, "annotations": annotations}, form)
-    drawn = result.index_image() if form == "png" else result.overlay(Image.fromarray(picture.permute(1, 2, 0).numpy()))
+        return _as_json(
+            {"images": [image], "categories": categories, "annotations": annotations}, form
+        )
+    drawn = (
+        result.index_image()
+        if form == "png"
+        else result.overlay(Image.fromarray(picture.permute(1, 2, 0).numpy()))
+    )
     file = io.BytesIO()
     drawn.save(file, "PNG")
     return Answer(file.getvalue(), MEDIA_TYPES[form])
 
 
 def _as_json(values: dict[str, Any], form: Format) -> Answer:
-    return Answer(json.dumps(values, ensure_ascii=False, allow_nan=False).encode(), MEDIA_TYPES[form])
+    return Answer(
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode(), MEDIA_TYPES[form]
+    )

@@ -1,5 +1,6 @@
-"""The spectral guided decoder of SPT-SEG: each layer makes its own values from the patches by local and pooled attention, lets a learned
-direction select among them, and matches the class queries with what is left.
+"""The spectral guided decoder of SPT-SEG: each layer makes its own values from the patches by local
+and pooled attention, lets a learned direction select among them, and matches the class queries with
+what is left.
 
 The published layers hold further weights that reach no output; they do not exist here.
 Letters: B images, C classes, N = h x w patches, D joint width, s side of a window, m x n windows.
@@ -18,17 +19,21 @@ from cascade_clip.towers import Grid
 
 
 class SpectralValues(nn.Module):
-    """Patches to selected values: attention within windows (high frequencies) beside attention to pooled patches (low ones)."""
+    """Patches to selected values: attention within windows (high frequencies) beside attention to
+    pooled patches (low ones)."""
 
     def __init__(self, width: int, config: DecoderConfig) -> None:
         """Share `config.heads` heads between the two kinds of attention."""
         super().__init__()
         low = int(config.heads * config.low_share)
         if width % config.heads:
-            raise ValueError(f"model.decoder.heads must divide the joint width {width}, got {config.heads}")
+            raise ValueError(
+                f"model.decoder.heads must divide the joint width {width}, got {config.heads}"
+            )
         if not 0 < low < config.heads:
             raise ValueError(
-                f"model.decoder.kind spectral needs a head of each kind, but {low} of {config.heads} are low (low_share {config.low_share})"
+                f"model.decoder.kind spectral needs a head of each kind, but {low} of"
+                f" {config.heads} are low (low_share {config.low_share})"
             )
         self.size = width // config.heads
         self.window = config.window
@@ -41,45 +46,61 @@ class SpectralValues(nn.Module):
         self.mixing = nn.Parameter(torch.eye(width))
 
     def forward(self, patches: Tensor, grid: Grid) -> Tensor:
-        """Values (B, N, D) of patches (B, N, D) on a grid; it is padded right and bottom with zeros to whole windows."""
+        """Values (B, N, D) of patches (B, N, D) on a grid; it is padded right and bottom with zeros
+        to whole windows."""
         down, right = -grid[0] % self.window, -grid[1] % self.window
         padded = F.pad(patches.unflatten(1, grid), (0, 0, 0, right, 0, down))  # (B, m*s, n*s, D)
-        mixed = torch.cat([self._within_windows(padded), self._over_all(padded)], dim=-1)  # (B, m*s, n*s, D)
+        # (B, m*s, n*s, D)
+        mixed = torch.cat([self._within_windows(padded), self._over_all(padded)], dim=-1)
         mixed = mixed[:, : grid[0], : grid[1]].flatten(1, 2)  # (B, N, D)
         return (self.gate(mixed)[..., None] * mixed) @ self.mixing
 
     def gate(self, mixed: Tensor) -> Tensor:
-        """How much of each patch (B, N, D) is let through: its cosine with the learned direction, below 0 times the leak, (B, N).
+        """How much of each patch (B, N, D) is let through: its cosine with the learned direction,
+        below 0 times the leak, (B, N).
 
-        With a leak of 0, as published, a patch with a negative cosine is silent and gets no gradient either. Patches have much in common,
-        so that a direction drawn at random often silences all of them at once, and with them the whole decoder.
+        With a leak of 0, as published, a patch with a negative cosine is silent and gets no
+        gradient either. Patches have much in common, so that a direction drawn at random often
+        silences all of them at once, and with them the whole decoder.
         """
-        return F.leaky_relu(F.cosine_similarity(mixed.float(), self.direction.float(), dim=-1), self.leak)
+        return F.leaky_relu(
+            F.cosine_similarity(mixed.float(), self.direction.float(), dim=-1), self.leak
+        )
 
     def _within_windows(self, padded: Tensor) -> Tensor:
         """Attention among the s x s patches of each window, (B, m*s, n*s, high heads * size)."""
         side = self.window
-        windows = self.high(padded).unflatten(2, (-1, side)).unflatten(1, (-1, side))  # (B, m, s, n, s, 3 * heads * size)
+        # (B, m, s, n, s, 3 * heads * size)
+        windows = self.high(padded).unflatten(2, (-1, side)).unflatten(1, (-1, side))
         batch, rows, _, columns = windows.shape[:4]
-        windows = windows.transpose(2, 3).flatten(3, 4).flatten(0, 2)  # (B*m*n, s*s, 3 * heads * size)
-        query, key, value = windows.unflatten(-1, (3, -1, self.size)).permute(2, 0, 3, 1, 4)  # each (B*m*n, heads, s*s, size)
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (B*m*n, s*s, heads * size)
-        mixed = mixed.unflatten(0, (batch, rows, columns)).unflatten(3, (side, side))  # (B, m, n, s, s, heads * size)
+        # (B*m*n, s*s, 3 * heads * size)
+        windows = windows.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+        # each (B*m*n, heads, s*s, size)
+        query, key, value = windows.unflatten(-1, (3, -1, self.size)).permute(2, 0, 3, 1, 4)
+        # (B*m*n, s*s, heads * size)
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        # (B, m, n, s, s, heads * size)
+        mixed = mixed.unflatten(0, (batch, rows, columns)).unflatten(3, (side, side))
         whole: Tensor = mixed.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return whole
 
     def _over_all(self, padded: Tensor) -> Tensor:
         """Attention of every patch to the means of all windows, (B, m*s, n*s, low heads * size)."""
-        means = F.avg_pool2d(padded.permute(0, 3, 1, 2), self.window).flatten(2).transpose(1, 2)  # (B, m*n, D)
-        query = self.low_query(padded).flatten(1, 2).unflatten(-1, (-1, self.size)).transpose(1, 2)  # (B, heads, m*s*n*s, size)
-        key, value = self.low_pair(means).unflatten(-1, (2, -1, self.size)).permute(2, 0, 3, 1, 4)  # each (B, heads, m*n, size)
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (B, m*s*n*s, heads * size)
+        # (B, m*n, D)
+        means = F.avg_pool2d(padded.permute(0, 3, 1, 2), self.window).flatten(2).transpose(1, 2)
+        # (B, heads, m*s*n*s, size)
+        query = self.low_query(padded).flatten(1, 2).unflatten(-1, (-1, self.size)).transpose(1, 2)
+        # each (B, heads, m*n, size)
+        key, value = self.low_pair(means).unflatten(-1, (2, -1, self.size)).permute(2, 0, 3, 1, 4)
+        # (B, m*s*n*s, heads * size)
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         projected: Tensor = self.low_output(mixed).unflatten(1, padded.shape[1:3])
         return projected
 
 
 class SpectralLayer(nn.Module):
-    """One layer: its own values, single-head matching without projections or scale, feed-forward; residuals and post-norms."""
+    """One layer: its own values, single-head matching without projections or scale, feed-forward;
+    residuals and post-norms."""
 
     def __init__(self, width: int, config: DecoderConfig) -> None:
         """Build a layer of the given width."""
@@ -96,17 +117,26 @@ class SpectralLayer(nn.Module):
         """Refine class queries (B, C, D) with patches (B, N, D)."""
         values = self.values(patches, grid)  # (B, N, D)
         chance = self.dropout.p if self.training else 0.0
-        gathered = F.scaled_dot_product_attention(queries.to(values.dtype), values, values, dropout_p=chance, scale=1.0)  # (B, C, D)
-        queries = self.attention_norm((queries + self.dropout(self.output(gathered))).float())  # (B, C, D)
+        # (B, C, D)
+        gathered = F.scaled_dot_product_attention(
+            queries.to(values.dtype), values, values, dropout_p=chance, scale=1.0
+        )
+        # (B, C, D)
+        queries = self.attention_norm((queries + self.dropout(self.output(gathered))).float())
         hidden = self.dropout(F.relu(self.expand(queries)))  # (B, C, feedforward)
-        refined: Tensor = self.feedforward_norm((queries + self.dropout(self.contract(hidden))).float())  # (B, C, D)
+        # (B, C, D)
+        refined: Tensor = self.feedforward_norm(
+            (queries + self.dropout(self.contract(hidden))).float()
+        )
         return refined
 
 
 class SpectralDecoder(nn.Module):
-    """Layers that refine the class queries, and the values of a last layer whose products with the queries are the masks.
+    """Layers that refine the class queries, and the values of a last layer whose products with the
+    queries are the masks.
 
-    Every layer sees the same patches. Of the last layer only the values reach an output, so only they exist here.
+    Every layer sees the same patches. Of the last layer only the values reach an output, so only
+    they exist here.
     """
 
     def __init__(self, width: int, config: DecoderConfig) -> None:
@@ -117,7 +147,8 @@ class SpectralDecoder(nn.Module):
         self.mask_values = first.values
 
     def forward(self, queries: Tensor, patches: Tensor, grid: Grid) -> Tensor:
-        """Mask logits (B, C, N) of class queries (B, C, D) over patches (B, N, D) of a grid, in float32 whatever the autocast."""
+        """Mask logits (B, C, N) of class queries (B, C, D) over patches (B, N, D) of a grid, in
+        float32 whatever the autocast."""
         for layer in self.layers:
             queries = layer(queries, patches, grid)  # (B, C, D)
         values = self.mask_values(patches, grid)  # (B, N, D)

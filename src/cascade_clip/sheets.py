@@ -1,7 +1,7 @@
 """Sheets of predictions: what a model says about a few images while it trains.
 
-They are made through the predictor, as every prediction is, and change neither the random state nor the modes of the model's parts: a
-run has the same weights with and without them.
+They are made through the predictor, as every prediction is, and change neither the random state nor
+the modes of the model's parts: a run has the same weights with and without them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,11 @@ class Row:
     def accuracy(self) -> float | None:
         """Share of the labelled pixels that are right; None without any."""
         labelled = self.truth.labels >= 0
-        return float((self.truth.labels == self.prediction.labels)[labelled].mean()) if labelled.any() else None
+        return (
+            float((self.truth.labels == self.prediction.labels)[labelled].mean())
+            if labelled.any()
+            else None
+        )
 
 
 class SheetWriter(Callback):
@@ -64,7 +68,8 @@ class SheetWriter(Callback):
         Args:
             dataset: labelled images; truth and prediction use its class names.
             every: steps between sheets; None: a tenth of the run; 0: none.
-            embeddings: file (.npy) of text embeddings (C, D) of its names to use instead of the text tower.
+            embeddings: file (.npy) of text embeddings (C, D) of its names to use instead of the
+                text tower.
             images: rows of a sheet.
             report: called with (step, path) after each sheet.
         """
@@ -73,12 +78,16 @@ class SheetWriter(Callback):
         count = min(images, len(dataset))
         self.places = [index * len(dataset) // count for index in range(count)]
 
-    def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
         """Write a sheet when it is time."""
         every = max(1, trainer.max_steps // 10) if self.every is None else self.every
         step = trainer.global_step
         if trainer.is_global_zero and every and (step % every == 0 or step == trainer.max_steps):
-            path = self.write(Path(trainer.default_root_dir), task.checkpoint, task.device.type, step)
+            path = self.write(
+                Path(trainer.default_root_dir), task.checkpoint, task.device.type, step
+            )
             if self.report is not None:
                 self.report(step, path)
 
@@ -98,10 +107,13 @@ class SheetWriter(Callback):
         """The rows of a sheet, by the predictor."""
         if self.text is None:
             self.text = embed_names(checkpoint, self.dataset, self.embeddings)
-        predictor = Predictor(dataclasses.replace(checkpoint, text_encoder=None), device=device)  # the tower stays where it is
+        # the tower stays where it is
+        predictor = Predictor(dataclasses.replace(checkpoint, text_encoder=None), device=device)
         vocabulary = self.dataset.vocabulary
         same = set(vocabulary.names) == set(checkpoint.vocabulary.names)
-        target = predictor.bind(vocabulary, default_calibration(checkpoint) if same else 0.0, self.text)
+        target = predictor.bind(
+            vocabulary, default_calibration(checkpoint) if same else 0.0, self.text
+        )
         return [self._row(predictor, target, place) for place in self.places]
 
     def _row(self, predictor: Predictor, target: Target, place: int) -> Row:
@@ -113,14 +125,23 @@ class SheetWriter(Callback):
         return Row(sample.image.permute(1, 2, 0).numpy(), truth, prediction)
 
 
-def embed_names(checkpoint: Checkpoint, dataset: LabelledImages, embeddings: str = "") -> Tensor | None:
-    """Text embeddings (C, D) of a data set's class names: from a file, as trained with, or from the text tower; None: from nowhere."""
+def embed_names(
+    checkpoint: Checkpoint, dataset: LabelledImages, embeddings: str = ""
+) -> Tensor | None:
+    """Text embeddings (C, D) of a data set's class names: from a file, as trained with, or from the
+    text tower; None: from nowhere."""
     if embeddings:
-        return load_embeddings(Path(embeddings), len(dataset.vocabulary.names), checkpoint.model.joint_width)
+        return load_embeddings(
+            Path(embeddings), len(dataset.vocabulary.names), checkpoint.model.joint_width
+        )
     if dataset.vocabulary.synonyms == checkpoint.vocabulary.synonyms:
         return checkpoint.text
     encoder = checkpoint.text_encoder
-    return None if encoder is None else encoder.embed(dataset.vocabulary.synonyms, checkpoint.templates)
+    return (
+        None
+        if encoder is None
+        else encoder.embed(dataset.vocabulary.synonyms, checkpoint.templates)
+    )
 
 
 @contextmanager
@@ -135,15 +156,37 @@ def unchanged_modes(model: nn.Module) -> Iterator[None]:
 
 
 def draw_sheet(rows: Sequence[Row], unseen: Sequence[str], title: str) -> Figure:
-    """Image, truth, prediction and the class names that occur, one row an image; names never seen as masks have a star."""
+    """Image, truth, prediction and the class names that occur, one row an image; names never seen
+    as masks have a star."""
     tallest = max(row.image.shape[0] / row.image.shape[1] for row in rows)
     height = min(max(2.1 * tallest, 1.6), 3.2) * len(rows) + 0.6
     figure = Figure(figsize=(9.2, height))
-    figure.text(0.01, 1 - 0.12 / height, f"{title}   (* never seen as masks)" if unseen else title, fontsize=11, va="top")
-    edges = {"left": 0.01, "right": 0.99, "top": 1 - 0.6 / height, "bottom": 0.06 / height, "wspace": 0.05, "hspace": 0.06}
-    grid = figure.subplots(len(rows), 4, squeeze=False, width_ratios=[1, 1, 1, 1.25], gridspec_kw=edges)
+    figure.text(
+        0.01,
+        1 - 0.12 / height,
+        f"{title}   (* never seen as masks)" if unseen else title,
+        fontsize=11,
+        va="top",
+    )
+    edges = {
+        "left": 0.01,
+        "right": 0.99,
+        "top": 1 - 0.6 / height,
+        "bottom": 0.06 / height,
+        "wspace": 0.05,
+        "hspace": 0.06,
+    }
+    grid = figure.subplots(
+        len(rows), 4, squeeze=False, width_ratios=[1, 1, 1, 1.25], gridspec_kw=edges
+    )
     for axes, row in zip(grid, rows, strict=True):
-        views = [row.image, *(np.asarray(part.overlay(row.image, 0.65, legend=False)) for part in (row.truth, row.prediction))]
+        views = [
+            row.image,
+            *(
+                np.asarray(part.overlay(row.image, 0.65, legend=False))
+                for part in (row.truth, row.prediction)
+            ),
+        ]
         for axis, view in zip(axes, views, strict=False):
             axis.imshow(view)
             axis.set_anchor("N")
@@ -156,20 +199,47 @@ def draw_sheet(rows: Sequence[Row], unseen: Sequence[str], title: str) -> Figure
 
 
 def _draw_legend(axis: Axes, row: Row, unseen: Sequence[str]) -> None:
-    """Names in truth or prediction, the largest first, with their colours and the accuracy of the image."""
-    shares = {name: max(share, row.prediction.coverage.get(name, 0.0)) for name, share in row.truth.coverage.items()}
+    """Names in truth or prediction, the largest first, with their colours and the accuracy of the
+    image."""
+    shares = {
+        name: max(share, row.prediction.coverage.get(name, 0.0))
+        for name, share in row.truth.coverage.items()
+    }
     shares |= {name: share for name, share in row.prediction.coverage.items() if name not in shares}
     colors = dict(zip(row.prediction.class_names, row.prediction.colors, strict=True)) | dict(
         zip(row.truth.class_names, row.truth.colors, strict=True)
     )
-    present = sorted((name for name, share in shares.items() if share > 0), key=lambda name: -shares[name])
-    accuracy = "no labels" if row.accuracy is None else f"{100 * row.accuracy:.0f} % of the pixels right"
+    present = sorted(
+        (name for name, share in shares.items() if share > 0), key=lambda name: -shares[name]
+    )
+    accuracy = (
+        "no labels" if row.accuracy is None else f"{100 * row.accuracy:.0f} % of the pixels right"
+    )
     axis.text(0.0, 0.98, accuracy, transform=axis.transAxes, va="top", fontsize=9, weight="bold")
     for line, name in enumerate(present[:_LEGEND_ROWS]):
         y = 0.84 - 0.1 * line
         color = np.array(colors[name]) / 255
-        axis.add_patch(Rectangle((0.0, y - 0.035), 0.07, 0.07, facecolor=color, edgecolor="0.4", lw=0.6, transform=axis.transAxes))
-        label = (name if len(name) <= 22 else name[:21] + "\u2026") + (" *" if name in unseen else "")
+        axis.add_patch(
+            Rectangle(
+                (0.0, y - 0.035),
+                0.07,
+                0.07,
+                facecolor=color,
+                edgecolor="0.4",
+                lw=0.6,
+                transform=axis.transAxes,
+            )
+        )
+        label = (name if len(name) <= 22 else name[:21] + "\u2026") + (
+            " *" if name in unseen else ""
+        )
         axis.text(0.11, y, label, transform=axis.transAxes, va="center", fontsize=8.5)
     if len(present) > _LEGEND_ROWS:
-        axis.text(0.11, 0.04, f"and {len(present) - _LEGEND_ROWS} more", transform=axis.transAxes, fontsize=8, color="0.4")
+        axis.text(
+            0.11,
+            0.04,
+            f"and {len(present) - _LEGEND_ROWS} more",
+            transform=axis.transAxes,
+            fontsize=8,
+            color="0.4",
+        )

@@ -1,4 +1,5 @@
-"""Spectral prompts: a learned filter of spatial frequencies, added to the patch tokens of the first blocks (SPT-SEG).
+"""Spectral prompts: a learned filter of spatial frequencies, added to the patch tokens of the first
+blocks (SPT-SEG).
 
 Letters: B images, N = h x w patches, W tower width.
 """
@@ -17,41 +18,54 @@ DEVIATION = 0.02
 
 
 class SpectralFilter(nn.Module):
-    """X + S(X, g) with S = irfft2(rfft2(X * g) * filter): one complex factor per frequency and channel, the same in every place.
+    """X + S(X, g) with S = irfft2(rfft2(X * g) * filter): one complex factor per frequency and
+    channel, the same in every place.
 
-    It adds no tokens. The published filter fits one grid; here it is a function of frequency in cycles per patch, which other grids read
-    between its values (our extension).
+    It adds no tokens. The published filter fits one grid; here it is a function of frequency in
+    cycles per patch, which other grids read between its values (our extension).
     """
 
     def __init__(self, grid: Grid, width: int, blocks: Sequence[int], *, trained: bool) -> None:
-        """Start from small random factors for the frequencies of `grid`; the filter acts before `blocks`, counted from 1."""
+        """Start from small random factors for the frequencies of `grid`; the filter acts before
+        `blocks`, counted from 1."""
         super().__init__()
         self.grid = grid
         self.blocks = frozenset(blocks)
-        factors = torch.randn(grid[0], grid[1] // 2 + 1, width, 2) * DEVIATION  # the last axis: real, imaginary
+        # the last axis: real, imaginary
+        factors = torch.randn(grid[0], grid[1] // 2 + 1, width, 2) * DEVIATION
         self.weight = nn.Parameter(factors, requires_grad=trained)
 
     def forward(self, patches: Tensor, class_token: Tensor, grid: Grid) -> Tensor:
-        """Patches (B, N, W) with their spectral prompts, for the class tokens g (B, 1, W) and N = rows * columns of `grid`."""
-        with torch.autocast(patches.device.type, enabled=False):  # transforms are float32 whatever the autocast
+        """Patches (B, N, W) with their spectral prompts, for the class tokens g (B, 1, W) and N =
+        rows * columns of `grid`."""
+        # transforms are float32 whatever the autocast
+        with torch.autocast(patches.device.type, enabled=False):
             product = (patches.float() * class_token.float()).unflatten(1, grid)  # (B, h, w, W)
             spectrum = torch.fft.rfft2(product, dim=(1, 2), norm="ortho")  # (B, h, w // 2 + 1, W)
-            factors = torch.view_as_complex(resize_filter(self.weight.float(), self.grid, grid).contiguous())  # (h, w // 2 + 1, W)
-            prompts = torch.fft.irfft2(spectrum * factors, s=grid, dim=(1, 2), norm="ortho")  # (B, h, w, W)
+            # (h, w // 2 + 1, W)
+            factors = torch.view_as_complex(
+                resize_filter(self.weight.float(), self.grid, grid).contiguous()
+            )
+            # (B, h, w, W)
+            prompts = torch.fft.irfft2(spectrum * factors, s=grid, dim=(1, 2), norm="ortho")
         added: Tensor = patches + prompts.flatten(1, 2).to(patches.dtype)  # (B, N, W)
         return added
 
 
 def resize_filter(weight: Tensor, old: Grid, new: Grid) -> Tensor:
-    """Factors (rows, columns // 2 + 1, W, 2) of the frequencies of `old`, read linearly at those of `new`.
+    """Factors (rows, columns // 2 + 1, W, 2) of the frequencies of `old`, read linearly at those of
+    `new`.
 
-    Rows hold the frequencies 0, 1/rows, ... below 1 cycle per patch and go round, as the discrete transform does; columns hold those from
-    0 to at most a half. A frequency beyond the last column takes that column.
+    Rows hold the frequencies 0, 1/rows, ... below 1 cycle per patch and go round, as the discrete
+    transform does; columns hold those from 0 to at most a half. A frequency beyond the last column
+    takes that column.
     """
     if old == new:
         return weight
     rows = torch.arange(new[0], device=weight.device) * (old[0] / new[0])
-    columns = (torch.arange(new[1] // 2 + 1, device=weight.device) * (old[1] / new[1])).clamp(max=weight.shape[1] - 1)
+    columns = (torch.arange(new[1] // 2 + 1, device=weight.device) * (old[1] / new[1])).clamp(
+        max=weight.shape[1] - 1
+    )
     weight = _read_between(weight, 0, rows, (rows.floor() + 1) % old[0])
     return _read_between(weight, 1, columns, (columns.floor() + 1).clamp(max=weight.shape[1] - 1))
 

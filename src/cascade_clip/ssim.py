@@ -1,4 +1,5 @@
-"""Structural similarity of two maps: an 11 x 11 Gaussian window, zeros beyond the border (Wang et al. 2004, as SPT-SEG's loss has it).
+"""Structural similarity of two maps: an 11 x 11 Gaussian window, zeros beyond the border (Wang et
+al. 2004, as SPT-SEG's loss has it).
 
 Letters: K maps, H x W pixels.
 """
@@ -14,28 +15,40 @@ STEADY_MEAN, STEADY_DEVIATION = 1e-4, 9e-4
 
 
 def similarity_map(first: Tensor, second: Tensor | None) -> Tensor:
-    """The similarity at every pixel of maps (K, H, W), at most 1; `second` None stands for maps of zeros, which cost less."""
+    """The similarity at every pixel of maps (K, H, W), at most 1; `second` None stands for maps of
+    zeros, which cost less."""
     if second is None:
         mean, square = _blur(torch.stack([first, first * first]))  # each (K, H, W)
         spread = (square - mean * mean).clamp(min=0)
-        alone: Tensor = (STEADY_MEAN * STEADY_DEVIATION) / ((mean * mean + STEADY_MEAN) * (spread + STEADY_DEVIATION))
+        alone: Tensor = (STEADY_MEAN * STEADY_DEVIATION) / (
+            (mean * mean + STEADY_MEAN) * (spread + STEADY_DEVIATION)
+        )
         return alone
-    mean, other, square, other_square, product = _blur(torch.stack([first, second, first * first, second * second, first * second]))
+    mean, other, square, other_square, product = _blur(
+        torch.stack([first, second, first * first, second * second, first * second])
+    )
     spread = (square - mean * mean).clamp(min=0)  # below 0 by rounding only
     other_spread = (other_square - other * other).clamp(min=0)
     means = (2 * mean * other + STEADY_MEAN) / (mean * mean + other * other + STEADY_MEAN)
-    found: Tensor = means * (2 * (product - mean * other) + STEADY_DEVIATION) / (spread + other_spread + STEADY_DEVIATION)
+    found: Tensor = (
+        means
+        * (2 * (product - mean * other) + STEADY_DEVIATION)
+        / (spread + other_spread + STEADY_DEVIATION)
+    )
     return found
 
 
 def _blur(maps: Tensor) -> Tensor:
-    """Maps (..., H, W) averaged with the window, one axis after the other, as products with matrices: far faster than convolutions."""
-    down, across = _window_matrix(maps.shape[-2], maps), _window_matrix(maps.shape[-1], maps)  # (H, H), (W, W)
+    """Maps (..., H, W) averaged with the window, one axis after the other, as products with
+    matrices: far faster than convolutions."""
+    # (H, H), (W, W)
+    down, across = _window_matrix(maps.shape[-2], maps), _window_matrix(maps.shape[-1], maps)
     return torch.matmul(down @ maps, across)
 
 
 def _window_matrix(length: int, like: Tensor) -> Tensor:
-    """Weights (length, length) with which the values of an axis enter each of its means; what lies beyond is 0. Symmetric."""
+    """Weights (length, length) with which the values of an axis enter each of its means; what lies
+    beyond is 0. Symmetric."""
     places = torch.arange(length, device=like.device, dtype=like.dtype)
     offsets = (places[:, None] - places).abs()
     half = torch.arange(-(SIDE // 2), SIDE // 2 + 1, device=like.device, dtype=like.dtype)

@@ -1,7 +1,8 @@
 """States of a run that did not end: what `--resume` goes on from.
 
-A state is written under a temporary name, flushed to the disk and renamed, and the newest two are kept: neither a kill nor a full disk
-nor one damaged file loses a run. Reading one never executes anything.
+A state is written under a temporary name, flushed to the disk and renamed, and the newest two are
+kept: neither a kill nor a full disk nor one damaged file loses a run. Reading one never executes
+anything.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def state_path(folder: Path, step: int) -> Path:
 def list_states(folder: Path) -> list[Path]:
     """The states of a folder, newest first."""
     found = folder.iterdir() if folder.is_dir() else ()
-    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=saved_step, reverse=True)
+    return sorted(
+        (path for path in found if _NAME.fullmatch(path.name)), key=saved_step, reverse=True
+    )
 
 
 def saved_step(state: Path) -> int:
@@ -46,7 +49,8 @@ def saved_step(state: Path) -> int:
 
 
 def newest_state(folder: Path) -> Path | None:
-    """The newest state that is whole, or None where there is none at all; damaged ones are warned of and passed over.
+    """The newest state that is whole, or None where there is none at all; damaged ones are warned
+    of and passed over.
 
     Raises:
         ValueError: there are states, and every one is damaged.
@@ -58,7 +62,10 @@ def newest_state(folder: Path) -> Path | None:
             return state
         _logger.warning("%s is damaged (%s) and is passed over", state, damage)
     if states:
-        raise ValueError(f"every state in {folder} is damaged, so that the run cannot go on; remove the folder to start again")
+        raise ValueError(
+            f"every state in {folder} is damaged, so that the run cannot go on; remove the folder"
+            " to start again"
+        )
     return None
 
 
@@ -75,11 +82,14 @@ def find_damage(state: Path) -> str | None:
 class StateFiles(TorchCheckpointIO):
     """How Lightning writes and reads states."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
         """Write a state whole or not at all, then remove those that are older than the last two.
 
         Raises:
-            OSError: the disk is full or the folder cannot be written; states that were there are still there.
+            OSError: the disk is full or the folder cannot be written; states that were there are
+                still there.
         """
         final = Path(path)
         buffer = io.BytesIO()
@@ -92,18 +102,27 @@ class StateFiles(TorchCheckpointIO):
             _flush_folder(final.parent)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            kept = next((f"{state} is kept" for state in list_states(final.parent)), "there is none before it")
+            kept = next(
+                (f"{state} is kept" for state in list_states(final.parent)),
+                "there is none before it",
+            )
             raise OSError(
-                f"the state of the run could not be written to {final} ({error.strerror or error}); {kept}: "
-                "make room and go on with --resume auto"
+                f"the state of the run could not be written to {final} ({error.strerror or error});"
+                f" {kept}: make room and go on with --resume auto"
             ) from error
         for old in list_states(final.parent)[KEPT:]:
             old.unlink(missing_ok=True)
         for left in final.parent.glob(".step-*.part"):  # of a run that was killed while it wrote
             left.unlink(missing_ok=True)
 
-    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a state; nothing but tensors and plain values is accepted, whatever `weights_only` says.
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any = "cpu",
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a state; nothing but tensors and plain values is accepted, whatever `weights_only`
+        says.
 
         Raises:
             ValueError: damaged, or objects that would have to be executed.
@@ -113,7 +132,9 @@ class StateFiles(TorchCheckpointIO):
         except ValueError as error:
             raise ValueError(f"{path} is no state of this program: {error}") from error
         if not isinstance(loaded, dict):
-            raise ValueError(f"{path} is no state of this program: it holds a {type(loaded).__name__}")
+            raise ValueError(
+                f"{path} is no state of this program: it holds a {type(loaded).__name__}"
+            )
         return loaded
 
 

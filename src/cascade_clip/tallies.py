@@ -1,4 +1,5 @@
-"""What a model gets right on every single image of a data set, collected once, for the bootstrap."""
+"""What a model gets right on every single image of a data set, collected once, for the
+bootstrap."""
 
 from __future__ import annotations
 
@@ -25,10 +26,11 @@ def collect_tallies(
     progress: Callable[[int, int], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[Tallies, Vocabulary]:
-    """Segment every image as `evaluate` does; returns the counts of each and the class names with the split that holds.
+    """Segment every image as `evaluate` does; returns the counts of each and the class names with
+    the split that holds.
 
-    Only two numbers a class and image are kept, so that large data sets fit into memory. `ranks` are the processes that share the images;
-    each returns all counts.
+    Only two numbers a class and image are kept, so that large data sets fit into memory. `ranks`
+    are the processes that share the images; each returns all counts.
     """
     vocabulary, target = bind_classes(predictor, dataset, calibration, text)
     nothing = Gallery(0)

@@ -1,9 +1,11 @@
-"""What the pixels of one call are compared with: class names, their text embeddings, and what counts as none of them.
+"""What the pixels of one call are compared with: class names, their text embeddings, and what
+counts as none of them.
 
-Background policies: `none` (every pixel gets a class name), `words` (background words compete with the class names and all mean
-`background`), `threshold` (a pixel whose best score lies below is `background` if the class names hold that name, else unlabelled). The
-word `none` in place of background words or of a threshold says that there are none, whatever the settings of a checkpoint say.
-Letters: C classes, R rows that compete (class names and background words), D joint width.
+Background policies: `none` (every pixel gets a class name), `words` (background words compete with
+the class names and all mean `background`), `threshold` (a pixel whose best score lies below is
+`background` if the class names hold that name, else unlabelled). The word `none` in place of
+background words or of a threshold says that there are none, whatever the settings of a checkpoint
+say. Letters: C classes, R rows that compete (class names and background words), D joint width.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ SCENERY_WORD = "scenery"
 """In place of background words: those of `SCENERY`."""
 
 SCENERY = (
-    "sky, cloud, wall, ceiling, floor, ground, road, sidewalk, grass, tree, bush, plant, water, sea, river, sand, snow, mountain, rock, "
-    "building, house, fence, window, door, curtain, furniture, shelf, table, carpet"
+    "sky, cloud, wall, ceiling, floor, ground, road, sidewalk, grass, tree, bush, plant, water,"
+    " sea, river, sand, snow, mountain, rock, building, house, fence, window, door, curtain,"
+    " furniture, shelf, table, carpet"
 )
 """Background words for pictures of things: what is mostly around them."""
 
@@ -70,7 +73,8 @@ class Target:
         rows = len(self.names) if self.labels is None else len(self.labels)
         if not (rows == len(self.text) == len(self.seen) and len(self.names) == len(self.colors)):
             raise ValueError(
-                f"{len(self.names)} names need as many colours and {rows} rows of text, got {len(self.colors)} and {len(self.text)}"
+                f"{len(self.names)} names need as many colours and {rows} rows of text, got"
+                f" {len(self.colors)} and {len(self.text)}"
             )
 
 
@@ -85,17 +89,31 @@ def as_vocabulary(classes: Words) -> Vocabulary:
 
 
 def background_words(words: Words | None, names: Sequence[str]) -> Vocabulary | None:
-    """Background words that are not class names already; None where there are none, or the word `none` says so."""
+    """Background words that are not class names already; None where there are none, or the word
+    `none` says so."""
     if not words or (isinstance(words, str) and words.strip().casefold() == NONE):
         return None
-    if isinstance(words, str) and words != SCENERY_WORD and difflib.get_close_matches(words.strip().casefold(), [SCENERY_WORD], cutoff=0.8):
-        _logger.warning("%r is taken as a background word; did you mean %s?", words.strip(), SCENERY_WORD)
-    found = load_words(SCENERY if words == SCENERY_WORD else words) if isinstance(words, str) else as_vocabulary(words)
+    if (
+        isinstance(words, str)
+        and words != SCENERY_WORD
+        and difflib.get_close_matches(words.strip().casefold(), [SCENERY_WORD], cutoff=0.8)
+    ):
+        _logger.warning(
+            "%r is taken as a background word; did you mean %s?", words.strip(), SCENERY_WORD
+        )
+    found = (
+        load_words(SCENERY if words == SCENERY_WORD else words)
+        if isinstance(words, str)
+        else as_vocabulary(words)
+    )
     known = {name.casefold() for name in names if name.casefold() != BACKGROUND}
     kept = [index for index, name in enumerate(found.names) if name.casefold() not in known]
     both = [name for name in found.names if name.casefold() in known]
     if both and words != SCENERY_WORD:
-        _logger.warning("given as background words, but class names already, which they stay: %s", ", ".join(both))
+        _logger.warning(
+            "given as background words, but class names already, which they stay: %s",
+            ", ".join(both),
+        )
     return _take(found, kept) if kept else None
 
 
@@ -118,10 +136,12 @@ def build_target(
         calibration: subtracted from scores of seen names, unless every name is seen.
         text: embeddings (C, D) of the class names, to use instead of `embed`.
         background: background words, as a list, as "sky, wall", a file, `scenery`, or `none`.
-        threshold: pixels whose best score lies below get no class name; `none`: there is no threshold.
+        threshold: pixels whose best score lies below get no class name; `none`: there is no
+            threshold.
 
     Raises:
-        ValueError: `background` is the only name under a threshold; text rows that do not fit; a threshold in other words than `none`.
+        ValueError: `background` is the only name under a threshold; text rows that do not fit; a
+            threshold in other words than `none`.
     """
     threshold = _as_level(threshold)
     names, colors = vocabulary.names, vocabulary.colors
@@ -135,7 +155,11 @@ def build_target(
     if not own:
         raise ValueError(f"{BACKGROUND!r} is the only class name; name at least one thing")
     kept = _take(vocabulary, own)
-    rows, row_names, labels = (embed(kept) if text is None else text[own]), list(kept.names), list(own)
+    rows, row_names, labels = (
+        (embed(kept) if text is None else text[own]),
+        list(kept.names),
+        list(own),
+    )
     if words is not None:
         if place is None:
             names, colors, place = (*names, BACKGROUND), (*colors, BACKGROUND_COLOR), len(names)
@@ -147,7 +171,9 @@ def build_target(
     index = None if labels == list(range(len(names))) else torch.tensor(labels)
     below = UNLABELLED if place is None or threshold is None else place
     shift = 0.0 if bool(seen.all()) else calibration
-    return Target(names, colors, rows, seen, shift, index, threshold, below, _describe(words, threshold))
+    return Target(
+        names, colors, rows, seen, shift, index, threshold, below, _describe(words, threshold)
+    )
 
 
 def _as_level(threshold: Threshold | None) -> float | None:
@@ -170,7 +196,9 @@ def _take(vocabulary: Vocabulary, rows: Sequence[int]) -> Vocabulary:
 def _describe(words: Vocabulary | None, threshold: float | None) -> str:
     parts = []
     if words is not None:
-        parts.append(f"words ({', '.join(words.names[:12])}{', ...' if len(words.names) > 12 else ''})")
+        parts.append(
+            f"words ({', '.join(words.names[:12])}{', ...' if len(words.names) > 12 else ''})"
+        )
     if threshold is not None:
         parts.append(f"threshold {threshold:g}")
     return " and ".join(parts) or "none"

@@ -1,4 +1,5 @@
-"""A slow copy of the trained weights that gives steadier pseudo-labels: an exponential moving average (beyond the paper, off by default).
+"""A slow copy of the trained weights that gives steadier pseudo-labels: an exponential moving
+average (beyond the paper, off by default).
 
 Letters: B images, Q queries, D joint width, H x W pixels, h x w patches.
 """
@@ -13,7 +14,8 @@ from torch.func import functional_call
 
 
 class EmaTeacher(nn.Module):
-    """Averages of the trained parameters of a model, as buffers, so that they are saved with the state of a run.
+    """Averages of the trained parameters of a model, as buffers, so that they are saved with the
+    state of a run.
 
     Frozen parameters are not copied: the teacher borrows them from the model.
     """
@@ -22,13 +24,18 @@ class EmaTeacher(nn.Module):
         """Start from the weights of `model`; after each step an average keeps `decay` of itself."""
         super().__init__()
         self.decay = decay
-        self._buffer_names = {name: name.replace(".", "/") for name, value in model.named_parameters() if value.requires_grad}
+        self._buffer_names = {
+            name: name.replace(".", "/")
+            for name, value in model.named_parameters()
+            if value.requires_grad
+        }
         for name, key in self._buffer_names.items():
             self.register_buffer(key, model.get_parameter(name).detach().clone())
 
     @torch.no_grad()
     def forward(self, model: nn.Module, images: Tensor, queries: Tensor) -> Tensor:
-        """Mask logits (B, Q, h, w) of images (B, 3, H, W) for queries (Q, D) with the averaged weights, without dropout."""
+        """Mask logits (B, Q, h, w) of images (B, 3, H, W) for queries (Q, D) with the averaged
+        weights, without dropout."""
         training = model.training
         model.eval()
         try:

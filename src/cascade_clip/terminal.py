@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from cascade_clip.config import Device, LastBlock, Precision
 
@@ -26,9 +33,11 @@ class RunOptions:
     precision: Precision = "fp32"
     """Number format of the network; similarities and scores stay float32."""
     clip_weights: str = ""
-    """Place of CLIP's weights (file or tag) instead of the recorded one; their hash must agree with the checkpoint's."""
+    """Place of CLIP's weights (file or tag) instead of the recorded one; their hash must agree with
+    the checkpoint's."""
     last_block: LastBlock | None = None
-    """Of a clip:... model, how the last block makes patch features: clearclip (default), sclip, maskclip, or standard."""
+    """Of a clip:... model, how the last block makes patch features: clearclip (default), sclip,
+    maskclip, or standard."""
 
 
 DEFAULT_RUN = RunOptions()
@@ -43,7 +52,14 @@ def warn(text: str) -> None:
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error; what it yields is called with (done, total)."""
     speed = TextColumn("{task.fields[speed]}")
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), speed, TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        speed,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     screen = Console(file=sys.stderr)
     if not screen.is_terminal:  # rich before 14.3 prints an empty line after a disabled bar
         yield lambda done, total: None
@@ -52,7 +68,12 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         task, begin = progress.add_task(title, total=None, speed=""), time.monotonic()
 
         def show(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total, speed=f"{done / (time.monotonic() - begin):.1f}/s")
+            progress.update(
+                task,
+                completed=done,
+                total=total,
+                speed=f"{done / (time.monotonic() - begin):.1f}/s",
+            )
 
         yield show
 

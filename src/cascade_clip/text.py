@@ -1,4 +1,5 @@
-"""Class names to text embeddings T (C, D), through templates and CLIP's frozen text tower (method section 1).
+"""Class names to text embeddings T (C, D), through templates and CLIP's frozen text tower (method
+section 1).
 
 Letters: C classes, D joint width.
 """
@@ -24,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 
 class TextEncoder:
-    """CLIP's text tower with its tokenizer; embeddings are kept on disk per weights, words and templates."""
+    """CLIP's text tower with its tokenizer; embeddings are kept on disk per weights, words and
+    templates."""
 
     def __init__(self, tower: nn.Module, tokenizer: Tokenizer, fingerprint: str = "") -> None:
         """Use open_clip's model `tower` (only its text side is called) and its tokenizer.
@@ -46,24 +48,34 @@ class TextEncoder:
         """Unit embeddings (prompts, D), float32, of whole prompts."""
         parts = []
         for start in range(0, len(prompts), batch):
-            tokens = self.tokenizer(list(prompts[start : start + batch])).to(self.device)  # (prompts, context)
+            # (prompts, context)
+            tokens = self.tokenizer(list(prompts[start : start + batch])).to(self.device)
             parts.append(F.normalize(self.tower.encode_text(tokens).float(), dim=-1))  # type: ignore[operator]
         return torch.cat(parts)  # (prompts, D)
 
     def embed(self, words: Sequence[Sequence[str]], templates: Sequence[str]) -> Tensor:
-        """Text embeddings (C, D) of classes that are each a list of words (the name and its synonyms).
+        """Text embeddings (C, D) of classes that are each a list of words (the name and its
+        synonyms).
 
-        Per word: the mean over templates of unit prompt embeddings, made unit again; then the same over the words of a class.
+        Per word: the mean over templates of unit prompt embeddings, made unit again; then the same
+        over the words of a class.
         """
         cache = _cache_file(self.fingerprint, words, templates)
         found = _read_cache(cache, len(words))
         if found is not None:
             return torch.from_numpy(found)
         flat = [word for group in words for word in group]
-        embedded = self.encode([template.replace("{}", word) for word in flat for template in templates])  # (words * templates, D)
-        per_word = F.normalize(embedded.unflatten(0, (len(flat), len(templates))).mean(dim=1), dim=-1)  # (words, D)
+        # (words * templates, D)
+        embedded = self.encode(
+            [template.replace("{}", word) for word in flat for template in templates]
+        )
+        # (words, D)
+        per_word = F.normalize(
+            embedded.unflatten(0, (len(flat), len(templates))).mean(dim=1), dim=-1
+        )
         groups = per_word.split([len(group) for group in words])
-        result = torch.stack([F.normalize(group.mean(dim=0), dim=-1) for group in groups]).cpu()  # (C, D)
+        # (C, D)
+        result = torch.stack([F.normalize(group.mean(dim=0), dim=-1) for group in groups]).cpu()
         result = result.clone()
         if self.keep:
             _write_cache(cache, result.numpy())
@@ -78,12 +90,16 @@ def build_text_encoder(clip: LoadedClip) -> TextEncoder | None:
 
 
 def load_embeddings(path: Path, classes: int, width: int) -> Tensor:
-    """Text embeddings from a .npy file, shape (classes, width), float16 or float32, as float32 and not normalised again."""
+    """Text embeddings from a .npy file, shape (classes, width), float16 or float32, as float32 and
+    not normalised again."""
     if not path.is_file():
         raise FileNotFoundError(f"no text embeddings at {path}")
     array = _read_array(path)
     if array.shape != (classes, width) or array.dtype.kind != "f":
-        raise ValueError(f"{path} must hold floats of shape ({classes}, {width}), one row per class name, got {array.dtype} {array.shape}")
+        raise ValueError(
+            f"{path} must hold floats of shape ({classes}, {width}), one row per class name, got"
+            f" {array.dtype} {array.shape}"
+        )
     if not np.isfinite(array).all():
         raise ValueError(f"{path} holds values that are no numbers")
     return torch.from_numpy(array.astype(np.float32))
@@ -92,7 +108,8 @@ def load_embeddings(path: Path, classes: int, width: int) -> Tensor:
 def _read_array(path: Path) -> np.ndarray:
     """The array of a .npy file; whatever numpy raises for a damaged one is a ValueError here."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped, so that a header cannot claim more than the file holds
+        # mapped, so that a header cannot claim more than the file holds
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # numpy's reader lets errors of zipfile and tokenize through
@@ -108,7 +125,8 @@ def _cache_file(fingerprint: str, words: Sequence[Sequence[str]], templates: Seq
 
 
 def _cache_folder() -> Path:
-    """CASCADE_CLIP_CACHE, else a folder in the home directory, else (without one) the folder for temporary files."""
+    """CASCADE_CLIP_CACHE, else a folder in the home directory, else (without one) the folder for
+    temporary files."""
     named = os.environ.get("CASCADE_CLIP_CACHE")
     try:
         return Path(named) if named else Path.home() / ".cache" / "cascade_clip"
@@ -122,7 +140,12 @@ def _read_cache(path: Path, rows: int) -> np.ndarray | None:
         array = _read_array(path)
     except (OSError, ValueError, MemoryError):
         return None
-    sound = array.ndim == 2 and len(array) == rows and array.dtype == np.float32 and bool(np.isfinite(array).all())
+    sound = (
+        array.ndim == 2
+        and len(array) == rows
+        and array.dtype == np.float32
+        and bool(np.isfinite(array).all())
+    )
     return array if sound else None
 
 

@@ -1,8 +1,9 @@
 """The method the plain way, as a yardstick for speed and memory: same weights, same results.
 
-Attention matrices are written out, what becomes of prompt tokens and of the last decoder layer is computed and thrown away, every class
-has a full-size map, all of them at once, windows come one by one, and the loss is left to autograd on full-size maps.
-Letters: B images, C classes, N patches, D joint width, W tower width, H x W pixels.
+Attention matrices are written out, what becomes of prompt tokens and of the last decoder layer is
+computed and thrown away, every class has a full-size map, all of them at once, windows come one by
+one, and the loss is left to autograd on full-size maps. Letters: B images, C classes, N patches, D
+joint width, W tower width, H x W pixels.
 """
 
 from __future__ import annotations
@@ -26,24 +27,36 @@ class Textbook(nn.Module):
     """A segmenter whose parts are run the plain way."""
 
     def __init__(self, model: Segmenter) -> None:
-        """Run `model`, which must have deep prompts, an open_clip tower and transformer decoders of two layers or more."""
+        """Run `model`, which must have deep prompts, an open_clip tower and transformer decoders of
+        two layers or more."""
         super().__init__()
         self.model = model
-        self.last_layers = nn.ModuleList(_whole_last_layer(cast(Decoder, decoder)) for decoder in model.decoders)
+        self.last_layers = nn.ModuleList(
+            _whole_last_layer(cast(Decoder, decoder)) for decoder in model.decoders
+        )
 
     def forward(self, images: Tensor, text: Tensor) -> Tensor:
-        """Full-size mask logits (B, C, H, W) of images (B, 3, H, W), whose sides the patch size divides, for text (C, D)."""
+        """Full-size mask logits (B, C, H, W) of images (B, 3, H, W), whose sides the patch size
+        divides, for text (C, D)."""
         features = self._features(images)
         relation = relation_descriptor(features.class_token, text)  # (B, C, 2D)
         total = []
         for index, stage in enumerate(self.model.stages):
-            memory = self.model.aggregations[index]([features.patches[block] for block in stage])  # (B, N, D)
-            queries = self.model.queries[min(index, len(self.model.queries) - 1)](relation)  # (B, C, D)
+            # (B, N, D)
+            memory = self.model.aggregations[index]([features.patches[block] for block in stage])
+            # (B, C, D)
+            queries = self.model.queries[min(index, len(self.model.queries) - 1)](relation)
             decoder = cast(Decoder, self.model.decoders[index])
             for layer in [*decoder.layers, self.last_layers[index]]:
-                queries, compared = decoder_layer(cast(DecoderLayer, layer), queries, memory)  # (B, C, D), (B, heads, C, N)
+                # (B, C, D), (B, heads, C, N)
+                queries, compared = decoder_layer(cast(DecoderLayer, layer), queries, memory)
             total.append(compared.mean(dim=1).unflatten(-1, features.grid))  # (B, C, h, w)
-        return F.interpolate(torch.stack(total).sum(dim=0).float(), size=images.shape[-2:], mode="bilinear", align_corners=False)
+        return F.interpolate(
+            torch.stack(total).sum(dim=0).float(),
+            size=images.shape[-2:],
+            mode="bilinear",
+            align_corners=False,
+        )
 
     def _features(self, images: Tensor) -> BlockFeatures:
         backbone = cast(Any, self.model.backbone)
@@ -53,11 +66,15 @@ class Textbook(nn.Module):
         found = {}
         for number, block in enumerate(tower.blocks, start=1):
             prompt = backbone.prompts.before(number, len(images))  # (B, P, W)
-            tokens = torch.cat([tokens[:, :1], prompt, tokens[:, start:]], dim=1)  # (B, 1 + P + N, W)
+            # (B, 1 + P + N, W)
+            tokens = torch.cat([tokens[:, :1], prompt, tokens[:, start:]], dim=1)
             start = 1 + prompt.shape[1]
             tokens = encoder_block(block, tokens)
             if number in backbone.taps.blocks:
-                found[number] = F.normalize(backbone.taps(number, backbone.prompt_norm(tokens[:, start:])), dim=-1)  # (B, N, D)
+                # (B, N, D)
+                found[number] = F.normalize(
+                    backbone.taps(number, backbone.prompt_norm(tokens[:, start:])), dim=-1
+                )
         normed = backbone.prompt_norm(tokens)
         embedding, last = tower.project(normed[:, :1], normed[:, start:])  # (B, D), (B, N, D)
         found[len(tower.blocks)] = F.normalize(last, dim=-1)
@@ -76,55 +93,80 @@ def _whole_last_layer(decoder: Decoder) -> DecoderLayer:
 def encoder_block(block: Any, tokens: Tensor) -> Tensor:
     """One block of the image tower on all tokens (B, tokens, W), attention written out."""
     attention = block.attn
-    projected = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)  # (B, tokens, 3W)
+    # (B, tokens, 3W)
+    projected = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
     query, key, value = (_split(part, attention.num_heads) for part in projected.chunk(3, dim=-1))
-    weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(dim=-1)  # (B, heads, tokens, tokens)
+    # (B, heads, tokens, tokens)
+    weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(dim=-1)
     tokens = tokens + block.ls_1(attention.out_proj((weights @ value).transpose(1, 2).flatten(2)))
     return cast(Tensor, tokens + block.ls_2(block.mlp(block.ln_2(tokens))))
 
 
 def decoder_layer(layer: DecoderLayer, queries: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Refined queries (B, C, D), and the scaled products of queries (B, C, D) and patches (B, N, D) per head before the softmax."""
+    """Refined queries (B, C, D), and the scaled products of queries (B, C, D) and patches (B, N, D)
+    per head before the softmax."""
     attention: CrossAttention = layer.attention
     query, key, value = (
-        _split(part, attention.heads) for part in (attention.query(queries), attention.key(patches), attention.value(patches))
+        _split(part, attention.heads)
+        for part in (attention.query(queries), attention.key(patches), attention.value(patches))
     )
     compared = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, heads, C, N)
     weights = F.dropout(compared.softmax(dim=-1), attention.dropout, layer.training)
     gathered = attention.output((weights @ value).transpose(1, 2).flatten(2))  # (B, C, D)
     queries = layer.attention_norm(queries + layer.dropout(gathered))
     hidden = layer.dropout(F.relu(layer.expand(queries)))
-    refined: Tensor = layer.feedforward_norm(queries + layer.dropout(layer.contract(hidden)))  # (B, C, D)
+    # (B, C, D)
+    refined: Tensor = layer.feedforward_norm(queries + layer.dropout(layer.contract(hidden)))
     return refined, compared
 
 
 def _split(tokens: Tensor, heads: int) -> Tensor:
-    split: Tensor = tokens.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, tokens, width / heads)
+    # (B, heads, tokens, width / heads)
+    split: Tensor = tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
     return split
 
 
 @torch.no_grad()
-def label_map(model: Textbook, image: Tensor, text: Tensor, shift: Tensor, window: int, stride: int) -> Tensor:
-    """Labels (H, W) of a normalised image (3, H, W): windows one by one, all classes at full size; `shift` (C,) is subtracted."""
+def label_map(
+    model: Textbook, image: Tensor, text: Tensor, shift: Tensor, window: int, stride: int
+) -> Tensor:
+    """Labels (H, W) of a normalised image (3, H, W): windows one by one, all classes at full size;
+    `shift` (C,) is subtracted."""
     canvas: Grid = (image.shape[-2], image.shape[-1])
     total, count = image.new_zeros(len(text), *canvas), image.new_zeros(1, *canvas)
     for place in list_windows(canvas, window, stride):
-        scores = model(cut_windows(image, (place,), window), text).sigmoid()[0] - shift[:, None, None]  # (C, window, window)
-        padding = (place.left, canvas[1] - place.left - place.width, place.top, canvas[0] - place.top - place.height)
+        # (C, window, window)
+        scores = (
+            model(cut_windows(image, (place,), window), text).sigmoid()[0] - shift[:, None, None]
+        )
+        padding = (
+            place.left,
+            canvas[1] - place.left - place.width,
+            place.top,
+            canvas[0] - place.top - place.height,
+        )
         total = total + F.pad(scores[:, : place.height, : place.width], padding)
         count[:, place.top : place.top + place.height, place.left : place.left + place.width] += 1
     return (total / count).softmax(dim=0).argmax(dim=0)
 
 
 def loss(masks: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
-    """Focal and dice sum of full-size mask logits (B, C, H, W) for labels (B, H, W), differentiated by autograd."""
+    """Focal and dice sum of full-size mask logits (B, C, H, W) for labels (B, H, W), differentiated
+    by autograd."""
     classes = masks.shape[1]
-    targets = F.one_hot(torch.where(labels < 0, classes, labels), classes + 1)[..., :classes].permute(0, 3, 1, 2).float()
+    targets = (
+        F.one_hot(torch.where(labels < 0, classes, labels), classes + 1)[..., :classes]
+        .permute(0, 3, 1, 2)
+        .float()
+    )
     scores = masks.sigmoid()
     crossentropy = F.binary_cross_entropy_with_logits(masks, targets, reduction="none")
     right = scores * targets + (1 - scores) * (1 - targets)
     balance = config.alpha * targets + (1 - config.alpha) * (1 - targets)
     focal = (balance * (1 - right) ** config.gamma * crossentropy).mean(dim=(-2, -1)).sum()
     scores, targets = scores.flatten(2), targets.flatten(2)
-    dice = 1 - (2 * (scores * targets).sum(dim=-1) + 1) / (scores.sum(dim=-1) + targets.sum(dim=-1) + 1)  # (B, C)
+    # (B, C)
+    dice = 1 - (2 * (scores * targets).sum(dim=-1) + 1) / (
+        scores.sum(dim=-1) + targets.sum(dim=-1) + 1
+    )
     return config.focal * focal + config.dice * (dice * present_pairs(labels, classes)).sum()

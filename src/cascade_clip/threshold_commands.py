@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from cascade_clip.evaluate_commands import DEFAULT_INFERENCE, FolderOptions, InferenceOptions, given_embeddings
+from cascade_clip.evaluate_commands import (
+    DEFAULT_INFERENCE,
+    FolderOptions,
+    InferenceOptions,
+    given_embeddings,
+)
 from cascade_clip.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
 
 if TYPE_CHECKING:
@@ -27,15 +32,18 @@ def threshold(
 ) -> int:
     """Choose the threshold of the background policy on a few labelled images.
 
-    Prints mIoU, the background among the classes, for thresholds from 0 to 1, and the best one. Pixels that are none of the other
-    classes are labelled `background` in the masks, or, with a flag, are those without a label.
+    Prints mIoU, the background among the classes, for thresholds from 0 to 1, and the best one.
+    Pixels that are none of the other classes are labelled `background` in the masks, or, with a
+    flag, are those without a label.
 
     Args:
         checkpoint: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS.
         data: the labelled images; a few dozen are enough (--limit).
         run: how to load and run.
-        inference: other settings of inference than the checkpoint's, as in the later use; --threshold is what is chosen here.
-        calibration: subtracted from the scores of seen names, as in the later use; by default what `evaluate` subtracts.
+        inference: other settings of inference than the checkpoint's, as in the later use;
+            --threshold is what is chosen here.
+        calibration: subtracted from the scores of seen names, as in the later use; by default what
+            `evaluate` subtracts.
         ignored_is_background: pixels without a label are none of the classes.
         out: file for all thresholds as JSON; by default none is written.
     """
@@ -48,7 +56,9 @@ def threshold(
         raise ValueError("--threshold is what this command chooses; leave it out")
     config = data.to_config()
     dataset = build_dataset(config, "val")
-    predictor = load_predictor(checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block)
+    predictor = load_predictor(
+        checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block
+    )
     predictor.settings = inference.apply(predictor.settings)
     with progress_bar("scoring") as step:
         found = choose_threshold(
@@ -61,7 +71,11 @@ def threshold(
         )
     _show(found)
     if out is not None:
-        values = {"threshold": found.threshold, "images": found.images, "calibration": found.calibration}
+        values = {
+            "threshold": found.threshold,
+            "images": found.images,
+            "calibration": found.calibration,
+        }
         curve = {"thresholds": found.thresholds.tolist(), "mious": found.mious.tolist()}
         say(f"wrote {write_whole(out, json.dumps({**values, **curve}, indent=1) + chr(10))}")
     return 0
@@ -75,5 +89,8 @@ def _show(found: ThresholdChoice) -> None:
     for index in range(0, len(found.thresholds), len(found.thresholds) // 10):
         table.add_row(f"{found.thresholds[index]:.2f}", f"{100 * found.mious[index]:.2f}")
     console.print(table)
-    say(f"--threshold {found.threshold:g} is best here: mIoU {100 * found.miou:.2f}, without a threshold {100 * found.miou_without:.2f}")
+    say(
+        f"--threshold {found.threshold:g} is best here: mIoU {100 * found.miou:.2f}, without a"
+        f" threshold {100 * found.miou_without:.2f}"
+    )
     say(f"- {found.calibration:g} subtracted from the scores of seen classes")

@@ -53,10 +53,12 @@ def choose_threshold(
 
     Args:
         predictor: the model.
-        dataset: images with labels; one class is named `background`, or `ignored_is_background` is set.
+        dataset: images with labels; one class is named `background`, or `ignored_is_background` is
+            set.
         calibration: subtracted from the scores of seen names, as in the later use.
         text: embeddings (C, D) of the data set's class names, to use instead of the text tower.
-        ignored_is_background: pixels without a label are none of the classes (in VOC, say) rather than unknown.
+        ignored_is_background: pixels without a label are none of the classes (in VOC, say) rather
+            than unknown.
         progress: called with (done, total) after every image.
 
     Raises:
@@ -67,19 +69,27 @@ def choose_threshold(
     if BACKGROUND not in names:
         if not ignored_is_background:
             raise ValueError(
-                f"no class of this data set is named {BACKGROUND!r}, so nothing says which pixels are none of the others; "
-                "name it in the class list, or say that pixels without a label are (--ignored-is-background)"
+                f"no class of this data set is named {BACKGROUND!r}, so nothing says which pixels"
+                " are none of the others; name it in the class list, or say that pixels without a"
+                " label are (--ignored-is-background)"
             )
         vocabulary = _with_background(vocabulary)
         names.append(BACKGROUND)
-        text = None if text is None else torch.cat([text, text.new_zeros(1, text.shape[1])])  # a row that does not compete
+        # a row that does not compete
+        text = None if text is None else torch.cat([text, text.new_zeros(1, text.shape[1])])
     place = names.index(BACKGROUND)
-    target = predictor.bind(vocabulary, calibration, text, threshold=-1.0)  # the name itself does not compete, and no score is as low
-    counts = torch.zeros(len(names), len(names), STEPS, dtype=torch.int64)  # true class, winning class, bin of its score
+    # the name itself does not compete, and no score is as low
+    target = predictor.bind(vocabulary, calibration, text, threshold=-1.0)
+    # true class, winning class, bin of its score
+    counts = torch.zeros(len(names), len(names), STEPS, dtype=torch.int64)
     for index in range(len(dataset)):
         sample = dataset.sample(index)
         found = predictor.label_map(sample.image, target)
-        labels = torch.where(sample.labels == IGNORED, place, sample.labels) if ignored_is_background else sample.labels
+        labels = (
+            torch.where(sample.labels == IGNORED, place, sample.labels)
+            if ignored_is_background
+            else sample.labels
+        )
         counts += count_scores(labels, found.labels.cpu(), found.scores.cpu(), len(names))
         if progress is not None:
             progress(index + 1, len(dataset))
@@ -87,11 +97,14 @@ def choose_threshold(
     best = int(mious.argmax())
     thresholds = np.arange(STEPS) / STEPS
     best_level, best_miou = float(thresholds[best]), float(mious[best])
-    return ThresholdChoice(best_level, best_miou, float(mious[0]), thresholds, mious, len(dataset), target.calibration)
+    return ThresholdChoice(
+        best_level, best_miou, float(mious[0]), thresholds, mious, len(dataset), target.calibration
+    )
 
 
 def count_scores(labels: Tensor, winners: Tensor, scores: Tensor, classes: int) -> Tensor:
-    """Labelled pixels by true class, winning class and bin of the winner's score: (C, C, K). All inputs (H, W)."""
+    """Labelled pixels by true class, winning class and bin of the winner's score: (C, C, K). All
+    inputs (H, W)."""
     kept = labels != IGNORED
     bins = (scores[kept] * STEPS).floor().long().clamp(0, STEPS - 1)
     cells = (labels[kept] * classes + winners[kept]) * STEPS + bins
@@ -99,11 +112,13 @@ def count_scores(labels: Tensor, winners: Tensor, scores: Tensor, classes: int) 
 
 
 def mious_by_threshold(counts: NDArray[np.int64], background: int) -> NDArray[np.float64]:
-    """mIoU (K,) when winners with a score below each threshold become background, from counts (C, C, K).
+    """mIoU (K,) when winners with a score below each threshold become background, from counts (C,
+    C, K).
 
     A class absent from both labels and predictions is left out of the mean.
     """
-    kept = counts[..., ::-1].cumsum(axis=-1)[..., ::-1].copy()  # (C, C, K): winners at or above each threshold
+    # (C, C, K): winners at or above each threshold
+    kept = counts[..., ::-1].cumsum(axis=-1)[..., ::-1].copy()
     lost = counts.sum(axis=(1, 2))[:, None] - kept.sum(axis=1)  # (C, K): pixels that fall below
     kept[:, background] += lost
     hits = np.einsum("cck->ck", kept).astype(np.float64)  # (C, K)
@@ -117,5 +132,8 @@ def mious_by_threshold(counts: NDArray[np.int64], background: int) -> NDArray[np
 def _with_background(vocabulary: Vocabulary) -> Vocabulary:
     """The class names and `background` after them."""
     return Vocabulary(
-        (*vocabulary.names, BACKGROUND), (*vocabulary.synonyms, (BACKGROUND,)), (*vocabulary.colors, (0, 0, 0)), unseen=vocabulary.unseen
+        (*vocabulary.names, BACKGROUND),
+        (*vocabulary.synonyms, (BACKGROUND,)),
+        (*vocabulary.colors, (0, 0, 0)),
+        unseen=vocabulary.unseen,
     )

@@ -1,7 +1,7 @@
 """CLIP image towers behind one face: tokens in, blocks one by one, features out.
 
-Towers are open_clip's own modules, frozen; their blocks are run one by one, so that prompts can be inserted and every block can be read.
-Letters: B images, N patches, W tower width, D joint width.
+Towers are open_clip's own modules, frozen; their blocks are run one by one, so that prompts can be
+inserted and every block can be read. Letters: B images, N patches, W tower width, D joint width.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from cascade_clip.config import LastBlock
 Grid = tuple[int, int]
 
 QUICK = 1.702
-"""OpenAI's activation is x * sigmoid(QUICK * x), which is silu(QUICK * x) / QUICK: one pass over the hidden values instead of three."""
+"""OpenAI's activation is x * sigmoid(QUICK * x), which is silu(QUICK * x) / QUICK: one pass over
+the hidden values instead of three."""
 
 MOST_GRIDS = 8
-"""Grids whose resized positions are kept: images given to the network directly may each bring another one."""
+"""Grids whose resized positions are kept: images given to the network directly may each bring
+another one."""
 
 
 class Tower(Protocol):
@@ -44,7 +46,8 @@ class Tower(Protocol):
         ...
 
     def run_block(self, block: nn.Module, tokens: Tensor, prompt: Tensor | None = None) -> Tensor:
-        """Pass tokens (B, tokens, W) through one block; prompts (B, P, W) are attended to, and what becomes of them is not computed."""
+        """Pass tokens (B, tokens, W) through one block; prompts (B, P, W) are attended to, and what
+        becomes of them is not computed."""
         ...
 
     def run_dense(self, block: nn.Module, tokens: Tensor, kind: LastBlock) -> Tensor:
@@ -65,10 +68,12 @@ class Tower(Protocol):
 
 
 class PositionEmbedding(nn.Module):
-    """Learned positions of one grid, resized bilinearly for other grids and kept for the last new ones, MOST_GRIDS at most.
+    """Learned positions of one grid, resized bilinearly for other grids and kept for the last new
+    ones, MOST_GRIDS at most.
 
-    The cache holds values that follow from the parameter alone; it is emptied when the parameter changes. A parameter made under
-    inference mode does not say when it changes: then nothing is kept.
+    The cache holds values that follow from the parameter alone; it is emptied when the parameter
+    changes. A parameter made under inference mode does not say when it changes: then nothing is
+    kept.
     """
 
     def __init__(self, positions: Tensor, grid: Grid) -> None:
@@ -84,7 +89,13 @@ class PositionEmbedding(nn.Module):
             return self.positions  # (N, W)
         if self.positions.is_inference():
             return resize_positions(self.positions, self.grid, grid)
-        key = (grid, self.positions.device, self.positions.dtype, self.positions._version, self.positions.data_ptr())
+        key = (
+            grid,
+            self.positions.device,
+            self.positions.dtype,
+            self.positions._version,
+            self.positions.data_ptr(),
+        )
         found = self._cache.get(key)
         if found is None:
             valid = [(known, value) for known, value in self._cache.items() if known[1:] == key[1:]]
@@ -96,14 +107,16 @@ class PositionEmbedding(nn.Module):
 
 
 def resize_positions(positions: Tensor, old: Grid, new: Grid) -> Tensor:
-    """Resize position embeddings (old rows * columns, W) to another grid: bilinear, align_corners False, no antialias."""
+    """Resize position embeddings (old rows * columns, W) to another grid: bilinear, align_corners
+    False, no antialias."""
     table = positions.T.reshape(1, -1, *old)  # (1, W, rows, columns)
     table = F.interpolate(table, size=new, mode="bilinear", align_corners=False)
     return table.flatten(2)[0].T.contiguous()  # (N, W)
 
 
 def run_whole(block: nn.Module, tokens: Tensor, prompt: Tensor | None) -> Tensor:
-    """Pass tokens (B, tokens, W) through a block as its library computes it, beside prompts (B, P, W) that are dropped afterwards."""
+    """Pass tokens (B, tokens, W) through a block as its library computes it, beside prompts (B, P,
+    W) that are dropped afterwards."""
     if prompt is None:
         return cast(Tensor, block(tokens))
     return cast(Tensor, block(torch.cat([prompt, tokens], dim=1)))[:, prompt.shape[1] :]
@@ -111,7 +124,10 @@ def run_whole(block: nn.Module, tokens: Tensor, prompt: Tensor | None) -> Tensor
 
 def split_heads(projected: Tensor, parts: int, heads: int) -> Sequence[Tensor]:
     """Projections (B, tokens, parts * W) as `parts` tensors (B, heads, tokens, W/heads)."""
-    return cast(Sequence[Tensor], projected.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0))
+    return cast(
+        Sequence[Tensor],
+        projected.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0),
+    )
 
 
 class OpenClipTower(nn.Module):
@@ -119,13 +135,20 @@ class OpenClipTower(nn.Module):
 
     visual: Any
 
-    def __init__(self, visual: Any, position_grid: Grid | None, *, class_embedding_twice: bool) -> None:
-        """Take over `visual`; its position embedding is resized once to `position_grid`, unless that is None."""
+    def __init__(
+        self, visual: Any, position_grid: Grid | None, *, class_embedding_twice: bool
+    ) -> None:
+        """Take over `visual`; its position embedding is resized once to `position_grid`, unless
+        that is None."""
         super().__init__()
         if getattr(visual, "attn_pool", None) is not None:
-            raise ValueError("towers with attentional pooling (CoCa) are not plain ViTs; choose another model")
+            raise ValueError(
+                "towers with attentional pooling (CoCa) are not plain ViTs; choose another model"
+            )
         if visual.positional_embedding is None:
-            raise ValueError("this CLIP carries another model already; load it again with load_clip")
+            raise ValueError(
+                "this CLIP carries another model already; load it again with load_clip"
+            )
         self.class_embedding_twice = class_embedding_twice
         self.width = int(visual.conv1.out_channels)
         self.joint_width = int(visual.proj.shape[1])
@@ -148,30 +171,43 @@ class OpenClipTower(nn.Module):
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Class token (B, 1, W) and patch tokens (B, N, W) after the first norm."""
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
-        patches = self.visual.conv1(images).flatten(2).transpose(1, 2) + self.position_embedding(grid)  # (B, N, W)
+        # (B, N, W)
+        patches = self.visual.conv1(images).flatten(2).transpose(1, 2) + self.position_embedding(
+            grid
+        )
         embedding = cast(Tensor, self.visual.class_embedding)  # (W,)
-        position = self.class_position + embedding if self.class_embedding_twice else self.class_position
-        class_token = (embedding + position).to(patches.dtype).expand(images.shape[0], 1, -1)  # (B, 1, W)
+        position = (
+            self.class_position + embedding if self.class_embedding_twice else self.class_position
+        )
+        # (B, 1, W)
+        class_token = (embedding + position).to(patches.dtype).expand(images.shape[0], 1, -1)
         tokens = self.visual.ln_pre(torch.cat([class_token, patches], dim=1))  # (B, 1 + N, W)
         return tokens[:, :1], tokens[:, 1:]
 
     def run_block(self, block: Any, tokens: Tensor, prompt: Tensor | None = None) -> Tensor:
         """One residual block with fused attention; prompts (B, P, W) give keys and values only."""
-        if not isinstance(getattr(block, "attn", None), nn.MultiheadAttention):  # blocks of other designs run as they are
+        # blocks of other designs run as they are
+        if not isinstance(getattr(block, "attn", None), nn.MultiheadAttention):
             return run_whole(block, tokens, prompt)
-        query, key, value = self._attention_inputs(block, tokens, prompt)  # (B, heads, tokens, W/heads), twice (B, heads, P + tokens, ...)
+        # (B, heads, tokens, W/heads), twice (B, heads, P + tokens, ...)
+        query, key, value = self._attention_inputs(block, tokens, prompt)
         mixed = attend(query, key, value).transpose(1, 2).flatten(2)  # (B, tokens, W)
         tokens = tokens + block.ls_1(self._linear(block.attn.out_proj, mixed))
-        return cast(Tensor, tokens + block.ls_2(self._feedforward(block.mlp, block.ln_2(tokens))))  # (B, tokens, W)
+        # (B, tokens, W)
+        return cast(Tensor, tokens + block.ls_2(self._feedforward(block.mlp, block.ln_2(tokens))))
 
     def run_dense(self, block: Any, tokens: Tensor, kind: LastBlock) -> Tensor:
-        """One residual block whose attention keeps every patch in its place (see `ModelConfig.last_block`)."""
+        """One residual block whose attention keeps every patch in its place (see
+        `ModelConfig.last_block`)."""
         attention = block.attn
-        query, key, value = self._attention_inputs(block, tokens)  # each (B, heads, tokens, W/heads)
+        # each (B, heads, tokens, W/heads)
+        query, key, value = self._attention_inputs(block, tokens)
         if kind == "maskclip":
             mixed = value
         elif kind == "sclip":
-            mixed = F.scaled_dot_product_attention(query, query, value) + F.scaled_dot_product_attention(key, key, value)
+            mixed = F.scaled_dot_product_attention(
+                query, query, value
+            ) + F.scaled_dot_product_attention(key, key, value)
         else:
             mixed = F.scaled_dot_product_attention(query, query, value)
         attended = attention.out_proj(mixed.transpose(1, 2).flatten(2))  # (B, tokens, W)
@@ -180,8 +216,11 @@ class OpenClipTower(nn.Module):
         tokens = tokens + block.ls_1(attended)
         return cast(Tensor, tokens + block.ls_2(block.mlp(block.ln_2(tokens))))
 
-    def _attention_inputs(self, block: Any, tokens: Tensor, prompt: Tensor | None = None) -> Sequence[Tensor]:
-        """Queries (B, heads, tokens, W/heads) of the tokens, keys and values (B, heads, P + tokens, W/heads) of prompts and tokens."""
+    def _attention_inputs(
+        self, block: Any, tokens: Tensor, prompt: Tensor | None = None
+    ) -> Sequence[Tensor]:
+        """Queries (B, heads, tokens, W/heads) of the tokens, keys and values (B, heads, P + tokens,
+        W/heads) of prompts and tokens."""
         attention, normed = block.attn, block.ln_1(tokens)
         weight, bias = self._short(attention.in_proj_weight), self._short(attention.in_proj_bias)
         if prompt is None:
@@ -189,20 +228,26 @@ class OpenClipTower(nn.Module):
         query = F.linear(normed, weight[: self.width], bias[: self.width])  # (B, tokens, W)
         compared = torch.cat([block.ln_1(prompt), normed], dim=1)  # (B, P + tokens, W)
         others = F.linear(compared, weight[self.width :], bias[self.width :])  # (B, P + tokens, 2W)
-        return [*split_heads(query, 1, attention.num_heads), *split_heads(others, 2, attention.num_heads)]
+        return [
+            *split_heads(query, 1, attention.num_heads),
+            *split_heads(others, 2, attention.num_heads),
+        ]
 
     def _feedforward(self, mlp: Any, tokens: Tensor) -> Tensor:
         """The block's perceptron (B, tokens, W); OpenAI's activation in one pass."""
         if not isinstance(getattr(mlp, "gelu", None), QuickGELU):
             return cast(Tensor, mlp(tokens))
         hidden = F.silu(self._linear(mlp.c_fc, tokens).mul_(QUICK))  # (B, tokens, 4W)
-        return cast(Tensor, F.linear(hidden, self._short(mlp.c_proj.weight)) / QUICK + mlp.c_proj.bias)
+        return cast(
+            Tensor, F.linear(hidden, self._short(mlp.c_proj.weight)) / QUICK + mlp.c_proj.bias
+        )
 
     def _linear(self, layer: Any, tokens: Tensor) -> Tensor:
         return F.linear(tokens, self._short(layer.weight), self._short(layer.bias))
 
     def _short(self, parameter: Tensor) -> Tensor:
-        """A frozen parameter in autocast's number format, cast once and kept; as it is without autocast."""
+        """A frozen parameter in autocast's number format, cast once and kept; as it is without
+        autocast."""
         device = parameter.device.type
         if torch.compiler.is_compiling() or not torch.is_autocast_enabled(device):
             return parameter
@@ -222,7 +267,9 @@ class OpenClipTower(nn.Module):
         if self.visual.pool_type == "avg":
             pooled = patches if self.visual.final_ln_after_pool else self.visual.ln_post(patches)
             class_token = pooled.mean(dim=1, keepdim=True)  # (B, 1, W)
-            normed = self.visual.ln_post(class_token) if self.visual.final_ln_after_pool else class_token
+            normed = (
+                self.visual.ln_post(class_token) if self.visual.final_ln_after_pool else class_token
+            )
         else:
             normed = self.visual.ln_post(class_token)
         projection = self.final_matrix()  # (W, D)
@@ -238,18 +285,26 @@ class OpenClipTower(nn.Module):
 
 
 class TimmTower(nn.Module):
-    """A timm ViT inside open_clip, such as SigLIP's: no class token, the image embedding is pooled from the patches."""
+    """A timm ViT inside open_clip, such as SigLIP's: no class token, the image embedding is pooled
+    from the patches."""
 
     visual: Any
 
     def __init__(self, visual: Any, position_grid: Grid | None) -> None:
-        """Take over open_clip's `TimmModel`; its position embedding is resized once to `position_grid`, unless that is None."""
+        """Take over open_clip's `TimmModel`; its position embedding is resized once to
+        `position_grid`, unless that is None."""
         super().__init__()
         trunk = visual.trunk
         if getattr(trunk, "pos_embed", None) is None or getattr(trunk, "rope", None) is not None:
-            raise ValueError(f"{type(trunk).__name__} has no learned position embedding; only plain timm ViTs are supported")
+            raise ValueError(
+                f"{type(trunk).__name__} has no learned position embedding; only plain timm ViTs"
+                " are supported"
+            )
         if trunk.num_prefix_tokens:
-            raise ValueError(f"timm trunks with {trunk.num_prefix_tokens} prefix tokens are not supported; choose a SigLIP model")
+            raise ValueError(
+                f"timm trunks with {trunk.num_prefix_tokens} prefix tokens are not supported;"
+                " choose a SigLIP model"
+            )
         self.width = int(trunk.embed_dim)
         self.joint_width = int(visual.head.proj.out_features) if len(visual.head) else self.width
         self.patch_size = int(trunk.patch_embed.patch_size[0])
@@ -288,7 +343,8 @@ class TimmTower(nn.Module):
         raise ValueError(f"last_block {kind} needs one of open_clip's own ViT towers")
 
     def project(self, class_token: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Final norm, then the tower's own pooling (B, D) and the projection of the patches (B, N, D)."""
+        """Final norm, then the tower's own pooling (B, D) and the projection of the patches (B, N,
+        D)."""
         normed = self.trunk.norm(patches)  # (B, N, W)
         pooled = self.visual.head(self.trunk.forward_head(normed))  # (B, D)
         return pooled, self.visual.head(normed)

@@ -1,7 +1,7 @@
 """Training: the step, its optimiser and its schedule; Lightning is the engine.
 
-Every random draw of a step follows from (seed, step, rank), so a resumed run is the run that was not interrupted.
-Letters: B images, C class names, D joint width, H x W pixels.
+Every random draw of a step follows from (seed, step, rank), so a resumed run is the run that was
+not interrupted. Letters: B images, C class names, D joint width, H x W pixels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from cascade_clip.batches import TrainingBatches
-from cascade_clip.checkpoint import Checkpoint, load_checkpoint, load_config, load_strictly, read_record, save_checkpoint
+from cascade_clip.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_config,
+    load_strictly,
+    read_record,
+    save_checkpoint,
+)
 from cascade_clip.clip import load_clip
 from cascade_clip.config import Config, OptimizerConfig, Resume, TrainConfig
 from cascade_clip.data import LabelledImages, build_dataset, data_templates, describe_data
@@ -46,7 +53,8 @@ T = TypeVar("T")
 
 
 def learning_rate(step: int, total: int, config: OptimizerConfig) -> float:
-    """Learning rate of a step counted from 0: polynomial decay over `total` steps, linear warm-up first (method section 10)."""
+    """Learning rate of a step counted from 0: polynomial decay over `total` steps, linear warm-up
+    first (method section 10)."""
     decay = (1 - min(step, total) / total) ** config.power
     rate = float((config.learning_rate - config.final_rate) * decay + config.final_rate)
     if step < config.warmup_steps:
@@ -71,19 +79,28 @@ class SegmentationTask(lightning.LightningModule):
         self.config = config
         train = config.train
         self.protocol = TrainingProtocol(train.protocol, seen, train.pseudo_threshold)
-        self.teacher = EmaTeacher(model, train.ema_teacher) if train.ema_teacher and train.protocol == "transductive" else None
+        self.teacher = (
+            EmaTeacher(model, train.ema_teacher)
+            if train.ema_teacher and train.protocol == "transductive"
+            else None
+        )
         model.backbone.gradient_checkpointing = train.gradient_checkpointing
         self.run_model = torch.compile(model.stage_masks) if train.compile else model.stage_masks
         self.register_buffer("queries", self.protocol.queries(text).float(), persistent=False)
 
-    def loss(self, images: Tensor, labels: Tensor, masks_per_image: Tensor | None = None) -> StepLoss:
-        """Loss sums of normalised images (B, 3, H, W) with labels (B, H, W) of the vocabulary; divide by M afterwards.
+    def loss(
+        self, images: Tensor, labels: Tensor, masks_per_image: Tensor | None = None
+    ) -> StepLoss:
+        """Loss sums of normalised images (B, 3, H, W) with labels (B, H, W) of the vocabulary;
+        divide by M afterwards.
 
-        `masks_per_image` is M / B of the whole step, where these images are a part of it (see `step_loss`).
+        `masks_per_image` is M / B of the whole step, where these images are a part of it (see
+        `step_loss`).
         """
         masks = self.run_model(images, self.queries)
         logits = masks.total  # (B, Q, h, w)
-        guide = logits if self.teacher is None else self.teacher(self.model, images, self.queries)  # (B, Q, h, w)
+        # (B, Q, h, w)
+        guide = logits if self.teacher is None else self.teacher(self.model, images, self.queries)
         targets = self.protocol.targets(labels, guide, self.model.patch_size)  # (B, H, W)
         weights = self.config.train.loss
         if masks_per_image is None and weights.per_image:
@@ -97,16 +114,21 @@ class SegmentationTask(lightning.LightningModule):
         return self._mean_over_ranks(masks).clamp(min=1) / len(targets)
 
     def accumulate_gradients(self, images: Tensor, labels: Tensor) -> StepLoss:
-        """Gradients of one optimiser step: undivided sums of every micro-batch, divided once by M of the whole batch.
+        """Gradients of one optimiser step: undivided sums of every micro-batch, divided once by M
+        of the whole batch.
 
-        Returns the losses as they are reported: divided by M, which is averaged over ranks and at least 1.
+        Returns the losses as they are reported: divided by M, which is averaged over ranks and at
+        least 1.
         """
         share = self.config.train.micro_batch or len(images)
         parts = list(zip(images.split(share), labels.split(share), strict=True))
         sums = torch.zeros(len(StepLoss._fields), device=images.device)
         ahead = None
-        if len(parts) > 1 and self.config.train.loss.per_image:  # not in self-training: the labels alone give the targets
-            ahead = self._masks_per_image(self.protocol.targets(labels, images, self.model.patch_size))
+        # not in self-training: the labels alone give the targets
+        if len(parts) > 1 and self.config.train.loss.per_image:
+            ahead = self._masks_per_image(
+                self.protocol.targets(labels, images, self.model.patch_size)
+            )
         for index, (micro_images, micro_labels) in enumerate(parts):
             with self._without_sync(index < len(parts) - 1):
                 result = self.loss(micro_images, micro_labels, ahead)
@@ -123,7 +145,8 @@ class SegmentationTask(lightning.LightningModule):
         """One optimiser step.
 
         Raises:
-            FloatingPointError: the loss or a gradient is not finite; with fp16 a gradient that overflows skips the step instead.
+            FloatingPointError: the loss or a gradient is not finite; with fp16 a gradient that
+                overflows skips the step instead.
         """
         torch.manual_seed(self._step_seed())
         optimizer = cast(Any, self.optimizers())
@@ -134,9 +157,18 @@ class SegmentationTask(lightning.LightningModule):
         optimizer.step()
         if self.teacher is not None:
             self.teacher.update(self.model)
-        values = {"loss": result.total, "focal": result.focal, "dice": result.dice, "masks": result.masks}
+        values = {
+            "loss": result.total,
+            "focal": result.focal,
+            "dice": result.dice,
+            "masks": result.masks,
+        }
         weights = self.config.train.loss
-        values |= {name: getattr(result, name) for name in ("ssim", "cross_entropy", "auxiliary") if getattr(weights, name)}
+        values |= {
+            name: getattr(result, name)
+            for name in ("ssim", "cross_entropy", "auxiliary")
+            if getattr(weights, name)
+        }
         self.log_dict(values, prog_bar=True)
         self.log("learning_rate", rate, prog_bar=True)
 
@@ -153,18 +185,30 @@ class SegmentationTask(lightning.LightningModule):
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         settings = self.config.train.optimizer
         fused = self.config.train.fused or None
-        return torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
+        return torch.optim.AdamW(
+            trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen CLIP out of training states."""
-        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith(_FROZEN)}
+        checkpoint["state_dict"] = {
+            name: value
+            for name, value in checkpoint["state_dict"].items()
+            if not name.startswith(_FROZEN)
+        }
 
     def _step_seed(self) -> int:
         return hash((self.config.train.seed, self.global_step, self.global_rank)) % 2**63
 
     def _refuse_non_finite(self, loss: Tensor, images: Tensor) -> None:
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        largest = torch.stack(torch._foreach_norm(gradients, math.inf)).max() if gradients else loss.new_zeros(())
+        gradients = [
+            parameter.grad for parameter in self.parameters() if parameter.grad is not None
+        ]
+        largest = (
+            torch.stack(torch._foreach_norm(gradients, math.inf)).max()
+            if gradients
+            else loss.new_zeros(())
+        )
         value, size = torch.stack([loss.float(), largest.float()]).tolist()
         if math.isfinite(value) and math.isfinite(size):
             return
@@ -172,15 +216,25 @@ class SegmentationTask(lightning.LightningModule):
         scaler = precision.scaler if isinstance(precision, MixedPrecision) else None
         if math.isfinite(value) and scaler is not None and scaler.get_scale() >= 1:
             logger.info(
-                "step %d is skipped: its fp16 gradients overflow at scale %g, which is halved", self.global_step, scaler.get_scale()
+                "step %d is skipped: its fp16 gradients overflow at scale %g, which is halved",
+                self.global_step,
+                scaler.get_scale(),
             )
             return
         torch.manual_seed(self._step_seed())
         share = self.config.train.images_at_once
-        cause = find_cause(self.model, lambda batch: torch.cat([self.model(part, self.queries) for part in batch.split(share)]), images)
+        cause = find_cause(
+            self.model,
+            lambda batch: torch.cat(
+                [self.model(part, self.queries) for part in batch.split(share)]
+            ),
+            images,
+        )
         paths = cast(TrainingBatches, cast(Any, self.trainer).datamodule).paths(self.global_step)
         cause, paths = merge_causes(self._gather((cause, paths)))  # the same words on every rank
-        raise FloatingPointError(f"{describe(cause, value, self.global_step, paths)}; states saved before are kept")
+        raise FloatingPointError(
+            f"{describe(cause, value, self.global_step, paths)}; states saved before are kept"
+        )
 
     def _gather(self, value: T) -> list[T]:
         """The values of all ranks, in order."""
@@ -208,22 +262,33 @@ class SegmentationTask(lightning.LightningModule):
         return cast(Tensor, self.trainer.strategy.reduce(value.clone(), reduce_op="mean"))
 
 
-def fit(config: Config, out: Path, *, resume: Resume = "never", full: bool = False, callbacks: list[Callback] | None = None) -> Checkpoint:
-    """Train as `config` says and write the checkpoint folder `out/model`, CLIP's own weights included if `full`.
+def fit(
+    config: Config,
+    out: Path,
+    *,
+    resume: Resume = "never",
+    full: bool = False,
+    callbacks: list[Callback] | None = None,
+) -> Checkpoint:
+    """Train as `config` says and write the checkpoint folder `out/model`, CLIP's own weights
+    included if `full`.
 
-    A transductive run without `train.init_from` first runs its inductive half into `out/stage1`. `resume` is `never`: the folder must
-    hold no run; `auto`: go on from the last state if there is one, else start; `always`: go on, and refuse to start. A run that went on
-    is bit for bit the run that was not interrupted; one that has ended is returned as it is.
+    A transductive run without `train.init_from` first runs its inductive half into `out/stage1`.
+    `resume` is `never`: the folder must hold no run; `auto`: go on from the last state if there is
+    one, else start; `always`: go on, and refuse to start. A run that went on is bit for bit the run
+    that was not interrupted; one that has ended is returned as it is.
 
     Raises:
-        ValueError, FileNotFoundError: settings, data or weights that do not fit; `out` holds a run, or none, against `resume`.
+        ValueError, FileNotFoundError: settings, data or weights that do not fit; `out` holds a run,
+            or none, against `resume`.
         FloatingPointError: a loss or gradient is not finite.
         OSError: the state of the run cannot be written.
         Stopped: a scheduler asked the run to end, and its state is saved.
     """
     check_launch(config.train)
     dataset = build_dataset(config.data)
-    TrainingProtocol(config.train.protocol, torch.tensor(dataset.vocabulary.seen_mask))  # a split that makes no sense is found first
+    # a split that makes no sense is found first
+    TrainingProtocol(config.train.protocol, torch.tensor(dataset.vocabulary.seen_mask))
     _claim_folder(config, out, resume)
     if config.train.protocol == "transductive" and not config.train.init_from:
         config = _run_first_stage(config, out, dataset, resume, callbacks or [])
@@ -231,7 +296,13 @@ def fit(config: Config, out: Path, *, resume: Resume = "never", full: bool = Fal
 
 
 def _run_stage(
-    config: Config, out: Path, dataset: LabelledImages, resume: Resume, callbacks: list[Callback], *, full: bool = False
+    config: Config,
+    out: Path,
+    dataset: LabelledImages,
+    resume: Resume,
+    callbacks: list[Callback],
+    *,
+    full: bool = False,
 ) -> Checkpoint:
     """Train one protocol into a folder, from its last state on or from the start."""
     if resume != "never" and _has_ended(config, out):
@@ -239,24 +310,46 @@ def _run_stage(
         return load_checkpoint(out / "model")
     checkpoint = prepare(config, dataset)
     assert checkpoint.text is not None
-    task = SegmentationTask(checkpoint.model.train(), checkpoint.text, torch.tensor(dataset.vocabulary.seen_mask), config)
+    task = SegmentationTask(
+        checkpoint.model.train(),
+        checkpoint.text,
+        torch.tensor(dataset.vocabulary.seen_mask),
+        config,
+    )
     task.checkpoint = checkpoint
     state = newest_state(out / "state") if resume != "never" else None
-    batches = TrainingBatches(config, dataset, start=saved_step(state) * config.train.batch_size if state else 0)
+    batches = TrainingBatches(
+        config, dataset, start=saved_step(state) * config.train.batch_size if state else 0
+    )
     trainer, saver = build_trainer(config, out, callbacks)
     if is_first_process():
         logger.info("%s", describe_data(dataset))
         logger.info("%s", describe_batch(config.train))
-        warm, steps = config.train.optimizer.warmup_steps, config.train.schedule_steps or config.train.steps
+        warm, steps = (
+            config.train.optimizer.warmup_steps,
+            config.train.schedule_steps or config.train.steps,
+        )
         if warm >= steps:
             logger.warning(
-                "the warm-up (train.optimizer.warmup_steps %d) is as long as the run of %d steps: the learning rate stays low", warm, steps
+                "the warm-up (train.optimizer.warmup_steps %d) is as long as the run of %d steps:"
+                " the learning rate stays low",
+                warm,
+                steps,
             )
     run = write_run_file(out, config, dataset, write=is_first_process())
     run_engine(trainer, saver, task, batches, state)
-    record = {"protocol": config.train.protocol, "steps": task.global_step, "images": len(dataset), "run": summarise_run(run)}
-    kept = checkpoint.text if checkpoint.text_encoder is None or config.data.text_embeddings else None
-    finished = dataclasses.replace(checkpoint, model=task.model.cpu().eval(), text=kept, record=record)
+    record = {
+        "protocol": config.train.protocol,
+        "steps": task.global_step,
+        "images": len(dataset),
+        "run": summarise_run(run),
+    }
+    kept = (
+        checkpoint.text if checkpoint.text_encoder is None or config.data.text_embeddings else None
+    )
+    finished = dataclasses.replace(
+        checkpoint, model=task.model.cpu().eval(), text=kept, record=record
+    )
     if trainer.is_global_zero:
         save_checkpoint(out / "model", finished, full=full)
     trainer.strategy.barrier("checkpoint")  # other processes may read it now
@@ -266,8 +359,8 @@ def _run_stage(
 def describe_batch(train: TrainConfig) -> str:
     """How a step's images are shared, in one line."""
     return (
-        f"a step of {train.batch_size} images = {train.num_nodes} nodes x {train.devices} devices x {train.accumulation} passes x "
-        f"{train.images_at_once} images"
+        f"a step of {train.batch_size} images = {train.num_nodes} nodes x {train.devices} devices x"
+        f" {train.accumulation} passes x {train.images_at_once} images"
     )
 
 
@@ -280,19 +373,29 @@ def prepare(config: Config, dataset: LabelledImages) -> Checkpoint:
     model = build_segmenter(config.model, clip)
     if config.train.init_from:
         first = load_checkpoint(config.train.init_from)
-        if not first.clip_fingerprint:  # it carries a CLIP of its own, and the class names must be embedded by that one
+        # it carries a CLIP of its own, and the class names must be embedded by that one
+        if not first.clip_fingerprint:
             encoder, clip = first.text_encoder, dataclasses.replace(clip, fingerprint="")
         elif first.clip_fingerprint != clip.fingerprint:
-            raise ValueError(f"{config.train.init_from} stands on another CLIP than {config.model.clip.name} {config.model.clip.weights}")
+            raise ValueError(
+                f"{config.train.init_from} stands on another CLIP than {config.model.clip.name}"
+                f" {config.model.clip.weights}"
+            )
         load_strictly(model, first.model.state_dict(), Path(config.train.init_from))
     templates = data_templates(config.data)
     if config.data.text_embeddings:
-        text = load_embeddings(Path(config.data.text_embeddings), len(vocabulary.names), model.joint_width)
+        text = load_embeddings(
+            Path(config.data.text_embeddings), len(vocabulary.names), model.joint_width
+        )
     elif encoder is None:
-        raise ValueError("this CLIP has no text tower here; give text embeddings with data.text_embeddings")
+        raise ValueError(
+            "this CLIP has no text tower here; give text embeddings with data.text_embeddings"
+        )
     else:
         text = encoder.embed(vocabulary.synonyms, templates)
-    return Checkpoint(model, encoder, config, vocabulary, templates, clip.fingerprint, clip.architecture, text)
+    return Checkpoint(
+        model, encoder, config, vocabulary, templates, clip.fingerprint, clip.architecture, text
+    )
 
 
 def inductive_half(config: Config) -> Config:
@@ -300,12 +403,21 @@ def inductive_half(config: Config) -> Config:
     train = config.train
     off = {"pseudo_threshold": 0.0, "ema_teacher": 0.0, "first_batch_size": 0}
     batch = train.first_batch_size or train.batch_size
-    inductive = dataclasses.replace(train, protocol="inductive", schedule_steps=2 * train.steps, batch_size=batch, **cast(Any, off))
+    inductive = dataclasses.replace(
+        train,
+        protocol="inductive",
+        schedule_steps=2 * train.steps,
+        batch_size=batch,
+        **cast(Any, off),
+    )
     return dataclasses.replace(config, train=inductive)
 
 
-def _run_first_stage(config: Config, out: Path, dataset: LabelledImages, resume: Resume, callbacks: list[Callback]) -> Config:
-    """The inductive half of a transductive run; returns the settings of the second half, which starts from its checkpoint.
+def _run_first_stage(
+    config: Config, out: Path, dataset: LabelledImages, resume: Resume, callbacks: list[Callback]
+) -> Config:
+    """The inductive half of a transductive run; returns the settings of the second half, which
+    starts from its checkpoint.
 
     Raises:
         ValueError: the checkpoint of the first half is missing or not whole.
@@ -315,11 +427,20 @@ def _run_first_stage(config: Config, out: Path, dataset: LabelledImages, resume:
     first = inductive_half(config)
     _claim_folder(first, stage, "never" if resume == "never" else "auto")
     if is_first_process() and not _has_ended(first, stage):
-        logger.info("transductive run: the inductive half (%d steps of a schedule of %d) comes first", train.steps, 2 * train.steps)
+        logger.info(
+            "transductive run: the inductive half (%d steps of a schedule of %d) comes first",
+            train.steps,
+            2 * train.steps,
+        )
     _run_stage(first, stage, dataset, resume, callbacks)
     if not _has_ended(first, stage):
-        raise ValueError(f"the self-training stage needs all {train.steps} steps of stage 1 in {stage}; go on with --resume auto")
-    return dataclasses.replace(config, train=dataclasses.replace(train, init_from=str(stage / "model"), first_batch_size=0))
+        raise ValueError(
+            f"the self-training stage needs all {train.steps} steps of stage 1 in {stage}; go on"
+            " with --resume auto"
+        )
+    return dataclasses.replace(
+        config, train=dataclasses.replace(train, init_from=str(stage / "model"), first_batch_size=0)
+    )
 
 
 def _has_ended(config: Config, out: Path) -> bool:
@@ -342,19 +463,31 @@ def _claim_folder(config: Config, out: Path, resume: Resume) -> None:
         return
     settings = out / "config.yaml"
     text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
-    begun = any(list_states(folder / "state") or (folder / "model").exists() for folder in (out, out / "stage1"))
+    begun = any(
+        list_states(folder / "state") or (folder / "model").exists()
+        for folder in (out, out / "stage1")
+    )
     steps = out / "metrics.csv"
     begun_now = steps.is_file() and len(steps.read_text(encoding="utf-8").splitlines()) > 1
     if settings.is_file() and (begun or begun_now):  # else it was refused before its first step
         if resume == "never":
-            raise ValueError(f"{out} holds a run already; continue it with --resume auto, or choose another --out")
+            raise ValueError(
+                f"{out} holds a run already; continue it with --resume auto, or choose another"
+                " --out"
+            )
         found = _differences(config_to_dict(load_config(settings)), config_to_dict(config))
-        changed = [name for name in found if name != "train.device"]  # another device goes on with the same run
+        # another device goes on with the same run
+        changed = [name for name in found if name != "train.device"]
         if changed:
-            raise ValueError(f"{out} holds a run with other settings ({', '.join(changed)}); choose another --out, or use {settings}")
+            raise ValueError(
+                f"{out} holds a run with other settings ({', '.join(changed)}); choose another"
+                f" --out, or use {settings}"
+            )
         text = settings.read_text(encoding="utf-8")
     if resume == "always" and not begun:
-        raise FileNotFoundError(f"{out} holds no state to go on from; start with --resume auto or without --resume")
+        raise FileNotFoundError(
+            f"{out} holds no state to go on from; start with --resume auto or without --resume"
+        )
     out.mkdir(parents=True, exist_ok=True)
     temporary = settings.with_suffix(".part")
     temporary.write_text(text, encoding="utf-8")
@@ -365,5 +498,11 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     """Dotted names of the settings in which two nested mappings differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
-        return [found for key in keys for found in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))]
+        return [
+            found
+            for key in keys
+            for found in _differences(
+                old.get(key), new.get(key), f"{name}.{key}" if name else str(key)
+            )
+        ]
     return [] if old == new else [name]

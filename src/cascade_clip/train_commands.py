@@ -29,13 +29,16 @@ class TrainOptions:
     """What is done with the settings, and what is shown."""
 
     init_from: str = ""
-    """Checkpoint whose weights start the run on the data and class names given here (the same as --train.init_from). Model, augmentation
-    and inference settings that are all left at their defaults are taken from it."""
+    """Checkpoint whose weights start the run on the data and class names given here (the same as
+    --train.init_from). Model, augmentation and inference settings that are all left at their
+    defaults are taken from it."""
     seeds: str = ""
-    """Seeds such as 0,1,2: one run after the other into OUT/seed-0 and so on, then mean and standard deviation. Finished ones are not
-    repeated and an interrupted one goes on, so the same command may be given again."""
+    """Seeds such as 0,1,2: one run after the other into OUT/seed-0 and so on, then mean and
+    standard deviation. Finished ones are not repeated and an interrupted one goes on, so the same
+    command may be given again."""
     devices: int = 0
-    """Devices (or CPU processes) of each node, the same as --train.devices; 0 leaves it to the settings."""
+    """Devices (or CPU processes) of each node, the same as --train.devices; 0 leaves it to the
+    settings."""
     num_nodes: int = 0
     """Machines, the same as --train.num_nodes; 0 leaves it to the settings."""
     dry_run: bool = False
@@ -45,7 +48,8 @@ class TrainOptions:
     quiet: bool = False
     """Show only warnings and the last lines."""
     json_lines: bool = False
-    """Write one JSON object a line to standard output and nothing else there: every logged step and every event."""
+    """Write one JSON object a line to standard output and nothing else there: every logged step and
+    every event."""
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
@@ -58,16 +62,24 @@ class TrainOptions:
 DEFAULT_OPTIONS = TrainOptions()
 
 
-def train(config: Config, *, out: Path, resume: Resume = "never", full: bool = False, options: TrainOptions = DEFAULT_OPTIONS) -> int:
+def train(
+    config: Config,
+    *,
+    out: Path,
+    resume: Resume = "never",
+    full: bool = False,
+    options: TrainOptions = DEFAULT_OPTIONS,
+) -> int:
     """Train a model; the first word may be a YAML file, and every setting is a flag.
 
-    Writes the checkpoint folder OUT/model, OUT/metrics.csv, TensorBoard files, sheets of predictions, OUT/run.json, OUT/log.txt,
-    OUT/report.html, and the states for --resume.
+    Writes the checkpoint folder OUT/model, OUT/metrics.csv, TensorBoard files, sheets of
+    predictions, OUT/run.json, OUT/log.txt, OUT/report.html, and the states for --resume.
 
     Args:
         config: settings.
         out: run folder.
-        resume: auto goes on from the last saved state of the run in OUT if there is one, always refuses to start a new one, never to go on.
+        resume: auto goes on from the last saved state of the run in OUT if there is one, always
+            refuses to start a new one, never to go on.
         full: store CLIP's own weights in the checkpoint too, so that it needs no other file.
         options: what is done and shown.
     """
@@ -77,8 +89,13 @@ def train(config: Config, *, out: Path, resume: Resume = "never", full: bool = F
     check_folder(out)
     screen = RunScreen("json" if options.json_lines else "quiet" if options.quiet else "normal")
     with screen.reporting():
-        given = {name: value for name in ("devices", "num_nodes") if (value := getattr(options, name))}
-        config = start_from(dataclasses.replace(config, train=dataclasses.replace(config.train, **given)), options.init_from)
+        given = {
+            name: value for name in ("devices", "num_nodes") if (value := getattr(options, name))
+        }
+        config = start_from(
+            dataclasses.replace(config, train=dataclasses.replace(config.train, **given)),
+            options.init_from,
+        )
         if options.dry_run:
             return _look_ahead(config, screen)
         if options.seeds:
@@ -88,17 +105,21 @@ def train(config: Config, *, out: Path, resume: Resume = "never", full: bool = F
 
 
 def start_from(config: Config, source: str) -> Config:
-    """The settings of a run that starts from a checkpoint's weights: `source`, else train.init_from, else none.
+    """The settings of a run that starts from a checkpoint's weights: `source`, else
+    train.init_from, else none.
 
     Model and inference settings that are all left at their defaults are taken from the checkpoint.
 
     Raises:
-        ValueError: two checkpoints are named, or model settings do not fit the weights; every one that differs is named.
+        ValueError: two checkpoints are named, or model settings do not fit the weights; every one
+            that differs is named.
         FileNotFoundError: no such checkpoint.
     """
     named = config.train.init_from
     if source and named and source != named:
-        raise ValueError(f"--init-from {source} and train.init_from {named} name two checkpoints; leave one out")
+        raise ValueError(
+            f"--init-from {source} and train.init_from {named} name two checkpoints; leave one out"
+        )
     source = source or named
     if not source:
         return config
@@ -109,12 +130,17 @@ def start_from(config: Config, source: str) -> Config:
     if config.model == ModelConfig():
         config = dataclasses.replace(config, model=start.model)
     if config.train.augment == AugmentConfig():
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, augment=start.train.augment))
+        config = dataclasses.replace(
+            config, train=dataclasses.replace(config.train, augment=start.train.augment)
+        )
     if config.inference == InferenceConfig():
         config = dataclasses.replace(config, inference=start.inference)
     wrong = _shape_differences(config.model, start.model)
     if wrong:
-        raise ValueError(f"{source} does not fit these settings: {'; '.join(wrong)}. Leave model settings out to take the checkpoint's")
+        raise ValueError(
+            f"{source} does not fit these settings: {'; '.join(wrong)}. Leave model settings out to"
+            " take the checkpoint's"
+        )
     return config
 
 
@@ -134,8 +160,15 @@ def _shape_differences(model: ModelConfig, start: ModelConfig) -> list[str]:
         "decoder.feedforward": (model.decoder.feedforward, start.decoder.feedforward),
         "aggregation.kind": (model.aggregation.kind, start.aggregation.kind),
     }
-    values = {name: tuple(config_to_dict({"": value})[""] for value in pair) for name, pair in pairs.items()}
-    return [f"model.{name} is {ours}, the checkpoint has {theirs}" for name, (ours, theirs) in values.items() if ours != theirs]
+    values = {
+        name: tuple(config_to_dict({"": value})[""] for value in pair)
+        for name, pair in pairs.items()
+    }
+    return [
+        f"model.{name} is {ours}, the checkpoint has {theirs}"
+        for name, (ours, theirs) in values.items()
+        if ours != theirs
+    ]
 
 
 def _look_ahead(config: Config, screen: RunScreen) -> int:
@@ -149,14 +182,27 @@ def _look_ahead(config: Config, screen: RunScreen) -> int:
     return 0
 
 
-def _train_seeds(config: Config, out: Path, screen: RunScreen, options: TrainOptions, *, full: bool) -> int:
+def _train_seeds(
+    config: Config, out: Path, screen: RunScreen, options: TrainOptions, *, full: bool
+) -> int:
     """Run every seed that is not finished, then sum up."""
     from cascade_clip.engine import is_first_process
-    from cascade_clip.seeds import claim_seeds, parse_seeds, read_figures, seed_folder, seeds_line, seeds_table, write_seeds
+    from cascade_clip.seeds import (
+        claim_seeds,
+        parse_seeds,
+        read_figures,
+        seed_folder,
+        seeds_line,
+        seeds_table,
+        write_seeds,
+    )
 
     seeds = parse_seeds(options.seeds)
     if config.evaluation is None:
-        raise ValueError("--seeds compares the figures of the evaluation after training; set evaluation (its images, masks and classes)")
+        raise ValueError(
+            "--seeds compares the figures of the evaluation after training; set evaluation (its"
+            " images, masks and classes)"
+        )
     settings = config_to_dict(config)
     settings["train"].pop("seed")
     if is_first_process():
@@ -165,23 +211,37 @@ def _train_seeds(config: Config, out: Path, screen: RunScreen, options: TrainOpt
         folder = seed_folder(out, seed)
         finished = read_figures(folder) is not None
         if is_first_process():
-            screen.say(f"seed {seed} ({number} of {len(seeds)}){': finished already' if finished else ''}")
+            screen.say(
+                f"seed {seed} ({number} of {len(seeds)}){': finished already' if finished else ''}"
+            )
             screen.event("seed", seed=seed, finished=finished, out=folder)
         if not finished:
             one = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
             _train_one(one, folder, screen, options, resume="auto", full=full)
     if not is_first_process():
         return 0
-    figures = {seed: found for seed in seeds if (found := read_figures(seed_folder(out, seed))) is not None}
+    figures = {
+        seed: found for seed in seeds if (found := read_figures(seed_folder(out, seed))) is not None
+    }
     path = write_seeds(out, settings, figures)
     screen.console.print(seeds_table(figures))
-    screen.conclude(f"mean +- standard deviation of {len(figures)} seeds, percent: {seeds_line(figures)}")
+    screen.conclude(
+        f"mean +- standard deviation of {len(figures)} seeds, percent: {seeds_line(figures)}"
+    )
     screen.event("seeds", path=path, figures={str(seed): found for seed, found in figures.items()})
     screen.conclude(f"wrote {path}")
     return 0
 
 
-def _train_one(config: Config, out: Path, screen: RunScreen, options: TrainOptions, *, resume: Resume, full: bool) -> None:
+def _train_one(
+    config: Config,
+    out: Path,
+    screen: RunScreen,
+    options: TrainOptions,
+    *,
+    resume: Resume,
+    full: bool,
+) -> None:
     """Train, evaluate and report one run; its messages go into its log file."""
     from cascade_clip.data import build_dataset
     from cascade_clip.engine import is_first_process, stopping_at_once
@@ -189,7 +249,8 @@ def _train_one(config: Config, out: Path, screen: RunScreen, options: TrainOptio
     from cascade_clip.train import fit
 
     with stopping_at_once(), screen.logging_to(out / LOG_FILE) as log:
-        dataset = None if config.evaluation is None else build_dataset(config.evaluation, "val")  # found before anything runs
+        # found before anything runs
+        dataset = None if config.evaluation is None else build_dataset(config.evaluation, "val")
         callbacks = _build_callbacks(config, out, screen, options, log, dataset)
         screen.note(f"command: {command_line()}")
         checkpoint = fit(config, out, resume=resume, full=full, callbacks=callbacks)
@@ -205,7 +266,12 @@ def _train_one(config: Config, out: Path, screen: RunScreen, options: TrainOptio
 
 
 def _build_callbacks(
-    config: Config, out: Path, screen: RunScreen, options: TrainOptions, log: RunLog, evaluation: LabelledImages | None
+    config: Config,
+    out: Path,
+    screen: RunScreen,
+    options: TrainOptions,
+    log: RunLog,
+    evaluation: LabelledImages | None,
 ) -> list[Callback]:
     """What watches the run."""
     from cascade_clip.data import build_dataset
@@ -217,17 +283,33 @@ def _build_callbacks(
         screen.note(f"wrote {path}")
         screen.event("sheet", step=step, path=path)
 
-    shown = build_dataset(config.data) if evaluation is None or config.evaluation is None else evaluation
+    shown = (
+        build_dataset(config.data)
+        if evaluation is None or config.evaluation is None
+        else evaluation
+    )
     embeddings = "" if config.evaluation is None else config.evaluation.text_embeddings
     callbacks: list[Callback] = [
         StepEvents(screen, log),
         TrainingProgress(screen.console),
         SheetWriter(shown, config.train.sheet_every, embeddings, report=sheet_written),
     ]
-    return [*callbacks, WandbRun(options.wandb, out, silent=screen.mode != "normal")] if options.wandb else callbacks
+    return (
+        [*callbacks, WandbRun(options.wandb, out, silent=screen.mode != "normal")]
+        if options.wandb
+        else callbacks
+    )
 
 
-def _evaluate(config: Config, checkpoint: Checkpoint, dataset: LabelledImages, out: Path, screen: RunScreen, *, full: bool) -> None:
+def _evaluate(
+    config: Config,
+    checkpoint: Checkpoint,
+    dataset: LabelledImages,
+    out: Path,
+    screen: RunScreen,
+    *,
+    full: bool,
+) -> None:
     """Score the trained model, and keep the figures beside it and in its record."""
     from cascade_clip.checkpoint import save_checkpoint
     from cascade_clip.evaluate import Origin, evaluate, evaluation_record, summarise, write_whole
@@ -242,7 +324,9 @@ def _evaluate(config: Config, checkpoint: Checkpoint, dataset: LabelledImages, o
     text = given_embeddings(config.evaluation, len(dataset.vocabulary), predictor)
     origin = Origin(str(out), hash_checkpoint(out), config.evaluation)
     with progress_bar("evaluating") if screen.mode == "normal" else nullcontext(None) as step:
-        report = evaluate(predictor, dataset, text=text, progress=step, keep=_PICTURES, origin=origin)
+        report = evaluate(
+            predictor, dataset, text=text, progress=step, keep=_PICTURES, origin=origin
+        )
     if screen.mode == "normal":
         print_report(report)
     summary = summarise(report.scores)

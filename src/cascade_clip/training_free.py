@@ -1,4 +1,5 @@
-"""Segmentation with plain CLIP weights and no training: dense features of the last block compared with the class names."""
+"""Segmentation with plain CLIP weights and no training: dense features of the last block compared
+with the class names."""
 
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ def parse_clip(source: str) -> ClipConfig:
     """The CLIP that `clip:NAME/WEIGHTS` names.
 
     Args:
-        source: `clip:ViT-B-16-quickgelu/openai` (model and weights tag of open_clip), `clip:ViT-B-16-quickgelu//home/me/ViT-B-16.pt`
-            (a local file), `clip:local-dir:FOLDER`, `clip:hf-hub:OWNER/NAME`, or `clip:mini` (the built-in world's).
+        source: `clip:ViT-B-16-quickgelu/openai` (model and weights tag of open_clip),
+            `clip:ViT-B-16-quickgelu//home/me/ViT-B-16.pt` (a local file), `clip:local-dir:FOLDER`,
+            `clip:hf-hub:OWNER/NAME`, or `clip:mini` (the built-in world's).
 
     Raises:
         ValueError: weights are not named.
@@ -46,17 +48,20 @@ def parse_clip(source: str) -> ClipConfig:
     name, slash, weights = rest.partition("/")
     if not slash or not name or not weights:
         raise ValueError(
-            f"{source} does not say which weights: write clip:NAME/WEIGHTS, for example clip:ViT-B-16-quickgelu/openai, "
-            "or clip:local-dir:FOLDER, clip:hf-hub:OWNER/NAME, clip:mini"
+            f"{source} does not say which weights: write clip:NAME/WEIGHTS, for example"
+            " clip:ViT-B-16-quickgelu/openai, or clip:local-dir:FOLDER, clip:hf-hub:OWNER/NAME,"
+            " clip:mini"
         )
     return ClipConfig(name=name, weights=weights)
 
 
 def build_training_free(source: str, last_block: LastBlock = DEFAULT_BLOCK) -> Checkpoint:
-    """A model of CLIP alone, for `clip:...` (see `parse_clip`), ready to segment with any class names.
+    """A model of CLIP alone, for `clip:...` (see `parse_clip`), ready to segment with any class
+    names.
 
-    Images are normalised as CLIP's own were; the window is twice CLIP's image side, positions being interpolated; prompts are the
-    paper's 15 templates. Without class names of your own those of COCO-Stuff hold, all of them unseen.
+    Images are normalised as CLIP's own were; the window is twice CLIP's image side, positions being
+    interpolated; prompts are the paper's 15 templates. Without class names of your own those of
+    COCO-Stuff hold, all of them unseen.
     """
     settings = parse_clip(source)
     clip = load_clip(settings)
@@ -83,14 +88,26 @@ def build_training_free(source: str, last_block: LastBlock = DEFAULT_BLOCK) -> C
     vocabulary = names.with_unseen(names.names)
     model = build_segmenter(config.model, clip).eval()
     record = {"protocol": "training-free", "steps": 0}
-    return Checkpoint(model, encoder, config, vocabulary, load_templates("paper15"), clip.fingerprint, clip.architecture, record=record)
+    return Checkpoint(
+        model,
+        encoder,
+        config,
+        vocabulary,
+        load_templates("paper15"),
+        clip.fingerprint,
+        clip.architecture,
+        record=record,
+    )
 
 
 def len_of_tower(clip: LoadedClip) -> int:
     """Number of blocks of CLIP's image tower."""
     transformer = getattr(clip.visual, "transformer", None)
     if transformer is None:
-        raise ValueError("training-free segmentation needs one of open_clip's own ViT towers; choose a model such as ViT-B-16-quickgelu")
+        raise ValueError(
+            "training-free segmentation needs one of open_clip's own ViT towers; choose a model"
+            " such as ViT-B-16-quickgelu"
+        )
     return len(transformer.resblocks)
 
 
@@ -104,5 +121,8 @@ def _normalisation(settings: ClipConfig, clip: LoadedClip) -> tuple[Triple, Trip
     mean, std = getattr(clip.visual, "image_mean", None), getattr(clip.visual, "image_std", None)
     if mean is None or std is None:
         entry = open_clip.get_pretrained_cfg(settings.name, settings.weights) or {}
-        mean, std = entry.get("mean", open_clip.OPENAI_DATASET_MEAN), entry.get("std", open_clip.OPENAI_DATASET_STD)
+        mean, std = (
+            entry.get("mean", open_clip.OPENAI_DATASET_MEAN),
+            entry.get("std", open_clip.OPENAI_DATASET_STD),
+        )
     return cast(Triple, tuple(mean)), cast(Triple, tuple(std))

@@ -1,9 +1,9 @@
 """From mask logits at patch resolution to full size: plainly bilinear, or guided by the image.
 
-The guided filter (He, Sun, Tang, ECCV 2010) explains a map around every place as a linear function of the image's colours there; in its
-fast form (He, Sun 2015) the functions are fitted at low resolution and applied at full resolution. Borders of masks then follow borders of
-colours. Nothing is trained.
-Letters: c classes of a chunk, h x w patches, H x W pixels.
+The guided filter (He, Sun, Tang, ECCV 2010) explains a map around every place as a linear function
+of the image's colours there; in its fast form (He, Sun 2015) the functions are fitted at low
+resolution and applied at full resolution. Borders of masks then follow borders of colours. Nothing
+is trained. Letters: c classes of a chunk, h x w patches, H x W pixels.
 """
 
 from __future__ import annotations
@@ -19,21 +19,27 @@ from torch.nn import functional as F
 def upsample_bilinear(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (c, h, w) as (c, H, W), bilinear, align_corners False.
 
-    On a CPU, for heights that are a multiple, by a small matrix product along rows and one multiply-add between them: a tenth of the time
-    of `interpolate`, whose inner loop looks up every pixel's neighbours.
+    On a CPU, for heights that are a multiple, by a small matrix product along rows and one
+    multiply-add between them: a tenth of the time of `interpolate`, whose inner loop looks up every
+    pixel's neighbours.
     """
     height = logits.shape[-2]
     if logits.device.type != "cpu" or logits.requires_grad or size[0] % height:
         return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
     wide = logits @ _row_weights(logits.shape[-1], size[1]).to(logits.dtype)  # (c, h, W)
     factor = size[0] // height
-    first = factor // 2  # row of the result at the centre of the first row of the maps, or the one below
+    # row of the result at the centre of the first row of the maps, or the one below
+    first = factor // 2
     found = wide.new_empty(len(logits), *size)
     found[:, :first] = wide[:, :1]
     found[:, size[0] - factor + first :] = wide[:, -1:]
-    between = found[:, first : size[0] - factor + first].unflatten(1, (height - 1, factor))  # (c, h - 1, factor, W)
-    weights = (torch.arange(first, first + factor, dtype=wide.dtype) + 0.5) / factor - 0.5  # (factor,), of the lower row
-    torch.addcmul(wide[:, :-1, None], (wide[:, 1:] - wide[:, :-1])[:, :, None], weights[:, None], out=between)
+    # (c, h - 1, factor, W)
+    between = found[:, first : size[0] - factor + first].unflatten(1, (height - 1, factor))
+    # (factor,), of the lower row
+    weights = (torch.arange(first, first + factor, dtype=wide.dtype) + 0.5) / factor - 0.5
+    torch.addcmul(
+        wide[:, :-1, None], (wide[:, 1:] - wide[:, :-1])[:, :, None], weights[:, None], out=between
+    )
     return found
 
 
@@ -46,13 +52,16 @@ def _row_weights(width: int, result: int) -> Tensor:
 
 
 def upsample_guided(logits: Tensor, guide: Tensor, radius: int, epsilon: float) -> Tensor:
-    """Maps (c, h, w) as (c, H, W), guided by colours (3, H, W) in 0..1; H and W are multiples of h and w, or any size above them.
+    """Maps (c, h, w) as (c, H, W), guided by colours (3, H, W) in 0..1; H and W are multiples of h
+    and w, or any size above them.
 
     Args:
         logits: mask logits at patch resolution.
         guide: the image.
-        radius: windows of the fit reach so many patches to every side; at the border they are cut off.
-        epsilon: variance of colours, in squared units of the guide, below which an area counts as plain: there the result is a smooth mean.
+        radius: windows of the fit reach so many patches to every side; at the border they are cut
+            off.
+        epsilon: variance of colours, in squared units of the guide, below which an area counts as
+            plain: there the result is a smooth mean.
     """
     rows, columns = logits.shape[-2:]
     colors = F.adaptive_avg_pool2d(guide[None], (rows, columns))[0]  # (3, h, w)
@@ -65,13 +74,18 @@ def upsample_guided(logits: Tensor, guide: Tensor, radius: int, epsilon: float) 
 
 
 def fit_colors(maps: Tensor, colors: Tensor, radius: int, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Maps (c, h, w) as linear functions of colours (3, h, w): slopes (3, c, h, w) and offsets (c, h, w), averaged over windows.
+    """Maps (c, h, w) as linear functions of colours (3, h, w): slopes (3, c, h, w) and offsets (c,
+    h, w), averaged over windows.
 
-    Ridge regression in every window of (2 radius + 1)^2 places, as in equations 19 to 21 of the 2010 paper.
+    Ridge regression in every window of (2 radius + 1)^2 places, as in equations 19 to 21 of the
+    2010 paper.
     """
     mean_color, mean_map = box_mean(colors, radius), box_mean(maps, radius)  # (3, h, w), (c, h, w)
     products = torch.einsum("ihw,jhw->ijhw", colors, colors).flatten(0, 1)  # (9, h, w)
-    spread = box_mean(products, radius).unflatten(0, (3, 3)) - torch.einsum("ihw,jhw->ijhw", mean_color, mean_color)  # (3, 3, h, w)
+    # (3, 3, h, w)
+    spread = box_mean(products, radius).unflatten(0, (3, 3)) - torch.einsum(
+        "ihw,jhw->ijhw", mean_color, mean_color
+    )
     ridge = epsilon * torch.eye(3, dtype=spread.dtype, device=spread.device)
     inverse = torch.linalg.inv(spread.permute(2, 3, 0, 1) + ridge)  # (h, w, 3, 3)
     shared = torch.stack([box_mean(color * maps, radius) for color in colors])  # (3, c, h, w)
@@ -83,17 +97,27 @@ def fit_colors(maps: Tensor, colors: Tensor, radius: int, epsilon: float) -> tup
 
 def box_mean(maps: Tensor, radius: int) -> Tensor:
     """Mean of maps (c, h, w) over the window around every place; places outside do not count."""
-    return F.avg_pool2d(maps[None], 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)[0]
+    return F.avg_pool2d(
+        maps[None], 2 * radius + 1, stride=1, padding=radius, count_include_pad=False
+    )[0]
 
 
-def window_guide(image: Tensor, mean: Sequence[float], std: Sequence[float], side: int, size: int) -> Tensor:
-    """Colours in 0..1, (3, size, size), of a window of `side` pixels whose normalised image (3, <= side, <= side) may be smaller.
+def window_guide(
+    image: Tensor, mean: Sequence[float], std: Sequence[float], side: int, size: int
+) -> Tensor:
+    """Colours in 0..1, (3, size, size), of a window of `side` pixels whose normalised image (3, <=
+    side, <= side) may be smaller.
 
     The last row and column are repeated where the image ends.
     """
-    colors = image.float() * image.new_tensor(std)[:, None, None] + image.new_tensor(mean)[:, None, None]  # (3, H', W')
+    # (3, H', W')
+    colors = (
+        image.float() * image.new_tensor(std)[:, None, None] + image.new_tensor(mean)[:, None, None]
+    )
     missing = (0, side - colors.shape[-1], 0, side - colors.shape[-2])
     colors = F.pad(colors[None], missing, mode="replicate")  # (1, 3, side, side)
     if size != side:
-        colors = F.interpolate(colors, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+        colors = F.interpolate(
+            colors, size=(size, size), mode="bilinear", align_corners=False, antialias=True
+        )
     return colors[0]  # (3, size, size)

@@ -18,7 +18,8 @@ _logger = logging.getLogger(__name__)
 class WandbRun(Callback):
     """What TensorBoard gets, in Weights & Biases too.
 
-    Without a login or a connection the run is kept in the folder `wandb` of the run folder, to be sent later with `wandb sync`.
+    Without a login or a connection the run is kept in the folder `wandb` of the run folder, to be
+    sent later with `wandb sync`.
     """
 
     def __init__(self, project: str, out: Path, *, silent: bool = False) -> None:
@@ -46,15 +47,26 @@ class WandbRun(Callback):
             self.wandb.finish()
 
     def _open(self, *, offline: bool) -> Any:
-        mode = {"mode": "offline"} if offline else {}  # the logger's own way, an environment variable, is read once a process
+        # the logger's own way, an environment variable, is read once a process
+        mode = {"mode": "offline"} if offline else {}
         settings = self.wandb.Settings(silent=self.silent, console="off", **mode)
-        logger = WandbLogger(project=self.project, name=self.out.name, save_dir=self.out, offline=offline, settings=settings)
+        logger = WandbLogger(
+            project=self.project,
+            name=self.out.name,
+            save_dir=self.out,
+            offline=offline,
+            settings=settings,
+        )
         try:
             _ = logger.experiment
         except self.wandb.Error as error:
             text = " ".join(str(error).split())[:200]
             if offline:
                 raise ValueError(f"Weights & Biases does not start: {text}") from error
-            _logger.warning("Weights & Biases is not reached (%s); the run is kept in %s", text, self.out / "wandb")
+            _logger.warning(
+                "Weights & Biases is not reached (%s); the run is kept in %s",
+                text,
+                self.out / "wandb",
+            )
             return self._open(offline=True)
         return logger

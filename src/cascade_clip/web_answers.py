@@ -1,6 +1,8 @@
-"""What the web page computes: models by name, limits on what comes in, a segmentation with its files, the legend and the heat maps.
+"""What the web page computes: models by name, limits on what comes in, a segmentation with its
+files, the legend and the heat maps.
 
-Nothing here knows the page; every function runs without a browser. Letters: C classes, H x W pixels, h x w of a coarse score map.
+Nothing here knows the page; every function runs without a browser. Letters: C classes, H x W
+pixels, h x w of a coarse score map.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What stays in memory of an answer, so that a click on the legend needs no network: small, whatever the size of the picture."""
+    """What stays in memory of an answer, so that a click on the legend needs no network: small,
+    whatever the size of the picture."""
 
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
@@ -86,7 +89,8 @@ class Answer:
 
     shown: Shown
     overlay: Image.Image
-    """The picture under the colours of the classes, no legend, its longer side at most PREVIEW_SIDE."""
+    """The picture under the colours of the classes, no legend, its longer side at most
+    PREVIEW_SIDE."""
     overlay_file: Path
     index_file: Path
     json_file: Path
@@ -96,11 +100,15 @@ class Answer:
 class Studio:
     """Models by name and the limits under which they answer; safe to call from several threads."""
 
-    def __init__(self, sources: Sequence[str], folder: Path, max_pixels: int, run: RunOptions = DEFAULT_RUN) -> None:
-        """Offer models from `sources` (as `load_predictor` takes them) and the packaged ones; write results into `folder`.
+    def __init__(
+        self, sources: Sequence[str], folder: Path, max_pixels: int, run: RunOptions = DEFAULT_RUN
+    ) -> None:
+        """Offer models from `sources` (as `load_predictor` takes them) and the packaged ones; write
+        results into `folder`.
 
         Raises:
-            FileNotFoundError, ValueError: a folder that is no checkpoint; a pixel limit out of range.
+            FileNotFoundError, ValueError: a folder that is no checkpoint; a pixel limit out of
+                range.
         """
         if not 1 <= max_pixels <= MOST_MAX_PIXELS:
             raise ValueError(f"the pixel limit must lie in 1..{MOST_MAX_PIXELS}, got {max_pixels}")
@@ -111,7 +119,8 @@ class Studio:
 
     @property
     def words(self) -> str:
-        """Class names to begin with: those that the first model was trained with, or those of the example scenes."""
+        """Class names to begin with: those that the first model was trained with, or those of the
+        example scenes."""
         vocabulary = self.predictor(next(iter(self.sources))).vocabulary
         names = vocabulary.names if vocabulary.seen else CLASS_NAMES
         return ", ".join(names[:MOST_NAMES]) if all("," not in name for name in names) else ""
@@ -128,14 +137,17 @@ class Studio:
             if name not in self._loaded:
                 source, run = self.sources[name], self.run
                 block = run.last_block if source.startswith(PREFIX) else None
-                self._loaded[name] = load_predictor(source, run.device, run.precision, run.clip_weights or None, block)
+                self._loaded[name] = load_predictor(
+                    source, run.device, run.precision, run.clip_weights or None, block
+                )
             return self._loaded[name]
 
     def answer(self, question: Question, progress: Progress | None = None) -> Answer:
         """Segment the picture and write the files to take away.
 
         Raises:
-            ValueError, OSError: no picture, a broken or too big one, names that are missing or doubled; one line each.
+            ValueError, OSError: no picture, a broken or too big one, names that are missing or
+                doubled; one line each.
         """
         report = progress or (lambda part, text: None)
         started = time.perf_counter()
@@ -148,14 +160,21 @@ class Studio:
         pixels = self._read(question.image, predictor)
         report(0.3, "comparing pixels with names")
         threshold = question.threshold if question.threshold > 0 else None
-        result: Segmentation = predictor.segment(pixels, vocabulary, question.calibration, threshold=threshold)
+        result: Segmentation = predictor.segment(
+            pixels, vocabulary, question.calibration, threshold=threshold
+        )
         report(0.8, "drawing")
         picture = Image.fromarray(pixels)
-        files = result.save(self.folder / f"result-{secrets.token_hex(8)}", _stem(question.image), pixels)
+        files = result.save(
+            self.folder / f"result-{secrets.token_hex(8)}", _stem(question.image), pixels
+        )
         found = {path.name.rpartition("_")[2]: path for path in files}
         json_file = next(path for path in files if path.suffix == ".json")
         seconds = time.perf_counter() - started
-        summary = f"{picture.width} x {picture.height} pixels, {len(result.class_names)} names, {seconds:.1f} s with {question.model}."
+        summary = (
+            f"{picture.width} x {picture.height} pixels, {len(result.class_names)} names,"
+            f" {seconds:.1f} s with {question.model}."
+        )
         config = predictor.checkpoint.config
         if config.data.name == "sandbox" or config.model.clip.name == "package:mini_clip":
             summary += " This model knows only drawn scenes like the examples."
@@ -164,16 +183,23 @@ class Studio:
         return Answer(shown, overlay, found["overlay.png"], found["index.png"], json_file, summary)
 
     def _read(self, path: str, predictor: Predictor) -> NDArray[np.uint8]:
-        """The uploaded picture as (H, W, 3), refused before it is decoded where it has too many pixels."""
+        """The uploaded picture as (H, W, 3), refused before it is decoded where it has too many
+        pixels."""
         with open_upload(path) as picture:
             width, height = picture.size
             limit = self.max_pixels
             if width * height > limit:
-                raise ValueError(f"the picture has {width} x {height} pixels, more than the limit of {limit:,}; make it smaller")
+                raise ValueError(
+                    f"the picture has {width} x {height} pixels, more than the limit of {limit:,};"
+                    " make it smaller"
+                )
             if predictor.settings.resize and min(width, height):
                 side = short_side_shape(height, width, predictor.settings.window)
                 if side[0] * side[1] > max(limit, predictor.settings.window**2):
-                    raise ValueError(f"a picture of {width} x {height} pixels is too narrow for this model; cut it to pieces")
+                    raise ValueError(
+                        f"a picture of {width} x {height} pixels is too narrow for this model; cut"
+                        " it to pieces"
+                    )
             return load_image(picture).permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
 
 
@@ -189,27 +215,36 @@ def open_upload(path: str | IO[bytes]) -> Image.Image:
     except Image.DecompressionBombError:
         raise ValueError("the picture has far too many pixels; make it smaller") from None
     except (UnidentifiedImageError, SyntaxError, ValueError, EOFError):
-        raise ValueError("this file is not a picture that can be read: give a PNG, JPEG, WebP, GIF, BMP or TIFF file") from None
+        raise ValueError(
+            "this file is not a picture that can be read: give a PNG, JPEG, WebP, GIF, BMP or TIFF"
+            " file"
+        ) from None
 
 
 def parse_words(text: str) -> Vocabulary:
-    """Class names from what a visitor typed: commas or line breaks between names, `sofa = couch; settee` for synonyms.
+    """Class names from what a visitor typed: commas or line breaks between names, `sofa = couch;
+    settee` for synonyms.
 
     Raises:
         ValueError: no name, too many, or one twice.
     """
     if len(text) > LONGEST_TEXT:
-        raise ValueError(f"the class names have {len(text):,} characters; {LONGEST_TEXT:,} at most are allowed")
+        raise ValueError(
+            f"the class names have {len(text):,} characters; {LONGEST_TEXT:,} at most are allowed"
+        )
     entries = [entry for entry in text.replace("\n", ",").split(",") if entry.strip()]
     if not entries:
         raise ValueError("no class names yet: type some, separated by commas")
     if len(entries) > MOST_NAMES:
-        raise ValueError(f"{len(entries)} class names are given; {MOST_NAMES} at most are allowed here")
+        raise ValueError(
+            f"{len(entries)} class names are given; {MOST_NAMES} at most are allowed here"
+        )
     return parse_classes(",".join(entries))
 
 
 def with_known_colors(vocabulary: Vocabulary, trained: Vocabulary) -> Vocabulary:
-    """The colours of the training vocabulary, if it knows every name; otherwise two classes could get one colour."""
+    """The colours of the training vocabulary, if it knows every name; otherwise two classes could
+    get one colour."""
     known = dict(zip(trained.names, trained.colors, strict=True))
     if not all(name in known for name in vocabulary.names):
         return vocabulary
@@ -217,9 +252,11 @@ def with_known_colors(vocabulary: Vocabulary, trained: Vocabulary) -> Vocabulary
 
 
 def heat_map(shown: Shown, index: int) -> tuple[Image.Image, str]:
-    """Where the model sees a class: its scores over the grey picture, and a line that describes them.
+    """Where the model sees a class: its scores over the grey picture, and a line that describes
+    them.
 
-    Dark is 0; the brightest is the highest score of any class in this picture, so that the maps of its classes can be compared.
+    Dark is 0; the brightest is the highest score of any class in this picture, so that the maps of
+    its classes can be compared.
 
     Raises:
         ValueError: there is no such class.
@@ -228,22 +265,28 @@ def heat_map(shown: Shown, index: int) -> tuple[Image.Image, str]:
         raise ValueError("no such class in this result; press Segment again")
     scores = shown.maps[index].astype(np.float32)  # (h, w)
     full = Image.fromarray(scores).resize(shown.picture.size, Image.Resampling.BILINEAR)
-    table = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.uint8)  # (256, 3)
+    # (256, 3)
+    table = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.uint8)
     brightest = max(float(shown.maps.max()), 1e-6)
-    colors = table[(np.asarray(full).clip(0, brightest) * (255 / brightest)).round().astype(np.uint8)]  # (H, W, 3)
+    # (H, W, 3)
+    colors = table[
+        (np.asarray(full).clip(0, brightest) * (255 / brightest)).round().astype(np.uint8)
+    ]
     picture = Image.blend(shown.picture.convert("L").convert("RGB"), Image.fromarray(colors), 0.75)
     return picture, f"Heat map of {shown.names[index]}: scores up to {scores.max():.2f}"
 
 
 def legend(shown: Shown, selected: int) -> str:
-    """The classes as HTML buttons: those found first, by coverage; data-class holds the index. Names are escaped."""
+    """The classes as HTML buttons: those found first, by coverage; data-class holds the index.
+    Names are escaped."""
     order = sorted(range(len(shown.names)), key=lambda index: (-shown.coverage[index], index))
     rows = [_legend_row(shown, index, pressed=index == selected) for index in order]
     found = sum(share > 0 for share in shown.coverage)
     parts = ['<div class="legend">', *rows[:found]]
     if shown.unlabelled > 0:
         parts.append(
-            f'<div class="entry"><i style="background:#808080"></i><b>unlabelled</b><span>{_percent(shown.unlabelled)}</span></div>'
+            '<div class="entry"><i style="background:#808080"></i><b>unlabelled</b>'
+            f"<span>{_percent(shown.unlabelled)}</span></div>"
         )
     parts.append("</div>")
     if rows[found:]:
@@ -264,13 +307,16 @@ def make_examples(folder: Path) -> list[Path]:
 
 
 def _name_models(sources: Sequence[str]) -> Mapping[str, str]:
-    """Short, distinct names of models: packaged ones by theirs, folders by their last part, never the whole path."""
+    """Short, distinct names of models: packaged ones by theirs, folders by their last part, never
+    the whole path."""
     named: dict[str, str] = {}
     for source in sources:
         if source.startswith(PREFIX):
             parse_clip(source)
             parts = [part for part in source.removeprefix(PREFIX).split("/") if part]
-            name = base = PREFIX + (parts[0] if len(parts) == 1 else f"{parts[0].partition(':')[0]}/{parts[-1]}")
+            name = base = PREFIX + (
+                parts[0] if len(parts) == 1 else f"{parts[0].partition(':')[0]}/{parts[-1]}"
+            )
         else:
             read_record(find_checkpoint(source))
             name = base = source if source in PACKAGED else Path(source).expanduser().resolve().name
@@ -288,7 +334,15 @@ def _shown(result: Segmentation, picture: Image.Image, trained: Vocabulary) -> S
     unseen = {name for name in result.class_names if name.casefold() not in seen} if seen else set()
     shares = tuple(result.coverage.values())
     missing = float((result.labels < 0).mean())
-    return Shown(result.class_names, result.colors, shares, missing, frozenset(unseen), result.class_maps, picture)
+    return Shown(
+        result.class_names,
+        result.colors,
+        shares,
+        missing,
+        frozenset(unseen),
+        result.class_maps,
+        picture,
+    )
 
 
 def _shrink(picture: Image.Image) -> Image.Image:
@@ -317,6 +371,7 @@ def _legend_row(shown: Shown, index: int, *, pressed: bool) -> str:
     red, green, blue = shown.colors[index]
     number = f"<span>{_percent(share)}</span>" if share > 0 else ""
     return (
-        f'<button type="button" class="entry" data-class="{index}" aria-pressed="{str(pressed).lower()}" '
-        f'title="heat map of {escape(name)}"><i style="background:rgb({red},{green},{blue})"></i><b>{text}</b>{number}</button>'
+        f'<button type="button" class="entry" data-class="{index}"'
+        f' aria-pressed="{str(pressed).lower()}" title="heat map of {escape(name)}"><i'
+        f' style="background:rgb({red},{green},{blue})"></i><b>{text}</b>{number}</button>'
     )

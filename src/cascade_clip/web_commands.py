@@ -26,8 +26,9 @@ def web(
     The page listens on this machine alone unless --host says otherwise; it needs no network.
 
     Args:
-        model: checkpoint folder, run folder, or clip:ViT-B-16-quickgelu/openai (CLIP alone, no training), to offer
-            beside the packaged models mini and mini-last; may be given several times, the first is chosen at the start.
+        model: checkpoint folder, run folder, or clip:ViT-B-16-quickgelu/openai (CLIP alone, no
+            training), to offer beside the packaged models mini and mini-last; may be given several
+            times, the first is chosen at the start.
         host: address to listen on; 0.0.0.0 opens the page to the whole network, without a password.
         port: port to listen on; 0 takes a free one.
         max_upload: largest upload, in MiB.
@@ -40,12 +41,19 @@ def web(
 
     if not 1 <= max_upload <= 1024:
         raise ValueError(f"--max-upload must lie in 1..1024 MiB, got {max_upload}")
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped in either way, uploads are deleted
+    # stopped in either way, uploads are deleted
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with tempfile.TemporaryDirectory(prefix="cascade-clip-web-") as folder, open_socket(host, port) as sock:
+        with (
+            tempfile.TemporaryDirectory(prefix="cascade-clip-web-") as folder,
+            open_socket(host, port) as sock,
+        ):
             studio = Studio(model, Path(folder).resolve(), max_pixels, run)
             if host not in LOOPBACK:
-                warn(f"warning: {host} is not the loopback address: everyone who reaches this machine can use the page, without a password")
+                warn(
+                    f"warning: {host} is not the loopback address: everyone who reaches this"
+                    " machine can use the page, without a password"
+                )
             name = f"[{host}]" if ":" in host else host
             say(f"open http://{name}:{sock.getsockname()[1]} in a browser; Ctrl-C stops")
             serve(studio, sock, max_upload * MEBIBYTE, host)
@@ -65,6 +73,11 @@ def open_socket(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise ValueError(f"--port must lie in 0..65535, got {port}")
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
     except OSError as error:
-        raise ValueError(f"cannot listen on {host}, port {port} ({error.strerror}); choose others with --host and --port") from error
+        raise ValueError(
+            f"cannot listen on {host}, port {port} ({error.strerror}); choose others with --host"
+            " and --port"
+        ) from error

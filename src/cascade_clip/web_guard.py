@@ -1,7 +1,9 @@
-"""What is let in to the web page: an ASGI layer in front of Gradio that answers everything else itself, in one line.
+"""What is let in to the web page: an ASGI layer in front of Gradio that answers everything else
+itself, in one line.
 
-Only the addresses that the page needs are open (Gradio has many more, some fetch from the net); requests must name this host, come from
-this page, be small, arrive in time, and name no file outside the upload folder.
+Only the addresses that the page needs are open (Gradio has many more, some fetch from the net);
+requests must name this host, come from this page, be small, arrive in time, and name no file
+outside the upload folder.
 """
 
 from __future__ import annotations
@@ -28,10 +30,15 @@ _READ = re.compile(
 )
 _WRITE = re.compile(r"/gradio_api/(queue/join|upload|reset/?|cancel)")
 _POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self'"
+    " 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:;"
+    " frame-ancestors 'none'"
 )
-_HEADERS = ((b"content-security-policy", _POLICY.encode()), (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+_HEADERS = (
+    (b"content-security-policy", _POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -43,7 +50,14 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Guard:
     """The layer in front of the page."""
 
-    def __init__(self, app: App, folder: Path, max_upload: int, hosts: Iterable[str] = (), patience: float = 120.0) -> None:
+    def __init__(
+        self,
+        app: App,
+        folder: Path,
+        max_upload: int,
+        hosts: Iterable[str] = (),
+        patience: float = 120.0,
+    ) -> None:
         """Stand before `app`.
 
         Args:
@@ -53,7 +67,12 @@ class Guard:
             hosts: names by which the server may be called; empty: any.
             patience: seconds within which the body of a request must arrive.
         """
-        self.app, self.folder, self.max_upload, self.patience = app, folder.resolve(), max_upload, patience
+        self.app, self.folder, self.max_upload, self.patience = (
+            app,
+            folder.resolve(),
+            max_upload,
+            patience,
+        )
         self.hosts = frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,20 +118,31 @@ class Guard:
             return 405, "this method is not allowed"
         if not (_WRITE if method == "POST" else _READ).fullmatch(path):
             return 404, "there is nothing at this address"
-        if path.startswith(_API + "file=") and not self._is_inside(path.removeprefix(_API + "file=")):
+        if path.startswith(_API + "file=") and not self._is_inside(
+            path.removeprefix(_API + "file=")
+        ):
             return 403, "this file is not open"
         if method == "POST":  # a chunked body would not keep to its length
-            return self._wrong_length(path, None if b"transfer-encoding" in headers else headers.get(b"content-length"))
+            return self._wrong_length(
+                path, None if b"transfer-encoding" in headers else headers.get(b"content-length")
+            )
         return None
 
     def _wrong_length(self, path: str, given: bytes | None) -> tuple[int, str] | None:
         if given is None or not given.isdigit():
             return 411, "say how long the request is (Content-Length)"
         limit = self.max_upload + FORM_OVERHEAD if path == _API + "upload" else MOST_JSON
-        return (413, f"the request is too big: {int(given):,} bytes, {limit:,} at most") if int(given) > limit else None
+        return (
+            (413, f"the request is too big: {int(given):,} bytes, {limit:,} at most")
+            if int(given) > limit
+            else None
+        )
 
-    async def _take_body(self, scope: Scope, receive: Receive) -> tuple[Receive, tuple[int, str] | None]:
-        """The body under a deadline: of an upload bit by bit, of everything else at once, to look for foreign files in it."""
+    async def _take_body(
+        self, scope: Scope, receive: Receive
+    ) -> tuple[Receive, tuple[int, str] | None]:
+        """The body under a deadline: of an upload bit by bit, of everything else at once, to look
+        for foreign files in it."""
         end, done = time.monotonic() + self.patience, False
 
         async def receive_in_time() -> Message:
@@ -148,19 +178,29 @@ class Guard:
         """Whether a request names, as an input, a file that was not uploaded here."""
         if isinstance(value, dict):
             path = value.get("path")
-            return (isinstance(path, str) and not self._is_inside(path)) or any(map(self._names_foreign_file, value.values()))
+            return (isinstance(path, str) and not self._is_inside(path)) or any(
+                map(self._names_foreign_file, value.values())
+            )
         return isinstance(value, list) and any(map(self._names_foreign_file, value))
 
     def _is_inside(self, name: str) -> bool:
-        """Whether a name, also when it is decoded once more and links are followed, lies in the upload folder."""
+        """Whether a name, also when it is decoded once more and links are followed, lies in the
+        upload folder."""
         try:
-            return all(Path(text).is_absolute() and Path(text).resolve().is_relative_to(self.folder) for text in (name, unquote(name)))
+            return all(
+                Path(text).is_absolute() and Path(text).resolve().is_relative_to(self.folder)
+                for text in (name, unquote(name))
+            )
         except (OSError, ValueError, RuntimeError):  # names that no file can have, circular links
             return False
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:
     body = reason.encode() + b"\n"
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
     await send({"type": "http.response.start", "status": status, "headers": [*headers, *_HEADERS]})
     await send({"type": "http.response.body", "body": body})

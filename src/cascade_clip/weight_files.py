@@ -1,4 +1,5 @@
-"""PyTorch files from anywhere: nothing in them is executed, and what they claim to hold is compared with their size."""
+"""PyTorch files from anywhere: nothing in them is executed, and what they claim to hold is compared
+with their size."""
 
 from __future__ import annotations
 
@@ -24,30 +25,41 @@ def read_pickle(path: Path, *, mmap: bool = False) -> Any:
         mmap: leave the tensors of a zip on the disk until they are used.
 
     Raises:
-        ValueError: damaged, objects that would have to be executed, or tensors that the file does not hold.
+        ValueError: damaged, objects that would have to be executed, or tensors that the file does
+            not hold.
     """
     _check_container(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+        loaded = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path)
+        )
     except Exception as error:  # readers of files from elsewhere raise many kinds
         text = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split()) or type(error).__name__
-        known = re.search(r"Unsupported \w+:? [\w. ]*\w", text)  # what PyTorch says behind long advice to trust the file
+        # what PyTorch says behind long advice to trust the file
+        known = re.search(r"Unsupported \w+:? [\w. ]*\w", text)
         reason = known[0] if known else text[:160]
-        raise ValueError(f"damaged, or it holds objects that are never executed here; nothing in it was run ({reason})") from error
+        raise ValueError(
+            "damaged, or it holds objects that are never executed here; nothing in it was run"
+            f" ({reason})"
+        ) from error
     for tensor in _tensors(loaded):
         _check_tensor(tensor)
     return loaded
 
 
 def _check_container(path: Path) -> None:
-    """Refuse archives that unpack to more than they are, and tar archives, which old versions of PyTorch execute."""
+    """Refuse archives that unpack to more than they are, and tar archives, which old versions of
+    PyTorch execute."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 parts = archive.infolist()
             unpacked, size = sum(part.file_size for part in parts), path.stat().st_size
             if unpacked > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-                raise ValueError(f"its parts claim {unpacked:,} bytes, compressed, in a file of {size:,}; PyTorch writes none of that kind")
+                raise ValueError(
+                    f"its parts claim {unpacked:,} bytes, compressed, in a file of {size:,};"
+                    " PyTorch writes none of that kind"
+                )
         elif tarfile.is_tarfile(path):
             raise ValueError("a tar archive of an old PyTorch, which is never executed here")
     except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, EOFError) as error:
@@ -69,9 +81,13 @@ def _tensors(loaded: Any) -> Iterator[Tensor]:
 def _check_tensor(tensor: Tensor) -> None:
     """Refuse tensors that reach beyond what is stored, and repeat it (stride 0) without measure."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        raise ValueError(f"a tensor of kind {tensor.layout} on {tensor.device}; plain ones are expected")
+        raise ValueError(
+            f"a tensor of kind {tensor.layout} on {tensor.device}; plain ones are expected"
+        )
     stored, size, values = tensor.untyped_storage().nbytes(), tensor.element_size(), tensor.numel()
-    steps = sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    steps = sum(
+        (side - 1) * stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
     end = tensor.storage_offset() + 1 + steps if values else 0  # of the last value
     if end * size > stored or values > max(MOST_REPEATED, stored // size):
         raise ValueError(f"a tensor claims shape {tuple(tensor.shape)} and stores {stored} bytes")

@@ -1,7 +1,8 @@
-"""Dependencies: no version with a known hole is installed or allowed, and the source calls nothing that runs what it reads.
+"""Dependencies: no version with a known hole is installed or allowed, and the source calls nothing
+that runs what it reads.
 
-`pip-audit` is asked where it is installed and reaches its database. The list below stands in for it, and says why each bound in
-pyproject.toml is as high as it is.
+`pip-audit` is asked where it is installed and reaches its database. The list below stands in for
+it, and says why each bound in pyproject.toml is as high as it is.
 """
 
 from __future__ import annotations
@@ -41,19 +42,44 @@ class Rule:
 
 RULES = {
     "torch": Rule(
-        "2.10.0", "code runs in torch.load in spite of weights_only: CVE-2025-32434 (before 2.6.0), CVE-2026-24747 (before 2.10.0)"
+        "2.10.0",
+        "code runs in torch.load in spite of weights_only: CVE-2025-32434 (before 2.6.0),"
+        " CVE-2026-24747 (before 2.10.0)",
     ),
-    "lightning": Rule("2.4", "2.6.2 and 2.6.3 carry malicious code: CVE-2026-44484", ("2.6.2", "2.6.3")),
-    "pillow": Rule("12.3.0", "memory errors and decompression bombs: CVE-2026-59197 to CVE-2026-59200, CVE-2026-55798, CVE-2026-40192"),
+    "lightning": Rule(
+        "2.4", "2.6.2 and 2.6.3 carry malicious code: CVE-2026-44484", ("2.6.2", "2.6.3")
+    ),
+    "pillow": Rule(
+        "12.3.0",
+        "memory errors and decompression bombs: CVE-2026-59197 to CVE-2026-59200, CVE-2026-55798,"
+        " CVE-2026-40192",
+    ),
     "pyyaml": Rule("5.4", "code runs in full_load: CVE-2020-14343"),
-    "gradio": Rule("6.20.0", "foreign addresses fetched and followed: CVE-2026-59806; paths outside the root: CVE-2026-49119"),
-    "starlette": Rule("1.3.1", "form limits ignored: CVE-2026-54283; host header trusted: CVE-2026-48710 (before 1.0.1)"),
+    "gradio": Rule(
+        "6.20.0",
+        "foreign addresses fetched and followed: CVE-2026-59806; paths outside the root:"
+        " CVE-2026-49119",
+    ),
+    "starlette": Rule(
+        "1.3.1",
+        "form limits ignored: CVE-2026-54283; host header trusted: CVE-2026-48710 (before 1.0.1)",
+    ),
     "python-multipart": Rule(
-        "0.0.31", "denial of service: CVE-2026-53540, CVE-2026-42561, CVE-2026-40347; parser differential: CVE-2026-53538"
+        "0.0.31",
+        "denial of service: CVE-2026-53540, CVE-2026-42561, CVE-2026-40347; parser differential:"
+        " CVE-2026-53538",
     ),
     "h11": Rule("0.16.0", "malformed chunked bodies accepted (request smuggling): CVE-2025-43859"),
-    "ray": Rule("2.56.0", "pickles run in Parquet and WebDataset readers: CVE-2026-41486, CVE-2026-57516; dashboard: CVE-2025-62593"),
-    "onnx": Rule("1.21.0", "external data read outside the model's folder: CVE-2026-34446, CVE-2026-34447, CVE-2026-27489"),
+    "ray": Rule(
+        "2.56.0",
+        "pickles run in Parquet and WebDataset readers: CVE-2026-41486, CVE-2026-57516; dashboard:"
+        " CVE-2025-62593",
+    ),
+    "onnx": Rule(
+        "1.21.0",
+        "external data read outside the model's folder: CVE-2026-34446, CVE-2026-34447,"
+        " CVE-2026-27489",
+    ),
     "urllib3": Rule("2.7.0", "decompression bombs: CVE-2026-44432, CVE-2026-21441, CVE-2025-66418"),
     "requests": Rule("2.32.4", "credentials sent to another host: CVE-2024-47081"),
     "aiohttp": Rule("3.13.3", "decompression bombs: CVE-2025-69223"),
@@ -84,7 +110,8 @@ REFUSED = {"allow_pickle": True, "shell": True, "trust_remote_code": True, "weig
 
 
 def measure(quick: bool) -> Iterator[Figure]:
-    """Figures of the database where it can be asked, the installed versions, the bounds and the calls."""
+    """Figures of the database where it can be asked, the installed versions, the bounds and the
+    calls."""
     if not quick:
         yield ask_database()
     yield check_installed()
@@ -96,18 +123,46 @@ def ask_database() -> Figure:
     """Ask pip-audit for one package first, then for all that are installed."""
     tried = "installed packages in pip-audit's database"
     if util.find_spec("pip_audit") is None:
-        return Figure(tried, f"not asked, pip-audit is not installed; the list of {len(RULES)} packages stands in", True)
-    probe = _pip_audit(["--requirement", "/dev/stdin", "--no-deps", "--disable-pip"], f"pillow=={metadata.version('pillow')}\n")
+        return Figure(
+            tried,
+            f"not asked, pip-audit is not installed; the list of {len(RULES)} packages stands in",
+            True,
+        )
+    probe = _pip_audit(
+        ["--requirement", "/dev/stdin", "--no-deps", "--disable-pip"],
+        f"pillow=={metadata.version('pillow')}\n",
+    )
     if not probe or any("skip_reason" in row for row in probe):
-        return Figure(tried, f"not asked, its database is not reachable; the list of {len(RULES)} packages stands in", True)
+        return Figure(
+            tried,
+            f"not asked, its database is not reachable; the list of {len(RULES)} packages"
+            " stands in",
+            True,
+        )
     rows = _pip_audit(["--local"])
     asked = [row for row in rows if "skip_reason" not in row]
-    holes = [f"{row['name']} {row['version']} {hole['id']}" for row in asked for hole in row["vulns"]]
-    return Figure(tried, f"{len(asked)} of {len(rows)} packages known, {len(holes)} holes {', '.join(holes)}".rstrip(), not holes)
+    holes = [
+        f"{row['name']} {row['version']} {hole['id']}" for row in asked for hole in row["vulns"]
+    ]
+    return Figure(
+        tried,
+        f"{len(asked)} of {len(rows)} packages known, {len(holes)} holes"
+        f" {', '.join(holes)}".rstrip(),
+        not holes,
+    )
 
 
 def _pip_audit(options: list[str], text: str = "") -> list[dict]:
-    command = [sys.executable, "-m", "pip_audit", "--format", "json", "--progress-spinner", "off", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "pip_audit",
+        "--format",
+        "json",
+        "--progress-spinner",
+        "off",
+        *options,
+    ]
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=300)
         return json.loads(done.stdout)["dependencies"]
@@ -117,35 +172,55 @@ def _pip_audit(options: list[str], text: str = "") -> list[dict]:
 
 def check_installed() -> Figure:
     """Compare what is installed with the list."""
-    versions = {canonicalize_name(found.metadata["Name"]): found.version for found in metadata.distributions()}
+    versions = {
+        canonicalize_name(found.metadata["Name"]): found.version
+        for found in metadata.distributions()
+    }
     present = {name: versions[name] for name in RULES if name in versions}
     wrong = [
         f"{name} {version} (needs {RULES[name].minimum})"
         for name, version in present.items()
         if Version(version) < Version(RULES[name].minimum) or version in RULES[name].refused
     ]
-    found = f"{len(present)} of {len(RULES)} listed packages are installed, {len(wrong)} with a known hole {', '.join(wrong)}".rstrip()
+    found = (
+        f"{len(present)} of {len(RULES)} listed packages are installed, {len(wrong)} with a known"
+        f" hole {', '.join(wrong)}".rstrip()
+    )
     return Figure("installed versions against the list", found, not wrong)
 
 
 def read_requirements(path: Path) -> list[Requirement]:
     """Every requirement of a pyproject.toml, those of extras too."""
     project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
-    rows = [*project["dependencies"], *(row for extra in project.get("optional-dependencies", {}).values() for row in extra)]
+    rows = [
+        *project["dependencies"],
+        *(row for extra in project.get("optional-dependencies", {}).values() for row in extra),
+    ]
     return [Requirement(row) for row in rows]
 
 
 def check_bounds(requirements: list[Requirement]) -> Figure:
     """Check that no requirement admits a version with a known hole."""
     listed = [row for row in requirements if canonicalize_name(row.name) in RULES]
-    loose = sorted({str(row) for row in listed if not _is_tight(row, RULES[canonicalize_name(row.name)])})
-    found = f"{len(listed)} of {len(requirements)} requirements are on the list, {len(loose)} too loose {', '.join(loose)}".rstrip()
+    loose = sorted(
+        {str(row) for row in listed if not _is_tight(row, RULES[canonicalize_name(row.name)])}
+    )
+    found = (
+        f"{len(listed)} of {len(requirements)} requirements are on the list, {len(loose)} too loose"
+        f" {', '.join(loose)}".rstrip()
+    )
     return Figure("bounds in pyproject.toml against the list", found, bool(listed) and not loose)
 
 
 def _is_tight(row: Requirement, rule: Rule) -> bool:
-    lowest = [Version(bound.version) for bound in row.specifier if bound.operator in (">=", "==", "~=")]
-    return bool(lowest) and max(lowest) >= Version(rule.minimum) and not any(row.specifier.contains(version) for version in rule.refused)
+    lowest = [
+        Version(bound.version) for bound in row.specifier if bound.operator in (">=", "==", "~=")
+    ]
+    return (
+        bool(lowest)
+        and max(lowest) >= Version(rule.minimum)
+        and not any(row.specifier.contains(version) for version in rule.refused)
+    )
 
 
 def check_calls(paths: list[Path]) -> Figure:
@@ -155,24 +230,36 @@ def check_calls(paths: list[Path]) -> Figure:
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except SyntaxError as error:
-            wrong.append(f"{path.name}:{error.lineno} is no Python {sys.version_info.major}.{sys.version_info.minor}")
+            wrong.append(
+                f"{path.name}:{error.lineno} is no Python"
+                f" {sys.version_info.major}.{sys.version_info.minor}"
+            )
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 count += 1
                 wrong += [f"{path.name}:{node.lineno} {reason}" for reason in _objections(node)]
-    found = f"{count} calls in {len(paths)} files, {len(wrong)} that run what they read {', '.join(wrong)}".rstrip()
+    found = (
+        f"{count} calls in {len(paths)} files, {len(wrong)} that run what they read"
+        f" {', '.join(wrong)}".rstrip()
+    )
     return Figure("calls in the source", found, count > 0 and not wrong)
 
 
 def _objections(call: ast.Call) -> list[str]:
     name = ast.unparse(call.func)
-    keywords = {word.arg: word.value.value for word in call.keywords if isinstance(word.value, ast.Constant)}
+    keywords = {
+        word.arg: word.value.value for word in call.keywords if isinstance(word.value, ast.Constant)
+    }
     found = [name] if name in FORBIDDEN else []
     keyword, value = NEEDED.get(name, (None, None))
     if keyword is not None and keywords.get(keyword) is not value:
         found.append(f"{name} without {keyword}={value}")
-    return found + [f"{name} with {word}={value}" for word, value in REFUSED.items() if keywords.get(word) is value]
+    return found + [
+        f"{name} with {word}={value}"
+        for word, value in REFUSED.items()
+        if keywords.get(word) is value
+    ]
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python bare.py no-extras,offline '[["env"], ["segment", "photo.jpg"]]'
 
-no-extras: nothing that only an extra brings can be imported; offline: no connection leaves the process; no-home: a user without a home
-folder, as in containers that run under any number; no-cuda: no graphics card. Prints one JSON object.
+no-extras: nothing that only an extra brings can be imported; offline: no connection leaves the
+process; no-home: a user without a home folder, as in containers that run under any number; no-cuda:
+no graphics card. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -20,7 +21,18 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import Distribution, DistributionFinder
 from types import ModuleType
 
-EXTRAS = {"av", "gradio", "gradio_client", "wandb", "ray", "pyarrow", "onnx", "onnxruntime", "onnxscript", "prometheus_client"} | {
+EXTRAS = {
+    "av",
+    "gradio",
+    "gradio_client",
+    "wandb",
+    "ray",
+    "pyarrow",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "prometheus_client",
+} | {
     "fastapi",
     "starlette",
     "uvicorn",
@@ -30,22 +42,33 @@ EXTRAS = {"av", "gradio", "gradio_client", "wandb", "ray", "pyarrow", "onnx", "o
 """Modules that the core does not bring."""
 _ANYTHING = DistributionFinder.Context()
 STANDALONE = ("cascade_clip.export_runner", "cascade_clip.serve_guard")
-"""Copied beside an exported model, and imported by `serve` alone, which names the extra: these need not name it themselves."""
+"""Copied beside an exported model, and imported by `serve` alone, which names the extra: these need
+not name it themselves."""
 
 
 class WithoutExtras(PathFinder):
     """Finds what is installed, except the extras."""
 
     @classmethod
-    def find_spec(cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """Nothing for an extra, as where it is not installed."""
-        return None if name.partition(".")[0] in EXTRAS else PathFinder.find_spec(name, path, target)
+        return (
+            None if name.partition(".")[0] in EXTRAS else PathFinder.find_spec(name, path, target)
+        )
 
     @staticmethod
-    def find_distributions(context: DistributionFinder.Context = _ANYTHING) -> Iterable[Distribution]:
+    def find_distributions(
+        context: DistributionFinder.Context = _ANYTHING,
+    ) -> Iterable[Distribution]:
         """Leave the extras out of the installed distributions too."""
         found = PathFinder.find_distributions(context)
-        return [one for one in found if (one.metadata["Name"] or "").lower().replace("-", "_") not in EXTRAS]
+        return [
+            one
+            for one in found
+            if (one.metadata["Name"] or "").lower().replace("-", "_") not in EXTRAS
+        ]
 
 
 def take_away(conditions: Sequence[str]) -> list[str]:
@@ -54,11 +77,15 @@ def take_away(conditions: Sequence[str]) -> list[str]:
 
     def watch(event: str, arguments: tuple) -> None:
         if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
-            refused.append(f"{event} {arguments[-1] if event == 'socket.connect' else arguments[0]}")
+            refused.append(
+                f"{event} {arguments[-1] if event == 'socket.connect' else arguments[0]}"
+            )
             raise OSError("Network is unreachable")
 
     if "no-extras" in conditions:
-        sys.meta_path[:] = [WithoutExtras if finder is PathFinder else finder for finder in sys.meta_path]
+        sys.meta_path[:] = [
+            WithoutExtras if finder is PathFinder else finder for finder in sys.meta_path
+        ]
     if "offline" in conditions:
         sys.addaudithook(watch)
     if "no-cuda" in conditions:

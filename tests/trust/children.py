@@ -1,4 +1,5 @@
-"""Work in children of this process, which have everything imported already: to be killed, or to run on a small disk of their own."""
+"""Work in children of this process, which have everything imported already: to be killed, or to run
+on a small disk of their own."""
 
 from __future__ import annotations
 
@@ -30,11 +31,16 @@ class Said(NamedTuple):
     def is_one_line(self) -> bool:
         """Whether it refused as it should: exit code 2, one line of error, no traceback."""
         wrong = [line for line in self.errors if line.startswith("cascade-clip: error: ")]
-        return self.code == 2 and len(wrong) == 1 and not any("Traceback" in line for line in self.errors)
+        return (
+            self.code == 2
+            and len(wrong) == 1
+            and not any("Traceback" in line for line in self.errors)
+        )
 
 
 def start_child(work: Callable[[], object]) -> int:
-    """Begin some work in a child that leads a process group of its own; returns its process number. What it says is thrown away."""
+    """Begin some work in a child that leads a process group of its own; returns its process number.
+    What it says is thrown away."""
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
@@ -63,7 +69,8 @@ def finish(work: Callable[[], object]) -> tuple[bool, float]:
 
 
 def kill_after(seconds: float, work: Callable[[], object]) -> bool:
-    """Kill (SIGKILL) a child and all its processes so many seconds after it began; False where it had ended before."""
+    """Kill (SIGKILL) a child and all its processes so many seconds after it began; False where it
+    had ended before."""
     child = start_child(work)
     time.sleep(seconds)
     with contextlib.suppress(ProcessLookupError):
@@ -113,7 +120,8 @@ def own_namespace() -> bool:
 
 
 def mount_disk(folder: Path, kibibytes: int, flags: int = 0) -> None:
-    """Put an empty disk of some size at a folder of a child with its own namespace; REMOUNT changes the one that is there."""
+    """Put an empty disk of some size at a folder of a child with its own namespace; REMOUNT changes
+    the one that is there."""
     libc = ctypes.CDLL(None, use_errno=True)
     options = f"size={kibibytes}k".encode()
     if libc.mount(b"none", os.fsencode(folder), b"tmpfs", flags, options) != 0:

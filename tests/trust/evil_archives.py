@@ -1,4 +1,5 @@
-"""Archives that want to leave the folder they are unpacked to, and archives that unpack to far more than they are."""
+"""Archives that want to leave the folder they are unpacked to, and archives that unpack to far more
+than they are."""
 
 from __future__ import annotations
 
@@ -15,15 +16,33 @@ RECIPE = Recipe(
     name="tiny",
     title="tiny",
     folder="VOC",
-    needs=((Download("a", "http://localhost/a", "none", (Rule("JPEGImages/*.jpg", "VOC/JPEGImages", 1),)),),),
+    needs=(
+        (
+            Download(
+                "a", "http://localhost/a", "none", (Rule("JPEGImages/*.jpg", "VOC/JPEGImages", 1),)
+            ),
+        ),
+    ),
     checks=(),
 )
 
 
 def evil_archives(folder: Path) -> Iterator[Path]:
     """Archives whose members want to leave: names, links, devices, lies about sizes."""
-    names = ["../JPEGImages/a.jpg", "../../../JPEGImages/a.jpg", "/JPEGImages/a.jpg", "x/../../JPEGImages/a.jpg", "C:/JPEGImages/a.jpg"]
-    names += ["JPEGImages/..\\..\\a.jpg", f"{folder}/JPEGImages/a.jpg", "JPEGImages/..jpg", "JPEGImages/a\0.jpg", "JPEGImages/\u202ea.jpg"]
+    names = [
+        "../JPEGImages/a.jpg",
+        "../../../JPEGImages/a.jpg",
+        "/JPEGImages/a.jpg",
+        "x/../../JPEGImages/a.jpg",
+        "C:/JPEGImages/a.jpg",
+    ]
+    names += [
+        "JPEGImages/..\\..\\a.jpg",
+        f"{folder}/JPEGImages/a.jpg",
+        "JPEGImages/..jpg",
+        "JPEGImages/a\0.jpg",
+        "JPEGImages/\u202ea.jpg",
+    ]
     for number, name in enumerate(names):
         for kind in ("tar", "tar.gz", "zip"):
             path = folder / f"name {number}.{kind}"
@@ -36,7 +55,9 @@ def evil_archives(folder: Path) -> Iterator[Path]:
                     info.size = 7
                     archive.addfile(info, io.BytesIO(b"content"))
             yield path
-    for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"Z")):
+    for number, kind in enumerate(
+        (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"Z")
+    ):
         path = folder / f"link {number}.tar"
         with tarfile.open(path, "w") as archive:
             info = tarfile.TarInfo("JPEGImages/a.jpg")
@@ -54,7 +75,9 @@ def evil_archives(folder: Path) -> Iterator[Path]:
 
 def bomb_archives(folder: Path) -> Iterator[Path]:
     """Archives that unpack to far more than they are."""
-    for number, (claimed, real) in enumerate((((300 << 20), 300 << 20), (1000, 300 << 20), (1 << 40, 10))):
+    for number, (claimed, real) in enumerate(
+        (((300 << 20), 300 << 20), (1000, 300 << 20), (1 << 40, 10))
+    ):
         path = folder / f"bomb {number}.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("JPEGImages/a.jpg", bytes(min(real, 30 << 20)))

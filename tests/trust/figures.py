@@ -1,6 +1,7 @@
 """What a trust script finds, and how it says so.
 
-Every other script in this folder offers `measure(quick)`, yields figures, and ends with `raise SystemExit(main(measure))`.
+Every other script in this folder offers `measure(quick)`, yields figures, and ends with `raise
+SystemExit(main(measure))`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,21 @@ class Figure:
     tried: str
     """What was tried, such as `damaged pictures`."""
     found: str
-    """What happened, with numbers: `312 files: 120 right results, 192 one-line errors, 0 crashes`."""
+    """What happened, with numbers: `312 files: 120 right results, 192 one-line errors, 0
+    crashes`."""
     passed: bool
     """Whether it is as promised."""
 
 
 def main(measure: Callable[[bool], Iterable[Figure]], arguments: list[str] | None = None) -> int:
-    """Run `measure` as a command: print every figure as it comes; exit code 1 when one is not as promised."""
+    """Run `measure` as a command: print every figure as it comes; exit code 1 when one is not as
+    promised."""
     parser = argparse.ArgumentParser(description=sys.modules[measure.__module__].__doc__)
-    parser.add_argument("--quick", action="store_true", help="a small sample in a few seconds, as the fast tests run it")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a small sample in a few seconds, as the fast tests run it",
+    )
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args(arguments)
     figures = []
@@ -38,6 +45,9 @@ def main(measure: Callable[[bool], Iterable[Figure]], arguments: list[str] | Non
         print(f"{'ok  ' if figure.passed else 'FAIL'} {figure.tried}: {figure.found}", flush=True)
     if options.json is not None:
         part = options.json.with_name(options.json.name + ".part")
-        part.write_text(json.dumps([asdict(figure) for figure in figures], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(
+            json.dumps([asdict(figure) for figure in figures], indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
         os.replace(part, options.json)
     return 0 if figures and all(figure.passed for figure in figures) else 1

@@ -1,4 +1,5 @@
-"""Random input for readers of files, and properties of transforms, windows and scores: only documented errors, nothing executed."""
+"""Random input for readers of files, and properties of transforms, windows and scores: only
+documented errors, nothing executed."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ FULL_SECONDS, QUICK_SECONDS = 300.0, 1.0
 SLOWEST = 10.0
 """Seconds of processor time of one case."""
 SILENCE = 120
-"""Seconds after which a case hangs, however busy the machine is; the system ends the process then."""
+"""Seconds after which a case hangs, however busy the machine is; the system ends the process
+then."""
 MOST_DEATHS = 3
 
 Read = Callable[[bytes], object]
@@ -69,10 +71,15 @@ class Target(NamedTuple):
 
 
 def mutate(content: bytes, other: bytes, generator: np.random.Generator) -> bytes:
-    """A few changes at random places: bits, bytes, runs, numbers, parts cut out, doubled, or taken from another example."""
+    """A few changes at random places: bits, bytes, runs, numbers, parts cut out, doubled, or taken
+    from another example."""
     changed = bytearray(content)
     for _ in range(1 + int(generator.integers(4))):
-        place = int(generator.integers(len(changed) + 1)) if generator.integers(3) else int(generator.integers(min(len(changed), 300) + 1))
+        place = (
+            int(generator.integers(len(changed) + 1))
+            if generator.integers(3)
+            else int(generator.integers(min(len(changed), 300) + 1))
+        )
         length = int(2 ** generator.uniform(0, 8))
         kind = int(generator.integers(7))
         if kind == 0 and place < len(changed):
@@ -90,13 +97,27 @@ def mutate(content: bytes, other: bytes, generator: np.random.Generator) -> byte
             number = (0, 1, 255, 2**15, 2**31 - 1, 2**32 - 1)[int(generator.integers(6))]
             changed[place : place + 4] = number.to_bytes(4, "little")
         else:
-            words = (b"null", b"-1", b"1e999", b"9" * 30, b"[]", b"{}", b"true", b'"x"', b"&a", b"*a", b"!!python/name:os.system", b"NaN")
+            words = (
+                b"null",
+                b"-1",
+                b"1e999",
+                b"9" * 30,
+                b"[]",
+                b"{}",
+                b"true",
+                b'"x"',
+                b"&a",
+                b"*a",
+                b"!!python/name:os.system",
+                b"NaN",
+            )
             changed[place:place] = words[int(generator.integers(len(words)))]
     return bytes(changed)
 
 
 def matlab(**values: Any) -> list[bytes]:
-    """A `.mat` file, compressed as the originals are, and not, so that changes reach what is inside."""
+    """A `.mat` file, compressed as the originals are, and not, so that changes reach what is
+    inside."""
     buffer = io.BytesIO()
     savemat(buffer, values, do_compression=True)
     return [buffer.getvalue(), unpack_matlab(buffer.getvalue())]
@@ -130,7 +151,13 @@ def build_targets(folder: Path) -> list[Target]:
 
         return read
 
-    states, saved = [], {"state_dict": {"a.b": torch.ones(3, 4), "c": torch.zeros(5).half()}, "meta": {"step": 4}}
+    states, saved = (
+        [],
+        {
+            "state_dict": {"a.b": torch.ones(3, 4), "c": torch.zeros(5).half()},
+            "meta": {"step": 4},
+        },
+    )
     for kind in (True, False):
         buffer = io.BytesIO()
         torch.save(saved, buffer, _use_new_zipfile_serialization=kind)
@@ -139,21 +166,49 @@ def build_targets(folder: Path) -> list[Target]:
     masks = np.random.default_rng(0).integers(0, 20, (12, 20, 30)).astype(np.uint8)
     edges = np.empty((2, 1), dtype=object)
     edges[:, 0] = [csc_matrix(mask > 17) for mask in masks[:2]]
-    lengths = [{"size": [20, 30], "counts": counts} for counts in ([100, 50, 450], [0, 600], encode_mask(masks[0] > 9)["counts"])]
+    lengths = [
+        {"size": [20, 30], "counts": counts}
+        for counts in ([100, 50, 450], [0, 600], encode_mask(masks[0] > 9)["counts"])
+    ]
     return [
-        Target("model.safetensors of a model folder", part_of_model("model.safetensors"), [(model / "model.safetensors").read_bytes()]),
-        Target("config.yaml of a model folder", part_of_model("config.yaml"), [(model / "config.yaml").read_bytes()]),
-        Target("checkpoint.json of a model folder", part_of_model("checkpoint.json"), [(model / "checkpoint.json").read_bytes()]),
-        Target("settings in YAML", file("a.yaml", load_config), [settings_text, b"train: {steps: 3, optimizer: {learning_rate: 1e-3}}\n"]),
+        Target(
+            "model.safetensors of a model folder",
+            part_of_model("model.safetensors"),
+            [(model / "model.safetensors").read_bytes()],
+        ),
+        Target(
+            "config.yaml of a model folder",
+            part_of_model("config.yaml"),
+            [(model / "config.yaml").read_bytes()],
+        ),
+        Target(
+            "checkpoint.json of a model folder",
+            part_of_model("checkpoint.json"),
+            [(model / "checkpoint.json").read_bytes()],
+        ),
+        Target(
+            "settings in YAML",
+            file("a.yaml", load_config),
+            [settings_text, b"train: {steps: 3, optimizer: {learning_rate: 1e-3}}\n"],
+        ),
         Target("released state dicts (.pth, zip and legacy)", file("a.pth", read_released), states),
-        Target("COCO run lengths", read_lengths, [json.dumps(values).encode() for values in lengths]),
-        Target("SBD masks (.mat)", sbd_mask, matlab(GTcls={"Segmentation": masks[0], "Boundaries": edges})),
-        Target("PASCAL Context masks (.mat)", context_mask, matlab(LabelMap=masks[1].astype(np.uint16))),
+        Target(
+            "COCO run lengths", read_lengths, [json.dumps(values).encode() for values in lengths]
+        ),
+        Target(
+            "SBD masks (.mat)",
+            sbd_mask,
+            matlab(GTcls={"Segmentation": masks[0], "Boundaries": edges}),
+        ),
+        Target(
+            "PASCAL Context masks (.mat)", context_mask, matlab(LabelMap=masks[1].astype(np.uint16))
+        ),
     ]
 
 
 def try_cases(target: Target, seconds: float, seed: int, folder: Path) -> None:
-    """Try cases for so long: most are mutations, the rest what hypothesis thinks of. A line of the journal is added after each."""
+    """Try cases for so long: most are mutations, the rest what hypothesis thinks of. A line of the
+    journal is added after each."""
     for content in target.seeds:
         target.read(content)
     generator, begin = np.random.default_rng(seed), time.monotonic()
@@ -177,8 +232,16 @@ def try_cases(target: Target, seconds: float, seed: int, folder: Path) -> None:
 def with_hypothesis(target: Target, end: float, one: Callable[[bytes], None]) -> None:
     """A hundred cases that hypothesis makes: free bytes, and examples with a part replaced."""
 
-    @settings(max_examples=100, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-    @given(st.sampled_from(target.seeds), st.integers(0, 2000), st.binary(max_size=60), st.booleans())
+    @settings(
+        max_examples=100,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        st.sampled_from(target.seeds), st.integers(0, 2000), st.binary(max_size=60), st.booleans()
+    )
     def case(seed: bytes, place: int, content: bytes, alone: bool) -> None:
         if time.monotonic() < end:
             one(content if alone else seed[:place] + content + seed[place + len(content) :])
@@ -187,7 +250,8 @@ def with_hypothesis(target: Target, end: float, one: Callable[[bytes], None]) ->
 
 
 def fuzz(target: Target, seconds: float, seed: int, folder: Path) -> Figure:
-    """Try cases in a child process, which is started again when a case ends it, up to `MOST_DEATHS` times."""
+    """Try cases in a child process, which is started again when a case ends it, up to `MOST_DEATHS`
+    times."""
     folder.mkdir()
     end, deaths = time.monotonic() + seconds, []
     while len(deaths) <= MOST_DEATHS:
@@ -197,18 +261,33 @@ def fuzz(target: Target, seconds: float, seed: int, folder: Path) -> Figure:
         if code == 0:
             break
         case = (folder / "case").read_bytes() if (folder / "case").exists() else b""
-        deaths.append(f"{signal.Signals(-code).name if code < 0 else f'exit code {code}'} at {len(case)} bytes {case[-40:]!r}")
-    journal = (folder / "journal").read_text(encoding="utf-8").splitlines() if (folder / "journal").exists() else []
+        deaths.append(
+            f"{signal.Signals(-code).name if code < 0 else f'exit code {code}'} at {len(case)}"
+            f" bytes {case[-40:]!r}"
+        )
+    journal = (
+        (folder / "journal").read_text(encoding="utf-8").splitlines()
+        if (folder / "journal").exists()
+        else []
+    )
     lines = [json.loads(line) for line in journal]
-    results, slowest = Counter(found for found, _ in lines), max((taken for _, taken in lines), default=0.0)
+    results, slowest = (
+        Counter(found for found, _ in lines),
+        max((taken for _, taken in lines), default=0.0),
+    )
     wrong = sorted(results.keys() - {"read", "refused"})
     text = (
-        f"{len(lines) + len(deaths)} cases: {results['read']} read, {results['refused']} refused with ValueError or OSError, "
-        f"{sum(results[name] for name in wrong)} other errors, {len(deaths)} ended or stopped the process; "
-        f"the slowest took {slowest:.2f} s of processor time"
+        f"{len(lines) + len(deaths)} cases: {results['read']} read, {results['refused']} refused"
+        f" with ValueError or OSError, {sum(results[name] for name in wrong)} other errors,"
+        f" {len(deaths)} ended or stopped the process; the slowest took {slowest:.2f} s of"
+        " processor time"
     )
-    sound = results["read"] + results["refused"] == len(lines) > 0 and not deaths and slowest <= SLOWEST
-    return Figure(f"random bytes for {target.name}", "; ".join([text, *wrong[:4], *deaths[:2]]), sound)
+    sound = (
+        results["read"] + results["refused"] == len(lines) > 0 and not deaths and slowest <= SLOWEST
+    )
+    return Figure(
+        f"random bytes for {target.name}", "; ".join([text, *wrong[:4], *deaths[:2]]), sound
+    )
 
 
 def counting(test: Callable[..., None], cases: list[dict[str, Any]]) -> Callable[..., None]:
@@ -227,14 +306,25 @@ def properties(examples: int) -> Iterator[Figure]:
         if not name.startswith("test_") or not hasattr(test, "hypothesis"):
             continue
         cases: list[dict[str, Any]] = []
-        many = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        many = settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
         error = ""
         try:
-            many(given(**test.hypothesis._given_kwargs)(counting(test.hypothesis.inner_test, cases)))()
+            many(
+                given(**test.hypothesis._given_kwargs)(counting(test.hypothesis.inner_test, cases))
+            )()
         except Exception as found:
             error = f"; {type(found).__name__}: {' '.join(str(found).split())[:200]}"
         about = (test.__doc__ or name).strip().rstrip(".")
-        yield Figure(f"property: {about}", f"{len(cases)} cases, {int(bool(error))} failures{error}", not error)
+        yield Figure(
+            f"property: {about}",
+            f"{len(cases)} cases, {int(bool(error))} failures{error}",
+            not error,
+        )
 
 
 def measure(quick: bool) -> Iterator[Figure]:

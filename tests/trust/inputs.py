@@ -1,4 +1,5 @@
-"""Damaged and odd pictures, masks and class names: a right result or a one-line error, never a crash, a hang, or more than 2 GiB."""
+"""Damaged and odd pictures, masks and class names: a right result or a one-line error, never a
+crash, a hang, or more than 2 GiB."""
 
 from __future__ import annotations
 
@@ -51,7 +52,10 @@ class Child:
             self.process = self._start()
             return {"died": True}
         found: dict[str, Any] = json.loads(line)
-        self.memory, self.seconds = max(self.memory, found["memory"]), max(self.seconds, found["seconds"])
+        self.memory, self.seconds = (
+            max(self.memory, found["memory"]),
+            max(self.seconds, found["seconds"]),
+        )
         return found
 
     def stop(self) -> None:
@@ -64,7 +68,12 @@ class Child:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         words = [sys.executable, str(CHILD), str(self.folder)]
         process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
         )
         self.process = process
         assert self._line(), "the child process does not start"
@@ -83,21 +92,41 @@ def judge_picture(case: Case, found: dict[str, Any]) -> str:
     """`right`, `error`, or what is wrong."""
     if "error" in found:
         lines = found["error"].splitlines()
-        return "error" if case.shape is None and len(lines) == 1 else f"wrong: {found['error'][:120]!r}"
+        return (
+            "error"
+            if case.shape is None and len(lines) == 1
+            else f"wrong: {found['error'][:120]!r}"
+        )
     if "shape" not in found:
         return f"wrong: {found.get('defect', 'the process ended')}"
     wanted = case.shape is None or tuple(found["shape"]) == case.shape
-    colored = case.corner is None or max(abs(a - b) for a, b in zip(case.corner, found["corner"], strict=True)) <= 12
-    return "right" if wanted and colored and not case.fails and 0 <= found["labels"][0] <= found["labels"][1] <= 2 else f"wrong: {found}"
+    colored = (
+        case.corner is None
+        or max(abs(a - b) for a, b in zip(case.corner, found["corner"], strict=True)) <= 12
+    )
+    return (
+        "right"
+        if wanted
+        and colored
+        and not case.fails
+        and 0 <= found["labels"][0] <= found["labels"][1] <= 2
+        else f"wrong: {found}"
+    )
 
 
 def judge_mask(found: dict[str, Any]) -> str:
     """The same of a mask of the classes 0..2 in 40 x 56 pixels."""
     if "error" in found:
-        return "error" if len(found["error"].splitlines()) == 1 else f"wrong: {found['error'][:120]!r}"
+        return (
+            "error" if len(found["error"].splitlines()) == 1 else f"wrong: {found['error'][:120]!r}"
+        )
     if "shape" not in found:
         return f"wrong: {found.get('defect', 'the process ended')}"
-    return "right" if found["shape"] == [40, 56] and -1 <= found["labels"][0] <= found["labels"][1] <= 2 else f"wrong: {found}"
+    return (
+        "right"
+        if found["shape"] == [40, 56] and -1 <= found["labels"][0] <= found["labels"][1] <= 2
+        else f"wrong: {found}"
+    )
 
 
 def mask_cases() -> list[Case]:
@@ -115,7 +144,10 @@ def mask_cases() -> list[Case]:
         changed = bytearray(plain if number % 2 else wide)
         for place in generator.integers(0, len(changed), 1 + number % 4):
             changed[place] ^= 1 << int(generator.integers(8))
-        cases += [Case(f"mask with flips {number}.png", bytes(changed)), Case(f"cut mask {number}.png", plain[: len(plain) * number // 60])]
+        cases += [
+            Case(f"mask with flips {number}.png", bytes(changed)),
+            Case(f"cut mask {number}.png", plain[: len(plain) * number // 60]),
+        ]
     for kind in ("BMP", "TIFF", "GIF"):
         cases.append(Case(f"fits.{kind.lower()}", encode(Image.fromarray(values), kind)))
     return cases
@@ -136,10 +168,16 @@ def try_files(kind: str, cases: Iterable[Case], folder: Path) -> Figure:
     child.stop()
     count = sum(results.values())
     text = (
-        f"{count} files: {results['right']} right results, {results['error']} one-line errors, {results['wrong']} wrong, {child.crashes} "
-        f"crashes, {child.hangs} hangs; at most {child.seconds:.1f} s of processor time a file and {child.memory:.0f} MiB"
+        f"{count} files: {results['right']} right results, {results['error']} one-line errors,"
+        f" {results['wrong']} wrong, {child.crashes} crashes, {child.hangs} hangs; at most"
+        f" {child.seconds:.1f} s of processor time a file and {child.memory:.0f} MiB"
     )
-    sound = not wrong and child.crashes == child.hangs == 0 and child.seconds <= HANG and child.memory <= MOST_MEMORY
+    sound = (
+        not wrong
+        and child.crashes == child.hangs == 0
+        and child.seconds <= HANG
+        and child.memory <= MOST_MEMORY
+    )
     return Figure(f"damaged and odd {kind}s", "; ".join([text, *wrong[:5]]), sound)
 
 
@@ -147,26 +185,56 @@ def run_command(words: list[str], folder: Path) -> tuple[int, str, float]:
     """Exit code, error stream and most memory (MiB) of one `cascade-clip` command."""
     memory = folder / "memory.txt"
     words = [sys.executable, str(Path(__file__).with_name("measured.py")), str(memory), *words]
-    run = subprocess.run(words, capture_output=True, encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=folder, check=False)
+    run = subprocess.run(
+        words,
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        check=False,
+    )
     return run.returncode, run.stderr, float(memory.read_text())
 
 
 def try_segment_command(cases: list[Case], folder: Path) -> Figure:
-    """A folder of odd files with odd names through the real command: every file has its result or its line of error."""
+    """A folder of odd files with odd names through the real command: every file has its result or
+    its line of error."""
     pictures, out = folder / "pictures", folder / "out"
     pictures.mkdir()
     for case in cases:
         (pictures / case.name).write_bytes(case.content)
-    for name in ("con.png", "-.png", " .png", "a\nb.png", "...png", "名前.png", "~.png", "*?.png", "x.json.png", "%s {}.png"):
+    for name in (
+        "con.png",
+        "-.png",
+        " .png",
+        "a\nb.png",
+        "...png",
+        "名前.png",
+        "~.png",
+        "*?.png",
+        "x.json.png",
+        "%s {}.png",
+    ):
         (pictures / name).write_bytes(encode(scene(), "PNG"))
     before = set(folder.iterdir())
-    code, errors, memory = run_command(["segment", str(pictures), "--classes", CLASSES, "--out", str(out)], folder)
+    code, errors, memory = run_command(
+        ["segment", str(pictures), "--classes", CLASSES, "--out", str(out)], folder
+    )
     lines = [line for line in errors.splitlines() if line.startswith("cascade-clip: error: ")]
     results = [path for path in out.rglob("*.json")]
     count = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in pictures.iterdir())
     outside = set(folder.iterdir()) - before - {out, folder / "memory.txt"}
-    found = f"{count} files: {len(results)} results, {len(lines)} one-line errors, {memory:.0f} MiB, {len(outside)} files elsewhere"
-    sound = len(results) + len(lines) == count and code == 2 and "Traceback" not in errors and memory <= MOST_MEMORY and not outside
+    found = (
+        f"{count} files: {len(results)} results, {len(lines)} one-line errors, {memory:.0f} MiB,"
+        f" {len(outside)} files elsewhere"
+    )
+    sound = (
+        len(results) + len(lines) == count
+        and code == 2
+        and "Traceback" not in errors
+        and memory <= MOST_MEMORY
+        and not outside
+    )
     if not sound:
         print(errors[-400:], file=sys.stderr)
     return Figure("the command segment on a folder of odd files and file names", found, sound)
@@ -180,15 +248,46 @@ def try_data_check(folder: Path) -> Figure:
     for case in cases:
         (folder / "images" / case.name).write_bytes(encode(Image.new("RGB", (56, 40)), "PNG"))
         (folder / "masks" / case.name).write_bytes(case.content)
-    words = ["data", "check", "--images", str(folder / "images"), "--masks", str(folder / "masks"), "--classes", CLASSES]
+    words = [
+        "data",
+        "check",
+        "--images",
+        str(folder / "images"),
+        "--masks",
+        str(folder / "masks"),
+        "--classes",
+        CLASSES,
+    ]
     code, errors, memory = run_command(words, folder)
-    sound = code in (1, 2) and "Traceback" not in errors and "defect" not in errors and memory <= MOST_MEMORY
+    sound = (
+        code in (1, 2)
+        and "Traceback" not in errors
+        and "defect" not in errors
+        and memory <= MOST_MEMORY
+    )
     text = f"{len(cases)} pairs, exit code {code}, {memory:.0f} MiB"
-    return Figure("the command data check on damaged masks", text if sound else f"{text}: {errors[-300:]!r}", sound)
+    return Figure(
+        "the command data check on damaged masks",
+        text if sound else f"{text}: {errors[-300:]!r}",
+        sound,
+    )
 
 
 NAMES: dict[str, list[str]] = {
-    "scripts": ["cat", "猫", "кошка", "قط", "חתול", "แมว", "고양이", "γάτα", "बिल्ली", "ねこ", "Ĉefurbo", "ﷺ"],
+    "scripts": [
+        "cat",
+        "猫",
+        "кошка",
+        "قط",
+        "חתול",
+        "แมว",
+        "고양이",
+        "γάτα",
+        "बिल्ली",
+        "ねこ",
+        "Ĉefurbo",
+        "ﷺ",
+    ],
     "emoji": ["🐈", "👩‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "☃️"],
     "paths": [
         "../../x",
@@ -221,11 +320,21 @@ NAMES: dict[str, list[str]] = {
     "half of a character": ["\ud800", "cat"],
     "NUL": ["a\0b", "cat"],
 }
-REFUSED = ("a name of 10,000 characters", "control characters", "escape", "nothing", "blank", "twice", "half of a character", "NUL")
+REFUSED = (
+    "a name of 10,000 characters",
+    "control characters",
+    "escape",
+    "nothing",
+    "blank",
+    "twice",
+    "half of a character",
+    "NUL",
+)
 
 
 def try_names(folder: Path, wanted: Iterable[str]) -> Figure:
-    """Class names become file names and JSON: everything written stays in its folder, everything refused is one line."""
+    """Class names become file names and JSON: everything written stays in its folder, everything
+    refused is one line."""
     from cascade_clip.predictor import load_predictor
     from cascade_clip.results import Segmentation
     from cascade_clip.target import as_vocabulary
@@ -238,20 +347,40 @@ def try_names(folder: Path, wanted: Iterable[str]) -> Figure:
         try:
             result = predictor.segment(picture, as_vocabulary(NAMES[kind]))
             labels = np.arange(64 * 80).reshape(64, 80) % len(NAMES[kind])  # every class occurs
-            result = Segmentation(labels, result.class_names, result.colors, result.scores, result.class_maps)
-            files = result.save(out, "a", picture, ("overlay", "index", "coco", "labelme", "heatmaps"))
+            result = Segmentation(
+                labels, result.class_names, result.colors, result.scores, result.class_maps
+            )
+            files = result.save(
+                out, "a", picture, ("overlay", "index", "coco", "labelme", "heatmaps")
+            )
             again = Segmentation.load(out / "a.json")
             written += len(files)
-            stray = [path for path in (folder / f"names {number}").rglob("*") if path.is_file() and path.parent != out]
-            if kind in REFUSED or stray or again.class_names != tuple(NAMES[kind]) or len(set(files)) != len(files):
+            stray = [
+                path
+                for path in (folder / f"names {number}").rglob("*")
+                if path.is_file() and path.parent != out
+            ]
+            if (
+                kind in REFUSED
+                or stray
+                or again.class_names != tuple(NAMES[kind])
+                or len(set(files)) != len(files)
+            ):
                 wrong.append(f"{kind}: {stray[:2] or 'accepted, or not read back as it was'}")
         except ValueError as error:
             refused += 1
             if kind not in REFUSED or len(str(error).splitlines()) > 1:
                 wrong.append(f"{kind}: {error}")
     seconds = time.process_time() - begin
-    text = f"{number + 1} lists: {written} files written in their folders, {refused} lists refused in one line, {seconds:.0f} s"
-    return Figure("class names of any script, emoji, long, many, path-like, with control characters", "; ".join([text, *wrong]), not wrong)
+    text = (
+        f"{number + 1} lists: {written} files written in their folders, {refused} lists refused in"
+        f" one line, {seconds:.0f} s"
+    )
+    return Figure(
+        "class names of any script, emoji, long, many, path-like, with control characters",
+        "; ".join([text, *wrong]),
+        not wrong,
+    )
 
 
 def measure(quick: bool) -> Iterator[Figure]:
@@ -259,16 +388,24 @@ def measure(quick: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="trust-inputs-") as name:
         folder = Path(name)
         if quick:
-            yield try_files("picture", [*odd_modes(), *damaged(np.random.default_rng(9))][::20], folder)
+            yield try_files(
+                "picture", [*odd_modes(), *damaged(np.random.default_rng(9))][::20], folder
+            )
             yield try_names(folder, ("scripts", "paths", *REFUSED))
             return
         cases = all_cases()
         yield try_files("picture", cases, folder)
-        yield try_files("mask", [*mask_cases(), *(case for case in cases if "of black" not in case.name)], folder)
+        yield try_files(
+            "mask",
+            [*mask_cases(), *(case for case in cases if "of black" not in case.name)],
+            folder,
+        )
         yield try_names(folder, NAMES)
         for step in ("command", "check"):
             (folder / step).mkdir()
-        yield try_segment_command([case for case in cases if "of black" in case.name] + cases[::12], folder / "command")
+        yield try_segment_command(
+            [case for case in cases if "of black" in case.name] + cases[::12], folder / "command"
+        )
         yield try_data_check(folder / "check")
 
 

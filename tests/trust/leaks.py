@@ -1,9 +1,12 @@
-"""Leaks: many predictions, many requests to the service and many answers of the web page leave memory, files and threads as they were.
+"""Leaks: many predictions, many requests to the service and many answers of the web page leave
+memory, files and threads as they were.
 
-The slope of the memory is a line of least squares through the resident memory after the warm-up, of the lowest value of each of twenty
-stretches: memory that is taken for a moment does not count, memory that is not given back does. What must lie below the limit is the upper
-end of its 95 % interval. Nothing is given back by force (no `malloc_trim`, no collection in between). In quick mode the calls are too few
-for a slope; there the number of Python's objects, which one lost object per call raises, says more.
+The slope of the memory is a line of least squares through the resident memory after the warm-up, of
+the lowest value of each of twenty stretches: memory that is taken for a moment does not count,
+memory that is not given back does. What must lie below the limit is the upper end of its 95 %
+interval. Nothing is given back by force (no `malloc_trim`, no collection in between). In quick mode
+the calls are too few for a slope; there the number of Python's objects, which one lost object per
+call raises, says more.
 """
 
 from __future__ import annotations
@@ -55,10 +58,13 @@ def state_of(process: psutil.Process) -> State:
 
 
 def slope(values: np.ndarray) -> tuple[float, float]:
-    """Growth per call, from the lowest value of each stretch, and half the width of its 95 % interval."""
+    """Growth per call, from the lowest value of each stretch, and half the width of its 95 %
+    interval."""
     stretches = np.array_split(values, STRETCHES)
     ends = np.cumsum([len(part) for part in stretches])
-    places = [end - len(part) + int(part.argmin()) for end, part in zip(ends, stretches, strict=True)]
+    places = [
+        end - len(part) + int(part.argmin()) for end, part in zip(ends, stretches, strict=True)
+    ]
     (growth, _), spread = np.polyfit(places, [part.min() for part in stretches], 1, cov=True)
     return float(growth), STUDENT * float(np.sqrt(spread[0, 0]))
 
@@ -69,7 +75,9 @@ def count_objects() -> int:
     return len(gc.get_objects()) + gc.get_freeze_count()
 
 
-def watch(what: str, call: Callable[[int], object], process: psutil.Process, calls: int, warm: int) -> Figure:
+def watch(
+    what: str, call: Callable[[int], object], process: psutil.Process, calls: int, warm: int
+) -> Figure:
     """Call something many times and look at a process after each."""
     for number in range(warm):
         call(number)
@@ -88,8 +96,9 @@ def watch(what: str, call: Callable[[int], object], process: psutil.Process, cal
         growth, margin = slope(states[:, 0])
         flat, said = growth + margin < MOST, f"{growth:+.0f} +- {margin:.0f} bytes per call, "
     text = (
-        f"{calls} after {warm} to warm up: {said}{total:+.1f} MiB in all, {f'{kept:+d} objects, ' if own else ''}file handles "
-        f"{first.files} to {last.files}, threads {first.threads} to {last.threads}"
+        f"{calls} after {warm} to warm up: {said}{total:+.1f} MiB in all,"
+        f" {f'{kept:+d} objects, ' if own else ''}file handles {first.files} to {last.files},"
+        f" threads {first.threads} to {last.threads}"
     )
     return Figure(what, text, flat and kept < calls and handles <= 0 and threads <= 0)
 
@@ -97,7 +106,12 @@ def watch(what: str, call: Callable[[int], object], process: psutil.Process, cal
 def pictures(count: int) -> list[np.ndarray]:
     """Scenes of several sizes."""
     sizes = (64, 96, 80, 112)
-    return [make_scene(7, number, SceneConfig(size=sizes[number % 4])).image[: sizes[number % 4] - number % 9] for number in range(count)]
+    return [
+        make_scene(7, number, SceneConfig(size=sizes[number % 4])).image[
+            : sizes[number % 4] - number % 9
+        ]
+        for number in range(count)
+    ]
 
 
 def as_png(picture: np.ndarray) -> bytes:
@@ -110,19 +124,32 @@ def as_png(picture: np.ndarray) -> bytes:
 def watch_service(calls: int, warm: int) -> Figure:
     """Requests to a service that is a process of its own."""
     files = [as_png(picture) for picture in pictures(8)]
-    with start_service(["--queue", "8"]) as address, httpx.Client(base_url=address, timeout=60) as client:
+    with (
+        start_service(["--queue", "8"]) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
         port = int(address.rpartition(":")[2])
-        process = next(child for child in psutil.Process().children() if any(one.laddr.port == port for one in child.net_connections()))
+        process = next(
+            child
+            for child in psutil.Process().children()
+            if any(one.laddr.port == port for one in child.net_connections())
+        )
 
         def ask(number: int) -> None:
-            data = {"classes": WORDS[number % 3], "format": ("png", "json", "overlay", "coco")[number % 4]}
-            client.post("/segment", data=data, files={"image": files[number % 8]}).raise_for_status()
+            data = {
+                "classes": WORDS[number % 3],
+                "format": ("png", "json", "overlay", "coco")[number % 4],
+            }
+            client.post(
+                "/segment", data=data, files={"image": files[number % 8]}
+            ).raise_for_status()
 
         return watch("requests to the service", ask, process, calls, warm)
 
 
 def watch_page(calls: int, warm: int) -> Figure:
-    """Answers of the web page with a heat map each, as `web.answer` makes them; the files of old answers are removed as the page does."""
+    """Answers of the web page with a heat map each, as `web.answer` makes them; the files of old
+    answers are removed as the page does."""
     with tempfile.TemporaryDirectory(prefix="cascade-clip-leaks-") as folder:
         studio = Studio(["mini"], Path(folder), 1_000_000)
         paths = []

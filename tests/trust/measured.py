@@ -1,6 +1,8 @@
-"""Runs `cascade-clip` with the words after the first, and writes the most memory that it ever had, in MiB, to the file named first.
+"""Runs `cascade-clip` with the words after the first, and writes the most memory that it ever had,
+in MiB, to the file named first.
 
-From outside it cannot be told: what the system says of a finished child starts from the memory of the process that started it.
+From outside it cannot be told: what the system says of a finished child starts from the memory of
+the process that started it.
 """
 
 from __future__ import annotations

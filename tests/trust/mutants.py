@@ -1,7 +1,9 @@
-"""Mutants of a module: where one can be made, what it is, and a process that runs tests against one after another.
+"""Mutants of a module: where one can be made, what it is, and a process that runs tests against one
+after another.
 
-A mutant is the source with one operator, constant, condition or statement changed. `python mutants.py FOLDER [LIBRARY ...]` is the
-process: it imports the slow libraries once, then reads jobs from its standard input, one JSON object a line, and forks for each.
+A mutant is the source with one operator, constant, condition or statement changed. `python
+mutants.py FOLDER [LIBRARY ...]` is the process: it imports the slow libraries once, then reads jobs
+from its standard input, one JSON object a line, and forks for each.
 """
 
 from __future__ import annotations
@@ -79,13 +81,21 @@ class Mutant:
 
 
 def list_mutants(module: str, source: str) -> list[Mutant]:
-    """Every mutant of a module, in the order of its source; defaults of a function come after its body."""
+    """Every mutant of a module, in the order of its source; defaults of a function come after its
+    body."""
     found = []
     for index, (node, parent, where) in enumerate(_sites(ast.parse(source))):
-        shown = parent if isinstance(node, ast.Constant) and not isinstance(parent, (ast.FunctionDef, ast.ClassDef)) else node
+        shown = (
+            parent
+            if isinstance(node, ast.Constant)
+            and not isinstance(parent, (ast.FunctionDef, ast.ClassDef))
+            else node
+        )
         changed = copy.deepcopy(shown)
         place = [id(child) for child in ast.iter_child_nodes(shown)]
-        site = changed if shown is node else list(ast.iter_child_nodes(changed))[place.index(id(node))]
+        site = (
+            changed if shown is node else list(ast.iter_child_nodes(changed))[place.index(id(node))]
+        )
         _change(site)()
         found.append(Mutant(module, node.lineno, where, _text(shown), _text(changed), index))
     return found
@@ -103,14 +113,25 @@ Site = tuple[ast.AST, ast.AST, str]
 
 
 def _sites(tree: ast.Module) -> Iterator[Site]:
-    """Nodes that can be changed, each with its parent and the name of what holds them; no docstrings, annotations, overloads."""
+    """Nodes that can be changed, each with its parent and the name of what holds them; no
+    docstrings, annotations, overloads."""
 
     def walk(node: ast.AST, where: str) -> Iterator[Site]:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            if any(isinstance(decorator, ast.Name) and decorator.id == "overload" for decorator in node.decorator_list):
+            if any(
+                isinstance(decorator, ast.Name) and decorator.id == "overload"
+                for decorator in node.decorator_list
+            ):
                 return
             where = f"{where}.{node.name}".lstrip(".")
-            children = [*node.body, *(node.args.defaults + node.args.kw_defaults if isinstance(node, ast.FunctionDef) else ())]
+            children = [
+                *node.body,
+                *(
+                    node.args.defaults + node.args.kw_defaults
+                    if isinstance(node, ast.FunctionDef)
+                    else ()
+                ),
+            ]
         elif isinstance(node, ast.AnnAssign):
             children = [node.value]
         else:
@@ -127,7 +148,9 @@ def _sites(tree: ast.Module) -> Iterator[Site]:
 
 def _is_text(node: ast.AST) -> bool:
     """A docstring or an f-string: what a message says is not a matter of behaviour."""
-    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+    return isinstance(node, ast.JoinedStr) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    )
 
 
 def _change(node: ast.AST) -> Callable[[], object] | None:
@@ -154,9 +177,15 @@ def _change_value(node: ast.AST) -> Callable[[], object] | None:
 
 
 def _change_statement(node: ast.AST) -> Callable[[], object] | None:
-    if isinstance(node, (ast.If, ast.IfExp)) and not isinstance(node.test, (ast.Compare, ast.BoolOp, ast.UnaryOp)):
+    if isinstance(node, (ast.If, ast.IfExp)) and not isinstance(
+        node.test, (ast.Compare, ast.BoolOp, ast.UnaryOp)
+    ):
         return lambda: setattr(node, "test", ast.UnaryOp(ast.Not(), node.test))
-    if isinstance(node, ast.Return) and node.value is not None and not isinstance(node.value, ast.Constant):
+    if (
+        isinstance(node, ast.Return)
+        and node.value is not None
+        and not isinstance(node.value, ast.Constant)
+    ):
         return lambda: setattr(node, "value", ast.Constant(None))
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         return lambda: _become(node, ast.Pass())
@@ -176,7 +205,8 @@ def _text(node: ast.AST) -> str:
 
 
 def serve(folder: Path, libraries: Sequence[str] = LIBRARIES) -> None:
-    """Answer jobs {module, source, tests} with {code}: pytest's, or that of the signal that ended tests without end."""
+    """Answer jobs {module, source, tests} with {code}: pytest's, or that of the signal that ended
+    tests without end."""
     answers = os.fdopen(os.dup(1), "w")
     quiet = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(quiet, 1)
@@ -220,7 +250,20 @@ def _run_tests(folder: Path, tests: list[str]) -> None:
         import pytest
 
         temporary = f"--basetemp={folder / 'temporary'}"
-        code = int(pytest.main(["-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", temporary, *tests]))
+        code = int(
+            pytest.main(
+                [
+                    "-x",
+                    "-q",
+                    "--no-header",
+                    "--tb=line",
+                    "-p",
+                    "no:cacheprovider",
+                    temporary,
+                    *tests,
+                ]
+            )
+        )
     finally:
         os._exit(code)
 

@@ -1,6 +1,7 @@
 """Mutation check: do the tests notice when the numerical core is changed?
 
-At most 200 mutants, sampled with a fixed seed and spread over the five modules, each run against its module's tests in a copied tree.
+At most 200 mutants, sampled with a fixed seed and spread over the five modules, each run against
+its module's tests in a copied tree.
 """
 
 from __future__ import annotations
@@ -31,16 +32,27 @@ TESTS = {
     "decoder": [[ALONE, "tests/test_mutants.py::TestDecoder"], ["tests/test_model.py"]],
     "predictor": [[ALONE, "tests/test_mutants.py::TestPredictor"], ["tests/test_predictor.py"]],
 }
-"""The five modules, each with the tests that must notice a change: the second where the first did not."""
+"""The five modules, each with the tests that must notice a change: the second where the first did
+not."""
 
 MUTANTS, PROMISED = 200, 0.85
 
 EQUIVALENT = {
-    "aggregation.BlockAttention.forward: need_weights=False -> need_weights=True": "the weights are dropped; only the speed differs",
-    "losses._check_labels: strict=True -> strict=False": "reached only where labels have three axes, so both sides have two entries",
-    "metrics.Scores.to_json: strict=True -> strict=False": "__post_init__ has compared the four lengths",
-    "predictor.Predictor._score_chunks: len(found) > 1 -> len(found) >= 1": "a division by 1 changes no bit; only the speed differs",
-    "predictor.Predictor.best_rows: strict=True -> strict=False": "one list was made from the other",
+    "aggregation.BlockAttention.forward: need_weights=False -> need_weights=True": (
+        "the weights are dropped; only the speed differs"
+    ),
+    "losses._check_labels: strict=True -> strict=False": (
+        "reached only where labels have three axes, so both sides have two entries"
+    ),
+    "metrics.Scores.to_json: strict=True -> strict=False": (
+        "__post_init__ has compared the four lengths"
+    ),
+    "predictor.Predictor._score_chunks: len(found) > 1 -> len(found) >= 1": (
+        "a division by 1 changes no bit; only the speed differs"
+    ),
+    "predictor.Predictor.best_rows: strict=True -> strict=False": (
+        "one list was made from the other"
+    ),
 }
 """Mutants that no test can catch, with the reason."""
 
@@ -48,15 +60,24 @@ EQUIVALENT = {
 def measure(quick: bool) -> Iterator[Figure]:
     """Figures per module and over all; in quick mode three mutants of one module."""
     chosen = sample(3 if quick else MUTANTS, ["losses"] if quick else list(TESTS))
-    with tempfile.TemporaryDirectory(prefix="cascade-clip-mutants-") as folder, Workers(Path(folder), 1 if quick else 2, quick) as workers:
+    with (
+        tempfile.TemporaryDirectory(prefix="cascade-clip-mutants-") as folder,
+        Workers(Path(folder), 1 if quick else 2, quick) as workers,
+    ):
         for module in dict.fromkeys(mutant.module for mutant in chosen):
             code = workers.run(module, read(module), TESTS[module][: 1 if quick else 2])
             if code != 0:
-                yield Figure(f"tests of {module} on the module as it is", f"pytest ends with {code}", False)
+                yield Figure(
+                    f"tests of {module} on the module as it is", f"pytest ends with {code}", False
+                )
                 return
 
         def run(mutant: Mutant) -> int:
-            return workers.run(mutant.module, mutate(read(mutant.module), mutant), TESTS[mutant.module][: 1 if quick else 2])
+            return workers.run(
+                mutant.module,
+                mutate(read(mutant.module), mutant),
+                TESTS[mutant.module][: 1 if quick else 2],
+            )
 
         with ThreadPoolExecutor(workers.count) as pool:
             codes = list(pool.map(run, chosen))
@@ -76,7 +97,9 @@ def _figure(module: str, chosen: list[Mutant], survivors: list[Mutant]) -> Figur
     unexplained = [mutant for mutant in left if mutant.name not in EQUIVALENT]
     counts = f"{len(left) - len(unexplained)} changes without effect, {len(unexplained)} missed"
     found = f"{len(chosen) - len(left)} of {len(chosen)} caught, {counts}"
-    names = "; ".join(f"{module}.py:{mutant.line} {mutant.before} -> {mutant.after}" for mutant in unexplained)
+    names = "; ".join(
+        f"{module}.py:{mutant.line} {mutant.before} -> {mutant.after}" for mutant in unexplained
+    )
     return Figure(f"mutants of {module}", f"{found}: {names}" if names else found, not unexplained)
 
 
@@ -86,14 +109,17 @@ def read(module: str) -> str:
 
 
 def sample(count: int, modules: list[str], seed: int = 0) -> list[Mutant]:
-    """`count` mutants with equal shares for the modules, as far as each has so many; in a fixed random order within a module."""
+    """`count` mutants with equal shares for the modules, as far as each has so many; in a fixed
+    random order within a module."""
     generator = random.Random(seed)
     shuffled = {}
     for module in modules:
         mutants = list_mutants(module, read(module))
         shuffled[module] = generator.sample(mutants, len(mutants))
     shares = dict.fromkeys(modules, 0)
-    while sum(shares.values()) < count and any(shares[module] < len(shuffled[module]) for module in modules):
+    while sum(shares.values()) < count and any(
+        shares[module] < len(shuffled[module]) for module in modules
+    ):
         for module in modules:
             if sum(shares.values()) < count and shares[module] < len(shuffled[module]):
                 shares[module] += 1
@@ -104,20 +130,39 @@ class Workers:
     """Processes that run tests, each in a copied tree of its own."""
 
     def __init__(self, folder: Path, count: int, quick: bool) -> None:
-        """Copy the tree `count` times under `folder` and start the processes; `quick` imports few libraries beforehand."""
+        """Copy the tree `count` times under `folder` and start the processes; `quick` imports few
+        libraries beforehand."""
         self.count = count
         self._free: Queue[subprocess.Popen[str]] = Queue()
         self._all = []
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": ""}
-        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # plugins of other packages take seconds to import
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "passive",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        # plugins of other packages take seconds to import
+        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         for number in range(count):
             tree = folder / str(number)
             for name in ("src", "tests", "configs"):
-                shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "trust"))
+                shutil.copytree(
+                    ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "trust")
+                )
             shutil.copy(ROOT / "pyproject.toml", tree)
-            command = [sys.executable, str(Path(__file__).with_name("mutants.py")), str(tree), *(["torch"] if quick else [])]
+            command = [
+                sys.executable,
+                str(Path(__file__).with_name("mutants.py")),
+                str(tree),
+                *(["torch"] if quick else []),
+            ]
             started = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=lambda: os.nice(10)
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+                preexec_fn=lambda: os.nice(10),
             )
             self._all.append(started)
             self._free.put(started)
@@ -125,11 +170,14 @@ class Workers:
             _answer(started)
 
     def run(self, module: str, source: str, tests: list[list[str]]) -> int:
-        """Pytest's exit code with `source` in place of the module: of the first tests that notice it, else 0."""
+        """Pytest's exit code with `source` in place of the module: of the first tests that notice
+        it, else 0."""
         worker = self._free.get()
         try:
             for words in tests:
-                worker.stdin.write(json.dumps({"module": module, "source": source, "tests": words}) + "\n")
+                worker.stdin.write(
+                    json.dumps({"module": module, "source": source, "tests": words}) + "\n"
+                )
                 worker.stdin.flush()
                 code = json.loads(_answer(worker))["code"]
                 if code != 0:

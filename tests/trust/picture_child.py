@@ -1,8 +1,10 @@
-"""Reads lines of JSON, `["picture", PATH]` or `["mask", PATH]`, and says in one line of JSON each what became of the file.
+"""Reads lines of JSON, `["picture", PATH]` or `["mask", PATH]`, and says in one line of JSON each
+what became of the file.
 
-A picture is segmented, a mask paired with a picture of 40 x 56. What it prints: `shape`, `corner` (colour of the upper left pixel of a
-picture), `labels` (lowest and highest); or `error`; or `defect` for what a command would not print in one line; and always `seconds` of
-processor time and `memory`, the most that this process ever had, in MiB.
+A picture is segmented, a mask paired with a picture of 40 x 56. What it prints: `shape`, `corner`
+(colour of the upper left pixel of a picture), `labels` (lowest and highest); or `error`; or
+`defect` for what a command would not print in one line; and always `seconds` of processor time and
+`memory`, the most that this process ever had, in MiB.
 """
 
 from __future__ import annotations
@@ -38,7 +40,11 @@ class Files:
         """Segment a picture."""
         pixels = load_image(path)
         labels = self.predictor.segment_pixels(pixels, self.target).labels
-        return {"shape": list(labels.shape), "corner": pixels[:, 0, 0].tolist(), "labels": [int(labels.min()), int(labels.max())]}
+        return {
+            "shape": list(labels.shape),
+            "corner": pixels[:, 0, 0].tolist(),
+            "labels": [int(labels.min()), int(labels.max())],
+        }
 
     def mask(self, path: Path) -> dict[str, Any]:
         """Read a mask as training and evaluation do."""

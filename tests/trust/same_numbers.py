@@ -1,4 +1,5 @@
-"""Write what a fixed model computes for fixed inputs, to compare two environments: python same_numbers.py FILE.npz"""
+"""Write what a fixed model computes for fixed inputs, to compare two environments: python
+same_numbers.py FILE.npz"""
 
 from __future__ import annotations
 
@@ -17,11 +18,16 @@ NAMES = ("sky", "grass", "water", "sand", "snow", "star", "tree")
 
 def pattern(shape: tuple[int, ...], step: float) -> NDArray[np.float32]:
     """Values in -1..1 that no random generator has a part in."""
-    return np.sin(np.arange(int(np.prod(shape)), dtype=np.float64) * step).reshape(shape).astype(np.float32)
+    return (
+        np.sin(np.arange(int(np.prod(shape)), dtype=np.float64) * step)
+        .reshape(shape)
+        .astype(np.float32)
+    )
 
 
 def compute() -> dict[str, NDArray[np.float32]]:
-    """Text embeddings, mask logits, scores, losses and every gradient of the packaged model, in float32 on one thread of the CPU."""
+    """Text embeddings, mask logits, scores, losses and every gradient of the packaged model, in
+    float32 on one thread of the CPU."""
     torch.set_num_threads(1)
     predictor = load_predictor("mini", device="cpu", precision="fp32")
     target = predictor.bind(list(NAMES))
@@ -35,7 +41,11 @@ def compute() -> dict[str, NDArray[np.float32]]:
     loss = mask_loss(logits, torch.stack([rows, rows.flip(0)]), model.patch_size, LossConfig())
     loss.total.backward()
     values |= {"logits": logits, "focal": loss.focal, "dice": loss.dice}
-    values |= {f"gradient of {name}": weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    values |= {
+        f"gradient of {name}": weight.grad
+        for name, weight in model.named_parameters()
+        if weight.grad is not None
+    }
     return {name: value.detach().float().numpy() for name, value in values.items()}
 
 

@@ -1,6 +1,8 @@
-"""The service under attack and under load: it refuses what it must, stays small, answers right, and stops cleanly.
+"""The service under attack and under load: it refuses what it must, stays small, answers right, and
+stops cleanly.
 
-The web page's own guard is tried in `tests/test_web.py`; here a service of its own process is asked over sockets.
+The web page's own guard is tried in `tests/test_web.py`; here a service of its own process is asked
+over sockets.
 """
 
 from __future__ import annotations
@@ -38,7 +40,14 @@ PLACES = 5
 """Requests that may be in the house: one at work, the others in the queue."""
 GRACE = 100
 UPLOAD_SECONDS = 5
-LIMITS = {"max-upload": 1, "upload-timeout": UPLOAD_SECONDS, "queue": PLACES - 1, "connections": 150, "timeout": 120, "grace": GRACE}
+LIMITS = {
+    "max-upload": 1,
+    "upload-timeout": UPLOAD_SECONDS,
+    "queue": PLACES - 1,
+    "connections": 150,
+    "timeout": 120,
+    "grace": GRACE,
+}
 HEAD = b"POST /segment HTTP/1.1\r\nHost: localhost\r\n"
 SILENCE = b"neither an answer nor the end of the connection"
 
@@ -62,8 +71,16 @@ class Server(NamedTuple):
 
 
 def launch(*, fresh: bool) -> tuple[psutil.Process, TextIO, TextIO]:
-    """A service in a child with its output and errors: a new interpreter, or, sooner, a copy of this process with all that it imported."""
-    words = ["serve", "--port", "0", "--device", "cpu", *(f"--{name}={value}" for name, value in LIMITS.items())]
+    """A service in a child with its output and errors: a new interpreter, or, sooner, a copy of
+    this process with all that it imported."""
+    words = [
+        "serve",
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+        *(f"--{name}={value}" for name, value in LIMITS.items()),
+    ]
     (output, to_output), (errors, to_errors) = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
@@ -105,7 +122,8 @@ def start_server(*, fresh: bool) -> Iterator[Server]:
 
 
 def say(server: Server, text: bytes, patience: float = 30.0) -> bytes:
-    """What the service answers to raw bytes, until it closes; SILENCE where it keeps the connection and says nothing."""
+    """What the service answers to raw bytes, until it closes; SILENCE where it keeps the connection
+    and says nothing."""
     with server.connect() as sock:
         sock.settimeout(patience)
         said = b""
@@ -128,7 +146,8 @@ def _length(said: bytes) -> int:
 
 
 def status(said: bytes) -> int:
-    """The status of a raw answer; 0 where the connection was closed without one, -1 where nothing came."""
+    """The status of a raw answer; 0 where the connection was closed without one, -1 where nothing
+    came."""
     if said == SILENCE:
         return -1
     found = re.match(rb"HTTP/1\.1 (\d{3})", said)
@@ -137,23 +156,59 @@ def status(said: bytes) -> int:
 
 def names_and_paths(server: Server) -> Iterator[Figure]:
     """Other host names, other sites, other paths."""
-    hosts = ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "[evil", "", "169.254.169.254")
-    found = [status(say(server, f"GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())) for host in hosts]
-    own = [status(say(server, f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())) for host in ("localhost", "127.0.0.1:1", "[::1]")]
-    text = f"{len(hosts)} foreign names: {found.count(400)} refused (400); {own.count(200)} of {len(own)} own names served"
+    hosts = (
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "127.0.0.1@evil.example",
+        "[evil",
+        "",
+        "169.254.169.254",
+    )
+    found = [
+        status(
+            say(
+                server,
+                f"GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode(),
+            )
+        )
+        for host in hosts
+    ]
+    own = [
+        status(say(server, f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()))
+        for host in ("localhost", "127.0.0.1:1", "[::1]")
+    ]
+    text = (
+        f"{len(hosts)} foreign names: {found.count(400)} refused (400); {own.count(200)} of"
+        f" {len(own)} own names served"
+    )
     yield Figure("host header", text, set(found) == {400} and set(own) == {200})
     sites = ("http://evil.example", "null", "https://localhost", "http://[")
     with httpx.Client(base_url=server.address, timeout=PATIENCE) as client:
         found = [client.post("/segment", headers={"origin": site}).status_code for site in sites]
-    yield Figure("requests of other sites", f"{len(sites)} origins: {found.count(403)} refused (403)", set(found) == {403})
+    yield Figure(
+        "requests of other sites",
+        f"{len(sites)} origins: {found.count(403)} refused (403)",
+        set(found) == {403},
+    )
     paths = (
-        "/../../etc/passwd", "/..%2f..%2fetc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd", "/docs/../../etc/passwd", "/segment/..",
-        "/static/..\\..\\etc\\passwd", "/etc/passwd%00.png", "/file=/etc/passwd", "/proc/self/environ", "/openapi.json/../../../etc/passwd",
+        "/../../etc/passwd", "/..%2f..%2fetc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd",
+        "/docs/../../etc/passwd", "/segment/..",
+        "/static/..\\..\\etc\\passwd", "/etc/passwd%00.png", "/file=/etc/passwd",
+        "/proc/self/environ", "/openapi.json/../../../etc/passwd",
     )  # fmt: skip
-    said = [say(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()) for path in paths]
+    said = [
+        say(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        for path in paths
+    ]
     leaked = sum(b"root:" in answer or b"PATH=" in answer for answer in said)
-    text = f"{len(paths)} paths: {sum(status(answer) in (400, 404) for answer in said)} refused (400, 404), {leaked} gave a file away"
-    yield Figure("path traversal", text, all(status(answer) in (400, 404) for answer in said) and leaked == 0)
+    text = (
+        f"{len(paths)} paths: {sum(status(answer) in (400, 404) for answer in said)} refused (400,"
+        f" 404), {leaked} gave a file away"
+    )
+    yield Figure(
+        "path traversal", text, all(status(answer) in (400, 404) for answer in said) and leaked == 0
+    )
 
 
 def large_and_odd(server: Server, case: Case) -> Iterator[Figure]:
@@ -164,17 +219,30 @@ def large_and_odd(server: Server, case: Case) -> Iterator[Figure]:
         say(server, HEAD + b"Content-Length: 1200000\r\n\r\n"),
         say(server, HEAD + b"Content-Length: -5\r\n\r\n"),
         say(server, HEAD + b"Content-Length: 1e3\r\n\r\n"),
-        say(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + (b"10000\r\n" + big + b"\r\n") * 40),
+        say(
+            server,
+            HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + (b"10000\r\n" + big + b"\r\n") * 40,
+        ),
         say(server, HEAD + b"Content-Length: 10\r\nTransfer-Encoding: chunked\r\n\r\n" + b"zz\r\n"),
         say(server, HEAD + b"X: " + b"y" * 200_000 + b"\r\n\r\n"),
-        say(server, HEAD + b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 3\r\n\r\n--b"),
+        say(
+            server,
+            HEAD + b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 3\r\n\r\n--b",
+        ),
     ]
     found = [status(answer) for answer in said]
     grown = server.memory() - before
     refused = sum(400 <= number < 500 or number == 0 for number in found)
     right = answers_right(server, case)
-    text = f"{len(said)} requests: {refused} refused or cut off, memory {grown:+.0f} MiB; a good one then: {right} of 1 right"
-    yield Figure("uploads beyond the limits", text, refused == len(said) and 413 in found and grown < 32 and right == 1)
+    text = (
+        f"{len(said)} requests: {refused} refused or cut off, memory {grown:+.0f} MiB; a good one"
+        f" then: {right} of 1 right"
+    )
+    yield Figure(
+        "uploads beyond the limits",
+        text,
+        refused == len(said) and 413 in found and grown < 32 and right == 1,
+    )
 
 
 def long_case(tiles: int) -> Case:
@@ -183,7 +251,12 @@ def long_case(tiles: int) -> Case:
     result = load_predictor("mini", device="cpu").segment(scene, WORDS[0])
     file = io.BytesIO()
     Image.fromarray(scene).save(file, "PNG")
-    return Case({"classes": WORDS[0], "format": "png"}, file.getvalue(), np.array(result.index_image()), result.to_json())
+    return Case(
+        {"classes": WORDS[0], "format": "png"},
+        file.getvalue(),
+        np.array(result.index_image()),
+        result.to_json(),
+    )
 
 
 def answers_right(server: Server, case: Case) -> int:
@@ -193,8 +266,13 @@ def answers_right(server: Server, case: Case) -> int:
 
 
 def slow_clients(server: Server, case: Case, count: int) -> Figure:
-    """Clients that send their head or body a byte at a time, or nothing, or do not read the answer (slowloris)."""
-    heads = (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", HEAD + b"Content-Length: 1000\r\n\r\nx", b"")
+    """Clients that send their head or body a byte at a time, or nothing, or do not read the answer
+    (slowloris)."""
+    heads = (
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
+        HEAD + b"Content-Length: 1000\r\n\r\nx",
+        b"",
+    )
     opened = [server.connect() for _ in range(count)]
     for number, sock in enumerate(opened):
         sock.sendall(heads[number % 3])
@@ -228,11 +306,16 @@ def slow_clients(server: Server, case: Case, count: int) -> Figure:
         sock.close()
     stop.set()
     dripping.join()
-    text = f"{count} slow connections: {cut} cut off within {limit} s; a good request meanwhile: {right} of 1 right, {seconds:.1f} s"
+    text = (
+        f"{count} slow connections: {cut} cut off within {limit} s; a good request meanwhile:"
+        f" {right} of 1 right, {seconds:.1f} s"
+    )
     return Figure("slow clients (slowloris)", text, cut == count and right == 1)
 
 
-def beyond_capacity(server: Server, cases: Sequence[Case], requests: int, connections: int) -> Figure:
+def beyond_capacity(
+    server: Server, cases: Sequence[Case], requests: int, connections: int
+) -> Figure:
     """Many more at once than there is room for."""
     before, highest, stop = server.memory(), [0.0], threading.Event()
 
@@ -247,11 +330,16 @@ def beyond_capacity(server: Server, cases: Sequence[Case], requests: int, connec
     looking.join()
     others = sum(count for code, count in tally.statuses.items() if code not in (200, 429))
     text = (
-        f"{requests} requests over {connections} connections with {PLACES} places: {tally.statuses[429]} times 429, "
-        f"{tally.statuses[200]} answers, {tally.wrong} wrong, {tally.lost} lost, {others} other statuses; "
-        f"memory {before:.0f} MiB, at most {highest[0]:.0f} MiB"
+        f"{requests} requests over {connections} connections with {PLACES} places:"
+        f" {tally.statuses[429]} times 429, {tally.statuses[200]} answers, {tally.wrong} wrong,"
+        f" {tally.lost} lost, {others} other statuses; memory {before:.0f} MiB, at most"
+        f" {highest[0]:.0f} MiB"
     )
-    sound = tally.wrong == tally.lost == others == 0 and tally.statuses[200] == requests and tally.statuses[429] > 0
+    sound = (
+        tally.wrong == tally.lost == others == 0
+        and tally.statuses[200] == requests
+        and tally.statuses[429] > 0
+    )
     return Figure("load beyond capacity", text, sound and highest[0] - before < 300)
 
 
@@ -272,7 +360,9 @@ def send(client: httpx.Client, case: Case, *, accepted: bool) -> Sent:
     """Ask once, over a connection of its own."""
     began = time.monotonic()
     try:
-        response = client.post("/segment", data=case.data, files={"image": case.file}, headers={"connection": "close"})
+        response = client.post(
+            "/segment", data=case.data, files={"image": case.file}, headers={"connection": "close"}
+        )
     except httpx.TransportError:
         try:
             client.get("/health", headers={"connection": "close"})
@@ -288,7 +378,9 @@ def wait_for_places(client: httpx.Client, places: int, done: Callable[[], int]) 
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         answered = done()
-        used = re.search(r"^cascade_clip_slots_used (\d+)", client.get("/metrics").text, re.MULTILINE)
+        used = re.search(
+            r"^cascade_clip_slots_used (\d+)", client.get("/metrics").text, re.MULTILINE
+        )
         if used and int(used[1]) + answered >= places:
             return int(used[1])
         time.sleep(0.02)
@@ -298,8 +390,9 @@ def wait_for_places(client: httpx.Client, places: int, done: Callable[[], int]) 
 def stop_under_load(server: Server, long: Case, cases: Sequence[Case], crowd: int) -> Figure:
     """SIGTERM while all places are taken and a crowd asks.
 
-    What has a place is answered within the grace time. All that was sent before the signal gets an answer, if only a refusal. What is sent
-    afterwards gets one too, unless the service closes first; from then on nothing is answered any more. Nothing is left of it.
+    What has a place is answered within the grace time. All that was sent before the signal gets an
+    answer, if only a refusal. What is sent afterwards gets one too, unless the service closes
+    first; from then on nothing is answered any more. Nothing is left of it.
     """
     sent: list[Sent] = []
     ended = threading.Event()
@@ -312,7 +405,10 @@ def stop_under_load(server: Server, long: Case, cases: Sequence[Case], crowd: in
             time.sleep(0.5)
 
     limits = httpx.Limits(max_connections=crowd + PLACES + 1)
-    with httpx.Client(base_url=server.address, timeout=PATIENCE, limits=limits) as client, ThreadPoolExecutor(crowd + PLACES) as pool:
+    with (
+        httpx.Client(base_url=server.address, timeout=PATIENCE, limits=limits) as client,
+        ThreadPoolExecutor(crowd + PLACES) as pool,
+    ):
         first = [pool.submit(send, client, long, accepted=True) for _ in range(PLACES)]
         wait_for_places(client, PLACES, lambda: sum(job.done() for job in first))
         for number in range(crowd):
@@ -330,32 +426,60 @@ def stop_under_load(server: Server, long: Case, cases: Sequence[Case], crowd: in
         seconds = time.monotonic() - signalled
         ended.set()
         kept = [job.result() for job in first]
-    return judge_stop(server, [*kept, *sent], signalled, seconds, (code, held, sum(child.is_running() for child in children)))
+    return judge_stop(
+        server,
+        [*kept, *sent],
+        signalled,
+        seconds,
+        (code, held, sum(child.is_running() for child in children)),
+    )
 
 
-def judge_stop(server: Server, sent: list[Sent], signalled: float, seconds: float, counts: tuple[int | None, int, int]) -> Figure:
-    """What came of the requests of `stop_under_load`; `counts`: exit code, requests with a place at the signal, processes left."""
+def judge_stop(
+    server: Server,
+    sent: list[Sent],
+    signalled: float,
+    seconds: float,
+    counts: tuple[int | None, int, int],
+) -> Figure:
+    """What came of the requests of `stop_under_load`; `counts`: exit code, requests with a place at
+    the signal, processes left."""
     code, held, orphans = counts
     statuses = Counter(one.status for one in sent)
     places = sum(one.accepted for one in sent)
     answered = sum(one.accepted and one.status == 200 and not one.wrong for one in sent)
     dropped = sum(one.status == 0 and (one.began < signalled or one.too_early) for one in sent)
-    wrong, others = sum(one.wrong for one in sent), sum(one.status not in (0, 200, 429, 503) for one in sent)
+    wrong, others = (
+        sum(one.wrong for one in sent),
+        sum(one.status not in (0, 200, 429, 503) for one in sent),
+    )
     text = (
-        f"SIGTERM with {held} of {places} places taken and a crowd asking: exit code {code} after {seconds:.1f} s (grace {GRACE} s), "
-        f"{answered} of {places} accepted requests answered right; of {len(sent)} requests {statuses[200]} answered, {wrong} wrong, "
-        f"{statuses[429]} times 429, {statuses[503]} times 503, {statuses[0]} not taken any more, {dropped} dropped, "
-        f"{others} other statuses; {orphans} processes left"
+        f"SIGTERM with {held} of {places} places taken and a crowd asking: exit code {code} after"
+        f" {seconds:.1f} s (grace {GRACE} s), {answered} of {places} accepted requests answered"
+        f" right; of {len(sent)} requests {statuses[200]} answered, {wrong} wrong, {statuses[429]}"
+        f" times 429, {statuses[503]} times 503, {statuses[0]} not taken any more, {dropped}"
+        f" dropped, {others} other statuses; {orphans} processes left"
     )
     said = server.output.read(), server.errors.read()
-    sound = code == 0 and seconds < GRACE and held > 0 and answered == places == PLACES and said == ("stopped\n", "")
-    return Figure("stop under load", text, sound and wrong == dropped == others == orphans == 0 and statuses[503] > 0)
+    sound = (
+        code == 0
+        and seconds < GRACE
+        and held > 0
+        and answered == places == PLACES
+        and said == ("stopped\n", "")
+    )
+    return Figure(
+        "stop under load",
+        text,
+        sound and wrong == dropped == others == orphans == 0 and statuses[503] > 0,
+    )
 
 
 def measure(quick: bool) -> Iterator[Figure]:
     """All figures about the service."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a copy of a process whose torch has threads of its own would wait for them for ever
+    # a copy of a process whose torch has threads of its own would wait for them for ever
+    torch.set_num_threads(1)
     try:
         cases, long = build_cases(2 if quick else 12), long_case(4 if quick else 40)
         with start_server(fresh=not quick) as server:

@@ -1,4 +1,5 @@
-"""Checkpoints and archives from strangers: no pickle is executed, nothing leaves its folder, sizes are checked before memory is taken."""
+"""Checkpoints and archives from strangers: no pickle is executed, nothing leaves its folder, sizes
+are checked before memory is taken."""
 
 from __future__ import annotations
 
@@ -68,10 +69,12 @@ class Harm:
 
 
 def refused(what: str, attempts: list[Attempt], mark: Path | None = None) -> Figure:
-    """Every attempt must end with a ValueError or OSError of one line, and none may have written `mark`."""
+    """Every attempt must end with a ValueError or OSError of one line, and none may have written
+    `mark`."""
     wrong, executed, slowest = [], 0, 0.0
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the most memory so far becomes the memory now
+        # the most memory so far becomes the memory now
+        Path("/proc/self/clear_refs").write_text("5")
     before = peak_memory()
     for name, attempt in attempts:
         begin = time.process_time()
@@ -88,9 +91,16 @@ def refused(what: str, attempts: list[Attempt], mark: Path | None = None) -> Fig
             executed += 1
             mark.unlink()
     growth = peak_memory() - before
-    said = f"{len(attempts)} attempts: {len(attempts) - len(wrong)} refused in one line, {executed} executed"
+    said = (
+        f"{len(attempts)} attempts: {len(attempts) - len(wrong)} refused in one line, {executed}"
+        " executed"
+    )
     text = f"{said}, memory grew by {growth:.0f} MiB, the slowest took {slowest:.1f} s"
-    return Figure(what, "; ".join([text, *wrong]), not wrong and not executed and growth <= MOST_GROWTH and slowest <= SLOWEST)
+    return Figure(
+        what,
+        "; ".join([text, *wrong]),
+        not wrong and not executed and growth <= MOST_GROWTH and slowest <= SLOWEST,
+    )
 
 
 def run(*words: str) -> None:
@@ -130,16 +140,29 @@ def pickle_attempts(folder: Path, mark: Path, checkpoint: Path) -> list[Attempt]
             (f"import of a {kind} file", lambda file=file: read_released(file)),
             (
                 f"command import of a {kind} file",
-                lambda file=file: run("import", str(file), "--config", str(settings), "--out", str(folder / "o")),
+                lambda file=file: run(
+                    "import", str(file), "--config", str(settings), "--out", str(folder / "o")
+                ),
             ),
-            (f"CLIP weights in a {kind} file", lambda file=file: load_clip(tiny_clip(weights=str(file)))),
-            (f"state of a run in a {kind} file", lambda file=file: StateFiles().load_checkpoint(file, weights_only=False)),
+            (
+                f"CLIP weights in a {kind} file",
+                lambda file=file: load_clip(tiny_clip(weights=str(file))),
+            ),
+            (
+                f"state of a run in a {kind} file",
+                lambda file=file: StateFiles().load_checkpoint(file, weights_only=False),
+            ),
         ]
     inside = folder / "clip"
     inside.mkdir()
     write_torch(inside / "open_clip_pytorch_model.bin", {"a": harm})
-    (inside / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CLIP, "preprocess_cfg": {}}))
-    remote = {**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], "tokenizer_kwargs": {"trust_remote_code": True}}}
+    (inside / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": TINY_CLIP, "preprocess_cfg": {}})
+    )
+    remote = {
+        **TINY_CLIP,
+        "text_cfg": {**TINY_CLIP["text_cfg"], "tokenizer_kwargs": {"trust_remote_code": True}},
+    }
     attempts += [
         ("CLIP folder with a pickle", lambda: load_clip(ClipConfig(name=f"local-dir:{inside}"))),
         ("CLIP whose tokenizer brings code", lambda: load_clip(tiny_clip(architecture=remote))),
@@ -148,17 +171,25 @@ def pickle_attempts(folder: Path, mark: Path, checkpoint: Path) -> list[Attempt]
         ("model.safetensors", (folder / "zip.pth").read_bytes()),
         (
             "config.yaml",
-            b"model: !!python/object/apply:pathlib.Path.write_text [!!python/object/apply:pathlib.Path [" + str(mark).encode() + b"], x]",
+            b"model: !!python/object/apply:pathlib.Path.write_text"
+            b" [!!python/object/apply:pathlib.Path [" + str(mark).encode() + b"], x]",
         ),
         ("checkpoint.json", pickle.dumps(harm)),
     ):
         copy = Path(shutil.copytree(checkpoint, folder / f"model with a bad {name}"))
         (copy / name).write_bytes(content)
-        attempts.append((f"model folder with a pickle as {name}", lambda copy=copy: load_checkpoint(copy)))
+        attempts.append(
+            (f"model folder with a pickle as {name}", lambda copy=copy: load_checkpoint(copy))
+        )
     bare = Path(shutil.copytree(checkpoint, folder / "model with pickles"))
     (bare / "model.safetensors").rename(bare / "model.bin")
     write_torch(bare / "pytorch_model.bin", {"a": harm})
-    attempts.append(("model folder with pytorch_model.bin in place of safetensors", lambda: load_checkpoint(bare)))
+    attempts.append(
+        (
+            "model folder with pytorch_model.bin in place of safetensors",
+            lambda: load_checkpoint(bare),
+        )
+    )
     np.save(folder / "objects.npy", np.array([harm], dtype=object), allow_pickle=True)
     np.savez(folder / "objects.npz", a=np.array([harm], dtype=object))
     (folder / "bare.npy").write_bytes(pickle.dumps(harm))
@@ -166,7 +197,10 @@ def pickle_attempts(folder: Path, mark: Path, checkpoint: Path) -> list[Attempt]
         (f"text embeddings in {name}", lambda name=name: load_embeddings(folder / name, 1, 1))
         for name in ("objects.npy", "objects.npz", "bare.npy")
     ]
-    attempts += [(f"a pickle as .mat for {read.__name__}", lambda read=read: read(pickle.dumps(harm))) for read in (sbd_mask, context_mask)]
+    attempts += [
+        (f"a pickle as .mat for {read.__name__}", lambda read=read: read(pickle.dumps(harm)))
+        for read in (sbd_mask, context_mask)
+    ]
     return attempts
 
 
@@ -186,7 +220,12 @@ def resume_attempts(folder: Path, mark: Path) -> list[Attempt]:
         out = Path(shutil.copytree(folder / "run", folder / f"run {kind}"))
         for state in list_states(out / "state"):
             write_torch(state, {"state_dict": {"a": Harm(mark)}, "loops": Harm(mark)}, kind)
-        attempts.append((f"--resume from a state in a {kind} file", lambda out=out: fit(config, out, resume="always")))
+        attempts.append(
+            (
+                f"--resume from a state in a {kind} file",
+                lambda out=out: fit(config, out, resume="always"),
+            )
+        )
     out = Path(shutil.copytree(folder / "run", folder / "run last"))
     for state in list_states(out / "state"):
         state.unlink()
@@ -197,35 +236,66 @@ def resume_attempts(folder: Path, mark: Path) -> list[Attempt]:
 
 def claim_attempts(folder: Path, checkpoint: Path) -> list[Attempt]:
     """Small files that claim to be enormous."""
-    terabyte = json.dumps({"a": {"dtype": "F32", "shape": [1 << 38], "data_offsets": [0, 1 << 40]}}).encode()
+    terabyte = json.dumps(
+        {"a": {"dtype": "F32", "shape": [1 << 38], "data_offsets": [0, 1 << 40]}}
+    ).encode()
     files = {
         "1 TB.safetensors": struct.pack("<Q", len(terabyte)) + terabyte + bytes(64),
         "header of 8 EB.safetensors": struct.pack("<Q", (1 << 63) - 1) + b"{}",
     }
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    attempts: list[Attempt] = [(name, lambda name=name: read_released(folder / name)) for name in files]
+    attempts: list[Attempt] = [
+        (name, lambda name=name: read_released(folder / name)) for name in files
+    ]
     for shape in ((10**6, 10**6), (1 << 40,), (1, 1 << 62)):
         header = str({"descr": "<f4", "fortran_order": False, "shape": shape}).encode()
         file = folder / f"{len(shape)} {shape[-1]}.npy"
-        file.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header + b"\n" + bytes(100))
+        file.write_bytes(
+            b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header + b"\n" + bytes(100)
+        )
         attempts.append(
-            (f"npy of shape {shape}", lambda file=file, shape=shape: load_embeddings(file, *(shape if len(shape) == 2 else (1, 1))))
+            (
+                f"npy of shape {shape}",
+                lambda file=file, shape=shape: load_embeddings(
+                    file, *(shape if len(shape) == 2 else (1, 1))
+                ),
+            )
         )
     torch.save({"a": torch.zeros(1).expand(1 << 40)}, folder / "expanded.pth")
     torch.save({"a": torch.zeros(1)}, folder / "small.pth")
-    with zipfile.ZipFile(folder / "small.pth") as old, zipfile.ZipFile(folder / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(folder / "small.pth") as old,
+        zipfile.ZipFile(folder / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
         for info in old.infolist():
-            new.writestr(info.filename, bytes(300 << 20) if info.filename.endswith("data/0") else old.read(info))
+            new.writestr(
+                info.filename,
+                bytes(300 << 20) if info.filename.endswith("data/0") else old.read(info),
+            )
     torch.save({"a": torch.zeros(9)}, folder / "legacy.pth", _use_new_zipfile_serialization=False)
-    (folder / "legacy.pth").write_bytes((folder / "legacy.pth").read_bytes().replace(b"K\x09", b"\x8a\x06\0\0\0\0\0\x10"))
-    attempts += [(name, lambda name=name: read_released(folder / name)) for name in ("expanded.pth", "bomb.pth", "legacy.pth")]
+    (folder / "legacy.pth").write_bytes(
+        (folder / "legacy.pth").read_bytes().replace(b"K\x09", b"\x8a\x06\0\0\0\0\0\x10")
+    )
+    attempts += [
+        (name, lambda name=name: read_released(folder / name))
+        for name in ("expanded.pth", "bomb.pth", "legacy.pth")
+    ]
     (folder / "bomb.png").write_bytes(png(30_000, 30_000, bytes(10_000)))
     attempts += [
         ("picture of 900 million pixels", lambda: load_image(folder / "bomb.png")),
-        ("run lengths of 10^18 pixels", lambda: decode_mask({"size": [10**9, 10**9], "counts": [10**18]})),
-        ("run lengths of 10^10 pixels", lambda: decode_mask({"size": [10**5, 10**5], "counts": [10**10]})),
-        ("run lengths that wrap around", lambda: decode_mask({"size": [2, 2], "counts": [1 << 62] * 4 + [4]})),
+        (
+            "run lengths of 10^18 pixels",
+            lambda: decode_mask({"size": [10**9, 10**9], "counts": [10**18]}),
+        ),
+        (
+            "run lengths of 10^10 pixels",
+            lambda: decode_mask({"size": [10**5, 10**5], "counts": [10**10]}),
+        ),
+        (
+            "run lengths that wrap around",
+            lambda: decode_mask({"size": [2, 2], "counts": [1 << 62] * 4 + [4]}),
+        ),
         ("size that is infinite", lambda: decode_mask({"size": [float("inf"), 2], "counts": [4]})),
     ]
     return attempts + model_claims(folder, checkpoint) + text_claims(folder)
@@ -235,18 +305,28 @@ def model_claims(folder: Path, checkpoint: Path) -> list[Attempt]:
     """Model folders whose settings ask for more than the weights hold."""
     attempts: list[Attempt] = []
     changes: dict[str, Callable[[Any, Any], object]] = {
-        "a billion prompt tokens": lambda config, clip: config["model"]["prompts"].update(tokens=10**9),
+        "a billion prompt tokens": (
+            lambda config, clip: config["model"]["prompts"].update(tokens=10**9)
+        ),
         "4,096 prompt tokens": lambda config, clip: config["model"]["prompts"].update(tokens=4096),
-        "feed-forward of 65,536": lambda config, clip: config["model"]["decoder"].update(feedforward=65_536, layers=64),
+        "feed-forward of 65,536": (
+            lambda config, clip: config["model"]["decoder"].update(feedforward=65_536, layers=64)
+        ),
         "60 equal stages": lambda config, clip: config["model"].update(stages=[[12]] * 60),
         "a window of 10^9": lambda config, clip: config["inference"].update(window=10**9),
         "a grid of 10^6": lambda config, clip: config["model"].update(position_grid=[10**6, 10**6]),
-        "a CLIP of width 262,144": lambda config, clip: clip["vision_cfg"].update(width=1 << 18, head_width=1 << 17),
+        "a CLIP of width 262,144": (
+            lambda config, clip: clip["vision_cfg"].update(width=1 << 18, head_width=1 << 17)
+        ),
         "a CLIP of 10^9 blocks": lambda config, clip: clip["vision_cfg"].update(layers=10**9),
         "a joint space of 200,000": lambda config, clip: clip.update(embed_dim=200_000),
-        "a text tower of width 100,000": lambda config, clip: clip["text_cfg"].update(width=100_000, layers=100),
+        "a text tower of width 100,000": (
+            lambda config, clip: clip["text_cfg"].update(width=100_000, layers=100)
+        ),
         "10^12 words": lambda config, clip: clip["text_cfg"].update(vocab_size=10**12),
-        "an image side that is infinite": lambda config, clip: clip["vision_cfg"].update(image_size=float("inf")),
+        "an image side that is infinite": (
+            lambda config, clip: clip["vision_cfg"].update(image_size=float("inf"))
+        ),
     }
     for number, (name, change) in enumerate(changes.items()):
         copy = Path(shutil.copytree(checkpoint, folder / f"model {number}"))
@@ -259,7 +339,9 @@ def model_claims(folder: Path, checkpoint: Path) -> list[Attempt]:
 
 def text_claims(folder: Path) -> list[Attempt]:
     """YAML and JSON that would never end, or run something."""
-    laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+    laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
+    )
     texts = {
         "a billion laughs": laughs,
         "itself": "model: &a {clip: *a}",
@@ -286,11 +368,18 @@ def text_claims(folder: Path) -> list[Attempt]:
         attempts.append((f"YAML: {name}", lambda file=file: load_config(file)))
     (folder / "deep.json").write_text("[" * 100_000)
     (folder / "huge.json").write_text('{"names": ["a"], "ignore": 1e999}')
-    return [*attempts, *((f"JSON: {name}", lambda name=name: load_vocabulary(str(folder / name))) for name in ("deep.json", "huge.json"))]
+    return [
+        *attempts,
+        *(
+            (f"JSON: {name}", lambda name=name: load_vocabulary(str(folder / name)))
+            for name in ("deep.json", "huge.json")
+        ),
+    ]
 
 
 def try_archives(folder: Path) -> Figure:
-    """Prepare a data set from every archive: refused in one line, and nothing appears outside the output folder."""
+    """Prepare a data set from every archive: refused in one line, and nothing appears outside the
+    output folder."""
     archives = folder / "archives"
     archives.mkdir()
     paths = list(evil_archives(archives))
@@ -302,39 +391,71 @@ def try_archives(folder: Path) -> Figure:
             (
                 path.name,
                 lambda source=source, number=number: prepare_dataset(
-                    RECIPE, [source], folder / "out" / f"{number}", workers=1, step=lambda a, b: None
+                    RECIPE,
+                    [source],
+                    folder / "out" / f"{number}",
+                    workers=1,
+                    step=lambda a, b: None,
                 ),
             )
         )
-        attempts.append((f"{path.name}, every member", lambda path=path: [member.read() for member in list_members(path)] and None))
-    harmless = ("name 5.", "name 7.", "name 8.", "name 9.")  # odd or hidden, and inside all the same
-    strict = [attempt for attempt in attempts if not attempt[0].startswith((*harmless, "empty.zip, every"))]
+        attempts.append(
+            (
+                f"{path.name}, every member",
+                lambda path=path: [member.read() for member in list_members(path)] and None,
+            )
+        )
+    # odd or hidden, and inside all the same
+    harmless = ("name 5.", "name 7.", "name 8.", "name 9.")
+    strict = [
+        attempt
+        for attempt in attempts
+        if not attempt[0].startswith((*harmless, "empty.zip, every"))
+    ]
     for name, attempt in attempts:
         if name.startswith(harmless):
             with contextlib.suppress(ValueError):
                 attempt()
     figure = refused("archives that want to leave their folder or are bombs", strict)
     out = folder / "out"
-    stray = {path for path in folder.rglob("*")} - before - {path for path in [out, *out.rglob("*")]}
-    links = [path for path in out.rglob("*") if path.is_symlink() or not (path.is_file() or path.is_dir())]
+    stray = (
+        {path for path in folder.rglob("*")} - before - {path for path in [out, *out.rglob("*")]}
+    )
+    links = [
+        path
+        for path in out.rglob("*")
+        if path.is_symlink() or not (path.is_file() or path.is_dir())
+    ]
     found = f"{len(paths)} archives; {figure.found}; {len(stray)} files outside, {len(links)} links"
     return Figure(figure.tried, found, figure.passed and not stray and not links)
 
 
 def hash_attempts(folder: Path) -> tuple[list[Attempt], int]:
-    """OpenAI's archives without a known hash, and files with a wrong one; and how many are accepted with the right word."""
+    """OpenAI's archives without a known hash, and files with a wrong one; and how many are accepted
+    with the right word."""
     archive = write_openai_archive(folder / "unknown.pt", random_clip(TINY_CLIP), 64)
     known = Path(shutil.copy(archive, folder / "ViT-B-16.pt"))
     plain = folder / "plain.safetensors"
-    save_file({name: value.clone() for name, value in random_clip(TINY_CLIP).state_dict().items()}, plain)
+    save_file(
+        {name: value.clone() for name, value in random_clip(TINY_CLIP).state_dict().items()}, plain
+    )
     digest = file_sha256(archive)
-    accepted = sum(bool(load_clip(tiny_clip(weights=str(archive), sha256=word)).fingerprint) for word in (digest, digest.upper(), "any"))
+    accepted = sum(
+        bool(load_clip(tiny_clip(weights=str(archive), sha256=word)).fingerprint)
+        for word in (digest, digest.upper(), "any")
+    )
     return [
         ("a TorchScript archive nobody knows", lambda: load_clip(tiny_clip(weights=str(archive)))),
         ("a file named as OpenAI's", lambda: load_clip(tiny_clip(weights=str(known)))),
         ("a wrong hash", lambda: load_clip(tiny_clip(weights=str(archive), sha256="0" * 64))),
-        ("half of the right hash", lambda: load_clip(tiny_clip(weights=str(archive), sha256=digest[:32]))),
-        ("a wrong hash of safetensors", lambda: load_clip(tiny_clip(weights=str(plain), sha256="0" * 64))),
+        (
+            "half of the right hash",
+            lambda: load_clip(tiny_clip(weights=str(archive), sha256=digest[:32])),
+        ),
+        (
+            "a wrong hash of safetensors",
+            lambda: load_clip(tiny_clip(weights=str(plain), sha256="0" * 64)),
+        ),
         (
             "safetensors with one bit flipped, by their right hash",
             lambda: load_clip(tiny_clip(weights=str(flipped(plain)), sha256=file_sha256(plain))),
@@ -359,16 +480,30 @@ def measure(quick: bool) -> Iterator[Figure]:
             (folder / part).mkdir()
         checkpoint = save_checkpoint(folder / "model", build_tiny(), full=True)
         assert load_file(checkpoint / "model.safetensors")
-        yield refused("pickles in every place where weights are read", pickle_attempts(folder / "pickles", mark, checkpoint), mark)
-        yield refused("small files that claim to be enormous; YAML and JSON", claim_attempts(folder / "claims", checkpoint), mark)
+        yield refused(
+            "pickles in every place where weights are read",
+            pickle_attempts(folder / "pickles", mark, checkpoint),
+            mark,
+        )
+        yield refused(
+            "small files that claim to be enormous; YAML and JSON",
+            claim_attempts(folder / "claims", checkpoint),
+            mark,
+        )
         attempts, accepted = hash_attempts(folder / "hashes")
         figure = refused("weights with unknown or wrong hashes", attempts)
         yield Figure(
-            figure.tried, f"{figure.found}; accepted with the right hash or the flag: {accepted} of 3", figure.passed and accepted == 3
+            figure.tried,
+            f"{figure.found}; accepted with the right hash or the flag: {accepted} of 3",
+            figure.passed and accepted == 3,
         )
         if quick:
             return
-        yield refused("states of a run from a stranger, on --resume", resume_attempts(folder / "runs", mark), mark)
+        yield refused(
+            "states of a run from a stranger, on --resume",
+            resume_attempts(folder / "runs", mark),
+            mark,
+        )
         yield try_archives(folder / "archives")
 
 

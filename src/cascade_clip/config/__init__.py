@@ -1,7 +1,7 @@
 """Every setting of the package, as frozen dataclasses whose field docs are the help texts.
 
-Block numbers count from 1, as in the paper. A checkpoint folder stores these settings as `config.yaml`;
-reading it back refuses keys that do not exist.
+Block numbers count from 1, as in the paper. A checkpoint folder stores these settings as
+`config.yaml`; reading it back refuses keys that do not exist.
 """
 
 from __future__ import annotations
@@ -10,9 +10,24 @@ from dataclasses import dataclass, field, replace
 
 from cascade_clip.config.data import DataConfig
 from cascade_clip.config.inference import InferenceConfig
-from cascade_clip.config.model import AggregationConfig, ClipConfig, DecoderConfig, LastBlock, ModelConfig, ProjectionConfig, PromptConfig
+from cascade_clip.config.model import (
+    AggregationConfig,
+    ClipConfig,
+    DecoderConfig,
+    LastBlock,
+    ModelConfig,
+    ProjectionConfig,
+    PromptConfig,
+)
 from cascade_clip.config.train import AugmentConfig, LossConfig, OptimizerConfig, TrainConfig
-from cascade_clip.config.values import IMAGENET_MEAN, IMAGENET_STD, Device, Precision, Protocol, Resume
+from cascade_clip.config.values import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Device,
+    Precision,
+    Protocol,
+    Resume,
+)
 
 __all__ = [
     "IMAGENET_MEAN",

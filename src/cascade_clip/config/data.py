@@ -7,7 +7,9 @@ from typing import Literal
 
 from cascade_clip.config.values import check
 
-DataName = Literal["folder", "sandbox", "voc", "coco-stuff", "context", "context-released", "ade20k", "cityscapes"]
+DataName = Literal[
+    "folder", "sandbox", "voc", "coco-stuff", "context", "context-released", "ade20k", "cityscapes"
+]
 
 
 @dataclass(frozen=True)
@@ -15,10 +17,11 @@ class DataConfig:
     """Where images, masks and class names lie."""
 
     name: DataName = "folder"
-    """`folder`: the two folders below; `sandbox`: the built-in world, which needs no files; or a named data set below `root`."""
+    """`folder`: the two folders below; `sandbox`: the built-in world, which needs no files; or a
+    named data set below `root`."""
     root: str = ""
-    """Folder that holds the named data set, in the layout of `cascade-clip data prepare`. Empty: the environment variable
-    CASCADE_CLIP_DATA, else `data`."""
+    """Folder that holds the named data set, in the layout of `cascade-clip data prepare`. Empty:
+    the environment variable CASCADE_CLIP_DATA, else `data`."""
     split: Literal["", "train", "val"] = ""
     """Part of the named data set. Empty: `train` to train on, `val` to evaluate on."""
     images: str = ""
@@ -26,18 +29,19 @@ class DataConfig:
     masks: str = ""
     """Folder of index masks with the same file stems (8- or 16-bit PNG)."""
     classes: str = ""
-    """Class list (a named data set has its own): a file with one name a line in label order (`sofa = couch; settee` adds synonyms)
-    or with `VALUE NAME` lines,
-    or a packaged list by name (voc, coco-stuff, context, ...)."""
+    """Class list (a named data set has its own): a file with one name a line in label order (`sofa
+    = couch; settee` adds synonyms) or with `VALUE NAME` lines, or a packaged list by name (voc,
+    coco-stuff, context, ...)."""
     unseen: str = ""
-    """Unseen class names: a file with one name a line, names separated by commas, a packaged split by name, or `none`: all are seen.
-    Empty: the split that the class list brings."""
+    """Unseen class names: a file with one name a line, names separated by commas, a packaged split
+    by name, or `none`: all are seen. Empty: the split that the class list brings."""
     ignore: int | None = None
-    """Mask value of pixels without a label; null: the one of the class list, 255 unless it says otherwise."""
+    """Mask value of pixels without a label; null: the one of the class list, 255 unless it says
+    otherwise."""
     templates: str = ""
-    """Prompt templates: `single`, `paper15`, `imagenet80` (the 80 that CLIP used for ImageNet), or a text file with one template a
-    line, `{}` standing for the name.
-    Empty: those that the paper uses for a packaged class list, else `single`."""
+    """Prompt templates: `single`, `paper15`, `imagenet80` (the 80 that CLIP used for ImageNet), or
+    a text file with one template a line, `{}` standing for the name. Empty: those that the paper
+    uses for a packaged class list, else `single`."""
     text_embeddings: str = ""
     """A .npy file (classes, width) to use instead of the text tower, rows in label order."""
     limit: int = 0

@@ -18,26 +18,34 @@ class InferenceConfig:
     stride: int = 426
     """Step between windows; the last one in each direction is shifted back inside the image."""
     upsampler: Literal["bilinear", "guided"] = "bilinear"
-    """How mask logits go from patches to pixels. `bilinear`: as published; `guided`: a guided filter, which lets borders of masks follow
-    borders of colours (fast form: fitted at patch resolution, applied to every pixel; nothing is trained)."""
+    """How mask logits go from patches to pixels. `bilinear`: as published; `guided`: a guided
+    filter, which lets borders of masks follow borders of colours (fast form: fitted at patch
+    resolution, applied to every pixel; nothing is trained)."""
     guide_radius: int = 1
     """Of `guided`: windows of the fit reach so many patches to every side."""
     guide_epsilon: float = 0.003
-    """Of `guided`: variance of colours (0..1) up to which an area counts as plain; smaller values follow colours more closely."""
+    """Of `guided`: variance of colours (0..1) up to which an area counts as plain; smaller values
+    follow colours more closely."""
     score_size: int = 0
-    """Side to which mask logits of a window are upsampled before the sigmoid (the training crop); 0 means `window`."""
+    """Side to which mask logits of a window are upsampled before the sigmoid (the training crop); 0
+    means `window`."""
     resize: bool = True
-    """Resize the short side to `window` first, up or down; otherwise the image is taken as it is."""
+    """Resize the short side to `window` first, up or down; otherwise the image is taken as it
+    is."""
     calibration: float = 0.1
-    """Subtracted from the score of every seen class (0 after transductive or supervised training)."""
+    """Subtracted from the score of every seen class (0 after transductive or supervised
+    training)."""
     combine: Literal["sum", "confidence"] = "sum"
-    """How a window's stages become one map of mask logits. `sum`: added, as published; `confidence`: at every patch a stage counts more the
-    larger the margin between its two most probable classes (the weights add up to the number of stages). A class's mask then depends on
+    """How a window's stages become one map of mask logits. `sum`: added, as published;
+    `confidence`: at every patch a stage counts more the larger the margin between its two most
+    probable classes (the weights add up to the number of stages). A class's mask then depends on
     which other classes are asked for."""
     class_chunk: int = 16
-    """Number of classes whose full-size scores are held at once; changes memory, never the result."""
+    """Number of classes whose full-size scores are held at once; changes memory, never the
+    result."""
     max_memory: int = 0
-    """Mebibytes that full-size scores may take at once, instead of a fixed number of classes; 0 keeps `class_chunk`."""
+    """Mebibytes that full-size scores may take at once, instead of a fixed number of classes; 0
+    keeps `class_chunk`."""
     window_batch: int = 1
     """Number of windows that go through the network together."""
     precision: Precision = "fp32"
@@ -45,23 +53,52 @@ class InferenceConfig:
     flip: bool = False
     """Test-time augmentation: average the scores with those of the mirrored image."""
     scales: tuple[float, ...] = (1.0,)
-    """Test-time augmentation: sizes of the short side, as parts of `window`, whose scores are averaged."""
+    """Test-time augmentation: sizes of the short side, as parts of `window`, whose scores are
+    averaged."""
     background: str = ""
-    """Background words ("sky, wall, tree"), a file of them, or `scenery`: they compete with the class names and all mean `background`.
-    Empty: no background words."""
+    """Background words ("sky, wall, tree"), a file of them, or `scenery`: they compete with the
+    class names and all mean `background`. Empty: no background words."""
     threshold: float | None = None
-    """Pixels whose best score lies below are `background` if there is one, else unlabelled; null: every pixel gets a name."""
+    """Pixels whose best score lies below are `background` if there is one, else unlabelled; null:
+    every pixel gets a name."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         check(self.window >= 1, f"inference.window must be at least 1, got {self.window}")
         sides = (self.window, self.score_size, self.window * max(self.scales, default=1))
-        check(min(sides) >= 0 and max(sides) <= 16384, f"window, score_size and window * scales must lie in 0..16384, got {sides}")
-        check(1 <= self.stride <= self.window, f"inference.stride must lie in 1..window ({self.window}), got {self.stride}")
-        check(self.guide_radius >= 1, f"inference.guide_radius must be at least 1, got {self.guide_radius}")
-        check(0 < self.guide_epsilon < math.inf, f"inference.guide_epsilon must be positive, got {self.guide_epsilon}")
-        check(self.class_chunk >= 1, f"inference.class_chunk must be at least 1, got {self.class_chunk}")
-        check(self.max_memory >= 0, f"inference.max_memory must be 0 (unset) or more mebibytes, got {self.max_memory}")
-        check(len(self.scales) > 0 and min(self.scales) > 0, f"inference.scales must be positive numbers, got {list(self.scales)}")
-        check(self.threshold is None or -1 <= self.threshold <= 1, f"inference.threshold must lie in -1..1, got {self.threshold}")
-        check(self.window_batch >= 1, f"inference.window_batch must be at least 1, got {self.window_batch}")
+        check(
+            min(sides) >= 0 and max(sides) <= 16384,
+            f"window, score_size and window * scales must lie in 0..16384, got {sides}",
+        )
+        check(
+            1 <= self.stride <= self.window,
+            f"inference.stride must lie in 1..window ({self.window}), got {self.stride}",
+        )
+        check(
+            self.guide_radius >= 1,
+            f"inference.guide_radius must be at least 1, got {self.guide_radius}",
+        )
+        check(
+            0 < self.guide_epsilon < math.inf,
+            f"inference.guide_epsilon must be positive, got {self.guide_epsilon}",
+        )
+        check(
+            self.class_chunk >= 1,
+            f"inference.class_chunk must be at least 1, got {self.class_chunk}",
+        )
+        check(
+            self.max_memory >= 0,
+            f"inference.max_memory must be 0 (unset) or more mebibytes, got {self.max_memory}",
+        )
+        check(
+            len(self.scales) > 0 and min(self.scales) > 0,
+            f"inference.scales must be positive numbers, got {list(self.scales)}",
+        )
+        check(
+            self.threshold is None or -1 <= self.threshold <= 1,
+            f"inference.threshold must lie in -1..1, got {self.threshold}",
+        )
+        check(
+            self.window_batch >= 1,
+            f"inference.window_batch must be at least 1, got {self.window_batch}",
+        )

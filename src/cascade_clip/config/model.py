@@ -13,13 +13,17 @@ class ClipConfig:
     """Which CLIP carries the method, and where its weights come from."""
 
     name: str = "ViT-B-16-quickgelu"
-    """Model name of open_clip; or a folder in open_clip's format: `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, `package:mini_clip`."""
+    """Model name of open_clip; or a folder in open_clip's format: `local-dir:FOLDER`,
+    `hf-hub:OWNER/NAME`, `package:mini_clip`."""
     weights: str = "openai"
-    """Weights tag of open_clip, a local file (OpenAI's ViT-B-16.pt, .safetensors, a state dict), or `random`. Unused with a folder."""
+    """Weights tag of open_clip, a local file (OpenAI's ViT-B-16.pt, .safetensors, a state dict), or
+    `random`. Unused with a folder."""
     architecture: dict[str, Any] | None = None
-    """open_clip model configuration to use instead of the built-in one of `name` (for towers that open_clip does not list)."""
+    """open_clip model configuration to use instead of the built-in one of `name` (for towers that
+    open_clip does not list)."""
     sha256: str = ""
-    """Expected SHA-256 of a local weights file. Empty: the published hash of that file name. `any`: trust the file unseen."""
+    """Expected SHA-256 of a local weights file. Empty: the published hash of that file name. `any`:
+    trust the file unseen."""
     tokenizer: bool = True
     """Whether the text tower is loaded. Without it text embeddings must be given as arrays."""
 
@@ -29,25 +33,39 @@ class PromptConfig:
     """Visual prompt tokens, the trained part of the encoder (paper section 3.2)."""
 
     kind: Literal["deep", "shallow", "none"] = "deep"
-    """`deep`: fresh tokens before every block; `shallow`: tokens before block 1 only, carried on; `none`: plain CLIP."""
+    """`deep`: fresh tokens before every block; `shallow`: tokens before block 1 only, carried on;
+    `none`: plain CLIP."""
     tokens: int = 10
     """Number of prompt tokens (the paper: 10 for VOC, 35 for Context, 50 for COCO-Stuff)."""
     dropout: float = 0.1
     """Dropout on the projected prompt tokens while training."""
     spectral: bool = False
-    """Spectral prompts (SPT-SEG): add to the patch tokens their product with the class token, filtered by spatial frequency. Whatever
-    `kind` is."""
+    """Spectral prompts (SPT-SEG): add to the patch tokens their product with the class token,
+    filtered by spatial frequency. Whatever `kind` is."""
     spectral_blocks: tuple[int, ...] = (1, 2)
     """Blocks before which that happens, counted from 1; one filter serves all."""
     spectral_trained: bool = True
-    """Whether the filter is trained (our reading; the released code does not say) or stays random."""
+    """Whether the filter is trained (our reading; the released code does not say) or stays
+    random."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check(len(self.spectral_blocks) > 0, "model.prompts.spectral_blocks is empty; for no spectral prompts set spectral: false")
-        check(all(block >= 1 for block in self.spectral_blocks), f"spectral_blocks counts from 1, got {list(self.spectral_blocks)}")
-        check(1 <= self.tokens <= 4096, f"model.prompts.tokens is at least 1 and at most 4096, got {self.tokens}; for none set kind: none")
-        check(0 <= self.dropout < 1, f"model.prompts.dropout must lie in [0, 1), got {self.dropout}")
+        check(
+            len(self.spectral_blocks) > 0,
+            "model.prompts.spectral_blocks is empty; for no spectral prompts set spectral: false",
+        )
+        check(
+            all(block >= 1 for block in self.spectral_blocks),
+            f"spectral_blocks counts from 1, got {list(self.spectral_blocks)}",
+        )
+        check(
+            1 <= self.tokens <= 4096,
+            f"model.prompts.tokens is at least 1 and at most 4096, got {self.tokens}; for none set"
+            " kind: none",
+        )
+        check(
+            0 <= self.dropout < 1, f"model.prompts.dropout must lie in [0, 1), got {self.dropout}"
+        )
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,8 @@ class AggregationConfig:
     """How the blocks of a stage become one feature map (paper section 3.3, Table 8)."""
 
     kind: Literal["nga", "sum", "concat", "attention"] = "nga"
-    """`nga`: neighbourhood Gaussian aggregation; `sum`: equal weights; `concat`: concatenation + linear; `attention`: across blocks."""
+    """`nga`: neighbourhood Gaussian aggregation; `sum`: equal weights; `concat`: concatenation +
+    linear; `attention`: across blocks."""
     sigma: float = 1.0
     """Standard deviation of the Gaussian that gives the first weights of `nga`."""
     trained: bool = True
@@ -71,7 +90,8 @@ class ProjectionConfig:
     """How the tapped middle blocks reach CLIP's joint space."""
 
     init: Literal["random", "clip"] = "random"
-    """`random`: a random matrix and a fresh norm per block, as published; `clip`: copies of CLIP's last norm and projection."""
+    """`random`: a random matrix and a fresh norm per block, as published; `clip`: copies of CLIP's
+    last norm and projection."""
     trained: bool = False
     """Whether these projections are trained; the published models leave them frozen."""
 
@@ -81,8 +101,8 @@ class DecoderConfig:
     """The text-image decoder that every stage has of its own (paper section 3.2)."""
 
     kind: Literal["transformer", "spectral", "similarity"] = "transformer"
-    """`transformer`: the paper's trained decoder; `spectral`: SPT-SEG's; `similarity`: nothing trained, the softmax over class names of
-    CLIP's own similarity."""
+    """`transformer`: the paper's trained decoder; `spectral`: SPT-SEG's; `similarity`: nothing
+    trained, the softmax over class names of CLIP's own similarity."""
     layers: int = 3
     """Number of layers; the last one gives the mask logits."""
     heads: int = 8
@@ -94,20 +114,36 @@ class DecoderConfig:
     window: int = 3
     """Of `spectral`: side in patches of the windows of local attention and of pooling."""
     low_share: float = 0.9
-    """Of `spectral`: share of the heads, rounded down, that attend to pooled patches; the others attend within windows."""
+    """Of `spectral`: share of the heads, rounded down, that attend to pooled patches; the others
+    attend within windows."""
     gate_leak: float = 0.1
-    """Of `spectral`: slope of the gate below 0. With 0, as published, patches on the wrong side of a random direction, often all of them,
-    start silent and without gradient; a leak (our guard) lets them learn."""
+    """Of `spectral`: slope of the gate below 0. With 0, as published, patches on the wrong side of
+    a random direction, often all of them, start silent and without gradient; a leak (our guard)
+    lets them learn."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check(1 <= self.layers <= 64, f"model.decoder.layers must be at least 1 and at most 64, got {self.layers}")
-        check(1 <= self.feedforward <= 65536, f"model.decoder.feedforward must lie in 1..65536, got {self.feedforward}")
+        check(
+            1 <= self.layers <= 64,
+            f"model.decoder.layers must be at least 1 and at most 64, got {self.layers}",
+        )
+        check(
+            1 <= self.feedforward <= 65536,
+            f"model.decoder.feedforward must lie in 1..65536, got {self.feedforward}",
+        )
         check(self.heads >= 1, f"model.decoder.heads must be at least 1, got {self.heads}")
-        check(0 <= self.dropout < 1, f"model.decoder.dropout must lie in [0, 1), got {self.dropout}")
+        check(
+            0 <= self.dropout < 1, f"model.decoder.dropout must lie in [0, 1), got {self.dropout}"
+        )
         check(self.window >= 1, f"model.decoder.window must be at least 1, got {self.window}")
-        check(0 < self.low_share < 1, f"model.decoder.low_share must lie between 0 and 1, got {self.low_share}")
-        check(0 <= self.gate_leak < 1, f"model.decoder.gate_leak must lie in [0, 1), got {self.gate_leak}")
+        check(
+            0 < self.low_share < 1,
+            f"model.decoder.low_share must lie between 0 and 1, got {self.low_share}",
+        )
+        check(
+            0 <= self.gate_leak < 1,
+            f"model.decoder.gate_leak must lie in [0, 1), got {self.gate_leak}",
+        )
 
 
 LastBlock = Literal["standard", "maskclip", "sclip", "clearclip"]
@@ -119,49 +155,68 @@ def _default_stages() -> tuple[tuple[int, ...], ...]:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is needed to build a model: CLIP tower x prompts x stages x aggregation x projections x queries x decoder."""
+    """What is needed to build a model: CLIP tower x prompts x stages x aggregation x projections x
+    queries x decoder."""
 
     clip: ClipConfig = field(default_factory=ClipConfig)
     """The CLIP underneath; always frozen."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
     """Visual prompt tokens."""
     stages: tuple[tuple[int, ...], ...] = field(default_factory=_default_stages)
-    """Blocks of every stage, counted from 1. `[[12]]` is ZegCLIP; `[[6,7,8],[9,10,11],[12]]` the published cascade. Stages may share
-    blocks and may be equal: each has a decoder of its own."""
+    """Blocks of every stage, counted from 1. `[[12]]` is ZegCLIP; `[[6,7,8],[9,10,11],[12]]` the
+    published cascade. Stages may share blocks and may be equal: each has a decoder of its own."""
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     """How the blocks of a stage are put together."""
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     """How middle blocks reach the joint space."""
     queries: Literal["independent", "shared", "text_linear", "text"] = "independent"
-    """Whether every stage has its own projection of the class queries, or all share one (paper Table 9); `text_linear`: every stage
-    projects the text embeddings alone, without the image's class token; `text`: the text embeddings themselves are the queries."""
+    """Whether every stage has its own projection of the class queries, or all share one (paper
+    Table 9); `text_linear`: every stage projects the text embeddings alone, without the image's
+    class token; `text`: the text embeddings themselves are the queries."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """The decoders."""
     stage_weights: Literal["sum", "learned"] = "sum"
-    """How stages are put together. `sum`: their mask logits are added, as published; `learned`: each stage's mask logits times a trained
-    number of its own, which starts at 1."""
+    """How stages are put together. `sum`: their mask logits are added, as published; `learned`:
+    each stage's mask logits times a trained number of its own, which starts at 1."""
     drop_path: float = 0.0
-    """Probability that an image skips the last block while training, rising linearly from the first block. Published: never applied."""
+    """Probability that an image skips the last block while training, rising linearly from the first
+    block. Published: never applied."""
     class_embedding_twice: bool = True
-    """Add the class embedding to the class token twice, as the released programs do. Switch off for plain CLIP."""
+    """Add the class embedding to the class token twice, as the released programs do. Switch off for
+    plain CLIP."""
     last_block: LastBlock = "standard"
-    """How the last block makes patch features. `standard`: as trained; `maskclip`: values instead of attention (MaskCLIP); `sclip`:
-    query-query plus key-key attention (SCLIP); `clearclip`: query-query attention without residual and feed-forward (ClearCLIP)."""
+    """How the last block makes patch features. `standard`: as trained; `maskclip`: values instead
+    of attention (MaskCLIP); `sclip`: query-query plus key-key attention (SCLIP); `clearclip`:
+    query-query attention without residual and feed-forward (ClearCLIP)."""
     position_grid: tuple[int, int] | None = (32, 32)
-    """Grid (rows, columns) to which the position embedding is resized once at loading; null keeps CLIP's own."""
+    """Grid (rows, columns) to which the position embedding is resized once at loading; null keeps
+    CLIP's own."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Mean of the red, green and blue input in [0, 1]; the published models use ImageNet's, not CLIP's."""
+    """Mean of the red, green and blue input in [0, 1]; the published models use ImageNet's, not
+    CLIP's."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Standard deviation of the red, green and blue input."""
 
     def __post_init__(self) -> None:
         """Check the stages."""
         check(0 <= self.drop_path < 1, f"model.drop_path must lie in [0, 1), got {self.drop_path}")
-        check(len(self.stages) > 0, "model.stages is empty; name at least one stage, for example [[12]]")
-        check(len(self.stages) <= 64, f"model.stages has {len(self.stages)} stages; 64 at most are allowed")
+        check(
+            len(self.stages) > 0,
+            "model.stages is empty; name at least one stage, for example [[12]]",
+        )
+        check(
+            len(self.stages) <= 64,
+            f"model.stages has {len(self.stages)} stages; 64 at most are allowed",
+        )
         grid = self.position_grid or (1, 1)
-        check(all(1 <= side <= 512 for side in grid), f"model.position_grid must lie in 1..512, got {list(grid)}")
+        check(
+            all(1 <= side <= 512 for side in grid),
+            f"model.position_grid must lie in 1..512, got {list(grid)}",
+        )
         for stage in self.stages:
             check(len(stage) > 0, f"model.stages holds an empty stage: {self.stages}")
-            check(len(set(stage)) == len(stage), f"model.stages names a block twice in one stage: {stage}")
+            check(
+                len(set(stage)) == len(stage),
+                f"model.stages names a block twice in one stage: {stage}",
+            )
             check(min(stage) >= 1, f"model.stages counts blocks from 1, got {stage}")

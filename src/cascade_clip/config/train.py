@@ -20,7 +20,8 @@ class AugmentConfig:
     crop: int = 512
     """Side of the square crop, in pixels."""
     largest_share: float = 0.75
-    """A crop is drawn again (ten times at most) while one class fills this share of its labelled pixels."""
+    """A crop is drawn again (ten times at most) while one class fills this share of its labelled
+    pixels."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     photometric: bool = True
@@ -29,47 +30,71 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         check(self.crop >= 1, f"train.augment.crop must be at least 1, got {self.crop}")
-        check(0 < self.ratio[0] <= self.ratio[1] < math.inf, f"train.augment.ratio must rise from above 0, got {self.ratio}")
-        check(min(self.scale) >= 1, f"train.augment.scale must be two sides in pixels, got {self.scale}")
-        check(self.largest_share > 0, f"train.augment.largest_share must be above 0, got {self.largest_share}")
+        check(
+            0 < self.ratio[0] <= self.ratio[1] < math.inf,
+            f"train.augment.ratio must rise from above 0, got {self.ratio}",
+        )
+        check(
+            min(self.scale) >= 1,
+            f"train.augment.scale must be two sides in pixels, got {self.scale}",
+        )
+        check(
+            self.largest_share > 0,
+            f"train.augment.largest_share must be above 0, got {self.largest_share}",
+        )
         check(0 <= self.flip <= 1, f"train.augment.flip is a probability, got {self.flip}")
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Loss on the summed mask logits: focal and dice (paper Eq. 8, Table 18), and the terms of other methods."""
+    """Loss on the summed mask logits: focal and dice (paper Eq. 8, Table 18), and the terms of
+    other methods."""
 
     focal: float = 100.0
     """Weight of the sigmoid focal loss."""
     dice: float = 1.0
     """Weight of the dice loss."""
     ssim: float = 0.0
-    """Weight of 1 - SSIM between mask and 0/1 map, the mean over images, classes and pixels (SPT-SEG)."""
+    """Weight of 1 - SSIM between mask and 0/1 map, the mean over images, classes and pixels
+    (SPT-SEG)."""
     ssim_on: Literal["logits", "sigmoid"] = "logits"
     """What SSIM compares with the 0/1 map: the raw `logits`, as released, or their `sigmoid`."""
     cross_entropy: float = 0.0
-    """Weight of the cross-entropy of the softmax over classes, the mean over labelled pixels, then over images (ZegCLIP's baseline)."""
+    """Weight of the cross-entropy of the softmax over classes, the mean over labelled pixels, then
+    over images (ZegCLIP's baseline)."""
     alpha: float = 0.25
     """Balance of the focal loss between present and absent pixels."""
     gamma: float = 2.0
     """Exponent that lowers the focal loss of easy pixels."""
     ignored: Literal["negative", "masked"] = "negative"
-    """`negative`: unlabelled pixels count as negatives of every class, as published; `masked`: they count nowhere."""
+    """`negative`: unlabelled pixels count as negatives of every class, as published; `masked`: they
+    count nowhere."""
     auxiliary: float = 0.0
-    """Deep supervision: weight of the same loss on the mask logits of every single stage, beside the loss on their sum. 0 is off, as
-    published."""
+    """Deep supervision: weight of the same loss on the mask logits of every single stage, beside
+    the loss on their sum. 0 is off, as published."""
     class_chunk: int = 32
     """Number of classes whose full-size mask is held at once; changes memory, never the result."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check(self.class_chunk >= 1, f"train.loss.class_chunk must be at least 1, got {self.class_chunk}")
-        weights = {"focal": self.focal, "dice": self.dice, "ssim": self.ssim, "cross_entropy": self.cross_entropy}
+        check(
+            self.class_chunk >= 1,
+            f"train.loss.class_chunk must be at least 1, got {self.class_chunk}",
+        )
+        weights = {
+            "focal": self.focal,
+            "dice": self.dice,
+            "ssim": self.ssim,
+            "cross_entropy": self.cross_entropy,
+        }
         for name, weight in {**weights, "auxiliary": self.auxiliary}.items():
             check(0 <= weight < math.inf, f"train.loss.{name} must be 0 or more, got {weight}")
         check(0 <= self.alpha <= 1, f"train.loss.alpha must lie in 0..1, got {self.alpha}")
         check(0 <= self.gamma < math.inf, f"train.loss.gamma must be 0 or more, got {self.gamma}")
-        check(any(weights.values()), f"every weight of train.loss is 0; set one of {', '.join(weights)}")
+        check(
+            any(weights.values()),
+            f"every weight of train.loss is 0; set one of {', '.join(weights)}",
+        )
 
     @property
     def per_image(self) -> bool:
@@ -96,12 +121,29 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check(0 < self.learning_rate < math.inf, f"train.optimizer.learning_rate must be positive, got {self.learning_rate}")
-        check(0 <= self.weight_decay < math.inf, f"train.optimizer.weight_decay must be 0 or more, got {self.weight_decay}")
-        check(0 <= self.final_rate < math.inf, f"train.optimizer.final_rate must be 0 or more, got {self.final_rate}")
-        check(0 <= self.power < math.inf, f"train.optimizer.power must be 0 or more, got {self.power}")
-        check(0 <= self.warmup_ratio <= 1, f"train.optimizer.warmup_ratio must lie in 0..1, got {self.warmup_ratio}")
-        check(self.warmup_steps >= 0, f"train.optimizer.warmup_steps must be 0 or more, got {self.warmup_steps}")
+        check(
+            0 < self.learning_rate < math.inf,
+            f"train.optimizer.learning_rate must be positive, got {self.learning_rate}",
+        )
+        check(
+            0 <= self.weight_decay < math.inf,
+            f"train.optimizer.weight_decay must be 0 or more, got {self.weight_decay}",
+        )
+        check(
+            0 <= self.final_rate < math.inf,
+            f"train.optimizer.final_rate must be 0 or more, got {self.final_rate}",
+        )
+        check(
+            0 <= self.power < math.inf, f"train.optimizer.power must be 0 or more, got {self.power}"
+        )
+        check(
+            0 <= self.warmup_ratio <= 1,
+            f"train.optimizer.warmup_ratio must lie in 0..1, got {self.warmup_ratio}",
+        )
+        check(
+            self.warmup_steps >= 0,
+            f"train.optimizer.warmup_steps must be 0 or more, got {self.warmup_steps}",
+        )
 
 
 @dataclass(frozen=True)
@@ -109,27 +151,31 @@ class TrainConfig:
     """How a model is trained."""
 
     protocol: Protocol = "inductive"
-    """`inductive`: unseen names unknown; `transductive`: unseen names known, pseudo-labels; `supervised`: all labels."""
+    """`inductive`: unseen names unknown; `transductive`: unseen names known, pseudo-labels;
+    `supervised`: all labels."""
     steps: int = 20000
     """Optimiser steps."""
     schedule_steps: int = 0
-    """Steps over which the learning rate decays; 0 means `steps` (longer for the inductive half of a transductive run)."""
+    """Steps over which the learning rate decays; 0 means `steps` (longer for the inductive half of
+    a transductive run)."""
     batch_size: int = 16
     """Images per step over all devices."""
     first_batch_size: int = 0
     """Images per step in the inductive half of a transductive run; 0 means `batch_size`."""
     micro_batch: int = 0
-    """Images that go through the network at once on one device; 0 means all of its share. Changes memory, not the gradient."""
+    """Images that go through the network at once on one device; 0 means all of its share. Changes
+    memory, not the gradient."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
     init_from: str = ""
     """Checkpoint folder whose weights start the run (stage 1 of a transductive run)."""
     pseudo_threshold: float = 0.0
-    """Self-training only: an unseen pixel whose best score over the unseen names is below this gets no pseudo-label and counts as
-    ignored (see `train.loss.ignored`). 0 is off, as published."""
+    """Self-training only: an unseen pixel whose best score over the unseen names is below this gets
+    no pseudo-label and counts as ignored (see `train.loss.ignored`). 0 is off, as published."""
     ema_teacher: float = 0.0
-    """Self-training only: pseudo-labels come from an exponential moving average of the trained weights with this decay per step, run
-    without dropout. 0 is off, as published: they come from the model's own output of the same step."""
+    """Self-training only: pseudo-labels come from an exponential moving average of the trained
+    weights with this decay per step, run without dropout. 0 is off, as published: they come from
+    the model's own output of the same step."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -143,9 +189,11 @@ class TrainConfig:
     devices: int = 1
     """Number of devices (or CPU processes) of each node that share every batch."""
     num_nodes: int = 1
-    """Number of machines that share every batch; start the same command on each with torchrun or srun."""
+    """Number of machines that share every batch; start the same command on each with torchrun or
+    srun."""
     gradient_checkpointing: bool = False
-    """Compute CLIP's blocks a second time in the backward pass instead of keeping what is inside them: less memory, same gradients."""
+    """Compute CLIP's blocks a second time in the backward pass instead of keeping what is inside
+    them: less memory, same gradients."""
     compile: bool = False
     """Compile the network with torch.compile before training."""
     fused: bool = False
@@ -165,36 +213,57 @@ class TrainConfig:
         check(self.devices >= 1, f"train.devices must be at least 1, got {self.devices}")
         check(self.num_nodes >= 1, f"train.num_nodes must be at least 1, got {self.num_nodes}")
         check(0 <= self.seed < 2**32, f"train.seed must lie in 0..{2**32 - 1}, got {self.seed}")
-        check(self.first_batch_size >= 0, f"train.first_batch_size must be 0 (the batch size) or more, got {self.first_batch_size}")
+        check(
+            self.first_batch_size >= 0,
+            "train.first_batch_size must be 0 (the batch size) or more, got"
+            f" {self.first_batch_size}",
+        )
         check(
             not self.first_batch_size or (self.protocol == "transductive" and not self.init_from),
-            "train.first_batch_size is for transductive runs that make their own inductive half; leave it at 0",
+            "train.first_batch_size is for transductive runs that make their own inductive half;"
+            " leave it at 0",
         )
         self._check_share("batch_size", self.batch_size)
         self._check_share("first_batch_size", self.first_batch_size)
         check(
             not (self.loss.per_image and self.protocol == "transductive" and self.accumulation > 1),
-            "train.loss.ssim and cross_entropy in self-training need all images of a device at once, as the number of masks is known only "
-            "then; set train.micro_batch to 0, or more devices",
+            "train.loss.ssim and cross_entropy in self-training need all images of a device at"
+            " once, as the number of masks is known only then; set train.micro_batch to 0, or more"
+            " devices",
         )
-        check(0 <= self.pseudo_threshold < 1, f"train.pseudo_threshold must lie in 0..1 without 1, got {self.pseudo_threshold}")
-        check(0 <= self.ema_teacher < 1, f"train.ema_teacher must lie in 0..1 without 1, got {self.ema_teacher}")
+        check(
+            0 <= self.pseudo_threshold < 1,
+            f"train.pseudo_threshold must lie in 0..1 without 1, got {self.pseudo_threshold}",
+        )
+        check(
+            0 <= self.ema_teacher < 1,
+            f"train.ema_teacher must lie in 0..1 without 1, got {self.ema_teacher}",
+        )
         check(
             self.schedule_steps == 0 or self.schedule_steps >= self.steps,
-            f"train.schedule_steps {self.schedule_steps} must be 0 or at least train.steps {self.steps}",
+            f"train.schedule_steps {self.schedule_steps} must be 0 or at least train.steps"
+            f" {self.steps}",
         )
         check(self.save_every >= 1, f"train.save_every must be at least 1, got {self.save_every}")
         check(self.log_every >= 1, f"train.log_every must be at least 1, got {self.log_every}")
-        check(self.sheet_every is None or self.sheet_every >= 0, f"train.sheet_every must be 0 or more, got {self.sheet_every}")
+        check(
+            self.sheet_every is None or self.sheet_every >= 0,
+            f"train.sheet_every must be 0 or more, got {self.sheet_every}",
+        )
 
     def _check_share(self, name: str, images: int) -> None:
         """See that a batch can be shared by the processes and their micro-batches."""
         share, rest = divmod(images, self.processes)
-        shared_by = f"{self.devices} devices" + (f" on each of {self.num_nodes} nodes" if self.num_nodes > 1 else "")
-        check(rest == 0, f"train.{name} {images} cannot be shared by {shared_by}; make it a multiple")
+        shared_by = f"{self.devices} devices" + (
+            f" on each of {self.num_nodes} nodes" if self.num_nodes > 1 else ""
+        )
+        check(
+            rest == 0, f"train.{name} {images} cannot be shared by {shared_by}; make it a multiple"
+        )
         check(
             self.micro_batch == 0 or share % self.micro_batch == 0,
-            f"train.micro_batch {self.micro_batch} does not divide the {share} images of train.{name} {images} that each device gets",
+            f"train.micro_batch {self.micro_batch} does not divide the {share} images of"
+            f" train.{name} {images} that each device gets",
         )
 
     @property
@@ -209,5 +278,6 @@ class TrainConfig:
 
     @property
     def accumulation(self) -> int:
-        """Passes whose gradients one device adds up for a step; nodes x devices x images at once x passes is the batch size."""
+        """Passes whose gradients one device adds up for a step; nodes x devices x images at once x
+        passes is the batch size."""
         return self.batch_size // (self.processes * self.images_at_once)

@@ -1,7 +1,9 @@
-"""Reading tar and zip archives and folders as one stream of members, safely, and writing files that are never half there.
+"""Reading tar and zip archives and folders as one stream of members, safely, and writing files that
+are never half there.
 
-Nothing is unpacked to where an archive says: callers choose the members they want and where each goes. A wanted member is refused when
-its name is absolute or leads upwards, when it is a link or a device, or when its bytes do not agree with the size it declares.
+Nothing is unpacked to where an archive says: callers choose the members they want and where each
+goes. A wanted member is refused when its name is absolute or leads upwards, when it is a link or a
+device, or when its bytes do not agree with the size it declares.
 """
 
 from __future__ import annotations
@@ -24,7 +26,14 @@ LARGEST_MEMBER = 256 << 20
 SPARE_SPACE = 64 << 20
 """Bytes that stay free on the disk."""
 
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, RuntimeError, NotImplementedError)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    RuntimeError,
+    NotImplementedError,
+)
 
 
 class Member(NamedTuple):
@@ -46,27 +55,38 @@ class Member(NamedTuple):
         """The content.
 
         Raises:
-            ValueError: unsafe name, no plain file, too large, damaged, or another length than declared.
+            ValueError: unsafe name, no plain file, too large, damaged, or another length than
+                declared.
         """
         where = f"{self.source}: {str(self.name)!r}"
-        if self.name.is_absolute() or ".." in self.name.parts or "\\" in str(self.name) or ":" in self.name.parts[0]:
+        if (
+            self.name.is_absolute()
+            or ".." in self.name.parts
+            or "\\" in str(self.name)
+            or ":" in self.name.parts[0]
+        ):
             raise ValueError(f"{where} is an unsafe name; this is not the original archive")
         if not self.is_file:
             raise ValueError(f"{where} is a link or a device; this is not the original archive")
         if self.size > LARGEST_MEMBER:
-            raise ValueError(f"{where} declares {self.size} bytes; nothing in these data sets is so large")
+            raise ValueError(
+                f"{where} declares {self.size} bytes; nothing in these data sets is so large"
+            )
         with _reading(self.source):
             content = self.load()
         if len(content) != self.size:
-            raise ValueError(f"{where} has {len(content)} bytes and declares {self.size}; download the archive again")
+            raise ValueError(
+                f"{where} has {len(content)} bytes and declares {self.size}; download the archive"
+                " again"
+            )
         return content
 
 
 def list_members(source: Path) -> Iterator[Member]:
     """Files of a folder, a zip archive or a tar archive (plain or compressed), one after the other.
 
-    Members of an archive must be read while they are current. Hidden files (and so the side files of macOS) are left out; names in a folder
-    begin with the name of the folder.
+    Members of an archive must be read while they are current. Hidden files (and so the side files
+    of macOS) are left out; names in a folder begin with the name of the folder.
 
     Raises:
         ValueError: the archive cannot be read.
@@ -79,7 +99,8 @@ def list_members(source: Path) -> Iterator[Member]:
 
 
 def unpacked_bytes(source: Path) -> int:
-    """Bytes that the files of a source take, at most, on disk; of a compressed tar: its own size."""
+    """Bytes that the files of a source take, at most, on disk; of a compressed tar: its own
+    size."""
     if source.is_dir():
         return sum(member.size for member in _folder(source))
     if zipfile.is_zipfile(source):
@@ -104,11 +125,15 @@ def check_space(folder: Path, needed: int) -> None:
     """Raise OSError when the disk that holds `folder` has not `needed` bytes and a little more."""
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_SPACE:
-        raise OSError(f"the disk of {folder} has {free / 1e9:.1f} GB free and needs {(needed + SPARE_SPACE) / 1e9:.1f} GB; free some space")
+        raise OSError(
+            f"the disk of {folder} has {free / 1e9:.1f} GB free and needs"
+            f" {(needed + SPARE_SPACE) / 1e9:.1f} GB; free some space"
+        )
 
 
 def write_file(path: Path, content: bytes, parts: Path) -> None:
-    """Write a file in one piece: under a temporary name in `parts` (on the same disk), then renamed; its folder is made."""
+    """Write a file in one piece: under a temporary name in `parts` (on the same disk), then
+    renamed; its folder is made."""
     check_space(parts, len(content))
     part = parts / f"{os.getpid()}-{path.name}"
     part.write_bytes(content)
@@ -123,11 +148,15 @@ def _reading(source: Path) -> Iterator[None]:
         yield
     except _DAMAGED as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"{source} cannot be read to its end ({reason}); download it again") from error
+        raise ValueError(
+            f"{source} cannot be read to its end ({reason}); download it again"
+        ) from error
     except OSError as error:
         if error.errno is not None:  # the disk's, not that of a damaged archive
             raise
-        raise ValueError(f"{source} cannot be read to its end ({error}); download it again") from error
+        raise ValueError(
+            f"{source} cannot be read to its end ({error}); download it again"
+        ) from error
 
 
 def _folder(source: Path) -> Iterator[Member]:
@@ -144,11 +173,18 @@ def _zip(source: Path) -> Iterator[Member]:
         for info in archive.infolist():
             if not info.is_dir():
                 is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
-                yield Member(PurePosixPath(info.filename), info.file_size, is_file, functools.partial(archive.read, info), source)
+                yield Member(
+                    PurePosixPath(info.filename),
+                    info.file_size,
+                    is_file,
+                    functools.partial(archive.read, info),
+                    source,
+                )
 
 
 class _Bounded:
-    """The stream below a tar archive; its long names and headers are read in one piece, however large they claim to be."""
+    """The stream below a tar archive; its long names and headers are read in one piece, however
+    large they claim to be."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -164,7 +200,9 @@ class _Bounded:
 
 
 class _TarFile(tarfile.TarFile):
-    def __init__(self, name: Any = None, mode: Any = "r", fileobj: Any = None, **options: Any) -> None:
+    def __init__(
+        self, name: Any = None, mode: Any = "r", fileobj: Any = None, **options: Any
+    ) -> None:
         super().__init__(name, mode, _Bounded(fileobj) if fileobj is not None else None, **options)
 
 

@@ -1,4 +1,5 @@
-"""Does a data set hold what its class list says? Reads every image and mask, and says what is wrong with them.
+"""Does a data set hold what its class list says? Reads every image and mask, and says what is wrong
+with them.
 
 One problem never hides another: everything is collected.
 """
@@ -46,7 +47,10 @@ class CheckReport:
         """The report as plain values."""
         tally = self.tally
         seen = self.vocabulary.seen_mask
-        classes = [{**self._row(row), "label": label, "seen": seen[label]} for label, row in enumerate(tally.classes)]
+        classes = [
+            {**self._row(row), "label": label, "seen": seen[label]}
+            for label, row in enumerate(tally.classes)
+        ]
         return {
             "images": self.files.images,
             "masks": self.files.masks,
@@ -60,30 +64,48 @@ class CheckReport:
                 for path, text in ((item.image, item.image_problem), (item.mask, item.mask_problem))
                 if text
             },
-            "other_size": [str(item.mask) for item in self.facts if item.image_size and item.mask_size and not item.fits],
+            "other_size": [
+                str(item.mask)
+                for item in self.facts
+                if item.image_size and item.mask_size and not item.fits
+            ],
             "pixels": tally.pixels,
             "classes": classes,
             "ignored": self._row(tally.ignored),
             "unknown": [self._row(row) for row in tally.unknown],
-            "class_order": {name: value for name, value in vars(self.order).items() if name != "text"},
+            "class_order": {
+                name: value for name, value in vars(self.order).items() if name != "text"
+            },
             "findings": [vars(finding) for finding in self.findings],
         }
 
     def _row(self, row: Count) -> dict[str, Any]:
-        return {"name": row.text, "pixels": row.pixels, "share": round(self.tally.share(row), 8), "images": row.images}
+        return {
+            "name": row.text,
+            "pixels": row.pixels,
+            "share": round(self.tally.share(row), 8),
+            "images": row.images,
+        }
 
     def save(self, folder: Path) -> list[Path]:
-        """Write `check.json` and, where a pair can be shown, the preview sheet `check.png`; each under a temporary name first."""
+        """Write `check.json` and, where a pair can be shown, the preview sheet `check.png`; each
+        under a temporary name first."""
         folder.mkdir(parents=True, exist_ok=True)
         sheet = draw_sheet(self.facts, self.vocabulary, self.tally)
         written = [_write(folder / "check.png", sheet.save)] if sheet is not None else []
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
-        written.append(_write(folder / "check.json", lambda path: path.write_text(text, encoding="utf-8")))
+        written.append(
+            _write(folder / "check.json", lambda path: path.write_text(text, encoding="utf-8"))
+        )
         return written
 
 
 def check_data(
-    files: FoundFiles, vocabulary: Vocabulary, limit: int = 0, workers: int = 0, step: Callable[[int, int], None] | None = None
+    files: FoundFiles,
+    vocabulary: Vocabulary,
+    limit: int = 0,
+    workers: int = 0,
+    step: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
     """Read pairs of image and mask, and compare what they hold with the class list.
 

@@ -26,10 +26,13 @@ BAR = 24
 class CheckOptions:
     """What to check."""
 
-    data: Literal["folder", "voc", "coco-stuff", "context", "context-released", "ade20k", "cityscapes"] = "folder"
+    data: Literal[
+        "folder", "voc", "coco-stuff", "context", "context-released", "ade20k", "cityscapes"
+    ] = "folder"
     """`folder`: the two folders below; else a named data set below --root."""
     root: str = ""
-    """Folder that holds the named data set; by default the environment variable CASCADE_CLIP_DATA, else `data`."""
+    """Folder that holds the named data set; by default the environment variable CASCADE_CLIP_DATA,
+    else `data`."""
     split: Literal["train", "val"] = "val"
     """Part of the named data set."""
     images: str = ""
@@ -37,9 +40,11 @@ class CheckOptions:
     masks: str = ""
     """Folder of index or colour masks with the same file stems."""
     classes: str = ""
-    """Class list: a file (names in label order, `VALUE NAME`, `R G B NAME` or `#rrggbb NAME` lines, or JSON) or a packaged list by name."""
+    """Class list: a file (names in label order, `VALUE NAME`, `R G B NAME` or `#rrggbb NAME` lines,
+    or JSON) or a packaged list by name."""
     unseen: str = ""
-    """Unseen class names: a file, names separated by commas, a packaged split by name, or `none`."""
+    """Unseen class names: a file, names separated by commas, a packaged split by name, or
+    `none`."""
     ignore: int | None = None
     """Mask value of pixels without a label; by default the one of the class list, mostly 255."""
     limit: int = 0
@@ -50,17 +55,21 @@ class CheckOptions:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.limit < 0 or self.workers < 0:
-            raise ValueError(f"--limit and --workers must be 0 or more, got {self.limit} and {self.workers}")
+            raise ValueError(
+                f"--limit and --workers must be 0 or more, got {self.limit} and {self.workers}"
+            )
 
 
 def check(*, data: CheckOptions, out: Path | None = None) -> int:
     """Say whether images, masks and class list fit together, and what is wrong if not.
 
-    Reads every file and prints how often each class occurs. The exit code is 1 if something is wrong, 0 if not, notes allowed.
+    Reads every file and prints how often each class occurs. The exit code is 1 if something is
+    wrong, 0 if not, notes allowed.
 
     Args:
         data: the data set.
-        out: folder for a preview sheet (check.png) and the report as JSON (check.json); by default nothing is written.
+        out: folder for a preview sheet (check.png) and the report as JSON (check.json); by default
+            nothing is written.
     """
     from cascade_clip.datasets.check import check_data
 
@@ -82,26 +91,43 @@ def _find(options: CheckOptions) -> tuple[FoundFiles, Vocabulary]:
     from cascade_clip.vocabulary import load_vocabulary, split_classes
 
     if options.data == "folder":
-        missing = [f"--{name}" for name in ("images", "masks", "classes") if not getattr(options, name)]
+        missing = [
+            f"--{name}" for name in ("images", "masks", "classes") if not getattr(options, name)
+        ]
         if missing:
-            raise ValueError(f"{', '.join(missing)} missing: give the image folder, the mask folder and the class list, or --data NAME")
+            raise ValueError(
+                f"{', '.join(missing)} missing: give the image folder, the mask folder and the"
+                " class list, or --data NAME"
+            )
         files = find_files(options.images, options.masks)
         vocabulary = load_vocabulary(options.classes, options.unseen)
     else:
         given = [f"--{name}" for name in ("images", "masks", "classes") if getattr(options, name)]
         if given:
-            raise ValueError(f"--data {options.data} finds its files and classes below --root; leave out {', '.join(given)}")
+            raise ValueError(
+                f"--data {options.data} finds its files and classes below --root; leave out"
+                f" {', '.join(given)}"
+            )
         pairs = list_layout(options.data, data_root(options.root), options.split)
         files = FoundFiles(pairs, len(pairs), len(pairs), [], [], [])
         vocabulary = split_classes(layout_vocabulary(options.data, pairs), options.unseen)
-    return files, vocabulary if options.ignore is None else dataclasses.replace(vocabulary, ignore=options.ignore)
+    return files, (
+        vocabulary
+        if options.ignore is None
+        else dataclasses.replace(vocabulary, ignore=options.ignore)
+    )
 
 
 def print_report(report: CheckReport) -> None:
     """Counts, the histogram of the classes that occur, and the findings."""
     files = report.files
-    read = "all read" if len(report.facts) == len(files.pairs) else f"{len(report.facts)} of them read"
-    say(f"{files.images} images, {files.masks} masks, {len(files.pairs)} pairs, {read}; {_sizes(report)}")
+    read = (
+        "all read" if len(report.facts) == len(files.pairs) else f"{len(report.facts)} of them read"
+    )
+    say(
+        f"{files.images} images, {files.masks} masks, {len(files.pairs)} pairs, {read};"
+        f" {_sizes(report)}"
+    )
     if report.tally.masks:
         console.print(_histogram(report))
     if report.order.verdict in ("good", "unknown"):
@@ -110,12 +136,17 @@ def print_report(report: CheckReport) -> None:
         style = "bold red" if finding.level == "wrong" else "bold yellow"
         console.print(Text.assemble((f"{finding.level}: ", style), finding.text), soft_wrap=True)
     wrong, notes = len(report.wrong), len(report.notes)
-    verdict = f"{wrong} thing{' is' if wrong == 1 else 's are'} wrong" if wrong else "nothing is wrong"
+    verdict = (
+        f"{wrong} thing{' is' if wrong == 1 else 's are'} wrong" if wrong else "nothing is wrong"
+    )
     say(f"{verdict}, {notes} note{'' if notes == 1 else 's'}")
 
 
 def _sizes(report: CheckReport) -> str:
-    sizes = sorted({item.image_size for item in report.facts if item.image_size}, key=lambda size: size[0] * size[1])
+    sizes = sorted(
+        {item.image_size for item in report.facts if item.image_size},
+        key=lambda size: size[0] * size[1],
+    )
     if not sizes:
         return "no image can be read"
     first, last = (f"{width} x {height}" for width, height in (sizes[0], sizes[-1]))
@@ -126,14 +157,30 @@ def _histogram(report: CheckReport) -> Table:
     """Classes that occur in label order, ignored pixels, and values that name no class."""
     tally, vocabulary = report.tally, report.vocabulary
     table = Table(title=f"{tally.masks} masks, {tally.pixels:,} pixels", title_justify="left")
-    for heading, justify in (("mask value", "right"), ("class", "left"), ("pixels %", "right"), ("", "left"), ("masks", "right")):
-        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=heading != "class")
+    for heading, justify in (
+        ("mask value", "right"),
+        ("class", "left"),
+        ("pixels %", "right"),
+        ("", "left"),
+        ("masks", "right"),
+    ):
+        table.add_column(
+            heading, justify="right" if justify == "right" else "left", no_wrap=heading != "class"
+        )
     most = max(row.pixels for row in tally.classes)
     values = _values_of(vocabulary, any(item.colored for item in report.facts))
 
     def add(value: str, row: Count, style: str = "", mark: str = "") -> None:
-        bar = "\u2588" * round(BAR * row.pixels / max(1, most)) if row.pixels <= most else ""  # classes share the scale
-        table.add_row(value, Text(row.text + mark), f"{100 * tally.share(row):.2f}", bar, str(row.images), style=style or None)
+        # classes share the scale
+        bar = "\u2588" * round(BAR * row.pixels / max(1, most)) if row.pixels <= most else ""
+        table.add_row(
+            value,
+            Text(row.text + mark),
+            f"{100 * tally.share(row):.2f}",
+            bar,
+            str(row.images),
+            style=style or None,
+        )
 
     for label, row in enumerate(tally.classes):
         if row.pixels:
@@ -154,10 +201,18 @@ def _values_of(vocabulary: Vocabulary, colored: bool) -> dict[int, str]:
         pairs = [(color_name(color), label) for color, label in vocabulary.mask_colors]
     elif vocabulary.raw_values is not None:
         pairs = [(str(value), label) for value, label in vocabulary.raw_values]
-        pairs += [] if str(vocabulary.ignore) in dict(pairs) else [(str(vocabulary.ignore), IGNORED)]
+        pairs += (
+            [] if str(vocabulary.ignore) in dict(pairs) else [(str(vocabulary.ignore), IGNORED)]
+        )
     else:
-        pairs = [*((str(label), label) for label in range(len(vocabulary))), (str(vocabulary.ignore), IGNORED)]
+        pairs = [
+            *((str(label), label) for label in range(len(vocabulary))),
+            (str(vocabulary.ignore), IGNORED),
+        ]
     grouped: dict[int, list[str]] = {}
     for text, label in pairs:
         grouped.setdefault(label, []).append(text)
-    return {label: ", ".join(texts[:3]) + (", ..." if len(texts) > 3 else "") for label, texts in grouped.items()}
+    return {
+        label: ", ".join(texts[:3]) + (", ..." if len(texts) > 3 else "")
+        for label, texts in grouped.items()
+    }

@@ -1,4 +1,5 @@
-"""What a data check reads: both files of every pair in parallel, and how many pixels and images hold each mask value."""
+"""What a data check reads: both files of every pair in parallel, and how many pixels and images
+hold each mask value."""
 
 from __future__ import annotations
 
@@ -69,22 +70,37 @@ class _Facts(Dataset[PairFacts]):
             return PairFacts(image, mask, image_problem, str(error), image_size)
         size = (raw.values.shape[1], raw.values.shape[0])
         values, labels = _count(raw, self.reader)
-        return PairFacts(image, mask, image_problem, "", image_size, size, raw.colored, labels, values)
+        return PairFacts(
+            image, mask, image_problem, "", image_size, size, raw.colored, labels, values
+        )
 
 
 def _count(raw: RawMask, reader: MaskReader) -> tuple[dict[int, int], dict[int, int]]:
     """Pixels of the raw values, and of every label."""
     found, counts = raw.values.unique(return_counts=True)
     labels: dict[int, int] = {}
-    for label, count in zip(reader.labels(RawMask(found[None], raw.colored))[0].tolist(), counts.tolist(), strict=True):
+    for label, count in zip(
+        reader.labels(RawMask(found[None], raw.colored))[0].tolist(), counts.tolist(), strict=True
+    ):
         labels[label] = labels.get(label, 0) + count
     kept = counts.argsort(descending=True, stable=True)[:KEPT].sort().values
     return dict(zip(found[kept].tolist(), counts[kept].tolist(), strict=True)), labels
 
 
-def read_facts(pairs: Sequence[tuple[Path, Path]], vocabulary: Vocabulary, workers: int = 0, step: Step | None = None) -> list[PairFacts]:
-    """Read every pair, in order, in `workers` processes (0: this one); `step` is called with (done, total)."""
-    loader = DataLoader(_Facts(pairs, vocabulary), batch_size=None, num_workers=min(workers, len(pairs)), collate_fn=_same)
+def read_facts(
+    pairs: Sequence[tuple[Path, Path]],
+    vocabulary: Vocabulary,
+    workers: int = 0,
+    step: Step | None = None,
+) -> list[PairFacts]:
+    """Read every pair, in order, in `workers` processes (0: this one); `step` is called with (done,
+    total)."""
+    loader = DataLoader(
+        _Facts(pairs, vocabulary),
+        batch_size=None,
+        num_workers=min(workers, len(pairs)),
+        collate_fn=_same,
+    )
     facts: list[PairFacts] = []
     for item in loader:
         facts.append(item)
@@ -144,9 +160,17 @@ def tally_facts(facts: Sequence[PairFacts], vocabulary: Vocabulary) -> Tally:
     return Tally(
         masks=sum(bool(item.values) for item in facts),
         pixels=sum(pixels.values()),
-        classes=tuple(Count(name, pixels.get(label, 0), images.get(label, 0)) for label, name in enumerate(vocabulary.names)),
+        classes=tuple(
+            Count(name, pixels.get(label, 0), images.get(label, 0))
+            for label, name in enumerate(vocabulary.names)
+        ),
         ignored=Count("ignored", pixels.get(IGNORED, 0), images.get(IGNORED, 0)),
-        unknown=tuple(sorted((Count(text, *counts) for text, counts in strange.items()), key=lambda row: (-row.pixels, row.text))),
+        unknown=tuple(
+            sorted(
+                (Count(text, *counts) for text, counts in strange.items()),
+                key=lambda row: (-row.pixels, row.text),
+            )
+        ),
         values=dict(sorted(values.items())),
     )
 

@@ -16,8 +16,8 @@ MOSTLY = 0.6
 MANY_COLORS = 50
 """Unknown colours from which on smoothing is the likely cause."""
 BACKGROUNDS = frozenset(
-    "background bg other others rest ground sky road grass water sea ocean wall floor building vegetation forest trees tree soil land "
-    "field sand snow desert table tissue clutter".split()
+    "background bg other others rest ground sky road grass water sea ocean wall floor building"
+    " vegetation forest trees tree soil land field sand snow desert table tissue clutter".split()
 )
 """Names of classes that may well fill most of most images."""
 
@@ -57,7 +57,8 @@ class Evidence:
 def list_findings(evidence: Evidence) -> list[Finding]:
     """Everything that is wrong, then everything worth a note."""
     rules: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
-        _files, _damage, _sizes, _colors, _unknown, _nothing, _shift, _zero, _cut, _order, _ignored, _absent
+        _files, _damage, _sizes, _colors, _unknown, _nothing, _shift, _zero, _cut, _order,
+        _ignored, _absent
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(evidence)]
     return sorted(found, key=lambda finding: finding.level == "note")
@@ -67,12 +68,27 @@ def _files(evidence: Evidence) -> Iterator[Finding]:
     files = evidence.files
     if files.clashes:
         pairs = [f"{first.name} and {second.name}" for first, second in files.clashes]
-        yield Finding("wrong", "one-name", f"files of one name, {_several(pairs, 'pair')}: {_some(pairs)}; remove or rename one of each")
+        yield Finding(
+            "wrong",
+            "one-name",
+            f"files of one name, {_several(pairs, 'pair')}: {_some(pairs)}; remove or rename one of"
+            " each",
+        )
     if files.images_alone:
-        text = f"{len(files.images_alone)} of {files.images} images have no mask: {listed(files.images_alone)}; a mask has the image's name"
-        yield Finding("wrong", "images-without-mask", f"{text} and one of the suffixes {', '.join(MASK_SUFFIXES)}")
+        text = (
+            f"{len(files.images_alone)} of {files.images} images have no mask:"
+            f" {listed(files.images_alone)}; a mask has the image's name"
+        )
+        yield Finding(
+            "wrong",
+            "images-without-mask",
+            f"{text} and one of the suffixes {', '.join(MASK_SUFFIXES)}",
+        )
     if files.masks_alone:
-        text = f"{_several(files.masks_alone, 'mask')} without an image, not used: {listed(files.masks_alone)}"
+        text = (
+            f"{_several(files.masks_alone, 'mask')} without an image, not used:"
+            f" {listed(files.masks_alone)}"
+        )
         yield Finding("note", "masks-without-image", text)
 
 
@@ -83,18 +99,37 @@ def _damage(evidence: Evidence) -> Iterator[Finding]:
         if broken:
             others = [path for path, _ in broken[1:]]
             also = f" (also {listed(others)})" if others else ""
-            yield Finding("wrong", f"unreadable-{kind}s", f"{_several(broken, kind)} cannot be used: {broken[0][1]}{also}")
+            yield Finding(
+                "wrong",
+                f"unreadable-{kind}s",
+                f"{_several(broken, kind)} cannot be used: {broken[0][1]}{also}",
+            )
 
 
 def _sizes(evidence: Evidence) -> Iterator[Finding]:
-    wrong = [item for item in evidence.facts if item.image_size and item.mask_size and not item.fits]
+    wrong = [
+        item for item in evidence.facts if item.image_size and item.mask_size and not item.fits
+    ]
     if not wrong:
         return
-    examples = [f"{item.mask.name} {_size(item.mask_size)}, image {_size(item.image_size)}" for item in wrong]
-    text = f"{_several(wrong, 'mask')} of another size (width x height) than the image: {_some(examples)}"
-    turned = [item for item in wrong if item.image_size and item.mask_size and item.image_size == item.mask_size[::-1]]
+    examples = [
+        f"{item.mask.name} {_size(item.mask_size)}, image {_size(item.image_size)}"
+        for item in wrong
+    ]
+    text = (
+        f"{_several(wrong, 'mask')} of another size (width x height) than the image:"
+        f" {_some(examples)}"
+    )
+    turned = [
+        item
+        for item in wrong
+        if item.image_size and item.mask_size and item.image_size == item.mask_size[::-1]
+    ]
     if turned:
-        text += f"; turned by 90 degrees: {len(turned)}; images are turned as their EXIF says, and the mask must fit that"
+        text += (
+            f"; turned by 90 degrees: {len(turned)}; images are turned as their EXIF says, and the"
+            " mask must fit that"
+        )
     yield Finding("wrong", "sizes", text)
 
 
@@ -102,12 +137,15 @@ def _colors(evidence: Evidence) -> Iterator[Finding]:
     """Colour pictures and a class list without colours."""
     colored = [item.mask for item in evidence.facts if item.colored]
     if colored and evidence.vocabulary.mask_colors is None:
-        found = _counts([row for row in evidence.tally.unknown if row.text.startswith("#")], evidence.tally)
+        found = _counts(
+            [row for row in evidence.tally.unknown if row.text.startswith("#")], evidence.tally
+        )
         yield Finding(
             "wrong",
             "colour-masks",
-            f"masks that hold colours: {len(colored)} of {len(evidence.facts)}, but the class list gives none; write it as one "
-            f"`R G B NAME` or `#rrggbb NAME` a line; the colours found: {found}",
+            f"masks that hold colours: {len(colored)} of {len(evidence.facts)}, but the class list"
+            " gives none; write it as one `R G B NAME` or `#rrggbb NAME` a line; the colours"
+            f" found: {found}",
         )
 
 
@@ -120,9 +158,15 @@ def _unknown(evidence: Evidence) -> Iterator[Finding]:
     kind = "colour" if rows[0].text.startswith("#") else "value"
     text = f"{_several(rows, f'mask {kind}')} without a class: {_counts(rows, evidence.tally)}"
     if len(rows) > MANY_COLORS and kind == "colour":
-        hint = "so many come from smoothing or lossy compression: export the masks again, without either"
+        hint = (
+            "so many come from smoothing or lossy compression: export the masks again, without"
+            " either"
+        )
     elif any(row.text == "255" for row in rows):
-        hint = f"255 mostly marks pixels to ignore: set --ignore 255 (now {evidence.vocabulary.ignore})"
+        hint = (
+            "255 mostly marks pixels to ignore: set --ignore 255 (now"
+            f" {evidence.vocabulary.ignore})"
+        )
     else:
         form = "`R G B NAME`" if kind == "colour" else "`VALUE NAME`"
         hint = f"write the class list with one {form} a line, `ignore` for what to leave out"
@@ -133,7 +177,8 @@ def _nothing(evidence: Evidence) -> Iterator[Finding]:
     """Masks in which every pixel is ignored."""
     if evidence.tally.masks and not evidence.any_class and not evidence.tally.unknown:
         text = (
-            "no pixel has a class: there is nothing to train on and nothing to score; does the class list give the mask values that count?"
+            "no pixel has a class: there is nothing to train on and nothing to score; does the"
+            " class list give the mask values that count?"
         )
         yield Finding("wrong", "no-class", text)
 
@@ -148,11 +193,15 @@ def _shift(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "wrong",
             "shifted",
-            f"labels look shifted by one: mask values go up to {len(names)} and 0 never occurs, but the list counts from 0 "
-            f"({names[0]}); write it as `VALUE NAME` lines from `1 {names[0]}` on",
+            f"labels look shifted by one: mask values go up to {len(names)} and 0 never occurs, but"
+            f" the list counts from 0 ({names[0]}); write it as `VALUE NAME` lines from `1"
+            f" {names[0]}` on",
         )
     elif len(names) > 2 and all(values.get(value) for value in range(1, len(names))):
-        text = f"{names[0]!r}, the class of mask value 0, never occurs, while all others do; are labels shifted by one?"
+        text = (
+            f"{names[0]!r}, the class of mask value 0, never occurs, while all others do; are"
+            " labels shifted by one?"
+        )
         yield Finding("note", "zero-absent", text)
 
 
@@ -163,7 +212,10 @@ def _zero(evidence: Evidence) -> Iterator[Finding]:
         return
     pairs = dict(vocabulary.raw_values) if vocabulary.raw_values is not None else {0: 0}
     label = pairs.get(0, IGNORED)
-    if label == IGNORED or set(vocabulary.names[label].casefold().replace("-", " ").split()) & BACKGROUNDS:
+    if (
+        label == IGNORED
+        or set(vocabulary.names[label].casefold().replace("-", " ").split()) & BACKGROUNDS
+    ):
         return
     read = [item for item in evidence.facts if item.values]
     full = [item for item in read if item.share(label) > MOSTLY]
@@ -172,15 +224,20 @@ def _zero(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             level,
             "zero-is-background",
-            f"mask value 0 means {vocabulary.names[label]!r} and fills over {MOSTLY:.0%} of {len(full)} of {len(read)} masks; if 0 is the "
-            "background, write `0 null` (to ignore it) or `0 background` in a list of `VALUE NAME` lines",
+            f"mask value 0 means {vocabulary.names[label]!r} and fills over {MOSTLY:.0%} of"
+            f" {len(full)} of {len(read)} masks; if 0 is the background, write `0 null` (to ignore"
+            " it) or `0 background` in a list of `VALUE NAME` lines",
         )
 
 
 def _cut(evidence: Evidence) -> Iterator[Finding]:
     """Class values from 255 on: cut to 8 bits, or 255 that others ignore."""
     vocabulary, values = evidence.vocabulary, evidence.tally.values
-    pairs = vocabulary.raw_values if vocabulary.raw_values is not None else tuple((label, label) for label in range(len(vocabulary)))
+    pairs = (
+        vocabulary.raw_values
+        if vocabulary.raw_values is not None
+        else tuple((label, label) for label in range(len(vocabulary)))
+    )
     named = {value: vocabulary.names[label] for value, label in pairs if label != IGNORED}
     if not values or not named:
         return
@@ -188,24 +245,38 @@ def _cut(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "wrong",
             "cut-to-8-bits",
-            f"the class list has values up to {max(named)}, but no mask holds one above 255: they look cut to 8 bits; write 16-bit PNGs",
+            f"the class list has values up to {max(named)}, but no mask holds one above 255: they"
+            " look cut to 8 bits; write 16-bit PNGs",
         )
     elif values.get(255) and 255 in named:
-        yield Finding("note", "255-is-a-class", f"mask value 255 means {named[255]!r} here; in most data sets it marks pixels to ignore")
+        yield Finding(
+            "note",
+            "255-is-a-class",
+            f"mask value 255 means {named[255]!r} here; in most data sets it marks pixels to"
+            " ignore",
+        )
 
 
 def _order(evidence: Evidence) -> Iterator[Finding]:
     if evidence.order.verdict in ("permuted", "unusual"):
-        level: Literal["wrong", "note"] = "wrong" if evidence.order.verdict == "permuted" else "note"
+        level: Literal["wrong", "note"] = (
+            "wrong" if evidence.order.verdict == "permuted" else "note"
+        )
         yield Finding(level, "class-order", evidence.order.text)
 
 
 def _ignored(evidence: Evidence) -> Iterator[Finding]:
     if evidence.any_class and not evidence.tally.ignored.pixels:
-        yield Finding("note", "nothing-ignored", "no pixel is ignored: every one counts as one of the classes")
+        yield Finding(
+            "note", "nothing-ignored", "no pixel is ignored: every one counts as one of the classes"
+        )
     empty = [item.mask for item in evidence.facts if item.values and set(item.labels) == {IGNORED}]
     if empty:
-        yield Finding("note", "empty-masks", f"{_several(empty, 'mask')} with ignored pixels alone: {listed(empty)}")
+        yield Finding(
+            "note",
+            "empty-masks",
+            f"{_several(empty, 'mask')} with ignored pixels alone: {listed(empty)}",
+        )
 
 
 def _absent(evidence: Evidence) -> Iterator[Finding]:
@@ -213,10 +284,18 @@ def _absent(evidence: Evidence) -> Iterator[Finding]:
     if not evidence.any_class:
         return  # the reason has been named
     if names:
-        yield Finding("note", "absent-classes", f"{len(names)} of {len(evidence.vocabulary)} classes never occur: {_some(names, 12)}")
+        yield Finding(
+            "note",
+            "absent-classes",
+            f"{len(names)} of {len(evidence.vocabulary)} classes never occur: {_some(names, 12)}",
+        )
     unseen = [name for name in names if name in evidence.vocabulary.unseen]
     if unseen:
-        yield Finding("note", "absent-unseen", f"unseen classes that never occur cannot be scored: {_some(unseen, 12)}")
+        yield Finding(
+            "note",
+            "absent-unseen",
+            f"unseen classes that never occur cannot be scored: {_some(unseen, 12)}",
+        )
 
 
 def _several(items: Sequence[object], noun: str) -> str:
@@ -228,7 +307,9 @@ def _some(texts: Sequence[str], most: int = LISTED) -> str:
 
 
 def _counts(rows: Sequence[Count], tally: Tally) -> str:
-    return _some([f"{row.text} ({row.pixels:,} pixels, {row.images} of {tally.masks} masks)" for row in rows])
+    return _some(
+        [f"{row.text} ({row.pixels:,} pixels, {row.images} of {tally.masks} masks)" for row in rows]
+    )
 
 
 def _size(size: tuple[int, int] | None) -> str:

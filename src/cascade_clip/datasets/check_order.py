@@ -1,6 +1,8 @@
-"""Are the class names in the order of the mask values? Pixel frequencies against what is typical for well-known names.
+"""Are the class names in the order of the mask values? Pixel frequencies against what is typical
+for well-known names.
 
-The values of a mask cannot tell two orders of one class list apart; how often some classes occur can: there is more sky than keyboard.
+The values of a mask cannot tell two orders of one class list apart; how often some classes occur
+can: there is more sky than keyboard.
 """
 
 from __future__ import annotations
@@ -41,22 +43,30 @@ _STREET = """
 """
 
 VOC_FIRST = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow table dog horse motorbike person pottedplant sheep sofa train tvmonitor "
-    "bag bed bench book building cabinet ceiling cloth computer cup door fence floor flower food grass ground keyboard light mountain "
-    "mouse curtain platform sign plate road rock shelves sidewalk sky snow bedclothes track tree truck wall water window wood"
+    "aeroplane bicycle bird boat bottle bus car cat chair cow table dog horse motorbike person"
+    " pottedplant sheep sofa train tvmonitor bag bed bench book building cabinet ceiling cloth"
+    " computer cup door fence floor flower food grass ground keyboard light mountain mouse curtain"
+    " platform sign plate road rock shelves sidewalk sky snow bedclothes track tree truck wall"
+    " water window wood"
 ).split()
-"""The 59 classes of Pascal Context as the PASCAL-in-Detail interface orders them: those of VOC first."""
+"""The 59 classes of Pascal Context as the PASCAL-in-Detail interface orders them: those of VOC
+first."""
 
 
 def typical_shares(vocabulary: Vocabulary) -> dict[str, float]:
     """Typical share of the pixels, in percent, of those classes of a list that are known.
 
-    These are rough orders of magnitude, written down from general knowledge of photo collections and not measured on any: for
-    everyday photos, and another table for lists of street scenes. Only their ranks are used.
+    These are rough orders of magnitude, written down from general knowledge of photo collections
+    and not measured on any: for everyday photos, and another table for lists of street scenes. Only
+    their ranks are used.
     """
     street = _parse(_STREET)
     known = {name: _plain(name) for name in vocabulary.names}
-    table = street if len(street.keys() & set(known.values())) >= 0.8 * len(street) and len(vocabulary) < 60 else _parse(_EVERYDAY)
+    table = (
+        street
+        if len(street.keys() & set(known.values())) >= 0.8 * len(street) and len(vocabulary) < 60
+        else _parse(_EVERYDAY)
+    )
     return {name: table[plain] for name, plain in known.items() if plain in table}
 
 
@@ -95,25 +105,40 @@ def check_order(values: Mapping[int, int], masks: int, vocabulary: Vocabulary) -
     if len(typical) < SMALLEST_NAMES or masks < SMALLEST_IMAGES:
         return OrderCheck(
             "unknown",
-            f"class order not checked: it needs {SMALLEST_NAMES} classes whose typical frequency is known and {SMALLEST_IMAGES} masks, "
-            f"here are {len(typical)} and {masks}",
+            f"class order not checked: it needs {SMALLEST_NAMES} classes whose typical frequency is"
+            f" known and {SMALLEST_IMAGES} masks, here are {len(typical)} and {masks}",
         )
     given = _given_order(vocabulary)
     agreement = rank_agreement(given, values, typical)
-    rated = [(rank_agreement(order, values, typical), text) for text, order in _other_orders(vocabulary, given)]
+    rated = [
+        (rank_agreement(order, values, typical), text)
+        for text, order in _other_orders(vocabulary, given)
+    ]
     best, better = max(rated, key=lambda row: row[0], default=(-1.0, ""))  # of equal ones the first
-    margin = max(0.3, 2.5 / (len(typical) - 1) ** 0.5)  # 2.5 times the spread of the correlation of unrelated ranks
-    rank = f"rank agreement {agreement:.2f} of found and typical pixel frequencies over {len(typical)} well-known names"
+    # 2.5 times the spread of the correlation of unrelated ranks
+    margin = max(0.3, 2.5 / (len(typical) - 1) ** 0.5)
+    rank = (
+        f"rank agreement {agreement:.2f} of found and typical pixel frequencies over {len(typical)}"
+        " well-known names"
+    )
     if agreement < GOOD and best >= GOOD and best - agreement >= margin:
         text = f"labels look permuted: {rank}, but {best:.2f} if the names are read {better}"
         return OrderCheck("permuted", text, len(typical), agreement, better, best)
     if agreement < POOR:
-        return OrderCheck("unusual", f"class frequencies are unusual: {rank}, and no known order fits better", len(typical), agreement)
+        return OrderCheck(
+            "unusual",
+            f"class frequencies are unusual: {rank}, and no known order fits better",
+            len(typical),
+            agreement,
+        )
     return OrderCheck("good", f"class order looks right: {rank}", len(typical), agreement)
 
 
-def rank_agreement(order: Mapping[int, str], values: Mapping[int, int], typical: Mapping[str, float]) -> float:
-    """Spearman's rank correlation of found and typical shares, if raw values mean the names of `order`; 0 where none is found."""
+def rank_agreement(
+    order: Mapping[int, str], values: Mapping[int, int], typical: Mapping[str, float]
+) -> float:
+    """Spearman's rank correlation of found and typical shares, if raw values mean the names of
+    `order`; 0 where none is found."""
     found = dict.fromkeys(typical, 0)
     for value, name in order.items():
         if name in found:
@@ -121,26 +146,49 @@ def rank_agreement(order: Mapping[int, str], values: Mapping[int, int], typical:
     if len(set(found.values())) < 2:
         return 0.0
     pixels = torch.tensor(list(found.values()), dtype=torch.float64)
-    return float(spearman_corrcoef(pixels, torch.tensor(list(typical.values()), dtype=torch.float64)))
+    return float(
+        spearman_corrcoef(pixels, torch.tensor(list(typical.values()), dtype=torch.float64))
+    )
 
 
 def _given_order(vocabulary: Vocabulary) -> dict[int, str]:
-    pairs = vocabulary.raw_values if vocabulary.raw_values is not None else tuple((label, label) for label in range(len(vocabulary)))
+    pairs = (
+        vocabulary.raw_values
+        if vocabulary.raw_values is not None
+        else tuple((label, label) for label in range(len(vocabulary)))
+    )
     return {value: vocabulary.names[label] for value, label in pairs if label >= 0}
 
 
-def _other_orders(vocabulary: Vocabulary, given: Mapping[int, str]) -> list[tuple[str, dict[int, str]]]:
+def _other_orders(
+    vocabulary: Vocabulary, given: Mapping[int, str]
+) -> list[tuple[str, dict[int, str]]]:
     """Other meanings of the mask values that are known to happen, each with its description."""
     names, places = vocabulary.names, sorted(given)
     same = [name for name in list_vocabularies() if set(load_vocabulary(name).names) == set(names)]
     orders = [("in alphabetical order", sorted(names, key=str.casefold))]
-    orders += [(f"in the order of the packaged list {name}", list(load_vocabulary(name).names)) for name in same]
+    orders += [
+        (f"in the order of the packaged list {name}", list(load_vocabulary(name).names))
+        for name in same
+    ]
     if set(VOC_FIRST) == set(names):
-        orders.append(("with the classes of VOC first (the order of the PASCAL-in-Detail interface)", list(VOC_FIRST)))
+        orders.append(
+            (
+                "with the classes of VOC first (the order of the PASCAL-in-Detail interface)",
+                list(VOC_FIRST),
+            )
+        )
     found = [(text, dict(zip(places, order, strict=False))) for text, order in orders]
-    found += [(f"as the raw values of the packaged list {name}", _given_order(load_vocabulary(name))) for name in same]
+    found += [
+        (f"as the raw values of the packaged list {name}", _given_order(load_vocabulary(name)))
+        for name in same
+    ]
     found.append(("in list order from mask value 0", dict(enumerate(names))))
     found.append(("in list order from mask value 1", dict(enumerate(names, start=1))))
     found.append(("one mask value higher", {value + 1: name for value, name in given.items()}))
     found.append(("one mask value lower", {value - 1: name for value, name in given.items()}))
-    return [(text, order) for place, (text, order) in enumerate(found) if order not in (given, *(earlier for _, earlier in found[:place]))]
+    return [
+        (text, order)
+        for place, (text, order) in enumerate(found)
+        if order not in (given, *(earlier for _, earlier in found[:place]))
+    ]

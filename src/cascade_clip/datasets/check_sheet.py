@@ -1,4 +1,5 @@
-"""The preview sheet of a data check: images beside their masks, and a legend of the classes in them."""
+"""The preview sheet of a data check: images beside their masks, and a legend of the classes in
+them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _GREY, _MAGENTA = (128, 128, 128), (255, 0, 255)
 
 
 def choose_pairs(facts: Sequence[PairFacts], count: int = SHOWN) -> list[PairFacts]:
-    """Pairs that show as many classes as possible: each next one adds the most that are not shown yet; in the order of `facts`."""
+    """Pairs that show as many classes as possible: each next one adds the most that are not shown
+    yet; in the order of `facts`."""
     left = [item for item in facts if item.fits]
     chosen: list[PairFacts] = []
     shown: set[int] = {IGNORED}
@@ -38,8 +40,11 @@ def choose_pairs(facts: Sequence[PairFacts], count: int = SHOWN) -> list[PairFac
     return sorted(chosen, key=lambda item: order[id(item)])
 
 
-def draw_sheet(facts: Sequence[PairFacts], vocabulary: Vocabulary, tally: Tally) -> Image.Image | None:
-    """Image and overlay of the chosen pairs, with a legend on the right; None where no pair can be shown."""
+def draw_sheet(
+    facts: Sequence[PairFacts], vocabulary: Vocabulary, tally: Tally
+) -> Image.Image | None:
+    """Image and overlay of the chosen pairs, with a legend on the right; None where no pair can be
+    shown."""
     chosen = choose_pairs(facts)
     if not chosen:
         return None
@@ -69,7 +74,8 @@ def _tile(item: PairFacts, reader: MaskReader) -> Image.Image:
     labels = resize_mask(labels[None], (image.height, image.width))[0]
     classes = len(reader.vocabulary)
     shown = np.where(labels.numpy() == UNKNOWN, classes, labels.numpy())
-    names, colors = (*reader.vocabulary.names, "\0"), (*reader.vocabulary.colors, _MAGENTA)  # one more class: what names none
+    # one more class: what names none
+    names, colors = (*reader.vocabulary.names, "\0"), (*reader.vocabulary.colors, _MAGENTA)
     overlay = Segmentation(shown, names, colors).overlay(image, 0.7, legend=False)
     tile = Image.new("RGB", (2 * image.width + 2, image.height + _CAPTION), "white")
     tile.paste(image, (0, 0))
@@ -78,28 +84,46 @@ def _tile(item: PairFacts, reader: MaskReader) -> Image.Image:
     name = item.image.name
     while font.getlength(name) > tile.width and len(name) > 4:
         name = name[:-2] + "\u2026"
-    ImageDraw.Draw(tile).text((0, image.height + _CAPTION // 2 + 1), name, fill=(70, 70, 70), font=font, anchor="lm")
+    ImageDraw.Draw(tile).text(
+        (0, image.height + _CAPTION // 2 + 1), name, fill=(70, 70, 70), font=font, anchor="lm"
+    )
     return tile
 
 
 def _legend(labels: set[int], vocabulary: Vocabulary, tally: Tally) -> Image.Image:
     """Colour, name and share in all masks of the classes on the sheet, the most frequent first."""
-    present = sorted((label for label in labels if label >= 0), key=lambda label: -tally.classes[label].pixels)
-    rows: list[tuple[Color, Count]] = [(vocabulary.colors[label], tally.classes[label]) for label in present]
+    present = sorted(
+        (label for label in labels if label >= 0), key=lambda label: -tally.classes[label].pixels
+    )
+    rows: list[tuple[Color, Count]] = [
+        (vocabulary.colors[label], tally.classes[label]) for label in present
+    ]
     if IGNORED in labels:
         rows.append((_GREY, tally.ignored))
     if UNKNOWN in labels:
-        rows.append((_MAGENTA, Count("names no class", sum(row.pixels for row in tally.unknown), 0)))
+        rows.append(
+            (_MAGENTA, Count("names no class", sum(row.pixels for row in tally.unknown), 0))
+        )
     font = ImageFont.load_default(_FONT)
     names = max(font.getlength(row.text) for _, row in rows)
     shares = [f"{100 * tally.share(row):.2f} %" for _, row in rows]
     width = int(_FONT + 10 + names + 24 + max(font.getlength(share) for share in shares) + 2 * _GAP)
     legend = Image.new("RGB", (width, _LINE * (len(rows) + 1)), "white")
     draw = ImageDraw.Draw(legend)
-    draw.text((width - _GAP, _LINE // 2), "share of all pixels", fill=(110, 110, 110), font=font, anchor="rm")
+    draw.text(
+        (width - _GAP, _LINE // 2),
+        "share of all pixels",
+        fill=(110, 110, 110),
+        font=font,
+        anchor="rm",
+    )
     for number, ((color, row), share) in enumerate(zip(rows, shares, strict=True), start=1):
         top = number * _LINE
         draw.rectangle((0, top + 5, _FONT, top + 5 + _FONT), fill=color)
-        draw.text((_FONT + 10, top + _LINE // 2), row.text, fill=(20, 20, 20), font=font, anchor="lm")
-        draw.text((width - _GAP, top + _LINE // 2), share, fill=(90, 90, 90), font=font, anchor="rm")
+        draw.text(
+            (_FONT + 10, top + _LINE // 2), row.text, fill=(20, 20, 20), font=font, anchor="lm"
+        )
+        draw.text(
+            (width - _GAP, top + _LINE // 2), share, fill=(90, 90, 90), font=font, anchor="rm"
+        )
     return legend

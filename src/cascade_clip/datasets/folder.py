@@ -1,4 +1,5 @@
-"""A folder of images and a folder of index or colour masks as a data set, and the order in which training walks through one."""
+"""A folder of images and a folder of index or colour masks as a data set, and the order in which
+training walks through one."""
 
 from __future__ import annotations
 
@@ -14,11 +15,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from cascade_clip.transforms import TrainTransform, is_color_mask, load_color_mask, load_image, load_mask
+from cascade_clip.transforms import (
+    TrainTransform,
+    is_color_mask,
+    load_color_mask,
+    load_image,
+    load_mask,
+)
 from cascade_clip.vocabulary import Vocabulary, color_name
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp")  # no JPEG: its compression changes labels
+# no JPEG: its compression changes labels
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 MASK_ENDING = "_labelTrainIds"
 LISTED = 5
 UNKNOWN = -2
@@ -64,15 +72,16 @@ class RawMask:
 class MaskReader:
     """Reads mask files, and turns their values or colours into labels as a vocabulary says.
 
-    Colour pictures are read by colour; so are palette and 8-bit grey pictures where the vocabulary has a colour table and no table
-    of values. Everything else is an index image.
+    Colour pictures are read by colour; so are palette and 8-bit grey pictures where the vocabulary
+    has a colour table and no table of values. Everything else is an index image.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         """Make the tables."""
         self.vocabulary = vocabulary
         self.by_color = vocabulary.mask_colors is not None and vocabulary.raw_values is None
-        self._labels = torch.empty(0) if self.by_color else _value_labels(vocabulary)  # (65536,), unused where masks are read by colour
+        # (65536,), unused where masks are read by colour
+        self._labels = torch.empty(0) if self.by_color else _value_labels(vocabulary)
         self._codes, self._color_labels = vocabulary.color_table()  # (K,), (K,)
 
     def read(self, path: Path) -> RawMask:
@@ -82,37 +91,50 @@ class MaskReader:
         return RawMask(load_mask(path), colored=False)
 
     def labels(self, raw: RawMask) -> Tensor:
-        """int64 labels of shape (H, W): IGNORED where they do not count, UNKNOWN where the vocabulary does not name the value."""
+        """int64 labels of shape (H, W): IGNORED where they do not count, UNKNOWN where the
+        vocabulary does not name the value."""
         if not raw.colored:
             return self._labels[raw.values.long()]
         if not len(self._codes):
             return torch.full(raw.values.shape, UNKNOWN)
         values = raw.values.numpy()
         place = np.searchsorted(self._codes, values).clip(max=len(self._codes) - 1)
-        return torch.from_numpy(np.where(self._codes[place] == values, self._color_labels[place], UNKNOWN))
+        return torch.from_numpy(
+            np.where(self._codes[place] == values, self._color_labels[place], UNKNOWN)
+        )
 
     def refuse(self, raw: RawMask, path: Path) -> None:
-        """Raise the error that names the values without a meaning, how many pixels have them, and what to write."""
+        """Raise the error that names the values without a meaning, how many pixels have them, and
+        what to write."""
         values, counts = raw.values[self.labels(raw) == UNKNOWN].unique(return_counts=True)
-        order = counts.argsort(descending=True, stable=True) if raw.colored else torch.arange(len(values))
-        named = [f"{raw.describe(int(values[index]))} ({int(counts[index])} pixels)" for index in order[:LISTED]]
+        order = (
+            counts.argsort(descending=True, stable=True)
+            if raw.colored
+            else torch.arange(len(values))
+        )
+        named = [
+            f"{raw.describe(int(values[index]))} ({int(counts[index])} pixels)"
+            for index in order[:LISTED]
+        ]
         more = f" and {len(values) - LISTED} more" if len(values) > LISTED else ""
         found, kind = ", ".join(named) + more, "colours" if raw.colored else "values"
         if raw.colored and self.vocabulary.mask_colors is None:
             raise ValueError(
-                f"mask {path} is a colour picture, but the class list gives no colours; write it as one `R G B NAME` or `#rrggbb NAME` "
-                f"a line (name `ignore` for colours to leave out), or give index masks; the colours here: {found}"
+                f"mask {path} is a colour picture, but the class list gives no colours; write it as"
+                " one `R G B NAME` or `#rrggbb NAME` a line (name `ignore` for colours to leave"
+                f" out), or give index masks; the colours here: {found}"
             )
         form = "`R G B NAME`" if raw.colored else "`VALUE NAME`"
         other = "" if raw.colored else f", or set the ignore value, now {self.vocabulary.ignore}"
         raise ValueError(
-            f"mask {path} holds {kind} that name no class: {found}; write the class list with one {form} a line "
-            f"(name `ignore` for {kind} to leave out){other}"
+            f"mask {path} holds {kind} that name no class: {found}; write the class list with one"
+            f" {form} a line (name `ignore` for {kind} to leave out){other}"
         )
 
 
 def _value_labels(vocabulary: Vocabulary) -> Tensor:
-    """Label of every value 0..65535, int64: IGNORED where it does not count, UNKNOWN where it is not named."""
+    """Label of every value 0..65535, int64: IGNORED where it does not count, UNKNOWN where it is
+    not named."""
     table = vocabulary.label_table()
     table[vocabulary.unknown_values(range(len(table)))] = UNKNOWN
     return torch.from_numpy(table)
@@ -121,8 +143,11 @@ def _value_labels(vocabulary: Vocabulary) -> Tensor:
 class LabelledFiles(Dataset[Sample]):
     """Pairs of image file and mask file, read when they are asked for."""
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path]], vocabulary: Vocabulary, limit: int = 0) -> None:
-        """Read masks as `vocabulary` says what their values mean; `limit` keeps the first pairs, 0 all."""
+    def __init__(
+        self, pairs: Sequence[tuple[Path, Path]], vocabulary: Vocabulary, limit: int = 0
+    ) -> None:
+        """Read masks as `vocabulary` says what their values mean; `limit` keeps the first pairs, 0
+        all."""
         self.total = len(pairs)  # without the limit
         self.pairs = list(pairs[: limit or None])
         self.vocabulary = vocabulary
@@ -140,16 +165,17 @@ class LabelledFiles(Dataset[Sample]):
         """Read one image and its labels.
 
         Raises:
-            ValueError: image and mask differ in size, the mask holds values or colours that the vocabulary does not know, or a file is
-                damaged.
+            ValueError: image and mask differ in size, the mask holds values or colours that the
+                vocabulary does not know, or a file is damaged.
         """
         image_path, mask_path = self.pairs[index]
         image, raw = load_image(image_path), self._reader.read(mask_path)
         labels = self._reader.labels(raw)  # (H, W)
         if image.shape[1:] != labels.shape:
             raise ValueError(
-                f"image {image_path} has {image.shape[2]} x {image.shape[1]} pixels (width x height, turned as its EXIF says) but mask "
-                f"{mask_path} has {labels.shape[1]} x {labels.shape[0]}; they must be the same"
+                f"image {image_path} has {image.shape[2]} x {image.shape[1]} pixels (width x"
+                f" height, turned as its EXIF says) but mask {mask_path} has {labels.shape[1]} x"
+                f" {labels.shape[0]}; they must be the same"
             )
         if bool((labels == UNKNOWN).any()):
             self._reader.refuse(raw, mask_path)
@@ -157,13 +183,16 @@ class LabelledFiles(Dataset[Sample]):
 
 
 class SegmentationFolder(LabelledFiles):
-    """Images and masks of two folders, paired by their path below the folder without suffix, in sorted order.
+    """Images and masks of two folders, paired by their path below the folder without suffix, in
+    sorted order.
 
-    The mask of `a/b.jpg` is `a/b_labelTrainIds.png` if there is one, else `a/b.png` (or .bmp, .tif, .gif, .webp). Folders are
-    searched to any depth. Masks without an image are logged.
+    The mask of `a/b.jpg` is `a/b_labelTrainIds.png` if there is one, else `a/b.png` (or .bmp, .tif,
+    .gif, .webp). Folders are searched to any depth. Masks without an image are logged.
     """
 
-    def __init__(self, images: str | Path, masks: str | Path, vocabulary: Vocabulary, limit: int = 0) -> None:
+    def __init__(
+        self, images: str | Path, masks: str | Path, vocabulary: Vocabulary, limit: int = 0
+    ) -> None:
         """Find and check the files; `limit` keeps the first of them, 0 all.
 
         Raises:
@@ -191,16 +220,25 @@ class FoundFiles:
 
 
 def list_pairs(images: str | Path, masks: str | Path) -> list[tuple[Path, Path]]:
-    """Every image of a folder with its mask in another, in sorted order; errors as `SegmentationFolder`."""
+    """Every image of a folder with its mask in another, in sorted order; errors as
+    `SegmentationFolder`."""
     found = find_files(images, masks)
     for first, second in found.clashes:
-        raise ValueError(f"{first} and {second} have one name, so that masks and images cannot be paired; remove or rename one")
+        raise ValueError(
+            f"{first} and {second} have one name, so that masks and images cannot be paired; remove"
+            " or rename one"
+        )
     if found.masks_alone:
-        _logger.warning("%d masks have no image and are not used: %s", len(found.masks_alone), listed(found.masks_alone))
+        _logger.warning(
+            "%d masks have no image and are not used: %s",
+            len(found.masks_alone),
+            listed(found.masks_alone),
+        )
     if found.images_alone:
         raise ValueError(
-            f"{len(found.images_alone)} of {found.images} images in {images} have no mask in {masks}: {listed(found.images_alone)}; "
-            f"a mask has the image's name and one of the suffixes {', '.join(MASK_SUFFIXES)}"
+            f"{len(found.images_alone)} of {found.images} images in {images} have no mask in"
+            f" {masks}: {listed(found.images_alone)}; a mask has the image's name and one of the"
+            f" suffixes {', '.join(MASK_SUFFIXES)}"
         )
     return found.pairs
 
@@ -215,9 +253,19 @@ def find_files(images: str | Path, masks: str | Path) -> FoundFiles:
     image_files, image_clashes = _list_files(image_folder, IMAGE_SUFFIXES, mask_folder)
     mask_files, mask_clashes = _list_files(mask_folder, MASK_SUFFIXES, image_folder)
     if not image_files:
-        raise FileNotFoundError(f"no images in {image_folder}: looked for {', '.join(IMAGE_SUFFIXES)}, also in folders below it")
-    masked = [(image_files[key], mask_files.get(key + MASK_ENDING, mask_files.get(key))) for key in sorted(image_files)]
-    spare = [path for key, path in mask_files.items() if key not in image_files and key.removesuffix(MASK_ENDING) not in image_files]
+        raise FileNotFoundError(
+            f"no images in {image_folder}: looked for {', '.join(IMAGE_SUFFIXES)}, also in folders"
+            " below it"
+        )
+    masked = [
+        (image_files[key], mask_files.get(key + MASK_ENDING, mask_files.get(key)))
+        for key in sorted(image_files)
+    ]
+    spare = [
+        path
+        for key, path in mask_files.items()
+        if key not in image_files and key.removesuffix(MASK_ENDING) not in image_files
+    ]
     return FoundFiles(
         pairs=[(image, mask) for image, mask in masked if mask is not None],
         images=len(image_files),
@@ -236,7 +284,9 @@ def _folder(path: str | Path, kind: str) -> Path:
     return folder
 
 
-def _list_files(folder: Path, suffixes: tuple[str, ...], other: Path) -> tuple[dict[str, Path], list[tuple[Path, Path]]]:
+def _list_files(
+    folder: Path, suffixes: tuple[str, ...], other: Path
+) -> tuple[dict[str, Path], list[tuple[Path, Path]]]:
     """Files below a folder by their path without suffix, and pairs of files that share one.
 
     Links are followed; `other`, the partner folder, is left out if it lies below.
@@ -264,13 +314,16 @@ def _list_files(folder: Path, suffixes: tuple[str, ...], other: Path) -> tuple[d
 
 def listed(paths: list[Path]) -> str:
     """The names of the first files, for messages."""
-    return ", ".join(path.name for path in paths[:LISTED]) + (", ..." if len(paths) > LISTED else "")
+    return ", ".join(path.name for path in paths[:LISTED]) + (
+        ", ..." if len(paths) > LISTED else ""
+    )
 
 
 class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
     """Augmented crops of a data set, asked for by (position in the run, index).
 
-    The randomness of a crop depends on the seed, the position and the index only: not on workers, ranks or what came before.
+    The randomness of a crop depends on the seed, the position and the index only: not on workers,
+    ranks or what came before.
     """
 
     def __init__(self, dataset: HasSamples, transform: TrainTransform, seed: int = 0) -> None:
@@ -290,15 +343,18 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
 
 def _generator(*parts: int) -> torch.Generator:
     """A generator that is a function of some whole numbers, and of how many they are."""
-    mixed = np.random.SeedSequence([len(parts), *(part % 2**64 for part in parts)]).generate_state(1, np.uint64)
+    mixed = np.random.SeedSequence([len(parts), *(part % 2**64 for part in parts)]).generate_state(
+        1, np.uint64
+    )
     return torch.Generator().manual_seed(int(mixed[0]) >> 1)  # torch wants it below 2**63
 
 
 class StepSampler(Sampler[tuple[int, int]]):
     """Pairs (position in the run, index) for `TrainingSet`, each epoch in a new random order.
 
-    Positions count images from the start of the run; position p belongs to step p // batch_size. Rank r takes the r-th contiguous
-    slice of every global batch, so that a step sees the same pairs whatever the number of ranks.
+    Positions count images from the start of the run; position p belongs to step p // batch_size.
+    Rank r takes the r-th contiguous slice of every global batch, so that a step sees the same pairs
+    whatever the number of ranks.
     """
 
     def __init__(
@@ -318,14 +374,18 @@ class StepSampler(Sampler[tuple[int, int]]):
             batch_size: images of one step over all ranks.
             seed: seed of the order.
             steps: steps of the whole run; 0 means without end.
-            start: images that the run has used already, over all ranks; whole batches. May be set later, too.
+            start: images that the run has used already, over all ranks; whole batches. May be set
+                later, too.
             rank: number of this rank.
             world: number of ranks.
         """
         if length < 1:
             raise ValueError(f"the data set must hold at least 1 image, got {length}")
         if batch_size < 1 or world < 1 or batch_size % world:
-            raise ValueError(f"a batch of {batch_size} images cannot be shared by {world} ranks; make it a multiple of them")
+            raise ValueError(
+                f"a batch of {batch_size} images cannot be shared by {world} ranks; make it a"
+                " multiple of them"
+            )
         if not 0 <= rank < world:
             raise ValueError(f"rank must lie in 0..{world - 1}, got {rank}")
         if steps < 0:
@@ -342,7 +402,10 @@ class StepSampler(Sampler[tuple[int, int]]):
     @start.setter
     def start(self, value: int) -> None:
         if value < 0 or value % self.batch_size:
-            raise ValueError(f"start must be a multiple of the batch size {self.batch_size}, got {value}; runs resume between two steps")
+            raise ValueError(
+                f"start must be a multiple of the batch size {self.batch_size}, got {value}; runs"
+                " resume between two steps"
+            )
         self._start = value
 
     def __len__(self) -> int:

@@ -1,4 +1,5 @@
-"""MATLAB files (level 5, `.mat`) from elsewhere: every element is checked before SciPy reads it, which crashes on some damaged bytes.
+"""MATLAB files (level 5, `.mat`) from elsewhere: every element is checked before SciPy reads it,
+which crashes on some damaged bytes.
 
 Source of the format: MathWorks, MAT-File Format, part "Level 5 MAT-File Format".
 """
@@ -35,7 +36,8 @@ def load_matlab(content: bytes) -> dict[str, Any]:
     """The variables of a `.mat` file, as `scipy.io.loadmat` gives them.
 
     Raises:
-        ValueError: damaged, of another version than 5, of more than `LARGEST_FILE` bytes, or with objects or functions.
+        ValueError: damaged, of another version than 5, of more than `LARGEST_FILE` bytes, or with
+            objects or functions.
     """
     from scipy.io import loadmat
 
@@ -47,7 +49,8 @@ def load_matlab(content: bytes) -> dict[str, Any]:
 
 
 def unpack_matlab(content: bytes) -> bytes:
-    """The same file without compression, with every element checked: type, size, and that it ends with what it lies in.
+    """The same file without compression, with every element checked: type, size, and that it ends
+    with what it lies in.
 
     Raises:
         ValueError: as `load_matlab`.
@@ -123,7 +126,9 @@ class _Walk:
         """Check the matrix that begins here and ends by `limit`, and all that lies in it."""
         self.matrices += 1
         if self.matrices > MOST_MATRICES or depth > DEEPEST:
-            raise ValueError(f"it has more than {MOST_MATRICES:,} matrices or {DEEPEST} inside one another")
+            raise ValueError(
+                f"it has more than {MOST_MATRICES:,} matrices or {DEEPEST} inside one another"
+            )
         kind, size = _read_tag(self.content, self.place, self.order)
         self.place += _TAG
         end = self.place + size
@@ -151,7 +156,8 @@ class _Walk:
             self._values(end, _NUMBERS, 0, LARGEST_FILE)  # rows
             self._values(end, _NUMBERS, shape[1] + 1, LARGEST_FILE)  # where columns begin
             for _ in range(parts):
-                self._element(end, tuple(_NUMBERS))  # MATLAB writes logical values as bytes that it calls doubles
+                # MATLAB writes logical values as bytes that it calls doubles
+                self._element(end, tuple(_NUMBERS))
         elif kind in (_CELL, _STRUCT):
             fields = self._count_fields(end) if kind == _STRUCT else 1
             if count * fields * _TAG > end - self.place or (count > 1 and not fields):
@@ -176,15 +182,20 @@ class _Walk:
         if rest or not least <= count <= most:
             raise ValueError(f"{len(content)} bytes of type {kind} for {least} values")
 
-    def _integers(self, end: int, types: tuple[int, ...], count: int | None = None) -> tuple[int, ...]:
+    def _integers(
+        self, end: int, types: tuple[int, ...], count: int | None = None
+    ) -> tuple[int, ...]:
         kind, content = self._element(end, types)
         if len(content) % 4 or (count is not None and len(content) != 4 * count):
             raise ValueError(f"{len(content)} bytes of type {kind}")
-        found: tuple[int, ...] = struct.unpack(f"{self.order}{len(content) // 4}{'i' if kind == _INT32 else 'I'}", content)
+        found: tuple[int, ...] = struct.unpack(
+            f"{self.order}{len(content) // 4}{'i' if kind == _INT32 else 'I'}", content
+        )
         return found
 
     def _element(self, end: int, types: tuple[int, ...]) -> tuple[int, bytes]:
-        """Type and content of the element that begins here; a small one has its size in the upper half of its type."""
+        """Type and content of the element that begins here; a small one has its size in the upper
+        half of its type."""
         kind, size = _read_tag(self.content, self.place, self.order)
         start = self.place + _TAG
         if kind >> 16:

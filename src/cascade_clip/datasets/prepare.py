@@ -1,7 +1,8 @@
 """From the original downloads of a data set to the folder layout that mmsegmentation users have.
 
-Every file is written under a temporary name and renamed, and a journal in `OUT/.prepare` says which files this preparation has written.
-So it may be killed at any point: started again, it goes on and ends with the same bytes.
+Every file is written under a temporary name and renamed, and a journal in `OUT/.prepare` says which
+files this preparation has written. So it may be killed at any point: started again, it goes on and
+ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any, NamedTuple
 
-from cascade_clip.datasets.archives import check_space, file_digest, list_members, unpacked_bytes, write_file
+from cascade_clip.datasets.archives import (
+    check_space,
+    file_digest,
+    list_members,
+    unpacked_bytes,
+    write_file,
+)
 from cascade_clip.datasets.prepare_masks import DetailMasks
 from cascade_clip.datasets.prepare_recipes import Check, Convert, Download, Recipe, Rule, read_list
 
@@ -51,17 +58,21 @@ class _Task(NamedTuple):
 
 
 def find_source(choices: Sequence[Download], raw: Path) -> Source | None:
-    """The first of some downloads that is in the raw folder: its file, or a folder with what was in it."""
+    """The first of some downloads that is in the raw folder: its file, or a folder with what was in
+    it."""
     for download in choices:
         for place in (download.file, *download.places):
             source = Source(download, raw / place)
-            if source.path.is_file() or (source.path.is_dir() and any(True for _ in _tasks(source))):
+            if source.path.is_file() or (
+                source.path.is_dir() and any(True for _ in _tasks(source))
+            ):
                 return source
     return None
 
 
 def check_download(source: Source, step: Step) -> None:
-    """Compare size and hash of a downloaded file with the published ones, as far as they are known; folders have none.
+    """Compare size and hash of a downloaded file with the published ones, as far as they are known;
+    folders have none.
 
     Raises:
         ValueError: they differ.
@@ -69,7 +80,10 @@ def check_download(source: Source, step: Step) -> None:
     download, path = source
     if not path.is_file():
         return
-    again = f"it is incomplete or another version; download it again from {download.url}, or use it as it is with --no-verify"
+    again = (
+        f"it is incomplete or another version; download it again from {download.url}, or use it as"
+        " it is with --no-verify"
+    )
     size = path.stat().st_size
     if download.size and size != download.size:
         raise ValueError(f"{path} has {size:,} bytes and should have {download.size:,}: {again}")
@@ -80,7 +94,9 @@ def check_download(source: Source, step: Step) -> None:
             raise ValueError(f"{path} has the {kind} {found} and should have {expected}: {again}")
 
 
-def prepare_dataset(recipe: Recipe, sources: Sequence[Source], out: Path, *, workers: int, step: Step) -> dict[str, int]:
+def prepare_dataset(
+    recipe: Recipe, sources: Sequence[Source], out: Path, *, workers: int, step: Step
+) -> dict[str, int]:
     """Write the folders of a data set, or go on with it.
 
     Args:
@@ -94,7 +110,8 @@ def prepare_dataset(recipe: Recipe, sources: Sequence[Source], out: Path, *, wor
         Images of each list or folder.
 
     Raises:
-        ValueError: a download is damaged or incomplete, a mask has impossible values, or `out` was begun from other downloads.
+        ValueError: a download is damaged or incomplete, a mask has impossible values, or `out` was
+            begun from other downloads.
         OSError: the disk is full, a worker process died.
     """
     if workers < 1:
@@ -104,9 +121,18 @@ def prepare_dataset(recipe: Recipe, sources: Sequence[Source], out: Path, *, wor
     parts.mkdir(parents=True, exist_ok=True)
     with _Journal(out / ".prepare" / f"{recipe.name}.txt", parts, sources) as journal:
         if not journal.done:
-            check_space(out, sum(unpacked_bytes(source.path) for source in sources if out.resolve() not in source.path.resolve().parents))
+            check_space(
+                out,
+                sum(
+                    unpacked_bytes(source.path)
+                    for source in sources
+                    if out.resolve() not in source.path.resolve().parents
+                ),
+            )
         expected = sum(rule.count for source in sources for rule in source.download.rules)
-        with _Writer(out, parts, journal, workers, lambda done: step(done, max(done, expected))) as writer:
+        with _Writer(
+            out, parts, journal, workers, lambda done: step(done, max(done, expected))
+        ) as writer:
             for source in sources:
                 _unpack(source, writer)
         found = {check.listed or check.images: check_pairs(out, check) for check in recipe.checks}
@@ -125,11 +151,16 @@ def check_pairs(out: Path, check: Check) -> int:
     wanted = set(read_list(out / check.listed)) if check.listed else images
     where = out / (check.listed or check.images)
     if len(wanted) < check.count or (check.listed and len(wanted) != check.count):
-        raise ValueError(f"{where} has {len(wanted):,} images and must have {check.count:,}: a download is incomplete or another version")
+        raise ValueError(
+            f"{where} has {len(wanted):,} images and must have {check.count:,}: a download is"
+            " incomplete or another version"
+        )
     _require(wanted - images, f"images of {where}", out / check.images)
     if check.masks:
         ending = f"{check.ending}.png"
-        masks = {name[: -len(ending)] for name in _names(out / check.masks) if name.endswith(ending)}
+        masks = {
+            name[: -len(ending)] for name in _names(out / check.masks) if name.endswith(ending)
+        }
         _require(wanted - masks, f"masks of {where}", out / check.masks)
     return len(wanted)
 
@@ -148,10 +179,13 @@ def _unpack(source: Source, writer: _Writer) -> None:
     for rule in download.rules:
         if counts[rule] < rule.count:
             raise ValueError(
-                f"{source.path} holds {counts[rule]:,} files {rule.pattern} and should hold {rule.count:,}: "
-                f"it is incomplete or another version; download it again from {download.url}"
+                f"{source.path} holds {counts[rule]:,} files {rule.pattern} and should hold"
+                f" {rule.count:,}: it is incomplete or another version; download it again from"
+                f" {download.url}"
             )
-    for name, stems_of_list in (download.lists(writer.out, stems) if download.lists else {}).items():
+    for name, stems_of_list in (
+        download.lists(writer.out, stems) if download.lists else {}
+    ).items():
         writer.rewrite(name, "".join(f"{stem}\n" for stem in stems_of_list).encode())
 
 
@@ -164,36 +198,58 @@ def _tasks(source: Source) -> Iterator[_Task]:
         for rule in source.download.rules:
             if rule.takes(member.name):
                 label = f"{source.path.name}: {member.name}"
-                yield _Task(rule.target_of(member.name), member.read, rule.convert, rule, label, member.path)
+                yield _Task(
+                    rule.target_of(member.name), member.read, rule.convert, rule, label, member.path
+                )
 
 
 def _detail_tasks(source: Source) -> Iterator[_Task]:
-    """The lists and masks of a PASCAL in Detail file: `images` (image_id, file_name, height, width, phase) and `annos_segmentation`."""
+    """The lists and masks of a PASCAL in Detail file: `images` (image_id, file_name, height, width,
+    phase) and `annos_segmentation`."""
     (rule,) = source.download.rules
     try:
         found = json.loads(source.path.read_bytes())
-        images = {image["image_id"]: image for image in found["images"] if image["phase"] in ("train", "val")}
+        images = {
+            image["image_id"]: image
+            for image in found["images"]
+            if image["phase"] in ("train", "val")
+        }
         regions: dict[Any, list[tuple[int, Any]]] = {identity: [] for identity in images}
         for region in found["annos_segmentation"]:
             if region["image_id"] in regions:
                 regions[region["image_id"]].append((region["category_id"], region["segmentation"]))
         del found
         phases = {
-            phase: sorted(PurePosixPath(image["file_name"]).stem for image in images.values() if image["phase"] == phase)
+            phase: sorted(
+                PurePosixPath(image["file_name"]).stem
+                for image in images.values()
+                if image["phase"] == phase
+            )
             for phase in ("train", "val")
         }
         masks = {
-            PurePosixPath(image["file_name"]): DetailMasks(int(image["height"]), int(image["width"]), regions[identity])
+            PurePosixPath(image["file_name"]): DetailMasks(
+                int(image["height"]), int(image["width"]), regions[identity]
+            )
             for identity, image in images.items()
         }
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{source.path} is no PASCAL in Detail file ({type(error).__name__}: {error}); download it again") from error
+        raise ValueError(
+            f"{source.path} is no PASCAL in Detail file ({type(error).__name__}: {error}); download"
+            " it again"
+        ) from error
     lists = PurePosixPath(rule.target).parent / "ImageSets" / "SegmentationContext"
     for phase, stems in phases.items():
         text = "".join(f"{stem}\n" for stem in stems).encode()
         yield _Task(f"{lists}/{phase}.txt", functools.partial(_given, text), None, None, "")
     for name, mask in masks.items():
-        yield _Task(rule.target_of(name), functools.partial(_given, mask), rule.convert, rule, f"{source.path.name}: {name.name}")
+        yield _Task(
+            rule.target_of(name),
+            functools.partial(_given, mask),
+            rule.convert,
+            rule,
+            f"{source.path.name}: {name.name}",
+        )
 
 
 def _given(value: Any) -> Any:
@@ -201,17 +257,26 @@ def _given(value: Any) -> Any:
 
 
 class _Journal:
-    """Which files this preparation has written: a line that names the downloads, then one file a line."""
+    """Which files this preparation has written: a line that names the downloads, then one file a
+    line."""
 
     def __init__(self, path: Path, parts: Path, sources: Sequence[Source]) -> None:
         """Open the journal of an earlier start, or begin one."""
         self.path, self.parts = path, parts
         self.header = json.dumps(
-            {source.download.file: source.path.stat().st_size if source.path.is_file() else "folder" for source in sources}
+            {
+                source.download.file: source.path.stat().st_size
+                if source.path.is_file()
+                else "folder"
+                for source in sources
+            }
         )
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
         if lines and lines[0] != self.header:
-            raise ValueError(f"this output folder was begun from other downloads, {lines[0]}; delete {path} to write everything again")
+            raise ValueError(
+                f"this output folder was begun from other downloads, {lines[0]}; delete {path} to"
+                " write everything again"
+            )
         self.done = set(lines[1:-1])  # what follows the last line break was cut off
         self._save()
         self._file: IO[str] = path.open("a", encoding="utf-8", newline="\n")
@@ -220,7 +285,12 @@ class _Journal:
         """Nothing more to do."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Close the file; it stays."""
         self._file.close()
 
@@ -236,15 +306,27 @@ class _Journal:
         self._save()
 
     def _save(self) -> None:
-        write_file(self.path, "".join(f"{line}\n" for line in [self.header, *sorted(self.done)]).encode(), self.parts)
+        write_file(
+            self.path,
+            "".join(f"{line}\n" for line in [self.header, *sorted(self.done)]).encode(),
+            self.parts,
+        )
 
 
 class _Writer:
     """Writes files below the output folder, converting in several processes."""
 
-    def __init__(self, out: Path, parts: Path, journal: _Journal, workers: int, step: Callable[[int], None]) -> None:
+    def __init__(
+        self, out: Path, parts: Path, journal: _Journal, workers: int, step: Callable[[int], None]
+    ) -> None:
         """Start the worker processes, if there are to be any."""
-        self.out, self.parts, self.journal, self.workers, self.step = out, parts, journal, workers, step
+        self.out, self.parts, self.journal, self.workers, self.step = (
+            out,
+            parts,
+            journal,
+            workers,
+            step,
+        )
         self._seen: set[str] = set()
         self._pending: deque[tuple[str, Future[None]]] = deque()
         context = multiprocessing.get_context("spawn")
@@ -254,18 +336,25 @@ class _Writer:
         """Nothing more to do."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """End the worker processes; what has not begun is dropped."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
     def write(self, task: _Task) -> bool:
-        """Write a file or have it converted; the first of two with one name counts, then the answer is False."""
+        """Write a file or have it converted; the first of two with one name counts, then the answer
+        is False."""
         if task.target in self._seen:
             return False
         self._seen.add(task.target)
         path = self.out / task.target
-        if task.target in self.journal.done and path.is_file() and path.stat().st_size:  # a power cut can leave empty files
+        # a power cut can leave empty files
+        if task.target in self.journal.done and path.is_file() and path.stat().st_size:
             self.step(len(self._seen))
         elif task.origin is not None and path.exists() and path.samefile(task.origin):
             self._wrote(task.target)
@@ -291,7 +380,8 @@ class _Writer:
                 future.result()
             except BrokenProcessPool as error:
                 raise OSError(
-                    "a worker process ended (out of memory?); start again, with fewer --workers: it goes on where it stopped"
+                    "a worker process ended (out of memory?); start again, with fewer --workers: it"
+                    " goes on where it stopped"
                 ) from error
             self._wrote(target)
 
@@ -319,7 +409,8 @@ def _convert(convert: Convert, payload: Any, path: Path, parts: Path, label: str
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent was killed, which a worker process would not notice otherwise."""
+    """Leave Ctrl-C to the parent, and end when the parent was killed, which a worker process would
+    not notice otherwise."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
@@ -338,4 +429,7 @@ def _names(folder: Path) -> list[str]:
 def _require(missing: set[str], what: str, folder: Path) -> None:
     if missing:
         some = ", ".join(sorted(missing)[:_LISTED])
-        raise ValueError(f"{len(missing):,} {what} are not in {folder}: {some}{', ...' if len(missing) > _LISTED else ''}")
+        raise ValueError(
+            f"{len(missing):,} {what} are not in {folder}:"
+            f" {some}{', ...' if len(missing) > _LISTED else ''}"
+        )

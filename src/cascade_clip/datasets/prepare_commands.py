@@ -21,10 +21,11 @@ def prepare(
     workers: int = 2,
     no_verify: bool = False,
 ) -> int:
-    """Bring the original downloads of a data set into the folders that training and evaluation read.
+    """Bring the original downloads of a data set into the folders that training and evaluation
+    read.
 
-    Says first which files are needed, how large they are and under which terms they stand; nothing is downloaded. May be stopped at any
-    point: started again, it goes on.
+    Says first which files are needed, how large they are and under which terms they stand; nothing
+    is downloaded. May be stopped at any point: started again, it goes on.
 
     Args:
         name: voc (with SBD), coco-stuff, context or ade20k.
@@ -70,18 +71,31 @@ def _find_downloads(recipe: Recipe, raw: Path) -> list[Source]:
         else:
             sources.append(source)
     if missing:
-        raise FileNotFoundError(f"not in {raw}: {', '.join(missing)}; download what is missing and put it there")
+        raise FileNotFoundError(
+            f"not in {raw}: {', '.join(missing)}; download what is missing and put it there"
+        )
     return sources
 
 
 def _say_choices(choices: Sequence[Download], source: Source | None) -> None:
     for number, download in enumerate(choices):
         if source is not None and source.download is download:
-            state = f"found {source.path.name}" if source.path.is_file() else f"found unpacked: {source.path}"
+            state = (
+                f"found {source.path.name}"
+                if source.path.is_file()
+                else f"found unpacked: {source.path}"
+            )
         else:
             state = "missing" if source is None else "not needed"
-        size = f"{download.size / 1e9:.2f} GB" if download.size else download.about or "size not published"
+        size = (
+            f"{download.size / 1e9:.2f} GB"
+            if download.size
+            else download.about or "size not published"
+        )
         kind = download.digest.partition(":")[0]
-        say(f"  {'or ' if number else ''}{download.file}: {size}, {f'{kind} known' if kind else 'no published hash'}; {state}")
+        say(
+            f"  {'or ' if number else ''}{download.file}: {size},"
+            f" {f'{kind} known' if kind else 'no published hash'}; {state}"
+        )
         say(f"      {download.url}")
         say(f"      {download.terms}")

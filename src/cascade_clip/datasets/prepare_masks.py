@@ -1,4 +1,5 @@
-"""From the masks of the original data sets to index PNGs; each function takes the raw content and returns the bytes of a grey 8-bit PNG."""
+"""From the masks of the original data sets to index PNGs; each function takes the raw content and
+returns the bytes of a grey 8-bit PNG."""
 
 from __future__ import annotations
 
@@ -17,17 +18,20 @@ from cascade_clip.rle import decode_mask
 from cascade_clip.vocabulary import load_vocabulary
 
 TRAIN_IDS_ENDING = "_labelTrainIds"
-"""Behind the stem of masks that hold train ids, as mmsegmentation names them; the original mask stays beside it."""
+"""Behind the stem of masks that hold train ids, as mmsegmentation names them; the original mask
+stays beside it."""
 VOC_CLASSES = 20
 CONTEXT_NAMES = 459
 """Names of the full PASCAL Context label list; value 0 is no label."""
 
 CONTEXT_IDS = (
     2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98,
-    104, 105, 113, 115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308,
+    104, 105, 113, 115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296,
+    308,
     324, 326, 347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
 )  # fmt: skip
-"""Numbers of the 59 frequent classes in the list of 459, which is alphabetical: the k-th of them is mask value k.
+"""Numbers of the 59 frequent classes in the list of 459, which is alphabetical: the k-th of them is
+mask value k.
 
 Source: mmsegmentation, tools/dataset_converters/pascal_context.py.
 """
@@ -43,17 +47,21 @@ class DetailMasks(NamedTuple):
 
 
 def sbd_mask(content: bytes) -> bytes:
-    """The class mask (0 background, 1..20) of an SBD `cls/*.mat` file: struct `GTcls`, field `Segmentation`."""
+    """The class mask (0 background, 1..20) of an SBD `cls/*.mat` file: struct `GTcls`, field
+    `Segmentation`."""
     found = load_matlab(content)
     try:
         mask = np.asarray(found["GTcls"][0, 0]["Segmentation"])
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError("no field GTcls.Segmentation; is this a file of SBD's folder cls?") from error
+        raise ValueError(
+            "no field GTcls.Segmentation; is this a file of SBD's folder cls?"
+        ) from error
     return _png(_checked(mask, VOC_CLASSES))
 
 
 def context_mask(content: bytes) -> bytes:
-    """The 59-class mask (0 other, 1..59) of a PASCAL Context `.mat` file: array `LabelMap` of values 0..459."""
+    """The 59-class mask (0 other, 1..59) of a PASCAL Context `.mat` file: array `LabelMap` of
+    values 0..459."""
     found = load_matlab(content)
     if "LabelMap" not in found:
         raise ValueError("no array LabelMap; is this a file of the 459-class archive?")
@@ -72,7 +80,9 @@ def detail_mask(masks: DetailMasks) -> bytes:
     for category, encoded in masks.regions:
         region = decode_mask(encoded)
         if region.shape != labels.shape:
-            raise ValueError(f"a region of shape {region.shape} in an image of shape {labels.shape}")
+            raise ValueError(
+                f"a region of shape {region.shape} in an image of shape {labels.shape}"
+            )
         if not 0 <= category <= CONTEXT_NAMES:
             raise ValueError(f"category {category}; PASCAL Context has 1..{CONTEXT_NAMES}")
         labels[region] = category
@@ -84,7 +94,9 @@ def train_id_mask(content: bytes) -> bytes:
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if image.mode not in ("L", "P"):
-                raise ValueError(f"a PNG of mode {image.mode}; stuffthingmaps have one channel of 8 bits")
+                raise ValueError(
+                    f"a PNG of mode {image.mode}; stuffthingmaps have one channel of 8 bits"
+                )
             mask = np.asarray(image)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"not a readable PNG ({error})") from error
@@ -92,23 +104,30 @@ def train_id_mask(content: bytes) -> bytes:
     strange = np.unique(mask[unknown[mask]])
     if strange.size:
         raise ValueError(
-            f"mask values {strange.tolist()} that COCO-Stuff does not use; are these the pixel maps of stuffthingmaps_trainval2017?"
+            f"mask values {strange.tolist()} that COCO-Stuff does not use; are these the pixel maps"
+            " of stuffthingmaps_trainval2017?"
         )
     return _png(table[mask])
 
 
 def _checked(mask: NDArray[Any], largest: int) -> NDArray[Any]:
     if mask.ndim != 2 or mask.dtype.kind not in "iu" or mask.size == 0:
-        raise ValueError(f"a mask must be whole numbers of shape (H, W), got {mask.dtype} of shape {mask.shape}")
+        raise ValueError(
+            f"a mask must be whole numbers of shape (H, W), got {mask.dtype} of shape {mask.shape}"
+        )
     if int(mask.min()) < 0 or int(mask.max()) > largest:
-        raise ValueError(f"mask values must lie in 0..{largest}, got {int(mask.min())}..{int(mask.max())}")
+        raise ValueError(
+            f"mask values must lie in 0..{largest}, got {int(mask.min())}..{int(mask.max())}"
+        )
     return mask
 
 
 def _png(mask: NDArray[Any]) -> bytes:
     """The same bytes for the same mask: no metadata, fixed compression."""
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8)).save(buffer, format="PNG", compress_level=6)
+    Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8)).save(
+        buffer, format="PNG", compress_level=6
+    )
     return buffer.getvalue()
 
 

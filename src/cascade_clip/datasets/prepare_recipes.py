@@ -1,8 +1,10 @@
-"""What `data prepare` knows of each data set: the downloads, what becomes of their files, and how many there must be.
+"""What `data prepare` knows of each data set: the downloads, what becomes of their files, and how
+many there must be.
 
-Sources: mmsegmentation, tools/dataset_converters/{voc_aug,coco_stuff164k,pascal_context}.py and its data set guide (layouts, counts);
-tensorflow-datasets and torchvision (sizes and hashes of VOC, SBD and COCO); the hashes of PASCAL Context and ADE20K are those on which the
-loaders of several public repositories agree.
+Sources: mmsegmentation, tools/dataset_converters/{voc_aug,coco_stuff164k,pascal_context}.py and its
+data set guide (layouts, counts); tensorflow-datasets and torchvision (sizes and hashes of VOC, SBD
+and COCO); the hashes of PASCAL Context and ADE20K are those on which the loaders of several public
+repositories agree.
 """
 
 from __future__ import annotations
@@ -12,7 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cascade_clip.datasets.prepare_masks import TRAIN_IDS_ENDING, context_mask, detail_mask, sbd_mask, train_id_mask
+from cascade_clip.datasets.prepare_masks import (
+    TRAIN_IDS_ENDING,
+    context_mask,
+    detail_mask,
+    sbd_mask,
+    train_id_mask,
+)
 
 Convert = Callable[[Any], bytes]
 Lists = Mapping[str, Collection[str]]
@@ -40,12 +48,14 @@ class Rule:
     """Put behind the stem of a converted file."""
 
     def takes(self, name: PurePosixPath) -> bool:
-        """Whether this is the rule of a file (or of a file beside it); files that a conversion wrote earlier are none."""
+        """Whether this is the rule of a file (or of a file beside it); files that a conversion
+        wrote earlier are none."""
         return name.match(self.pattern) and not name.stem.endswith(TRAIN_IDS_ENDING)
 
     def target_of(self, name: PurePosixPath) -> str:
         """Where the file goes, below the output folder."""
-        return f"{self.target}/{name.name if self.convert is None else f'{name.stem}{self.ending}.png'}"
+        file = name.name if self.convert is None else f"{name.stem}{self.ending}.png"
+        return f"{self.target}/{file}"
 
 
 @dataclass(frozen=True)
@@ -63,9 +73,11 @@ class Download:
     digest: str = ""
     """`sha256:...` or `md5:...`; empty: none is published."""
     places: tuple[str, ...] = ()
-    """Other places in the raw folder: folders that hold the same files unpacked, or where mmsegmentation has the file."""
+    """Other places in the raw folder: folders that hold the same files unpacked, or where
+    mmsegmentation has the file."""
     lists: Callable[[Path, Collection[str]], Lists] | None = None
-    """Lists to write, from the output folder and the stems of the converted masks of this download."""
+    """Lists to write, from the output folder and the stems of the converted masks of this
+    download."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +108,15 @@ class Recipe:
 
 
 def sbd_lists(out: Path, stems: Collection[str]) -> Lists:
-    """`aug` and `trainaug`: the SBD images that are in neither VOC list, and those together with VOC's train list; sorted.
+    """`aug` and `trainaug`: the SBD images that are in neither VOC list, and those together with
+    VOC's train list; sorted.
 
     SBD's own train and val lists together are all its masks, so its masks are what is counted.
     """
-    train, val = (read_list(out / _VOC2012 / f"ImageSets/Segmentation/{split}.txt") for split in ("train", "val"))
+    train, val = (
+        read_list(out / _VOC2012 / f"ImageSets/Segmentation/{split}.txt")
+        for split in ("train", "val")
+    )
     folder = f"{_VOC2012}/ImageSets/Segmentation"
     return {
         f"{folder}/aug.txt": sorted(set(stems) - set(train) - set(val)),
@@ -120,7 +136,9 @@ def context_lists(out: Path, stems: Collection[str]) -> Lists:
 
 def read_list(path: Path) -> list[str]:
     """First word of every line."""
-    return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [
+        line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
 
 
 _VOC = Recipe(
@@ -137,7 +155,9 @@ _VOC = Recipe(
                 digest="sha256:e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
                 places=("VOCdevkit/VOC2012", "VOC2012"),
                 rules=(
-                    Rule("ImageSets/Segmentation/train.txt", f"{_VOC2012}/ImageSets/Segmentation", 1),
+                    Rule(
+                        "ImageSets/Segmentation/train.txt", f"{_VOC2012}/ImageSets/Segmentation", 1
+                    ),
                     Rule("ImageSets/Segmentation/val.txt", f"{_VOC2012}/ImageSets/Segmentation", 1),
                     Rule("JPEGImages/*.jpg", f"{_VOC2012}/JPEGImages", 17_125),
                     Rule("SegmentationClass/*.png", f"{_VOC2012}/SegmentationClass", 2_913),
@@ -152,16 +172,35 @@ _VOC = Recipe(
                 about="about 1.4 GB",
                 digest="sha256:6a5a2918d5c73ce032fdeba876574d150d9d04113ab87540a1304cbcc715be53",
                 places=("benchmark_RELEASE", "VOCdevkit/VOCaug", "VOCaug"),
-                rules=(Rule("dataset/cls/*.mat", f"{_VOC2012}/SegmentationClassAug", 11_355, sbd_mask),),
+                rules=(
+                    Rule("dataset/cls/*.mat", f"{_VOC2012}/SegmentationClassAug", 11_355, sbd_mask),
+                ),
                 lists=sbd_lists,
             ),
         ),
     ),
     checks=(
-        Check(f"{_VOC2012}/JPEGImages", f"{_VOC2012}/SegmentationClass", 1_464, f"{_VOC2012}/ImageSets/Segmentation/train.txt"),
-        Check(f"{_VOC2012}/JPEGImages", f"{_VOC2012}/SegmentationClass", 1_449, f"{_VOC2012}/ImageSets/Segmentation/val.txt"),
-        Check(f"{_VOC2012}/JPEGImages", f"{_VOC2012}/SegmentationClassAug", 9_118, f"{_VOC2012}/ImageSets/Segmentation/aug.txt"),
-        Check(f"{_VOC2012}/JPEGImages", "", 10_582, f"{_VOC2012}/ImageSets/Segmentation/trainaug.txt"),
+        Check(
+            f"{_VOC2012}/JPEGImages",
+            f"{_VOC2012}/SegmentationClass",
+            1_464,
+            f"{_VOC2012}/ImageSets/Segmentation/train.txt",
+        ),
+        Check(
+            f"{_VOC2012}/JPEGImages",
+            f"{_VOC2012}/SegmentationClass",
+            1_449,
+            f"{_VOC2012}/ImageSets/Segmentation/val.txt",
+        ),
+        Check(
+            f"{_VOC2012}/JPEGImages",
+            f"{_VOC2012}/SegmentationClassAug",
+            9_118,
+            f"{_VOC2012}/ImageSets/Segmentation/aug.txt",
+        ),
+        Check(
+            f"{_VOC2012}/JPEGImages", "", 10_582, f"{_VOC2012}/ImageSets/Segmentation/trainaug.txt"
+        ),
     ),
 )
 
@@ -202,16 +241,38 @@ _COCO_STUFF = Recipe(
                 places=("stuffthingmaps_trainval2017", "annotations", "coco_stuff164k/annotations"),
                 rules=(
                     Rule("train2017/*.png", f"{_COCO}/annotations/train2017", 118_287),
-                    Rule("train2017/*.png", f"{_COCO}/annotations/train2017", 118_287, train_id_mask, TRAIN_IDS_ENDING),
+                    Rule(
+                        "train2017/*.png",
+                        f"{_COCO}/annotations/train2017",
+                        118_287,
+                        train_id_mask,
+                        TRAIN_IDS_ENDING,
+                    ),
                     Rule("val2017/*.png", f"{_COCO}/annotations/val2017", 5_000),
-                    Rule("val2017/*.png", f"{_COCO}/annotations/val2017", 5_000, train_id_mask, TRAIN_IDS_ENDING),
+                    Rule(
+                        "val2017/*.png",
+                        f"{_COCO}/annotations/val2017",
+                        5_000,
+                        train_id_mask,
+                        TRAIN_IDS_ENDING,
+                    ),
                 ),
             ),
         ),
     ),
     checks=(
-        Check(f"{_COCO}/images/train2017", f"{_COCO}/annotations/train2017", 118_287, ending=TRAIN_IDS_ENDING),
-        Check(f"{_COCO}/images/val2017", f"{_COCO}/annotations/val2017", 5_000, ending=TRAIN_IDS_ENDING),
+        Check(
+            f"{_COCO}/images/train2017",
+            f"{_COCO}/annotations/train2017",
+            118_287,
+            ending=TRAIN_IDS_ENDING,
+        ),
+        Check(
+            f"{_COCO}/images/val2017",
+            f"{_COCO}/annotations/val2017",
+            5_000,
+            ending=TRAIN_IDS_ENDING,
+        ),
     ),
 )
 
@@ -257,8 +318,18 @@ _CONTEXT = Recipe(
         ),
     ),
     checks=(
-        Check(f"{_VOC2010}/JPEGImages", _CONTEXT_MASKS, 4_998, f"{_VOC2010}/ImageSets/SegmentationContext/train.txt"),
-        Check(f"{_VOC2010}/JPEGImages", _CONTEXT_MASKS, 5_105, f"{_VOC2010}/ImageSets/SegmentationContext/val.txt"),
+        Check(
+            f"{_VOC2010}/JPEGImages",
+            _CONTEXT_MASKS,
+            4_998,
+            f"{_VOC2010}/ImageSets/SegmentationContext/train.txt",
+        ),
+        Check(
+            f"{_VOC2010}/JPEGImages",
+            _CONTEXT_MASKS,
+            5_105,
+            f"{_VOC2010}/ImageSets/SegmentationContext/val.txt",
+        ),
     ),
 )
 
@@ -290,4 +361,6 @@ _ADE20K = Recipe(
     ),
 )
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (_VOC, _COCO_STUFF, _CONTEXT, _ADE20K)}
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe for recipe in (_VOC, _COCO_STUFF, _CONTEXT, _ADE20K)
+}

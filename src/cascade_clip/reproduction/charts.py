@@ -1,4 +1,5 @@
-"""Charts of results, and pictures that carry their own description: PNG files whose `Description` says what is to be seen."""
+"""Charts of results, and pictures that carry their own description: PNG files whose `Description`
+says what is to be seen."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def describe_picture(path: Path) -> str:
 
 
 def draw_differences(verdicts: Sequence[Verdict]) -> Figure:
-    """Every comparison with its interval beside the paper's difference, a panel for each of S, U and hIoU."""
+    """Every comparison with its interval beside the paper's difference, a panel for each of S, U
+    and hIoU."""
     rows = list(dict.fromkeys((verdict.row, verdict.against) for verdict in verdicts))
     several = len({against for _, against in rows}) > 1
     labels = [_wrap(f"{row}, minus {against}" if several else row) for row, against in rows]
@@ -57,22 +59,38 @@ def draw_differences(verdicts: Sequence[Verdict]) -> Figure:
         _tidy(panel)
     panels[0].set_yticks(range(len(rows)), labels, fontsize=9)
     panels[1].set_xlabel("percentage points", fontsize=9)
-    figure.legend(handles=_key(verdicts), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(
+        handles=_key(verdicts), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
     return figure
 
 
 def describe_differences(verdicts: Sequence[Verdict]) -> str:
     """What `draw_differences` shows, for those who cannot see it."""
     against = sorted({verdict.against for verdict in verdicts})
-    rows = f"every row minus {against[0]}" if len(against) == 1 else "every row minus the one that it is compared with"
-    paper = ", and the paper's differences" if any(verdict.published is not None for verdict in verdicts) else ""
-    return f"Differences in S, U and hIoU, {rows}, with 95 % intervals{paper}. The numbers are in the table."
+    rows = (
+        f"every row minus {against[0]}"
+        if len(against) == 1
+        else "every row minus the one that it is compared with"
+    )
+    paper = (
+        ", and the paper's differences"
+        if any(verdict.published is not None for verdict in verdicts)
+        else ""
+    )
+    return (
+        f"Differences in S, U and hIoU, {rows}, with 95 % intervals{paper}. The numbers are in the"
+        " table."
+    )
 
 
 def draw_lengths(
-    ours: Mapping[int, Sequence[Mapping[str, float]]], paper: Mapping[int, Mapping[str, float]], worlds: tuple[str, str]
+    ours: Mapping[int, Sequence[Mapping[str, float]]],
+    paper: Mapping[int, Mapping[str, float]],
+    worlds: tuple[str, str],
 ) -> Figure:
-    """S and U over the steps of training, the paper's at the left and ours at the right (paper Figure 7).
+    """S and U over the steps of training, the paper's at the left and ours at the right (paper
+    Figure 7).
 
     Args:
         ours: steps to the scores of every seed, in 0..1.
@@ -82,13 +100,30 @@ def draw_lengths(
     figure = Figure(figsize=(7.4, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, color, marker in (("S", CERTAIN, "o"), ("U", PAPER, "s")):
-        printed = [(steps, values[name]) for steps, values in sorted(paper.items()) if name in values]
+        printed = [
+            (steps, values[name]) for steps, values in sorted(paper.items()) if name in values
+        ]
         left.plot(*zip(*printed, strict=True), color=color, marker=marker, label=name)
-        means = [(steps, 100 * float(np.mean([run[name] for run in runs]))) for steps, runs in sorted(ours.items())]
+        means = [
+            (steps, 100 * float(np.mean([run[name] for run in runs])))
+            for steps, runs in sorted(ours.items())
+        ]
         right.plot(*zip(*means, strict=True), color=color, marker=marker, label=name)
-        seeds = [(steps, 100 * run[name]) for steps, runs in sorted(ours.items()) if len(runs) > 1 for run in runs]
+        seeds = [
+            (steps, 100 * run[name])
+            for steps, runs in sorted(ours.items())
+            if len(runs) > 1
+            for run in runs
+        ]
         if seeds:
-            right.plot(*zip(*seeds, strict=True), color=color, marker=marker, markersize=3, alpha=0.6, linestyle="none")
+            right.plot(
+                *zip(*seeds, strict=True),
+                color=color,
+                marker=marker,
+                markersize=3,
+                alpha=0.6,
+                linestyle="none",
+            )
     for panel, title in ((left, f"paper, {worlds[0]}"), (right, f"here, {worlds[1]}")):
         panel.set_title(title, fontsize=10, loc="left")
         panel.set_xlabel("steps of training", fontsize=9)
@@ -106,19 +141,60 @@ def _draw_one(panel: Axes, place: int, verdict: Verdict) -> None:
     certain = verdict.standing == "certain"
     color = CERTAIN if certain else UNSURE
     if found.difference is not None and found.low is not None and found.high is not None:
-        panel.plot([100 * found.low, 100 * found.high], [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
-        panel.plot(100 * found.difference, place, "o", color=color, markersize=6.5, markerfacecolor=color if certain else "white")
+        panel.plot(
+            [100 * found.low, 100 * found.high],
+            [place, place],
+            color=color,
+            linewidth=2.2,
+            solid_capstyle="butt",
+        )
+        panel.plot(
+            100 * found.difference,
+            place,
+            "o",
+            color=color,
+            markersize=6.5,
+            markerfacecolor=color if certain else "white",
+        )
     if verdict.published is not None:
-        panel.plot(verdict.published, place - 0.27, "D", color=PAPER, markersize=4.5, markerfacecolor="white")
+        panel.plot(
+            verdict.published,
+            place - 0.27,
+            "D",
+            color=PAPER,
+            markersize=4.5,
+            markerfacecolor="white",
+        )
 
 
 def _key(verdicts: Sequence[Verdict]) -> list[Line2D]:
     """What the marks mean."""
-    certain = "certain for these trained models" if all(verdict.one_seed for verdict in verdicts) else "certain"
+    certain = (
+        "certain for these trained models"
+        if all(verdict.one_seed for verdict in verdicts)
+        else "certain"
+    )
     marks = [
         Line2D([], [], color=CERTAIN, marker="o", linewidth=2.2, label=f"{certain}, 95 % interval"),
-        Line2D([], [], color=UNSURE, marker="o", markerfacecolor="white", linewidth=2.2, label="not certain, 95 % interval"),
-        Line2D([], [], color=PAPER, marker="D", markerfacecolor="white", markersize=4.5, linestyle="none", label="paper, no interval"),
+        Line2D(
+            [],
+            [],
+            color=UNSURE,
+            marker="o",
+            markerfacecolor="white",
+            linewidth=2.2,
+            label="not certain, 95 % interval",
+        ),
+        Line2D(
+            [],
+            [],
+            color=PAPER,
+            marker="D",
+            markerfacecolor="white",
+            markersize=4.5,
+            linestyle="none",
+            label="paper, no interval",
+        ),
     ]
     return marks if any(verdict.published is not None for verdict in verdicts) else marks[:-1]
 

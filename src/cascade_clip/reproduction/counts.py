@@ -1,4 +1,5 @@
-"""The paper's counts: Table 12 (parameters, operations, speed) and Table 17 (aggregation weights after training)."""
+"""The paper's counts: Table 12 (parameters, operations, speed) and Table 17 (aggregation weights
+after training)."""
 
 from __future__ import annotations
 
@@ -30,10 +31,14 @@ PUBLISHED_COSTS: dict[str, tuple[float, float | None, float, float]] = {
     "ZegCLIP": (164.9, 14.6, 123.9, 20.9),
     "Cascade-CLIP": (193.1, 40.5, 123.8, 18.4),
 }
-"""Table 12: parameters and trained parameters in millions, operations of a 512 x 512 image in 10^9, images/s on one RTX 3090."""
+"""Table 12: parameters and trained parameters in millions, operations of a 512 x 512 image in 10^9,
+images/s on one RTX 3090."""
 _COUNTED = {"ZegCLIP": "ZegCLIP", "Cascade-CLIP": "ZegCLIP with the cascade"}
 """Names in Table 12 and in Table 10, whose settings are counted."""
-PUBLISHED_WEIGHTS: dict[tuple[int, ...], tuple[float, ...]] = {(6, 7, 8): (0.13, 0.59, 1.02), (9, 10, 11): (0.13, 0.59, 1.01)}
+PUBLISHED_WEIGHTS: dict[tuple[int, ...], tuple[float, ...]] = {
+    (6, 7, 8): (0.13, 0.59, 1.02),
+    (9, 10, 11): (0.13, 0.59, 1.01),
+}
 """Table 17, by the blocks of the stage."""
 _CLASSES, _SIDE = 171, 512
 _TIMED = 40
@@ -47,8 +52,11 @@ class Counted(NamedTuple):
     words: list[str]
 
 
-def count_parts(entry: Entry, world: World, out: Path, seeds: Sequence[int], later: str = "") -> Counted:
-    """The counts of Tables 12 and 17; nothing for other entries, and where nothing was run that they need.
+def count_parts(
+    entry: Entry, world: World, out: Path, seeds: Sequence[int], later: str = ""
+) -> Counted:
+    """The counts of Tables 12 and 17; nothing for other entries, and where nothing was run that
+    they need.
 
     Args:
         entry: any entry.
@@ -67,47 +75,88 @@ def count_parts(entry: Entry, world: World, out: Path, seeds: Sequence[int], lat
 
 
 def count_costs(out: Path) -> Counted:
-    """Table 12: the published costs, ours counted for the full-size models, and the speed of the small ones of the built-in world here."""
-    heads = ("model", "all, paper", "all, counted", "trained, paper", "trained, counted", "G operations, paper", "G operations, counted")
+    """Table 12: the published costs, ours counted for the full-size models, and the speed of the
+    small ones of the built-in world here."""
+    heads = (
+        "model",
+        "all, paper",
+        "all, counted",
+        "trained, paper",
+        "trained, counted",
+        "G operations, paper",
+        "G operations, counted",
+    )
     rows = []
     for name, (parameters, trained, operations, speed) in PUBLISHED_COSTS.items():
         found = _costs(name, out) if name in _COUNTED else {}
         values = (
             f"{parameters:.1f} M", _shown(found.get("parameters"), 1e6, " M"),
             "-" if trained is None else f"{trained:.1f} M", _shown(found.get("trained"), 1e6, " M"),
-            f"{operations:.1f}", _shown(found.get("operations"), 1e9), f"{speed:.1f}", _shown(found.get("speed"), 1),
+            f"{operations:.1f}", _shown(found.get("operations"), 1e9), f"{speed:.1f}",
+            _shown(found.get("speed"), 1),
         )  # fmt: skip
         rows.append((Cell(name), *(Cell(value) for value in values)))
-    table = Table("Costs", (*heads, "images/s, paper (RTX 3090)", "images/s, small model, here"), tuple(rows))
+    table = Table(
+        "Costs", (*heads, "images/s, paper (RTX 3090)", "images/s, small model, here"), tuple(rows)
+    )
     words = [
-        "Parameters and operations are those of the full-size models (ViT-B/16, 512 x 512 pixels, 171 classes), counted as the paper does: "
-        "with the text tower and with the weights of the released program that reach no output. Weights are not loaded. G operations "
-        "count a multiplication and an addition as one.",
-        "The last column is the small model of the built-in world on this machine, one 64-pixel scene at a time, median; only the ratio of "
-        "the two models can be compared with the paper's.",
+        (
+            "Parameters and operations are those of the full-size models (ViT-B/16, 512 x 512"
+            " pixels, 171 classes), counted as the paper does: with the text tower and with the"
+            " weights of the released program that reach no output. Weights are not loaded. G"
+            " operations count a multiplication and an addition as one."
+        ),
+        (
+            "The last column is the small model of the built-in world on this machine, one 64-pixel"
+            " scene at a time, median; only the ratio of the two models can be compared with the"
+            " paper's."
+        ),
     ]
     return Counted([table], words)
 
 
 def compare_weights(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Counted:
-    """Table 17: the weights of every stage at the start, after training with each seed, and in the paper."""
+    """Table 17: the weights of every stage at the start, after training with each seed, and in the
+    paper."""
     row = entry.rows[0]
-    results = [result for result in collect_results(entry, row, world, seeds, out) if is_trained(result.checkpoint.parent)]
+    results = [
+        result
+        for result in collect_results(entry, row, world, seeds, out)
+        if is_trained(result.checkpoint.parent)
+    ]
     rows: list[tuple[Cell, ...]] = []
     moves = [0.0]
     for number, stage in enumerate(world.config(row).model.stages):
-        learned = [found for result in results if (found := _weights(result.checkpoint, number)) is not None]
+        learned = [
+            found
+            for result in results
+            if (found := _weights(result.checkpoint, number)) is not None
+        ]
         if not learned:
             continue
         start = gaussian_weights(len(stage), world.config(row).model.aggregation.sigma)
         paper = PUBLISHED_WEIGHTS.get(tuple(stage))
-        names = (f"blocks {', '.join(map(str, stage))}", _numbers(start), "-" if paper is None else _numbers(paper, 2))
+        names = (
+            f"blocks {', '.join(map(str, stage))}",
+            _numbers(start),
+            "-" if paper is None else _numbers(paper, 2),
+        )
         rows.append(tuple(map(Cell, (*names, *map(_numbers, learned)))))
-        moves += [abs(after - before) for one in learned for after, before in zip(one, start, strict=True)]
+        moves += [
+            abs(after - before) for one in learned for after, before in zip(one, start, strict=True)
+        ]
     if not rows:
         return Counted([], [])
-    heads = ("stage", "start", "after training, paper", *(f"after training, seed {result.seed}" for result in results))
-    words = f"The published weights end within 0.02 of where they start; here the largest move of a weight is {max(moves):.3f}."
+    heads = (
+        "stage",
+        "start",
+        "after training, paper",
+        *(f"after training, seed {result.seed}" for result in results),
+    )
+    words = (
+        "The published weights end within 0.02 of where they start; here the largest move of a"
+        f" weight is {max(moves):.3f}."
+    )
     return Counted([Table("Aggregation weights", heads, tuple(rows))], [words])
 
 
@@ -120,13 +169,23 @@ def _weights(checkpoint: Path, stage: int) -> list[float] | None:
 def _costs_path(name: str, out: Path) -> Path:
     """Where the costs of a model are kept; another version of the software counts anew."""
     row = find_entries("table10")[0].row(_COUNTED[name])
-    model, small = load_world("coco-stuff").config(row).model, load_world("sandbox").config(row).model
-    key = hash_settings({"model": config_to_dict(model), "small": config_to_dict(small), "versions": read_versions()})
+    model, small = (
+        load_world("coco-stuff").config(row).model,
+        load_world("sandbox").config(row).model,
+    )
+    key = hash_settings(
+        {
+            "model": config_to_dict(model),
+            "small": config_to_dict(small),
+            "versions": read_versions(),
+        }
+    )
     return out / "costs" / f"{name}-{key}.json"
 
 
 def _costs(name: str, out: Path) -> dict[str, float]:
-    """Counts of the full-size model, and images/s of the small one; kept in OUT/costs, as they take a while."""
+    """Counts of the full-size model, and images/s of the small one; kept in OUT/costs, as they take
+    a while."""
     path = _costs_path(name, out)
     if path.is_file():
         kept: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
@@ -138,7 +197,8 @@ def _costs(name: str, out: Path) -> dict[str, float]:
         found = {
             "parameters": cost.published_parameters,
             "trained": cost.published_trained,
-            "operations": cost.published_flops / 2,  # the paper counts a multiplication and an addition as one
+            # the paper counts a multiplication and an addition as one
+            "operations": cost.published_flops / 2,
             "speed": measure_speed(row),
         }
     write_whole(path, json.dumps(found, indent=1) + "\n")
@@ -146,7 +206,8 @@ def _costs(name: str, out: Path) -> dict[str, float]:
 
 
 def measure_speed(row: Row, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Images/s of a row's model on the built-in world, one image at a time on this machine (median); its weights play no part."""
+    """Images/s of a row's model on the built-in world, one image at a time on this machine
+    (median); its weights play no part."""
     config = load_world("sandbox").config(row)
     dataset = build_dataset(config.evaluation or config.data, "val")
     predictor = Predictor(prepare(config, dataset))

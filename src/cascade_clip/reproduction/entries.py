@@ -1,4 +1,5 @@
-"""What can be reproduced: one entry for each table, figure and open question, read from the YAML files beside this one."""
+"""What can be reproduced: one entry for each table, figure and open question, read from the YAML
+files beside this one."""
 
 from __future__ import annotations
 
@@ -26,14 +27,16 @@ class Row:
     published: dict[str, Figures]
     """World to the figures that the paper prints for it."""
     settings: dict[str, Any]
-    """What differs from the world's base settings, nested as in YAML; where it names `inference` alone, the training is shared."""
+    """What differs from the world's base settings, nested as in YAML; where it names `inference`
+    alone, the training is shared."""
     settings_on: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """World to the settings that hold there instead of `settings`, taken literally (nothing is replaced)."""
+    """World to the settings that hold there instead of `settings`, taken literally (nothing is
+    replaced)."""
     against: str = ""
     """Row that this one is compared with; empty: the entry's reference."""
     choices: tuple[float, ...] = ()
-    """Calibrations of which one is chosen without labels of unseen classes, by a second model from whose training some of the seen
-    classes are hidden too. Empty: the one in the settings."""
+    """Calibrations of which one is chosen without labels of unseen classes, by a second model from
+    whose training some of the seen classes are hidden too. Empty: the one in the settings."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,15 @@ class Entry:
     rows: tuple[Row, ...]
     """Its methods, in the paper's order; empty where nothing has to be trained."""
     reference: str
-    """Name of the row that the others are compared with; may be empty where every comparison is named in `Row.against`."""
+    """Name of the row that the others are compared with; may be empty where every comparison is
+    named in `Row.against`."""
     published_on: str
     """World whose published figures are shown when the world is the sandbox."""
     seeds: tuple[int, ...]
     """Seeds on the sandbox unless others are asked for."""
     kind: Kind
-    """`table`: scores of methods; `figure`: pictures; `question`: scores without published figures; `count`: no scores."""
+    """`table`: scores of methods; `figure`: pictures; `question`: scores without published figures;
+    `count`: no scores."""
     note: str = ""
     """Our reading of it."""
 
@@ -74,12 +79,17 @@ class Entry:
 @cache
 def list_entries() -> tuple[Entry, ...]:
     """Every entry: tables, then figures, then questions, each by its number."""
-    found = [build_entry(key, values) for path in sorted(FOLDER.glob("*.yaml")) for key, values in read_yaml(path).items()]
+    found = [
+        build_entry(key, values)
+        for path in sorted(FOLDER.glob("*.yaml"))
+        for key, values in read_yaml(path).items()
+    ]
     return tuple(sorted(found, key=lambda entry: _place(entry.key)))
 
 
 def find_entries(words: str) -> tuple[Entry, ...]:
-    """The entries that a list such as `table1,figure4` names, in its order; `all` puts those with most seeds first.
+    """The entries that a list such as `table1,figure4` names, in its order; `all` puts those with
+    most seeds first.
 
     Raises:
         ValueError: a name that does not exist, or none.
@@ -87,12 +97,16 @@ def find_entries(words: str) -> tuple[Entry, ...]:
     known = {entry.key: entry for entry in list_entries()}
     names = [word.strip().casefold().replace(" ", "") for word in words.split(",") if word.strip()]
     if names == ["all"]:
-        return tuple(sorted(known.values(), key=lambda entry: (entry.kind == "question", -len(entry.seeds))))
+        return tuple(
+            sorted(known.values(), key=lambda entry: (entry.kind == "question", -len(entry.seeds)))
+        )
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}? There are " if close else "choose from "
-            raise ValueError(f"nothing to reproduce is called {name!r}; {hint}all, {', '.join(known)}")
+            raise ValueError(
+                f"nothing to reproduce is called {name!r}; {hint}all, {', '.join(known)}"
+            )
     if not names:
         raise ValueError(f"say what to reproduce: all, {', '.join(known)}")
     return tuple(known[name] for name in dict.fromkeys(names))
@@ -102,7 +116,8 @@ def build_entry(key: str, values: Mapping[str, Any]) -> Entry:
     """An entry from its YAML mapping.
 
     Raises:
-        ValueError: a key that does not exist, a missing one, a row twice, a reference that is no row.
+        ValueError: a key that does not exist, a missing one, a row twice, a reference that is no
+            row.
     """
     given = {"published_on": "coco-stuff", "seeds": [0], "reference": "", "rows": [], **values}
     rows = tuple(_build_row(key, row) for row in given.pop("rows"))
@@ -117,7 +132,9 @@ def build_entry(key: str, values: Mapping[str, Any]) -> Entry:
     if wanted:
         raise ValueError(f"entry {key} compares with rows that do not exist: {sorted(wanted)}")
     if entry.kind not in get_args(Kind):
-        raise ValueError(f"entry {key}: kind must be one of {list(get_args(Kind))}, got {entry.kind!r}")
+        raise ValueError(
+            f"entry {key}: kind must be one of {list(get_args(Kind))}, got {entry.kind!r}"
+        )
     return entry
 
 
@@ -129,7 +146,9 @@ def _place(key: str) -> tuple[int, int]:
 
 def _build_row(key: str, values: Mapping[str, Any]) -> Row:
     given = {**values, "choices": tuple(values.get("choices", ()))}
-    published = {world: _figures(key, figures) for world, figures in given.pop("published", {}).items()}
+    published = {
+        world: _figures(key, figures) for world, figures in given.pop("published", {}).items()
+    }
     try:
         return Row(published=published, **{"settings": {}, **given})
     except TypeError as error:

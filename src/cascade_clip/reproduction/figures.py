@@ -1,7 +1,8 @@
-"""The paper's figures from the trained models: patches alike, blocks alike, masks as stages are added, and longer training.
+"""The paper's figures from the trained models: patches alike, blocks alike, masks as stages are
+added, and longer training.
 
-Scenes are fresh: neither training nor evaluation has seen them. On other data they are those of the evaluation set.
-Letters: L blocks, h x w patches, H x W pixels.
+Scenes are fresh: neither training nor evaluation has seen them. On other data they are those of the
+evaluation set. Letters: L blocks, h x w patches, H x W pixels.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ PICTURES = "pictures"
 
 
 def draw_figure(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> list[Path]:
-    """Draw a figure from what the runs in `out` hold; an empty list where they hold too little, or the entry is no figure.
+    """Draw a figure from what the runs in `out` hold; an empty list where they hold too little, or
+    the entry is no figure.
 
     Args:
         entry: what to draw.
@@ -62,7 +64,8 @@ Painted = tuple[Figure, str] | None
 
 
 def _draw_similarity(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Painted:
-    """Figure 1: cosine maps of one patch, block by block, and how well every block tells the patch's class from the rest."""
+    """Figure 1: cosine maps of one patch, block by block, and how well every block tells the
+    patch's class from the rest."""
     predictor = _trained(entry, world, out, seeds)
     if predictor is None:
         return None
@@ -82,11 +85,17 @@ def _draw_similarity(entry: Entry, world: World, out: Path, seeds: Sequence[int]
     _name_columns(axes, ["picture", *(f"block {block}" for block in blocks)])
     figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=30, label="cosine")
     shares = measure_similarity(predictor, dataset, blocks)
-    words = ", ".join(f"{100 * share:.0f} % in block {block}" for block, share in zip(blocks, shares, strict=True))
-    return figure, (
-        "Cosine between the hidden state of the marked patch and of every patch, in six blocks of the trained cascade. "
-        f"Over {len(dataset)} scenes, a patch of the marked patch's class is more like it than a patch of another class is: {words} (50 % "
-        "would be chance)."
+    words = ", ".join(
+        f"{100 * share:.0f} % in block {block}" for block, share in zip(blocks, shares, strict=True)
+    )
+    return (
+        figure,
+        (
+            "Cosine between the hidden state of the marked patch and of every patch, in six blocks"
+            f" of the trained cascade. Over {len(dataset)} scenes, a patch of the marked patch's"
+            f" class is more like it than a patch of another class is: {words} (50 % would be"
+            " chance)."
+        ),
     )
 
 
@@ -101,8 +110,12 @@ def _draw_alignment(entry: Entry, world: World, out: Path, seeds: Sequence[int])
     figure = Figure(figsize=(7.4, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
     edge = len(found[0]) + 0.5
-    for axis, alignment, title in zip(axes, found, ("before training", "after training"), strict=True):
-        drawn = axis.imshow(alignment, cmap="magma", vmin=0, vmax=1, origin="lower", extent=(0.5, edge, 0.5, edge))
+    for axis, alignment, title in zip(
+        axes, found, ("before training", "after training"), strict=True
+    ):
+        drawn = axis.imshow(
+            alignment, cmap="magma", vmin=0, vmax=1, origin="lower", extent=(0.5, edge, 0.5, edge)
+        )
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("block", fontsize=9)
         axis.set_ylabel("block", fontsize=9)
@@ -110,10 +123,18 @@ def _draw_alignment(entry: Entry, world: World, out: Path, seeds: Sequence[int])
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="centred kernel alignment")
     last = len(found[0])
     pairs = [(first, last) for first in sorted({max(1, last // 2), max(1, last - 1)})]
-    words = "; of ".join(f"blocks {a} and {b}: {found[0][a - 1, b - 1]:.2f} before, {found[1][a - 1, b - 1]:.2f} after" for a, b in pairs)
-    return figure, (
-        f"Centred kernel alignment between the patch features of all pairs of blocks over {len(images)} scenes, with the prompt tokens "
-        f"as they start and after training; 1 is alike. Alignment of {words}."
+    words = "; of ".join(
+        f"blocks {a} and {b}: {found[0][a - 1, b - 1]:.2f} before, {found[1][a - 1, b - 1]:.2f}"
+        " after"
+        for a, b in pairs
+    )
+    return (
+        figure,
+        (
+            "Centred kernel alignment between the patch features of all pairs of blocks over"
+            f" {len(images)} scenes, with the prompt tokens as they start and after training; 1 is"
+            f" alike. Alignment of {words}."
+        ),
     )
 
 
@@ -123,7 +144,9 @@ def _draw_stages(entry: Entry, world: World, out: Path, seeds: Sequence[int]) ->
     if predictor is None:
         return None
     dataset = fresh_scenes(world, entry)
-    target = predictor.bind(dataset.vocabulary, calibration=default_calibration(predictor.checkpoint))
+    target = predictor.bind(
+        dataset.vocabulary, calibration=default_calibration(predictor.checkpoint)
+    )
     stages = predictor.model.stages
     shown = min(SHOWN, len(dataset))
     rights: dict[tuple[int, ...], list[float]] = {}
@@ -133,17 +156,28 @@ def _draw_stages(entry: Entry, world: World, out: Path, seeds: Sequence[int]) ->
         pixels, labels = _picture(sample.image), sample.labels.numpy()
         found = compare_stages(predictor, pixels, target)
         for choice, result in found:
-            rights.setdefault(choice, []).append(float((result.labels == labels)[labels >= 0].mean()))
+            rights.setdefault(choice, []).append(
+                float((result.labels == labels)[labels >= 0].mean())
+            )
         if index < shown:
             truth = Segmentation(labels, dataset.vocabulary.names, dataset.vocabulary.colors)
             axes[index][0].imshow(pixels)
-            for axis, view in zip(axes[index][1:], [truth, *(result for _, result in found)], strict=True):
+            for axis, view in zip(
+                axes[index][1:], [truth, *(result for _, result in found)], strict=True
+            ):
                 axis.imshow(view.color_image())
     _name_columns(axes, ["picture", "truth", *(_stage_title(choice, stages) for choice in rights)])
-    words = ", ".join(f"{_stage_name(choice)} {100 * float(np.mean(values)):.0f} %" for choice, values in rights.items())
-    return figure, (
-        "Masks of the trained cascade from every stage alone, and as stages are added up; a colour is a class. Stages are trained for "
-        f"their sum, so that one alone need not be right. Pixels that are, mean over {len(dataset)} scenes: {words}."
+    words = ", ".join(
+        f"{_stage_name(choice)} {100 * float(np.mean(values)):.0f} %"
+        for choice, values in rights.items()
+    )
+    return (
+        figure,
+        (
+            "Masks of the trained cascade from every stage alone, and as stages are added up; a"
+            " colour is a class. Stages are trained for their sum, so that one alone need not be"
+            f" right. Pixels that are, mean over {len(dataset)} scenes: {words}."
+        ),
     )
 
 
@@ -156,15 +190,26 @@ def _draw_lengths(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -
             ours[world.config(row).train.steps] = [result.scores for result in results]
         if (found := row.published.get(entry.published_on)) is not None:
             steps = int(row.settings["train"]["steps"])
-            paper[steps] = {name: value for name, value in zip(("S", "U"), found, strict=False) if value is not None}
+            paper[steps] = {
+                name: value
+                for name, value in zip(("S", "U"), found, strict=False)
+                if value is not None
+            }
     if len(ours) < 2:
         return None
     words = "; ".join(
-        f"{steps:,} steps: " + ", ".join(f"{name} {100 * float(np.mean([run[name] for run in runs])):.1f}" for name in ("S", "U"))
+        f"{steps:,} steps: "
+        + ", ".join(
+            f"{name} {100 * float(np.mean([run[name] for run in runs])):.1f}" for name in ("S", "U")
+        )
         for steps, runs in sorted(ours.items())
     )
-    return draw_lengths(ours, paper, (entry.published_on, world.name)), (
-        f"S and U over the steps of training, the paper's beside ours on {world.name}. {words}. Small marks are single seeds."
+    return (
+        draw_lengths(ours, paper, (entry.published_on, world.name)),
+        (
+            f"S and U over the steps of training, the paper's beside ours on {world.name}. {words}."
+            " Small marks are single seeds."
+        ),
     )
 
 
@@ -177,7 +222,8 @@ _PAINTERS: dict[str, Callable[[Entry, World, Path, Sequence[int]], Painted]] = {
 
 
 def fresh_scenes(world: World, entry: Entry) -> LabelledImages:
-    """Scenes that neither training nor evaluation has seen; on other data the evaluation set's first images."""
+    """Scenes that neither training nor evaluation has seen; on other data the evaluation set's
+    first images."""
     config = world.config(entry.rows[0])
     data = config.evaluation or config.data
     if data.name == "sandbox":
@@ -186,14 +232,18 @@ def fresh_scenes(world: World, entry: Entry) -> LabelledImages:
 
 
 def untrained(predictor: Predictor) -> Predictor:
-    """The model as it was before the first step of its training; the random state is left as it is."""
+    """The model as it was before the first step of its training; the random state is left as it
+    is."""
     config = predictor.checkpoint.config
     with isolate_rng():
-        return Predictor(prepare(config, build_dataset(config.data)), predictor.settings, predictor.device.type)  # type: ignore[arg-type]
+        return Predictor(
+            prepare(config, build_dataset(config.data)), predictor.settings, predictor.device.type
+        )  # type: ignore[arg-type]
 
 
 def choose_point(labels: NDArray[np.int64]) -> tuple[int, int]:
-    """The patch to look from, as x and y: innermost pixel of the class with the second most pixels, or of the only one.
+    """The patch to look from, as x and y: innermost pixel of the class with the second most pixels,
+    or of the only one.
 
     Args:
         labels: class of every pixel, (H, W); negative where there is none.
@@ -202,15 +252,22 @@ def choose_point(labels: NDArray[np.int64]) -> tuple[int, int]:
     if not classes.size:
         return labels.shape[1] // 2, labels.shape[0] // 2
     ranked = classes[np.argsort(-counts, kind="stable")]
-    inside = np.pad(labels == ranked[min(1, len(ranked) - 1)], 1)  # the border of the picture is a border
-    row, column = np.unravel_index(int(distance_transform_edt(inside)[1:-1, 1:-1].argmax()), labels.shape)
+    # the border of the picture is a border
+    inside = np.pad(labels == ranked[min(1, len(ranked) - 1)], 1)
+    row, column = np.unravel_index(
+        int(distance_transform_edt(inside)[1:-1, 1:-1].argmax()), labels.shape
+    )
     return int(column), int(row)
 
 
-def measure_similarity(predictor: Predictor, dataset: LabelledImages, blocks: Sequence[int]) -> list[float]:
-    """How often a patch of the chosen patch's class is more like it than a patch of another class, block by block, mean over the scenes.
+def measure_similarity(
+    predictor: Predictor, dataset: LabelledImages, blocks: Sequence[int]
+) -> list[float]:
+    """How often a patch of the chosen patch's class is more like it than a patch of another class,
+    block by block, mean over the scenes.
 
-    Ties count half. A patch has the class of the pixel at its middle. Scenes with one class only, or no second patch of it, are left out.
+    Ties count half. A patch has the class of the pixel at its middle. Scenes with one class only,
+    or no second patch of it, are left out.
     """
     found = []
     for index in range(len(dataset)):
@@ -219,13 +276,26 @@ def measure_similarity(predictor: Predictor, dataset: LabelledImages, blocks: Se
         x, y = choose_point(labels)
         maps = patch_similarity(predictor, _picture(sample.image), (x, y), blocks)
         rows, columns = next(iter(maps.values())).shape
-        patches = labels[_middles(rows, labels.shape[0])][:, _middles(columns, labels.shape[1])]  # (h, w)
+        # (h, w)
+        patches = labels[_middles(rows, labels.shape[0])][:, _middles(columns, labels.shape[1])]
         kept = patches >= 0
-        kept[min(y * rows // labels.shape[0], rows - 1), min(x * columns // labels.shape[1], columns - 1)] = False
+        kept[
+            min(y * rows // labels.shape[0], rows - 1),
+            min(x * columns // labels.shape[1], columns - 1),
+        ] = False
         same = patches == labels[y, x]
         if (same & kept).any() and (~same & kept).any():
-            found.append([_share_ahead(maps[block][same & kept], maps[block][~same & kept]) for block in blocks])
-    return [float(value) for value in np.mean(found, axis=0)] if found else [float("nan")] * len(blocks)
+            found.append(
+                [
+                    _share_ahead(maps[block][same & kept], maps[block][~same & kept])
+                    for block in blocks
+                ]
+            )
+    return (
+        [float(value) for value in np.mean(found, axis=0)]
+        if found
+        else [float("nan")] * len(blocks)
+    )
 
 
 def _share_ahead(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
@@ -241,7 +311,11 @@ def _middles(patches: int, pixels: int) -> NDArray[np.int64]:
 
 def _trained(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Predictor | None:
     """The model of the first seed whose checkpoint is there; scores may outlive theirs."""
-    found = [one.checkpoint for one in collect_results(entry, entry.rows[0], world, seeds, out) if is_trained(one.checkpoint.parent)]
+    found = [
+        one.checkpoint
+        for one in collect_results(entry, entry.rows[0], world, seeds, out)
+        if is_trained(one.checkpoint.parent)
+    ]
     return load_predictor(found[0]) if found else None
 
 

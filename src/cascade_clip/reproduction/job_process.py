@@ -1,7 +1,9 @@
-"""One run in a process of its own: `python -m cascade_clip.reproduction.job_process JOB`, where JOB is its description as JSON.
+"""One run in a process of its own: `python -m cascade_clip.reproduction.job_process JOB`, where JOB
+is its description as JSON.
 
-Trains unless that is done, then makes the scores and the choices of a calibration that are missing. What exists is never made twice, and
-a run that another process is making is waited for. Ends when the process that started it ends.
+Trains unless that is done, then makes the scores and the choices of a calibration that are missing.
+What exists is never made twice, and a run that another process is making is waited for. Ends when
+the process that started it ends.
 """
 
 from __future__ import annotations
@@ -15,7 +17,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cascade_clip.reproduction.jobs import Job
-from cascade_clip.reproduction.runs import PARENT, Choice, Inference, is_trained, write_choice, write_result
+from cascade_clip.reproduction.runs import (
+    PARENT,
+    Choice,
+    Inference,
+    is_trained,
+    write_choice,
+    write_result,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +43,14 @@ def main(words: Sequence[str] | None = None) -> int:
     job = Job.from_json((sys.argv[1:] if words is None else words)[0])
     try:
         run_job(job)
-    except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+        FloatingPointError,
+        MemoryError,
+        RuntimeError,
+    ) as error:
         sys.stderr.write(" ".join(f"{type(error).__name__}: {error}".split())[:500] + "\n")
         return 1
     return 0
@@ -86,17 +102,22 @@ def _score(job: Job) -> None:
         write_result(job.folder, inference, tallies, np.array(vocabulary.seen_mask))
     for choice in job.to_choose:
         dataset, text = prepare(choice)
-        sweep = sweep_calibration(predictor, dataset, choice.values, held_out=choice.held_out, text=text)
+        sweep = sweep_calibration(
+            predictor, dataset, choice.values, held_out=choice.held_out, text=text
+        )
         write_choice(
             job.folder, choice, {**sweep.to_json(), "chosen": sweep.values[sweep.best]}
         )  # an error where there is nothing to choose by
 
 
 def _end_with_parent() -> None:
-    """Let this process end with the one that started it, however that ends; a kill would leave it running."""
+    """Let this process end with the one that started it, however that ends; a kill would leave it
+    running."""
     parent = os.environ.get(PARENT)
     if parent:
-        threading.Thread(target=_watch, args=(int(parent),), name="watch-parent", daemon=True).start()
+        threading.Thread(
+            target=_watch, args=(int(parent),), name="watch-parent", daemon=True
+        ).start()
 
 
 def _watch(parent: int) -> None:

@@ -1,4 +1,5 @@
-"""The runs that entries need: which there are, what is done, and how the others are made, several at a time in processes of their own."""
+"""The runs that entries need: which there are, what is done, and how the others are made, several
+at a time in processes of their own."""
 
 from __future__ import annotations
 
@@ -66,7 +67,11 @@ class Job:
     @property
     def to_score(self) -> list[Inference]:
         """Ways of inference without scores."""
-        return [one for one in self.inferences if read_result(self.folder, one, self.config.train.seed) is None]
+        return [
+            one
+            for one in self.inferences
+            if read_result(self.folder, one, self.config.train.seed) is None
+        ]
 
     @property
     def to_choose(self) -> list[Choice]:
@@ -82,12 +87,18 @@ class Job:
     @property
     def steps_done(self) -> int:
         """Steps that were made already, by the last line of its log."""
-        rows = [read_metrics(part / "metrics.csv") for part in (self.folder / "stage1", self.folder)]
+        rows = [
+            read_metrics(part / "metrics.csv") for part in (self.folder / "stage1", self.folder)
+        ]
         return int(sum(found[-1]["step"] for found in rows if found))
 
     def to_json(self) -> str:
         """For another process."""
-        values = {name: value for name, value in config_to_dict(self).items() if name not in ("folder", "entries")}
+        values = {
+            name: value
+            for name, value in config_to_dict(self).items()
+            if name not in ("folder", "entries")
+        }
         return json.dumps({**values, "folder": str(self.folder)})
 
     @classmethod
@@ -100,10 +111,18 @@ class Job:
         values: dict[str, Any] = json.loads(text)
         inferences = tuple(config_from_dict(Inference, one) for one in values["inferences"])
         choices = tuple(config_from_dict(Choice, one) for one in values["choices"])
-        return cls(values["name"], Path(values["folder"]), config_from_dict(Config, values["config"]), inferences, choices=choices)
+        return cls(
+            values["name"],
+            Path(values["folder"]),
+            config_from_dict(Config, values["config"]),
+            inferences,
+            choices=choices,
+        )
 
 
-def plan_jobs(entries: Sequence[Entry], world: World, seeds: Mapping[str, Sequence[int]], out: Path) -> list[Job]:
+def plan_jobs(
+    entries: Sequence[Entry], world: World, seeds: Mapping[str, Sequence[int]], out: Path
+) -> list[Job]:
     """Every run that the entries need, each once, in their order, and within an entry seed by seed.
 
     All new seeds of a training lie in one folder, even if different rows ask for them.
@@ -139,17 +158,25 @@ def plan_jobs(entries: Sequence[Entry], world: World, seeds: Mapping[str, Sequen
 
 
 def _jobs_of(row: Row, world: World, seed: int, out: Path) -> Iterator[Job]:
-    """The runs of one row: its training, and where its calibration is chosen, the one that chooses."""
-    inference, choice, config = inference_of(world, row), choice_of(world, row), training_config(world, row, seed)
+    """The runs of one row: its training, and where its calibration is chosen, the one that
+    chooses."""
+    inference, choice, config = (
+        inference_of(world, row),
+        choice_of(world, row),
+        training_config(world, row, seed),
+    )
     inferences = tuple(inference.calibrated(value) for value in row.choices) or (inference,)
     yield Job(row.name, seed_folder(out, row, config), config, inferences)
     if choice is not None:
         hidden = hidden_config(world, row, seed)
-        yield Job(f"{row.name}: the choice", seed_folder(out, row, hidden), hidden, (), choices=(choice,))
+        yield Job(
+            f"{row.name}: the choice", seed_folder(out, row, hidden), hidden, (), choices=(choice,)
+        )
 
 
 def estimate_seconds(jobs: Sequence[Job]) -> dict[Path, float]:
-    """Training time that is left of every job that is not done, by its folder, from the finished ones; empty before any is finished.
+    """Training time that is left of every job that is not done, by its folder, from the finished
+    ones; empty before any is finished.
 
     Another seed of the same training is the best guess, else the mean time of a step.
     """
@@ -160,8 +187,16 @@ def estimate_seconds(jobs: Sequence[Job]) -> dict[Path, float]:
     found = {}
     for job in jobs:
         if not job.done:
-            own = [training_seconds(other.folder) / job.steps for other in finished if other.folder.parent == job.folder.parent]
-            found[job.folder] = 0.0 if is_trained(job.folder) else (job.steps - job.steps_done) * (statistics.fmean(own) if own else pace)
+            own = [
+                training_seconds(other.folder) / job.steps
+                for other in finished
+                if other.folder.parent == job.folder.parent
+            ]
+            found[job.folder] = (
+                0.0
+                if is_trained(job.folder)
+                else (job.steps - job.steps_done) * (statistics.fmean(own) if own else pace)
+            )
     return found
 
 
@@ -182,14 +217,16 @@ def run_jobs(
     failed: Callable[[Failure], None],
     moved: Callable[[float, int], None],
 ) -> list[Failure]:
-    """Make runs, `at_once` at a time; a failing one does not stop the others. When this is interrupted, they save their state and stop.
+    """Make runs, `at_once` at a time; a failing one does not stop the others. When this is
+    interrupted, they save their state and stop.
 
     Args:
         jobs: the runs.
         at_once: number of processes.
         one_core: whether each is held to one core.
         failed: called with every failure.
-        moved: called again and again with the number of runs that are made, parts of runs included, and the number of those that are done.
+        moved: called again and again with the number of runs that are made, parts of runs included,
+            and the number of those that are done.
 
     Returns:
         The failures.
@@ -209,14 +246,22 @@ def run_jobs(
                     failures.append(Failure(job, _last_line(job, begin)))
                     failed(failures[-1])
             done = len(jobs) - len(waiting) - len(running)
-            moved(done + sum(_TRAINING_SHARE * min(1.0, job.steps_done / job.steps) for job, _ in running.values()), done)
+            moved(
+                done
+                + sum(
+                    _TRAINING_SHARE * min(1.0, job.steps_done / job.steps)
+                    for job, _ in running.values()
+                ),
+                done,
+            )
     finally:
         _stop(running)
     return failures
 
 
 def _start(job: Job, *, one_core: bool) -> subprocess.Popen[bytes]:
-    """A process of its own session, so that Ctrl-C reaches it as the wish to stop, with its messages in the run's log."""
+    """A process of its own session, so that Ctrl-C reaches it as the wish to stop, with its
+    messages in the run's log."""
     threads = {"OMP_NUM_THREADS": "1"} if one_core else {}
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", **threads, PARENT: str(os.getpid())}
     job.folder.mkdir(parents=True, exist_ok=True)

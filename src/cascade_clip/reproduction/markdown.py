@@ -64,28 +64,36 @@ def _number(section: Section) -> str:
 
 
 def how_to_read(world: World, sections: Sequence[Section]) -> list[str]:
-    """What the figures are, when a difference counts, and what many comparisons do; a paragraph each."""
+    """What the figures are, when a difference counts, and what many comparisons do; a paragraph
+    each."""
     parts = [
-        "S and U are the mIoU over seen and over unseen classes, hIoU is their harmonic mean, all in percent; ± is the standard deviation "
-        "over the seeds (n - 1). "
+        "S and U are the mIoU over seen and over unseen classes, hIoU is their harmonic mean, all"
+        " in percent; ± is the standard deviation over the seeds (n - 1). "
         + (
-            "The paper's figures come from photographs and models of full size, ours from small drawn scenes and a small CLIP: signs and "
-            "orderings can be compared, values cannot."
+            "The paper's figures come from photographs and models of full size, ours from small"
+            " drawn scenes and a small CLIP: signs and orderings can be compared, values cannot."
             if world.name == "sandbox"
             else "The paper's figures are of single runs."
         ),
-        f"Differences stand with their {100 * LEVEL:.0f} % intervals (paired bootstrap over images and seeds). Bold ones are certain: the "
-        "interval leaves out 0, and with several seeds a t test over them does so too. Others lean one way if "
-        f"{100 * LEANING:.0f} % of the resamples do, and with several seeds the t test gives p < {LEANING_P:.1f}; what does neither cannot "
-        "be told.",
+        (
+            f"Differences stand with their {100 * LEVEL:.0f} % intervals (paired bootstrap over"
+            " images and seeds). Bold ones are certain: the interval leaves out 0, and with"
+            " several seeds a t test over them does so too. Others lean one way if"
+            f" {100 * LEANING:.0f} % of the resamples do, and with several seeds the t test gives p"
+            f" < {LEANING_P:.1f}; what does neither cannot be told."
+        ),
     ]
     one_seed = "With one seed, all this speaks of the trained models at hand alone."
     spread = seed_spread(sections)
     if spread:
-        shown, limits = (", ".join(f"{name} {100 * factor * value:.1f}" for name, value in spread.items()) for factor in (1, _TWO_SEEDS))
+        shown, limits = (
+            ", ".join(f"{name} {100 * factor * value:.1f}" for name, value in spread.items())
+            for factor in (1, _TWO_SEEDS)
+        )
         one_seed += (
-            f" Where there are several, seeds of the same settings deviate by {shown} (pooled standard deviation), so that two single runs "
-            f"of the same settings differ by up to {limits} in 95 % of the cases."
+            f" Where there are several, seeds of the same settings deviate by {shown} (pooled"
+            " standard deviation), so that two single runs of the same settings differ by up to"
+            f" {limits} in 95 % of the cases."
         )
     parts.append(one_seed)
     counted = _chance_words(sections)
@@ -93,46 +101,65 @@ def how_to_read(world: World, sections: Sequence[Section]) -> list[str]:
 
 
 def _chance_words(sections: Sequence[Section]) -> str:
-    """How many differences are tested, and how many would seem certain by chance; empty without any."""
+    """How many differences are tested, and how many would seem certain by chance; empty without
+    any."""
     parts = []
-    for one_seed, rested, compared in ((False, "rows with several seeds", "row"), (True, "trained models (one seed)", "trained model")):
+    for one_seed, rested, compared in (
+        (False, "rows with several seeds", "row"),
+        (True, "trained models (one seed)", "trained model"),
+    ):
         tests = [verdict for verdict in different_tests(sections) if verdict.one_seed is one_seed]
         certain = sum(verdict.standing == "certain" for verdict in tests)
         if tests:
             parts.append(
-                f"{len(tests)} differences between {rested} are tested on this page, and {certain} are certain; if no {compared} differed "
-                f"from another, about {len(tests) * (1 - LEVEL):.1f} would still seem so."
+                f"{len(tests)} differences between {rested} are tested on this page, and {certain}"
+                f" are certain; if no {compared} differed from another, about"
+                f" {len(tests) * (1 - LEVEL):.1f} would still seem so."
             )
     if not parts:
         return ""
     parts.append(
-        "A comparison that several tables show counts once. The more one reads, the more differences by chance one finds. Each table says "
-        "how many of its own stay certain when all of its comparisons are allowed for."
+        "A comparison that several tables show counts once. The more one reads, the more"
+        " differences by chance one finds. Each table says how many of its own stay certain when"
+        " all of its comparisons are allowed for."
     )
     return " ".join(parts)
 
 
 def different_tests(sections: Sequence[Section]) -> list[Verdict]:
-    """The verdicts that can be computed, without those on the same two groups of models, used in the same way, as an earlier one."""
+    """The verdicts that can be computed, without those on the same two groups of models, used in
+    the same way, as an earlier one."""
     found: dict[Hashable, Verdict] = {}
     for section in sections:
-        sides = {row.name: _side(section.world, row, section.results.get(row.name, ())) for row in section.entry.rows}
+        sides = {
+            row.name: _side(section.world, row, section.results.get(row.name, ()))
+            for row in section.entry.rows
+        }
         for verdict in section.verdicts:
             if verdict.standing != "unknown":
-                found.setdefault((frozenset((sides[verdict.row], sides[verdict.against])), verdict.figure), verdict)
+                found.setdefault(
+                    (frozenset((sides[verdict.row], sides[verdict.against])), verdict.figure),
+                    verdict,
+                )
     return list(found.values())
 
 
 def _side(world: World, row: Row, runs: Sequence[Result]) -> Hashable:
-    """The models of a row and how each is used, with the calibration that it was given, be it chosen or not."""
+    """The models of a row and how each is used, with the calibration that it was given, be it
+    chosen or not."""
     own = inference_of(world, row)
-    return tuple((run.checkpoint, (own if run.calibration is None else own.calibrated(run.calibration)).key) for run in runs)
+    return tuple(
+        (run.checkpoint, (own if run.calibration is None else own.calibrated(run.calibration)).key)
+        for run in runs
+    )
 
 
 def seed_spread(sections: Sequence[Section]) -> dict[str, float]:
-    """Standard deviation between seeds of the same settings, in 0..1, pooled over all trainings that have several; empty without any.
+    """Standard deviation between seeds of the same settings, in 0..1, pooled over all trainings
+    that have several; empty without any.
 
-    Of rows that share their training the first counts; those whose calibration is chosen seed by seed do not have the same settings.
+    Of rows that share their training the first counts; those whose calibration is chosen seed by
+    seed do not have the same settings.
     """
     groups: dict[tuple[Path, ...], Sequence[Result]] = {}
     for section in sections:
@@ -146,7 +173,9 @@ def seed_spread(sections: Sequence[Section]) -> dict[str, float]:
         known = [values for values in series if all(value == value for value in values)]
         if known:
             freedom = sum(len(values) - 1 for values in known)
-            found[name] = math.sqrt(sum((len(values) - 1) * statistics.variance(values) for values in known) / freedom)
+            found[name] = math.sqrt(
+                sum((len(values) - 1) * statistics.variance(values) for values in known) / freedom
+            )
     return found
 
 
@@ -158,14 +187,20 @@ def overview(sections: Sequence[Section]) -> Table:
         shown = [Cell(entry_name(section)), Cell(str(len(seeds)) if seeds else "-")]
         for name in FIGURES:
             counts = count_outcomes(section.verdicts, name)
-            shown.append(Cell(", ".join(f"{count} {_short(one)}" for one, count in counts) or _state(section)))
+            shown.append(
+                Cell(
+                    ", ".join(f"{count} {_short(one)}" for one, count in counts) or _state(section)
+                )
+            )
         rows.append(tuple(shown))
     return Table("Does the paper's ordering hold here?", ("entry", "seeds", *FIGURES), tuple(rows))
 
 
 def _short(verdict: Verdict) -> str:
     """An outcome for the overview."""
-    return _SHORT[verdict.outcome] + (" (one seed)" if verdict.one_seed and verdict.standing == "certain" else "")
+    return _SHORT[verdict.outcome] + (
+        " (one seed)" if verdict.one_seed and verdict.standing == "certain" else ""
+    )
 
 
 def _state(section: Section) -> str:
@@ -181,7 +216,8 @@ def _section(out: Path, section: Section) -> list[str]:
         parts.append("\n".join(f"- {line}" for line in section.words))
     for picture in section.pictures:
         words = describe_picture(picture)
-        parts.append(f"![{_plain(first_sentence(words))}]({Path(os.path.relpath(picture, out)).as_posix()})\n\n*{words}*")
+        path = Path(os.path.relpath(picture, out)).as_posix()
+        parts.append(f"![{_plain(first_sentence(words))}]({path})\n\n*{words}*")
     return [*parts, closing(section)]
 
 
@@ -196,7 +232,10 @@ def closing(section: Section) -> str:
         return f"Not run here. This command does: `{section.command}`"
     lacking = [
         f"{words} ({len(names)}): {'; '.join(names)}."
-        for words, names in (("Rows without results", section.missing), ("Incomplete rows", section.incomplete))
+        for words, names in (
+            ("Rows without results", section.missing),
+            ("Incomplete rows", section.incomplete),
+        )
         if names
     ]
     if lacking:
@@ -205,9 +244,18 @@ def closing(section: Section) -> str:
 
 
 def _table(table: Table, *, titled: bool = True) -> str:
-    lines = ["| " + " | ".join(map(_cell, table.heads)) + " |", "|" + "---|" + "---:|" * (len(table.heads) - 1)]
+    lines = [
+        "| " + " | ".join(map(_cell, table.heads)) + " |",
+        "|" + "---|" + "---:|" * (len(table.heads) - 1),
+    ]
     for row in table.rows:
-        lines.append("| " + " | ".join(f"**{_cell(cell.text)}**" if cell.tone else _cell(cell.text) for cell in row) + " |")
+        lines.append(
+            "| "
+            + " | ".join(
+                f"**{_cell(cell.text)}**" if cell.tone else _cell(cell.text) for cell in row
+            )
+            + " |"
+        )
     return (f"**{table.title}**\n\n" if titled else "") + "\n".join(lines)
 
 

@@ -1,10 +1,10 @@
 """Runs and their results: which training belongs to which row, where it lies, and what came out.
 
-A run is one training: settings and a seed. Its folder is OUT/runs/NAME-HASH/seed-N, where HASH stands for the settings that decide the
-training, so that rows and tables with the same training share it. Beside the checkpoint lie, for every way of inference that a row asks
-for, the counts of every image (`tallies-HASH.npz`) and the scores (`scores-HASH.json`, written last), and a chosen calibration
-(`calibration-HASH.json`).
-Letters: N images, C classes.
+A run is one training: settings and a seed. Its folder is OUT/runs/NAME-HASH/seed-N, where HASH
+stands for the settings that decide the training, so that rows and tables with the same training
+share it. Beside the checkpoint lie, for every way of inference that a row asks for, the counts of
+every image (`tallies-HASH.npz`) and the scores (`scores-HASH.json`, written last), and a chosen
+calibration (`calibration-HASH.json`). Letters: N images, C classes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,14 @@ PARENT = "CASCADE_CLIP_REPRODUCE_PARENT"
 _TRAINING = ("model", "data", "train")
 _CHANGES_NOTHING = {
     *("data.root", "data.workers", "evaluation.root", "evaluation.workers"),
-    *("train.seed", "train.device", "train.devices", "train.num_nodes", "train.micro_batch", "train.loss.class_chunk"),
+    *(
+        "train.seed",
+        "train.device",
+        "train.devices",
+        "train.num_nodes",
+        "train.micro_batch",
+        "train.loss.class_chunk",
+    ),
     *("train.log_every", "train.sheet_every", "train.save_every"),
     *("inference.class_chunk", "inference.max_memory", "inference.window_batch"),
 }
@@ -85,7 +92,9 @@ class Choice:
                 (("inference", InferenceConfig()), ("evaluation", DataConfig())),
             )
         )
-        return hash_settings({**_changed(values, defaults), "held_out": self.held_out, "values": self.values})
+        return hash_settings(
+            {**_changed(values, defaults), "held_out": self.held_out, "values": self.values}
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,8 @@ class Inference:
 
     @property
     def calibration(self) -> float:
-        """What is subtracted from the scores of seen classes: nothing after training that knew the unseen names."""
+        """What is subtracted from the scores of seen classes: nothing after training that knew the
+        unseen names."""
         return self.settings.calibration if self.protocol == "inductive" else 0.0
 
     def calibrated(self, value: float) -> Inference:
@@ -111,13 +121,20 @@ class Inference:
     @property
     def key(self) -> str:
         """Hash of what the scores depend on."""
-        values = {"inference": config_to_dict(self.settings), "evaluation": config_to_dict(self.data)}
-        defaults = {"inference": config_to_dict(InferenceConfig()), "evaluation": config_to_dict(DataConfig())}
+        values = {
+            "inference": config_to_dict(self.settings),
+            "evaluation": config_to_dict(self.data),
+        }
+        defaults = {
+            "inference": config_to_dict(InferenceConfig()),
+            "evaluation": config_to_dict(DataConfig()),
+        }
         return hash_settings({**_changed(values, defaults), "calibration": self.calibration})
 
 
 def training_config(world: World, row: Row, seed: int) -> Config:
-    """The settings of a row's training: those of its inference and evaluation play no part, so that rows can share it."""
+    """The settings of a row's training: those of its inference and evaluation play no part, so that
+    rows can share it."""
     base = world.config(Row(row.name, {}, {}), seed)
     return replace(world.config(row, seed), inference=base.inference, evaluation=None)
 
@@ -139,7 +156,12 @@ def choice_of(world: World, row: Row) -> Choice | None:
     if not row.choices:
         return None
     inference = inference_of(world, row)
-    return Choice(inference.settings, replace(inference.data, **world.held_out.data), world.held_out.names, row.choices)
+    return Choice(
+        inference.settings,
+        replace(inference.data, **world.held_out.data),
+        world.held_out.names,
+        row.choices,
+    )
 
 
 def hidden_config(world: World, row: Row, seed: int) -> Config:
@@ -149,7 +171,8 @@ def hidden_config(world: World, row: Row, seed: int) -> Config:
 
 
 def training_key(config: Config) -> str:
-    """Hash of the settings that decide a training, the seed left out; settings at their defaults play no part."""
+    """Hash of the settings that decide a training, the seed left out; settings at their defaults
+    play no part."""
     values, defaults = config_to_dict(config), config_to_dict(Config())
     return hash_settings(_changed({name: values[name] for name in _TRAINING}, defaults))
 
@@ -159,7 +182,9 @@ def hash_settings(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+def _changed(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], where: str = ""
+) -> dict[str, Any]:
     """The values on which results depend and that are not the defaults."""
     found: dict[str, Any] = {}
     for name, value in values.items():
@@ -179,9 +204,14 @@ def run_folder(out: Path, row: Row, config: Config) -> Path:
 
 
 def seed_folder(out: Path, row: Row, config: Config) -> Path:
-    """Where the run of a training with its seed lies; of several, made under different names, the one that got furthest."""
+    """Where the run of a training with its seed lies; of several, made under different names, the
+    one that got furthest."""
     name = f"seed-{config.train.seed}"
-    there = [folder / name for folder in _folders_of(out, training_key(config)) if (folder / name).is_dir()]
+    there = [
+        folder / name
+        for folder in _folders_of(out, training_key(config))
+        if (folder / name).is_dir()
+    ]
     return max(there, key=_progress) if there else run_folder(out, row, config) / name
 
 
@@ -192,7 +222,9 @@ def _folders_of(out: Path, key: str) -> list[Path]:
 
 def _progress(folder: Path) -> tuple[bool, int]:
     """How far a run got: whether it is trained, and how many scores and choices it holds."""
-    return is_trained(folder), sum(1 for kind in ("scores", "calibration") for _ in folder.glob(f"{kind}-*.json"))
+    return is_trained(folder), sum(
+        1 for kind in ("scores", "calibration") for _ in folder.glob(f"{kind}-*.json")
+    )
 
 
 def slug(name: str) -> str:
@@ -208,23 +240,30 @@ def is_trained(folder: Path) -> bool:
 def training_seconds(folder: Path) -> float:
     """How long a run has trained, over all its starts and both halves of a transductive one."""
     parts = [read_metrics(part / "metrics.csv") for part in (folder, folder / "stage1")]
-    return sum(max((row.get("seconds", 0.0) for row in rows), default=0.0) for rows in parts)  # a kill may have cut the last row off
+    # a kill may have cut the last row off
+    return sum(max((row.get("seconds", 0.0) for row in rows), default=0.0) for rows in parts)
 
 
-def write_result(folder: Path, inference: Inference, tallies: Tallies, seen: NDArray[np.bool_]) -> None:
+def write_result(
+    folder: Path, inference: Inference, tallies: Tallies, seen: NDArray[np.bool_]
+) -> None:
     """Keep what came out of a run, whole or not at all."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, intersection=tallies.intersection, union=tallies.union, seen=seen)
     _replace(folder / f"tallies-{inference.key}.npz", buffer.getvalue())
     values = {
-        "scores": {name: None if np.isnan(value) else value for name, value in score(tallies, seen).items()},
+        "scores": {
+            name: None if np.isnan(value) else value for name, value in score(tallies, seen).items()
+        },
         "images": len(tallies.union),
         "seconds": training_seconds(folder),
         "calibration": inference.calibration,
         "inference": config_to_dict(inference.settings),
         "evaluation": config_to_dict(inference.data),
     }
-    _replace(folder / f"scores-{inference.key}.json", (json.dumps(values, indent=1) + "\n").encode())
+    _replace(
+        folder / f"scores-{inference.key}.json", (json.dumps(values, indent=1) + "\n").encode()
+    )
 
 
 def read_result(folder: Path, inference: Inference, seed: int) -> Result | None:
@@ -232,39 +271,70 @@ def read_result(folder: Path, inference: Inference, seed: int) -> Result | None:
     try:
         values = json.loads((folder / f"scores-{inference.key}.json").read_text(encoding="utf-8"))
         with np.load(folder / f"tallies-{inference.key}.npz") as arrays:
-            tallies, seen = Tallies(arrays["intersection"], arrays["union"]), arrays["seen"].astype(bool)
-        scores = {name: float("nan") if value is None else float(value) for name, value in values["scores"].items()}
-        return Result(seed, scores, tallies, seen, float(values["seconds"]), folder / "model", float(values["calibration"]))
+            tallies, seen = (
+                Tallies(arrays["intersection"], arrays["union"]),
+                arrays["seen"].astype(bool),
+            )
+        scores = {
+            name: float("nan") if value is None else float(value)
+            for name, value in values["scores"].items()
+        }
+        return Result(
+            seed,
+            scores,
+            tallies,
+            seen,
+            float(values["seconds"]),
+            folder / "model",
+            float(values["calibration"]),
+        )
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
 
 
 def write_choice(folder: Path, choice: Choice, sweep: Mapping[str, Any]) -> None:
     """Keep a choice (`CalibrationSweep.to_json`), whole or not at all."""
-    _replace(folder / f"calibration-{choice.key}.json", (json.dumps(sweep, indent=1) + "\n").encode())
+    _replace(
+        folder / f"calibration-{choice.key}.json", (json.dumps(sweep, indent=1) + "\n").encode()
+    )
 
 
 def read_choice(folder: Path, choice: Choice) -> float | None:
     """The calibration that was chosen; None where it is not there, or damaged."""
     try:
-        return float(json.loads((folder / f"calibration-{choice.key}.json").read_text(encoding="utf-8"))["chosen"])
+        return float(
+            json.loads((folder / f"calibration-{choice.key}.json").read_text(encoding="utf-8"))[
+                "chosen"
+            ]
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def score(tallies: Tallies, seen: NDArray[np.bool_]) -> dict[str, float]:
-    """S, U, hIoU, mIoU and pixel accuracy over all images, in 0..1, where every labelled pixel was given a class."""
-    intersection, union = (counts.sum(axis=0).astype(np.float64) for counts in (tallies.intersection, tallies.union))  # (C,)
+    """S, U, hIoU, mIoU and pixel accuracy over all images, in 0..1, where every labelled pixel was
+    given a class."""
+    # (C,)
+    intersection, union = (
+        counts.sum(axis=0).astype(np.float64) for counts in (tallies.intersection, tallies.union)
+    )
     present = union > 0
-    pixels = (union.sum() + intersection.sum()) / 2  # a wrong pixel is in two unions, a right one in one
+    # a wrong pixel is in two unions, a right one in one
+    pixels = (union.sum() + intersection.sum()) / 2
     return {
         **dict(zip(FIGURES, map(float, figures(intersection, union, seen)), strict=True)),
-        "mIoU": float((intersection[present] / union[present]).mean()) if present.any() else float("nan"),
+        "mIoU": (
+            float((intersection[present] / union[present]).mean())
+            if present.any()
+            else float("nan")
+        ),
         "pixel accuracy": float(intersection.sum() / pixels) if pixels else float("nan"),
     }
 
 
-def collect_results(entry: Entry, row: Row, world: World, seeds: Sequence[int], out: Path) -> list[Result]:
+def collect_results(
+    entry: Entry, row: Row, world: World, seeds: Sequence[int], out: Path
+) -> list[Result]:
     """The results of a row that exist already, in the order of the seeds; nothing is trained."""
     if row not in entry.rows:
         raise ValueError(f"{row.name!r} is no row of {entry.key}")
@@ -279,7 +349,9 @@ def _existing(row: Row, world: World, seeds: Sequence[int], out: Path) -> Iterat
             if chosen is None:
                 continue
             inference = inference.calibrated(chosen)
-        found = read_result(seed_folder(out, row, training_config(world, row, seed)), inference, seed)
+        found = read_result(
+            seed_folder(out, row, training_config(world, row, seed)), inference, seed
+        )
         if found is not None:
             yield found
 

@@ -1,8 +1,8 @@
 """One entry with all that was found for it: results, verdicts, pictures, words and tables.
 
-section = build_section(entry, world, out, seeds, command)   # trains nothing
-tabulate(section)                                            # its table as text (see `tables.py`)
-write_page(out, world, [section, ...])                       # index.html, reproduction.md, results.json (see `page.py`)
+section = build_section(entry, world, out, seeds, command)   # trains nothing tabulate(section)
+# its table as text (see `tables.py`) write_page(out, world, [section, ...])                       #
+index.html, reproduction.md, results.json (see `page.py`)
 """
 
 from __future__ import annotations
@@ -64,8 +64,11 @@ class Section:
         return not any(self.results.values()) and not self.tables[len(self.entry.rows) > 1 :]
 
 
-def build_section(entry: Entry, world: World, out: Path, seeds: Sequence[int], command: str, *, count: bool = True) -> Section:
-    """Read what is there for an entry, judge it, and draw its pictures into OUT/pictures; nothing is trained.
+def build_section(
+    entry: Entry, world: World, out: Path, seeds: Sequence[int], command: str, *, count: bool = True
+) -> Section:
+    """Read what is there for an entry, judge it, and draw its pictures into OUT/pictures; nothing
+    is trained.
 
     Args:
         entry: the table, figure or question.
@@ -73,7 +76,8 @@ def build_section(entry: Entry, world: World, out: Path, seeds: Sequence[int], c
         out: folder of the reproduction.
         seeds: whose results to read.
         command: what makes what is missing.
-        count: whether costs that are not kept may be counted and timed; else they are said to be missing.
+        count: whether costs that are not kept may be counted and timed; else they are said to be
+            missing.
     """
     results = {row.name: collect_results(entry, row, world, seeds, out) for row in entry.rows}
     published_on = published_world(entry, world)
@@ -81,14 +85,23 @@ def build_section(entry: Entry, world: World, out: Path, seeds: Sequence[int], c
     pictures = draw_figure(entry, world, out, seeds)
     if verdicts:
         chart = out / PICTURES / f"{entry.key}-differences.png"
-        pictures.append(save_picture(draw_differences(verdicts), chart, describe_differences(verdicts)))
+        pictures.append(
+            save_picture(draw_differences(verdicts), chart, describe_differences(verdicts))
+        )
     tables, words = count_parts(entry, world, out, seeds, "" if count else command)
     if len(entry.rows) > 1:
         tables.insert(0, main_table(entry, results, verdicts, published_on))
-    words = [*describe(entry, verdicts, results, published_on), *describe_choices(entry, results), *words]
+    words = [
+        *describe(entry, verdicts, results, published_on),
+        *describe_choices(entry, results),
+        *words,
+    ]
     return Section(entry, world, results, command, verdicts, pictures, words, tables, seeds)
 
 
 def published_world(entry: Entry, world: World) -> str:
-    """The world whose published figures are shown: the own one where the paper has any on it, else the entry's."""
-    return world.name if any(world.name in row.published for row in entry.rows) else entry.published_on
+    """The world whose published figures are shown: the own one where the paper has any on it, else
+    the entry's."""
+    return (
+        world.name if any(world.name in row.published for row in entry.rows) else entry.published_on
+    )

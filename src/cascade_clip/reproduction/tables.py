@@ -35,8 +35,14 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
 
 
-def main_table(entry: Entry, results: Mapping[str, Sequence[Result]], verdicts: Sequence[Verdict], published_on: str) -> Table:
-    """One line a row: published S / U / hIoU, ours as mean and deviation over the seeds, and the differences with their intervals."""
+def main_table(
+    entry: Entry,
+    results: Mapping[str, Sequence[Result]],
+    verdicts: Sequence[Verdict],
+    published_on: str,
+) -> Table:
+    """One line a row: published S / U / hIoU, ours as mean and deviation over the seeds, and the
+    differences with their intervals."""
     published = any(row.published.get(published_on) for row in entry.rows)
     against = {verdict.against for verdict in verdicts}
     heads = ["row", *([f"paper, {published_on}"] if published else []), *FIGURES, "seeds"]
@@ -72,7 +78,11 @@ def _difference_cells(row: Row, verdicts: Sequence[Verdict], *, named: bool) -> 
 def published_cell(row: Row, world: str) -> str:
     """S / U / hIoU of the paper, such as `41.1 / 43.4 / -`."""
     found = row.published.get(world)
-    return "-" if not found else " / ".join("-" if value is None else f"{value:.1f}" for value in found)
+    return (
+        "-"
+        if not found
+        else " / ".join("-" if value is None else f"{value:.1f}" for value in found)
+    )
 
 
 def mean_cell(values: Sequence[float]) -> str:
@@ -97,6 +107,7 @@ def difference_cell(verdict: Verdict) -> Cell:
 
 
 def points(value: float) -> str:
-    """A difference of figures in 0..1 as percentage points with its sign; what rounds to nothing has none."""
+    """A difference of figures in 0..1 as percentage points with its sign; what rounds to nothing
+    has none."""
     text = f"{100 * value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text

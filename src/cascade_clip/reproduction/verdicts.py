@@ -1,9 +1,11 @@
 """Whether the paper's ordering holds here, and how sure that is.
 
-Every row of an entry is compared with the row that it is meant to be compared with: a bootstrap over images (the same ones drawn for both
-rows) and over seeds. With few seeds the bootstrap over seeds is coarse and its intervals are too narrow: where two rows differ by their
-seeds alone, intervals from 3 seeds against 3 leave out 0 in 20 % of the cases, not in 5 %. A difference therefore counts as certain only
-if a two-sided t test over the seeds finds it too, which brings these 20 % to 5 %. With one seed neither can speak of other seeds.
+Every row of an entry is compared with the row that it is meant to be compared with: a bootstrap
+over images (the same ones drawn for both rows) and over seeds. With few seeds the bootstrap over
+seeds is coarse and its intervals are too narrow: where two rows differ by their seeds alone,
+intervals from 3 seeds against 3 leave out 0 in 20 % of the cases, not in 5 %. A difference
+therefore counts as certain only if a two-sided t test over the seeds finds it too, which brings
+these 20 % to 5 %. With one seed neither can speak of other seeds.
 """
 
 from __future__ import annotations
@@ -24,13 +26,24 @@ LEVEL = 0.95
 """Share of the resamples that an interval holds; the t test uses the rest."""
 RESAMPLES = 4000
 LEANING = 0.9
-"""Share of the resamples that must agree before a difference that is not certain is said to lean."""
+"""Share of the resamples that must agree before a difference that is not certain is said to
+lean."""
 LEANING_P = 0.2
-"""With several seeds the t test must give less than this as well: by the resamples alone, one of three pairs of equal rows would lean."""
+"""With several seeds the t test must give less than this as well: by the resamples alone, one of
+three pairs of equal rows would lean."""
 
 Standing = Literal["certain", "leaning", "open", "unknown"]
 Outcome = Literal[
-    "holds", "leans the same way", "open", "leans the other way", "reversed", "higher", "leans higher", "leans lower", "lower", "unknown"
+    "holds",
+    "leans the same way",
+    "open",
+    "leans the other way",
+    "reversed",
+    "higher",
+    "leans higher",
+    "leans lower",
+    "lower",
+    "unknown",
 ]
 
 
@@ -49,11 +62,13 @@ class Verdict:
     p_value: float | None
     """Of the t test over the seeds; None with one seed."""
     firm: bool
-    """Whether it is certain at the level that allows for all comparisons of the entry (Bonferroni)."""
+    """Whether it is certain at the level that allows for all comparisons of the entry
+    (Bonferroni)."""
     ahead: tuple[int, int]
     """With how many of the seeds that both rows have the row is higher, and how many there are."""
     shared: bool = False
-    """Whether the rows share their training and differ in inference alone; seeds are then compared one by one."""
+    """Whether the rows share their training and differ in inference alone; seeds are then compared
+    one by one."""
 
     @property
     def figure(self) -> str:
@@ -79,7 +94,8 @@ class Verdict:
 
     @property
     def outcome(self) -> Outcome:
-        """What that says of the paper's ordering; without one (none printed, or equal figures), only which row is higher."""
+        """What that says of the paper's ordering; without one (none printed, or equal figures),
+        only which row is higher."""
         change, standing = self.found.difference, self.standing
         if change is None or standing == "unknown":
             return "unknown"
@@ -111,8 +127,11 @@ class Verdict:
         }
 
 
-def judge(entry: Entry, results: Mapping[str, Sequence[Result]], published_on: str) -> list[Verdict]:
-    """S, U and hIoU of every row against its reference, in the order of the rows; rows without results are left out.
+def judge(
+    entry: Entry, results: Mapping[str, Sequence[Result]], published_on: str
+) -> list[Verdict]:
+    """S, U and hIoU of every row against its reference, in the order of the rows; rows without
+    results are left out.
 
     Args:
         entry: the table, figure or question.
@@ -123,7 +142,9 @@ def judge(entry: Entry, results: Mapping[str, Sequence[Result]], published_on: s
         ValueError: results on other images or classes.
     """
     pairs = [(row, other) for row in entry.rows if (other := entry.reference_of(row)) is not None]
-    pairs = [(row, other) for row, other in pairs if results.get(row.name) and results.get(other.name)]
+    pairs = [
+        (row, other) for row, other in pairs if results.get(row.name) and results.get(other.name)
+    ]
     tests = len(pairs) * len(FIGURES)
     found = []
     for row, other in pairs:
@@ -132,7 +153,8 @@ def judge(entry: Entry, results: Mapping[str, Sequence[Result]], published_on: s
 
 
 def compare_seeds(first: Sequence[float], second: Sequence[float], *, paired: bool) -> float | None:
-    """Two-sided p-value of Student's t test between the figures of two rows, one a seed; None with fewer than two seeds.
+    """Two-sided p-value of Student's t test between the figures of two rows, one a seed; None with
+    fewer than two seeds.
 
     Args:
         first: figures of a row.
@@ -150,20 +172,25 @@ def compare_seeds(first: Sequence[float], second: Sequence[float], *, paired: bo
 
 
 def published_difference(row: Row, other: Row, figure: str, world: str) -> float | None:
-    """The paper's difference between two rows on a world, in percentage points; None where it prints none."""
+    """The paper's difference between two rows on a world, in percentage points; None where it
+    prints none."""
     place = FIGURES.index(figure)
     values = [found[place] if (found := one.published.get(world)) else None for one in (row, other)]
     first, second = values
     return None if first is None or second is None else round(first - second, 1)
 
 
-def _compare(row: Row, other: Row, runs: tuple[Sequence[Result], Sequence[Result]], world: str, tests: int) -> list[Verdict]:
+def _compare(
+    row: Row, other: Row, runs: tuple[Sequence[Result], Sequence[Result]], world: str, tests: int
+) -> list[Verdict]:
     """The verdicts on the three figures of two rows."""
     first, second, shared = _match(*runs)
     pair = [run.tallies for run in first], [run.tallies for run in second]
     seen = first[0].seen
     usual = compare_paired(*pair, seen, resamples=RESAMPLES, level=LEVEL, paired_runs=shared)
-    strict = compare_paired(*pair, seen, resamples=RESAMPLES, level=1 - (1 - LEVEL) / tests, paired_runs=shared)
+    strict = compare_paired(
+        *pair, seen, resamples=RESAMPLES, level=1 - (1 - LEVEL) / tests, paired_runs=shared
+    )
     found = []
     for difference, wide in zip(usual, strict, strict=True):
         values = [[run.scores[difference.name] for run in method] for method in (first, second)]
@@ -171,7 +198,19 @@ def _compare(row: Row, other: Row, runs: tuple[Sequence[Result], Sequence[Result
         firm = wide.certain and (p_value is None or p_value < (1 - LEVEL) / tests)
         published = published_difference(row, other, difference.name, world)
         ahead = _count_ahead(first, second, difference.name)
-        found.append(Verdict(row.name, other.name, difference, published, (len(first), len(second)), p_value, firm, ahead, shared))
+        found.append(
+            Verdict(
+                row.name,
+                other.name,
+                difference,
+                published,
+                (len(first), len(second)),
+                p_value,
+                firm,
+                ahead,
+                shared,
+            )
+        )
     return found
 
 
@@ -182,8 +221,11 @@ def _count_ahead(first: Sequence[Result], second: Sequence[Result], figure: str)
     return sum(ours > theirs for ours, theirs in common), len(common)
 
 
-def _match(first: Sequence[Result], second: Sequence[Result]) -> tuple[list[Result], list[Result], bool]:
-    """The runs to compare, and whether they are pairs: where every seed of both has the same weights, only the common seeds are kept."""
+def _match(
+    first: Sequence[Result], second: Sequence[Result]
+) -> tuple[list[Result], list[Result], bool]:
+    """The runs to compare, and whether they are pairs: where every seed of both has the same
+    weights, only the common seeds are kept."""
     ours, theirs = ({run.seed: run for run in runs} for runs in (first, second))
     common = sorted(ours.keys() & theirs.keys())
     if common and all(ours[seed].checkpoint == theirs[seed].checkpoint for seed in common):

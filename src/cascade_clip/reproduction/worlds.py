@@ -1,4 +1,5 @@
-"""Where entries are reproduced: base settings of a world, and the paper's values that stand for other values there."""
+"""Where entries are reproduced: base settings of a world, and the paper's values that stand for
+other values there."""
 
 from __future__ import annotations
 
@@ -16,15 +17,18 @@ FOLDER = Path(__file__).parent / "worlds"
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Seen classes that are hidden from the training of a second model, to play the unseen classes when a calibration is chosen."""
+    """Seen classes that are hidden from the training of a second model, to play the unseen classes
+    when a calibration is chosen."""
 
     names: tuple[str, ...]
     """Their names."""
     unseen: str
-    """Names of all classes that this training hides, separated by commas: the unseen ones and these."""
+    """Names of all classes that this training hides, separated by commas: the unseen ones and
+    these."""
     data: dict[str, Any]
-    """What the images of the choice differ in from the evaluation set: they must be others. On the sandbox no model was trained on them;
-    elsewhere they are images of the training split, as no third split has labels."""
+    """What the images of the choice differ in from the evaluation set: they must be others. On the
+    sandbox no model was trained on them; elsewhere they are images of the training split, as no
+    third split has labels."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class World:
     base: dict[str, Any]
     """Settings of the cascade, nested as in YAML."""
     replace: dict[str, dict[Any, Any]]
-    """Dotted setting to the paper's values (those of COCO-Stuff) and the values that stand for them here."""
+    """Dotted setting to the paper's values (those of COCO-Stuff) and the values that stand for them
+    here."""
     held_out: HeldOut = HeldOut((), "", {})
     """How a calibration is chosen without labels of unseen classes."""
     small: bool = False
@@ -67,7 +72,12 @@ class World:
 
 def list_worlds() -> tuple[str, ...]:
     """Names of the worlds, the built-in one first."""
-    return tuple(sorted((path.stem for path in FOLDER.glob("*.yaml")), key=lambda name: (name != "sandbox", name)))
+    return tuple(
+        sorted(
+            (path.stem for path in FOLDER.glob("*.yaml")),
+            key=lambda name: (name != "sandbox", name),
+        )
+    )
 
 
 def load_world(name: str, root: str = "") -> World:
@@ -81,10 +91,19 @@ def load_world(name: str, root: str = "") -> World:
     values = read_yaml(FOLDER / f"{name}.yaml")
     base = merge(values.pop("base"), {"data": {"root": root}} if root else {})
     held_out = values.pop("held_out")
-    return World(name=name, base=base, held_out=HeldOut(**{**held_out, "names": tuple(held_out["names"])}), **values)
+    return World(
+        name=name,
+        base=base,
+        held_out=HeldOut(**{**held_out, "names": tuple(held_out["names"])}),
+        **values,
+    )
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the values of `change` put over it, mapping by mapping."""
-    both = {key: merge(base[key], change[key]) for key in base.keys() & change.keys() if isinstance(base[key], Mapping)}
+    both = {
+        key: merge(base[key], change[key])
+        for key in base.keys() & change.keys()
+        if isinstance(base[key], Mapping)
+    }
     return {**base, **change, **both}

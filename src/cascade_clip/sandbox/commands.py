@@ -16,9 +16,11 @@ def pretrain(
     workers: int = 1,
     save_every: int = 100,
 ) -> int:
-    """Make the mini CLIP again: contrastive training on pictures and captions of the built-in world, no mask used.
+    """Make the mini CLIP again: contrastive training on pictures and captions of the built-in
+    world, no mask used.
 
-    Takes about 40 minutes on 2 cores; a run that was stopped goes on when the same command is given again.
+    Takes about 40 minutes on 2 cores; a run that was stopped goes on when the same command is given
+    again.
 
     Args:
         out: folder to write, in open_clip's format; use it with --model.clip.name local-dir:OUT.
@@ -33,12 +35,22 @@ def pretrain(
     from cascade_clip.sandbox.pretrain import pretrain as run
 
     logging.getLogger("cascade_clip").setLevel(logging.INFO)
-    config = PretrainConfig(str(out), steps, batch_size, learning_rate, seed=seed, workers=workers, save_every=save_every)
+    config = PretrainConfig(
+        str(out),
+        steps,
+        batch_size,
+        learning_rate,
+        seed=seed,
+        workers=workers,
+        save_every=save_every,
+    )
     run(config)
     return 0
 
 
-def preview(*, out: Path = Path("preview.png"), seed: int = 0, count: int = 12, size: int = 128) -> int:
+def preview(
+    *, out: Path = Path("preview.png"), seed: int = 0, count: int = 12, size: int = 128
+) -> int:
     """Draw scenes of the built-in world beside their masks on one sheet.
 
     Args:
@@ -58,8 +70,16 @@ def preview(*, out: Path = Path("preview.png"), seed: int = 0, count: int = 12, 
     return 0
 
 
-def export(*, out: Path = Path("sandbox"), train: int = 2000, val: int = 200, seed: int = 0, size: int = 128) -> int:
-    """Write the built-in world as image and mask folders with a class list, to try the data commands on it.
+def export(
+    *,
+    out: Path = Path("sandbox"),
+    train: int = 2000,
+    val: int = 200,
+    seed: int = 0,
+    size: int = 128,
+) -> int:
+    """Write the built-in world as image and mask folders with a class list, to try the data
+    commands on it.
 
     A run that was stopped goes on when the same command is given again.
 

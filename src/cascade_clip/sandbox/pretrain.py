@@ -1,7 +1,8 @@
-"""Makes the mini CLIP: contrastive training on pictures and captions of the built-in world, without a single mask.
+"""Makes the mini CLIP: contrastive training on pictures and captions of the built-in world, without
+a single mask.
 
-Captions name all classes, those too whose masks a zero-shot learner never sees, as in real CLIP. The towers are open_clip's own.
-Letters: B pictures of a batch, C class names.
+Captions name all classes, those too whose masks a zero-shot learner never sees, as in real CLIP.
+The towers are open_clip's own. Letters: B pictures of a batch, C class names.
 """
 
 from __future__ import annotations
@@ -18,14 +19,29 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multilabel_average_precision
 
-from cascade_clip.sandbox.scenes import CLASS_NAMES, UNSEEN_NAMES, SceneConfig, choose_names, make_scene, make_single, phrase
+from cascade_clip.sandbox.scenes import (
+    CLASS_NAMES,
+    UNSEEN_NAMES,
+    SceneConfig,
+    choose_names,
+    make_scene,
+    make_single,
+    phrase,
+)
 from cascade_clip.weight_files import read_pickle
 
 logger = logging.getLogger(__name__)
@@ -37,7 +53,8 @@ ARCHITECTURE: dict[str, Any] = {
     "vision_cfg": {"image_size": 64, "layers": 12, "width": 128, "head_width": 32, "patch_size": 8},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3},
 }
-"""open_clip model configuration of the mini CLIP: 12 blocks, so that stages {6-8}, {9-11}, {12} mean what they mean in the paper."""
+"""open_clip model configuration of the mini CLIP: 12 blocks, so that stages {6-8}, {9-11}, {12}
+mean what they mean in the paper."""
 
 FRESH = 10**9
 """Index of the first scene that training never sees."""
@@ -62,7 +79,8 @@ class PretrainConfig:
     curriculum: tuple[float, float] = (0.2, 0.6)
     """Parts of the run between which pictures of one thing fade from all to a quarter."""
     zoom: float = 2.0
-    """Largest magnification of scenes, so that things have the sizes they have in larger pictures too."""
+    """Largest magnification of scenes, so that things have the sizes they have in larger pictures
+    too."""
     seed: int = 0
     """Seed of weights, pictures and captions."""
     save_every: int = 100
@@ -73,18 +91,26 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.steps < 1 or self.batch_size < 2 or self.save_every < 1 or self.workers < 0:
-            raise ValueError(f"steps and save_every must be at least 1, batch_size at least 2, workers 0 or more, got {asdict(self)}")
+            raise ValueError(
+                "steps and save_every must be at least 1, batch_size at least 2, workers 0 or"
+                f" more, got {asdict(self)}"
+            )
         if not 0 <= self.curriculum[0] <= self.curriculum[1] <= 1:
-            raise ValueError(f"curriculum must be two rising parts of the run in 0..1, got {self.curriculum}")
+            raise ValueError(
+                f"curriculum must be two rising parts of the run in 0..1, got {self.curriculum}"
+            )
 
 
 class CaptionedPictures(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
-    """Picture `index` with one caption: pixels, tokens, the classes present, and the classes that the caption names."""
+    """Picture `index` with one caption: pixels, tokens, the classes present, and the classes that
+    the caption names."""
 
     def __init__(self, config: PretrainConfig, size: int) -> None:
         """Draw pictures of `size` pixels as `config` says."""
         self.config = config
-        self.tokenizer = open_clip.SimpleTokenizer(context_length=ARCHITECTURE["text_cfg"]["context_length"])
+        self.tokenizer = open_clip.SimpleTokenizer(
+            context_length=ARCHITECTURE["text_cfg"]["context_length"]
+        )
         self.scenes = SceneConfig(size=size, max_zoom=config.zoom)
         self.singles = SceneConfig(size=size)
 
@@ -96,22 +122,35 @@ class CaptionedPictures(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         """Everything about one picture follows from the seed and its index."""
         rng = np.random.default_rng((self.config.seed, index, 2))
         single = rng.random() < single_share(index / len(self), self.config.curriculum)
-        scene = (make_single(self.config.seed, index, self.singles)) if single else make_scene(self.config.seed, index, self.scenes)
+        scene = (
+            (make_single(self.config.seed, index, self.singles))
+            if single
+            else make_scene(self.config.seed, index, self.scenes)
+        )
         present = scene.present or CLASS_NAMES[:1]
         names = choose_names(present, rng)
         tokens = self.tokenizer([phrase(names, rng)])[0]  # (context,)
-        return torch.from_numpy(scene.image).permute(2, 0, 1), tokens, _flags(present), _flags(names)
+        return (
+            torch.from_numpy(scene.image).permute(2, 0, 1),
+            tokens,
+            _flags(present),
+            _flags(names),
+        )
 
 
 def single_share(progress: float, curriculum: tuple[float, float]) -> float:
-    """Share of pictures with one thing at a point of the run: all at first, a quarter in the end."""
+    """Share of pictures with one thing at a point of the run: all at first, a quarter in the
+    end."""
     begin, end = curriculum
     faded = min(max((progress - begin) / max(end - begin, 1e-9), 0.0), 1.0)
     return 1 - 0.75 * faded
 
 
-def caption_loss(images: Tensor, captions: Tensor, scale: Tensor, bias: Tensor, true: Tensor) -> Tensor:
-    """Sigmoid loss over all pairs of unit embeddings (B, D); every caption that is true for a picture is a positive, (B, B)."""
+def caption_loss(
+    images: Tensor, captions: Tensor, scale: Tensor, bias: Tensor, true: Tensor
+) -> Tensor:
+    """Sigmoid loss over all pairs of unit embeddings (B, D); every caption that is true for a
+    picture is a positive, (B, B)."""
     logits = scale.exp() * images @ captions.T + bias  # (B, B)
     signs = 2 * true.float() - 1
     return -F.logsigmoid(signs * logits).sum() / len(images)
@@ -127,16 +166,27 @@ def pretrain(config: PretrainConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     model = open_clip.CLIP(**ARCHITECTURE)
-    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(
+        _groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98), fused=True
+    )
     state, start = folder / "state.pt", 0
     if state.is_file():
         saved = read_pickle(state)
         if saved["config"] != json.dumps(asdict(config)):
-            raise ValueError(f"{folder} holds a run with other settings; choose another folder, or delete {state}")
+            raise ValueError(
+                f"{folder} holds a run with other settings; choose another folder, or delete"
+                f" {state}"
+            )
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         start = int(saved["step"])
-    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress:
         row = progress.add_task("mini CLIP", total=config.steps, completed=start)
         for step, batch in enumerate(_batches(config, start), start=start):
@@ -145,7 +195,9 @@ def pretrain(config: PretrainConfig) -> Path:
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 _save_state(state, model, optimizer, step + 1, config)
                 export_clip(model, folder, used_tokens(config))
-                logger.info("step %d loss %.3f class mAP %s", step + 1, loss, evaluate_presence(model))
+                logger.info(
+                    "step %d loss %.3f class mAP %s", step + 1, loss, evaluate_presence(model)
+                )
     state.unlink(missing_ok=True)
     return folder
 
@@ -154,17 +206,25 @@ def _batches(config: PretrainConfig, start: int) -> Iterator[Sequence[Tensor]]:
     pictures = CaptionedPictures(config, ARCHITECTURE["vision_cfg"]["image_size"])
     order = range(start * config.batch_size, len(pictures))
     yield from DataLoader(
-        pictures, config.batch_size, sampler=order, num_workers=config.workers, prefetch_factor=8 if config.workers else None
+        pictures,
+        config.batch_size,
+        sampler=order,
+        num_workers=config.workers,
+        prefetch_factor=8 if config.workers else None,
     )
 
 
-def _train_step(model: open_clip.CLIP, optimizer: torch.optim.Optimizer, batch: Sequence[Tensor], rate: float) -> float:
+def _train_step(
+    model: open_clip.CLIP, optimizer: torch.optim.Optimizer, batch: Sequence[Tensor], rate: float
+) -> float:
     pixels, tokens, present, named = batch
-    true = (named[None] & ~present[:, None]).sum(dim=-1) == 0  # (B, B): all that caption j names is in picture i
+    # (B, B): all that caption j names is in picture i
+    true = (named[None] & ~present[:, None]).sum(dim=-1) == 0
     for group in optimizer.param_groups:
         group["lr"] = rate
     with torch.autocast("cpu", torch.bfloat16):
-        images, captions = model.visual(normalise_pixels(pixels)), model.encode_text(tokens)  # (B, D) each
+        # (B, D) each
+        images, captions = model.visual(normalise_pixels(pixels)), model.encode_text(tokens)
     images, captions = F.normalize(images.float(), dim=-1), F.normalize(captions.float(), dim=-1)
     loss = caption_loss(images, captions, model.logit_scale, model.logit_bias, true)
     optimizer.zero_grad(set_to_none=True)
@@ -188,58 +248,109 @@ def _rate(step: int, config: PretrainConfig) -> float:
 
 
 def _groups(model: open_clip.CLIP, decay: float) -> list[dict[str, Any]]:
-    matrices = [parameter for name, parameter in model.named_parameters() if parameter.ndim >= 2 and "embedding" not in name]
-    rest = [parameter for name, parameter in model.named_parameters() if parameter.ndim < 2 or "embedding" in name]
+    matrices = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and "embedding" not in name
+    ]
+    rest = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim < 2 or "embedding" in name
+    ]
     return [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-def _save_state(path: Path, model: open_clip.CLIP, optimizer: torch.optim.Optimizer, step: int, config: PretrainConfig) -> None:
+def _save_state(
+    path: Path,
+    model: open_clip.CLIP,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    config: PretrainConfig,
+) -> None:
     part = path.with_suffix(".part")
-    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "config": json.dumps(asdict(config))}
+    saved = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "config": json.dumps(asdict(config)),
+    }
     torch.save(saved, part)
     os.replace(part, path)
 
 
 def used_tokens(config: PretrainConfig) -> Tensor:
-    """Token ids of all class names in many captions and prompts; the other rows of the token table never train."""
+    """Token ids of all class names in many captions and prompts; the other rows of the token table
+    never train."""
     tokenizer = open_clip.SimpleTokenizer(context_length=ARCHITECTURE["text_cfg"]["context_length"])
     rng = np.random.default_rng(config.seed)
-    texts = [phrase((name,), rng) for name in CLASS_NAMES for _ in range(200)] + [phrase(CLASS_NAMES[:3], rng) for _ in range(200)]
+    texts = [phrase((name,), rng) for name in CLASS_NAMES for _ in range(200)] + [
+        phrase(CLASS_NAMES[:3], rng) for _ in range(200)
+    ]
     tokens: Tensor = tokenizer(texts)  # (texts, context)
     used: Tensor = tokens.unique()
     return used
 
 
 def export_clip(model: open_clip.CLIP, folder: Path, tokens: Tensor) -> None:
-    """Write a folder in open_clip's format, float16; rows of the token table outside `tokens` become 0, so that it packs small."""
-    state = {name: tensor.detach().half() for name, tensor in model.state_dict().items() if name != "attn_mask"}
+    """Write a folder in open_clip's format, float16; rows of the token table outside `tokens`
+    become 0, so that it packs small."""
+    state = {
+        name: tensor.detach().half()
+        for name, tensor in model.state_dict().items()
+        if name != "attn_mask"
+    }
     table = torch.zeros_like(state["token_embedding.weight"])
     table[tokens] = state["token_embedding.weight"][tokens]
     state["token_embedding.weight"] = table
-    settings = {"model_cfg": ARCHITECTURE, "preprocess_cfg": {"mean": list(MEAN), "std": list(STD), "interpolation": "bilinear"}}
+    settings = {
+        "model_cfg": ARCHITECTURE,
+        "preprocess_cfg": {"mean": list(MEAN), "std": list(STD), "interpolation": "bilinear"},
+    }
     part = folder / "part.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
     os.replace(part, folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    (folder / "open_clip_config.json").write_text(
+        json.dumps(settings, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 @torch.inference_mode()
-def evaluate_presence(model: open_clip.CLIP, count: int = 600, seed: int = 0, size: int = 64) -> dict[str, float]:
-    """Mean average precision of "is this class in the picture?" on fresh scenes: over all, seen and unseen classes."""
+def evaluate_presence(
+    model: open_clip.CLIP, count: int = 600, seed: int = 0, size: int = 64
+) -> dict[str, float]:
+    """Mean average precision of "is this class in the picture?" on fresh scenes: over all, seen and
+    unseen classes."""
     tokenizer = open_clip.SimpleTokenizer(context_length=ARCHITECTURE["text_cfg"]["context_length"])
     was_training = model.training
     model.eval()
-    text = F.normalize(model.encode_text(tokenizer([f"a photo of a {name}" for name in CLASS_NAMES])), dim=-1)  # (C, D)
+    # (C, D)
+    text = F.normalize(
+        model.encode_text(tokenizer([f"a photo of a {name}" for name in CLASS_NAMES])), dim=-1
+    )
     scenes = [make_scene(seed, FRESH + index, SceneConfig(size=size)) for index in range(count)]
     scores = []
     for start in range(0, count, 100):
-        pixels = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) for scene in scenes[start : start + 100]])
-        scores.append(F.normalize(model.visual(normalise_pixels(pixels)), dim=-1) @ text.T)  # (pictures, C)
+        pixels = torch.stack(
+            [
+                torch.from_numpy(scene.image).permute(2, 0, 1)
+                for scene in scenes[start : start + 100]
+            ]
+        )
+        # (pictures, C)
+        scores.append(F.normalize(model.visual(normalise_pixels(pixels)), dim=-1) @ text.T)
     model.train(was_training)
     truth = torch.stack([_flags(scene.present) for scene in scenes]).int()  # (pictures, C)
-    precision = multilabel_average_precision(torch.cat(scores), truth, num_labels=len(CLASS_NAMES), average="none")  # (C,)
+    # (C,)
+    precision = multilabel_average_precision(
+        torch.cat(scores), truth, num_labels=len(CLASS_NAMES), average="none"
+    )
     unseen = torch.tensor([name in UNSEEN_NAMES for name in CLASS_NAMES])
-    values = {"all": precision.nanmean(), "seen": precision[~unseen].nanmean(), "unseen": precision[unseen].nanmean()}
+    values = {
+        "all": precision.nanmean(),
+        "seen": precision[~unseen].nanmean(),
+        "unseen": precision[unseen].nanmean(),
+    }
     return {name: round(float(value), 4) for name, value in values.items()}
 
 

@@ -1,4 +1,5 @@
-"""See the built-in world, and write it to disk in the folder layout that the dataset reader knows."""
+"""See the built-in world, and write it to disk in the folder layout that the dataset reader
+knows."""
 
 from __future__ import annotations
 
@@ -8,7 +9,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cascade_clip.sandbox.scenes import CLASS_NAMES, IGNORE, PALETTE, UNSEEN_NAMES, Scene, SceneConfig, make_scene
+from cascade_clip.sandbox.scenes import (
+    CLASS_NAMES,
+    IGNORE,
+    PALETTE,
+    UNSEEN_NAMES,
+    Scene,
+    SceneConfig,
+    make_scene,
+)
 
 _LEGEND_ROW = 14
 _GAP = 6
@@ -22,7 +31,9 @@ def preview_sheet(seed: int = 0, count: int = 8, size: int = 128) -> Image.Image
     cells = [_cell(make_scene(seed, index, config)) for index in range(count)]
     columns = min(count, 4)
     width, height = cells[0].width + _GAP, max(cell.height for cell in cells) + _GAP
-    sheet = Image.new("RGB", (columns * width + _GAP, -(-count // columns) * height + _GAP), "white")
+    sheet = Image.new(
+        "RGB", (columns * width + _GAP, -(-count // columns) * height + _GAP), "white"
+    )
     for number, cell in enumerate(cells):
         sheet.paste(cell, (_GAP + number % columns * width, _GAP + number // columns * height))
     return sheet
@@ -37,8 +48,11 @@ def mask_image(mask: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> Image.I
     return image
 
 
-def export_world(folder: Path, train: int = 2000, val: int = 200, size: int = 128, seed: int = 0) -> Path:
-    """Write pictures, masks, classes.txt and unseen.txt; a run that was killed and is started again gives the same files."""
+def export_world(
+    folder: Path, train: int = 2000, val: int = 200, size: int = 128, seed: int = 0
+) -> Path:
+    """Write pictures, masks, classes.txt and unseen.txt; a run that was killed and is started again
+    gives the same files."""
     folder = Path(folder)
     config = SceneConfig(size=size)
     _write_text(folder / "classes.txt", "".join(f"{name}\n" for name in CLASS_NAMES))
@@ -47,7 +61,9 @@ def export_world(folder: Path, train: int = 2000, val: int = 200, size: int = 12
         for kind in ("images", "masks"):
             (folder / kind / split).mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            picture, labels = (folder / kind / split / f"{number:06d}.png" for kind in ("images", "masks"))
+            picture, labels = (
+                folder / kind / split / f"{number:06d}.png" for kind in ("images", "masks")
+            )
             scene = make_scene(seed, first + number, config)
             _write_image(picture, Image.fromarray(scene.image))
             _write_image(labels, mask_image(scene.mask))
@@ -64,8 +80,16 @@ def _cell(scene: Scene) -> Image.Image:
     draw = ImageDraw.Draw(cell)
     for number, name in enumerate(scene.present):
         left, top = number % 2 * (size + _GAP // 2), size + 4 + number // 2 * _LEGEND_ROW
-        draw.rectangle((left, top + 1, left + 9, top + 10), fill=PALETTE[CLASS_NAMES.index(name)], outline=(90, 90, 90))
-        draw.text((left + 14, top), name + (" (unseen)" if name in UNSEEN_NAMES else ""), fill=(30, 30, 30))
+        draw.rectangle(
+            (left, top + 1, left + 9, top + 10),
+            fill=PALETTE[CLASS_NAMES.index(name)],
+            outline=(90, 90, 90),
+        )
+        draw.text(
+            (left + 14, top),
+            name + (" (unseen)" if name in UNSEEN_NAMES else ""),
+            fill=(30, 30, 30),
+        )
     return cell
 
 

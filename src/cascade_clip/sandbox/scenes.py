@@ -1,6 +1,8 @@
-"""The built-in world: clean pictures with a label for every pixel, and captions. NumPy and Pillow only.
+"""The built-in world: clean pictures with a label for every pixel, and captions. NumPy and Pillow
+only.
 
-H, W: picture size in pixels. Everything is drawn from the pair (seed, index), so any picture can be made again alone.
+H, W: picture size in pixels. Everything is drawn from the pair (seed, index), so any picture can be
+made again alone.
 """
 
 from __future__ import annotations
@@ -26,21 +28,28 @@ UNSEEN_NAMES: tuple[str, ...] = ("sand", "brick wall", "star", "fish", "mushroom
 IGNORE = 255
 """Label of pixels without a class; only single-thing pictures on a plain background have it."""
 SCENES_VERSION = 1
-"""Counted up whenever a pair (seed, index) comes to mean another picture; part of the data-set hash in reports."""
+"""Counted up whenever a pair (seed, index) comes to mean another picture; part of the data-set hash
+in reports."""
 
 PALETTE: tuple[tuple[int, int, int], ...] = (
-    (135, 196, 250), (60, 160, 60), (30, 90, 200), (235, 210, 140), (235, 240, 250), (165, 70, 45), (125, 85, 50),
-    (0, 140, 140), (135, 135, 140), (150, 50, 140), (255, 215, 0), (120, 60, 220), (230, 25, 75), (70, 110, 255),
-    (250, 250, 150), (255, 120, 190), (255, 130, 30), (0, 95, 45), (190, 40, 40), (240, 170, 160), (70, 240, 240),
+    (135, 196, 250), (60, 160, 60), (30, 90, 200), (235, 210, 140), (235, 240, 250), (165, 70,
+    45), (125, 85, 50),
+    (0, 140, 140), (135, 135, 140), (150, 50, 140), (255, 215, 0), (120, 60, 220), (230, 25, 75),
+    (70, 110, 255),
+    (250, 250, 150), (255, 120, 190), (255, 130, 30), (0, 95, 45), (190, 40, 40), (240, 170, 160),
+    (70, 240, 240),
     (60, 60, 70), (170, 255, 90), (185, 140, 255), (240, 50, 230), (190, 155, 20),
 )  # fmt: skip
 """One colour per class, in label order."""
 
 _SUPERSAMPLING = 4
 _TEMPLATES = (
-    "a photo of {}.", "a photo of {}", "a picture of {}", "an image of {}", "{}", "{}.", "a drawing of {}", "this is a photo of {}.",
-    "there is {} in the scene.", "a photo of {} in the scene.", "a scene with {}", "{} in the picture", "a bright photo of {}.",
-    "a small picture of {}", "a close-up photo of {}.", "a photo of one {}.", "a good photo of {}.", "a photo of the {}.",
+    "a photo of {}.", "a photo of {}", "a picture of {}", "an image of {}", "{}", "{}.",
+    "a drawing of {}", "this is a photo of {}.",
+    "there is {} in the scene.", "a photo of {} in the scene.", "a scene with {}",
+    "{} in the picture", "a bright photo of {}.",
+    "a small picture of {}", "a close-up photo of {}.", "a photo of one {}.",
+    "a good photo of {}.", "a photo of the {}.",
 )  # fmt: skip
 
 
@@ -76,11 +85,16 @@ class SceneConfig:
         if self.size < 16:
             raise ValueError(f"size must be at least 16 pixels, got {self.size}")
         if not 0 <= self.min_things <= self.max_things <= len(THING_NAMES):
-            raise ValueError(f"need 0 <= min_things <= max_things <= {len(THING_NAMES)}, got {self.min_things} and {self.max_things}")
+            raise ValueError(
+                f"need 0 <= min_things <= max_things <= {len(THING_NAMES)}, got {self.min_things}"
+                f" and {self.max_things}"
+            )
         if not 1 <= self.max_regions <= 3:
             raise ValueError(f"max_regions must be 1, 2 or 3, got {self.max_regions}")
         if not 0 < self.min_radius <= self.max_radius:
-            raise ValueError(f"need 0 < min_radius <= max_radius, got {self.min_radius} and {self.max_radius}")
+            raise ValueError(
+                f"need 0 < min_radius <= max_radius, got {self.min_radius} and {self.max_radius}"
+            )
         if self.max_zoom < 1:
             raise ValueError(f"max_zoom must be at least 1, got {self.max_zoom}")
 
@@ -108,7 +122,8 @@ class _Placement:
 
 
 def make_scene(seed: int, index: int, config: SceneConfig | None = None) -> Scene:
-    """Make picture `index` of the world `seed`: 1 to 3 regions of stuff and a few things before them."""
+    """Make picture `index` of the world `seed`: 1 to 3 regions of stuff and a few things before
+    them."""
     config = config or SceneConfig()
     rng = np.random.default_rng((seed, index))
     view = _choose_view(rng, config)
@@ -120,13 +135,16 @@ def make_scene(seed: int, index: int, config: SceneConfig | None = None) -> Scen
 
 
 def make_single(seed: int, index: int, config: SceneConfig | None = None) -> Scene:
-    """Make a picture of one class: a thing on a plain colour, a thing on one stuff, or one stuff alone."""
+    """Make a picture of one class: a thing on a plain colour, a thing on one stuff, or one stuff
+    alone."""
     config = config or SceneConfig()
     rng = np.random.default_rng((seed, index, 1))
     view = _choose_view(rng, replace(config, max_zoom=1.0))
     kind = rng.choice(3, p=(0.35, 0.35, 0.3))
     if kind == 0:
-        low, high = (shade(rng.random(), rng.uniform(0, 0.6), rng.uniform(0.15, 1.0)) for _ in range(2))
+        low, high = (
+            shade(rng.random(), rng.uniform(0, 0.6), rng.uniform(0.15, 1.0)) for _ in range(2)
+        )
         image = blend(low, high * 0.3 + low * 0.7, view.noise(rng, 3, 3))
         mask = np.full((config.size, config.size), IGNORE, np.uint8)
     else:
@@ -134,7 +152,9 @@ def make_single(seed: int, index: int, config: SceneConfig | None = None) -> Sce
     if kind < 2:
         radius = rng.uniform(config.max_radius * 0.8, WORLD * 0.42)
         x, y = (jitter(rng, WORLD / 2, WORLD / 2 - radius * 0.9) for _ in range(2))
-        _draw_thing(image, mask, view, _Placement(str(rng.choice(THING_NAMES)), x, y, radius), config, rng)
+        _draw_thing(
+            image, mask, view, _Placement(str(rng.choice(THING_NAMES)), x, y, radius), config, rng
+        )
     return _finish(image, mask, rng, config)
 
 
@@ -150,8 +170,13 @@ def phrase(names: Sequence[str], rng: np.random.Generator) -> str:
     """Say the names in a sentence, such as 'a photo of a star and grass.'"""
     template = str(rng.choice(_TEMPLATES))
     article = not ("one {" in template or "the {" in template)
-    words = [_with_article(name, rng) if article or position else name for position, name in enumerate(names)]
-    return template.format(words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1])
+    words = [
+        _with_article(name, rng) if article or position else name
+        for position, name in enumerate(names)
+    ]
+    return template.format(
+        words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+    )
 
 
 def make_caption(present: Sequence[str], rng: np.random.Generator) -> str:
@@ -160,7 +185,8 @@ def make_caption(present: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def _with_article(name: str, rng: np.random.Generator) -> str:
-    """Put 'a' or 'an' before things, and now and then before stuff, as prompts such as 'a photo of a {}' do."""
+    """Put 'a' or 'an' before things, and now and then before stuff, as prompts such as 'a photo of
+    a {}' do."""
     if name in TEXTURES and rng.random() < 0.5:
         return name
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
@@ -174,7 +200,9 @@ def _choose_view(rng: np.random.Generator, config: SceneConfig) -> View:
     return View(config.size, rng.uniform(0, WORLD - side), rng.uniform(0, WORLD - side), side)
 
 
-def _background(view: View, rng: np.random.Generator, config: SceneConfig) -> tuple[FloatArray, NDArray[np.uint8]]:
+def _background(
+    view: View, rng: np.random.Generator, config: SceneConfig
+) -> tuple[FloatArray, NDArray[np.uint8]]:
     """Fill the picture with regions of stuff; gives the picture (H, W, 3) and its labels (H, W)."""
     count = int(rng.integers(1, config.max_regions + 1))
     names = [str(name) for name in rng.permutation(STUFF_NAMES)[:count]]
@@ -187,12 +215,20 @@ def _background(view: View, rng: np.random.Generator, config: SceneConfig) -> tu
     for number, name in enumerate(names[1:], start=1):
         wave = (view.noise(rng, 5, 5) - 0.5) * jitter(rng, 14, 12)  # (H, W), in world units
         if rng.random() < 0.25:
-            x, y, radius = jitter(rng, WORLD / 2, 40), jitter(rng, WORLD / 2, 40), rng.uniform(26, 46)
-            distance = radius - np.hypot(u - np.float32(x), (v - np.float32(y)) * np.float32(1.3)) + wave
+            x, y, radius = (
+                jitter(rng, WORLD / 2, 40),
+                jitter(rng, WORLD / 2, 40),
+                rng.uniform(26, 46),
+            )
+            distance = (
+                radius - np.hypot(u - np.float32(x), (v - np.float32(y)) * np.float32(1.3)) + wave
+            )
         else:
             border = jitter(rng, WORLD * number / count, 14)
             slope = jitter(rng, 0, 0.25)
-            distance = (u - border + slope * (v - 64) if upright else v - border + slope * (u - 64)) + wave
+            distance = (
+                u - border + slope * (v - 64) if upright else v - border + slope * (u - 64)
+            ) + wave
         cover = np.clip(distance * view.scale + 0.5, 0, 1).astype(np.float32)  # (H, W)
         image = blend(image, TEXTURES[name](view, rng), cover)
         mask[cover >= 0.5] = CLASS_NAMES.index(name)
@@ -204,7 +240,9 @@ def _place_things(count: int, rng: np.random.Generator, config: SceneConfig) -> 
     placements: list[_Placement] = []
     for name in rng.permutation(THING_NAMES)[:count]:
         for _ in range(6):
-            radius = float(np.exp(rng.uniform(np.log(config.min_radius), np.log(config.max_radius))))
+            radius = float(
+                np.exp(rng.uniform(np.log(config.min_radius), np.log(config.max_radius)))
+            )
             x, y = (float(rng.uniform(radius * 0.7, WORLD - radius * 0.7)) for _ in range(2))
             candidate = _Placement(str(name), x, y, radius)
             if all(np.hypot(x - p.x, y - p.y) > 0.85 * (radius + p.radius) for p in placements):
@@ -213,19 +251,35 @@ def _place_things(count: int, rng: np.random.Generator, config: SceneConfig) -> 
     return placements
 
 
-def _rasterise(parts: Sequence[Part], colours: dict[str, FloatArray], matrix: FloatArray, width: int, height: int) -> FloatArray:
-    """Draw polygons with smooth edges, shape (height, width, 4); `matrix` (2, 3) takes them to pixels."""
+def _rasterise(
+    parts: Sequence[Part],
+    colours: dict[str, FloatArray],
+    matrix: FloatArray,
+    width: int,
+    height: int,
+) -> FloatArray:
+    """Draw polygons with smooth edges, shape (height, width, 4); `matrix` (2, 3) takes them to
+    pixels."""
     canvas = Image.new("RGBA", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
     draw = ImageDraw.Draw(canvas)
     for part in parts:
         points = (part.points @ matrix[:, :2].T + matrix[:, 2]) * _SUPERSAMPLING  # (P, 2)
-        fill = (0, 0, 0, 0) if part.colour == "hole" else (*(int(c * 255) for c in colours[part.colour].clip(0, 1)), 255)
+        fill = (
+            (0, 0, 0, 0)
+            if part.colour == "hole"
+            else (*(int(c * 255) for c in colours[part.colour].clip(0, 1)), 255)
+        )
         draw.polygon(points.ravel().tolist(), fill=fill)
     return np.asarray(canvas.reduce(_SUPERSAMPLING), dtype=np.float32) / 255  # (height, width, 4)
 
 
 def _draw_thing(
-    image: FloatArray, mask: NDArray[np.uint8], view: View, placement: _Placement, config: SceneConfig, rng: np.random.Generator
+    image: FloatArray,
+    mask: NDArray[np.uint8],
+    view: View,
+    placement: _Placement,
+    config: SceneConfig,
+    rng: np.random.Generator,
 ) -> None:
     """Draw one thing with its shadow into `image` (H, W, 3) and `mask` (H, W)."""
     thing = THINGS[placement.name]
@@ -261,10 +315,17 @@ def _shadow(alpha: FloatArray, scale: float) -> FloatArray:
     moved = max(1, round(2.2 * scale))
     shifted = np.zeros(alpha.shape, np.uint8)
     shifted[moved:, moved:] = alpha[:-moved, :-moved] * 255
-    return np.asarray(Image.fromarray(shifted).filter(ImageFilter.BoxBlur(1.3 * scale)), dtype=np.float32) / 255
+    return (
+        np.asarray(
+            Image.fromarray(shifted).filter(ImageFilter.BoxBlur(1.3 * scale)), dtype=np.float32
+        )
+        / 255
+    )
 
 
-def _finish(image: FloatArray, mask: NDArray[np.uint8], rng: np.random.Generator, config: SceneConfig) -> Scene:
+def _finish(
+    image: FloatArray, mask: NDArray[np.uint8], rng: np.random.Generator, config: SceneConfig
+) -> Scene:
     """Light the picture, add noise, and list what it shows."""
     size = config.size
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
@@ -273,11 +334,17 @@ def _finish(image: FloatArray, mask: NDArray[np.uint8], rng: np.random.Generator
     tint = 1 + rng.uniform(-0.04, 0.04, 3).astype(np.float32)
     for channel in range(3):
         image[..., channel] *= light * tint[channel]
-    image += rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(config.noise * rng.uniform(0.3, 1.2))
+    image += rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(
+        config.noise * rng.uniform(0.3, 1.2)
+    )
     np.clip(image, 0, 1, out=image)
     image *= 255
     image += 0.5
     pixels = image.astype(np.uint8)  # (H, W, 3)
     area = np.bincount(mask.ravel(), minlength=IGNORE + 1)[: len(CLASS_NAMES)]
-    order = [label for label in np.argsort(-area, kind="stable") if area[label] >= config.min_share * mask.size]
+    order = [
+        label
+        for label in np.argsort(-area, kind="stable")
+        if area[label] >= config.min_share * mask.size
+    ]
     return Scene(pixels, mask, tuple(CLASS_NAMES[label] for label in order))

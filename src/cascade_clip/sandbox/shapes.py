@@ -1,4 +1,5 @@
-"""Things of the built-in world: star, heart, fish, ... as coloured polygons in a box from -1 to 1 (y points down)."""
+"""Things of the built-in world: star, heart, fish, ... as coloured polygons in a box from -1 to 1
+(y points down)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class Part:
 
     points: Points  # (P, 2), x and y
     colour: str
-    """main, dark, light, accent, white, black, brown, green or hole (which cuts through what is below)."""
+    """main, dark, light, accent, white, black, brown, green or hole (which cuts through what is
+    below)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Thing:
     """Usual saturation and value of the main colour."""
 
 
-def _disc(x: float, y: float, radius: float, height: float | None = None, count: int = 28) -> Points:
+def _disc(
+    x: float, y: float, radius: float, height: float | None = None, count: int = 28
+) -> Points:
     """An ellipse as a polygon."""
     angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return np.stack([x + radius * np.cos(angle), y + (height or radius) * np.sin(angle)], axis=1)
@@ -79,36 +83,60 @@ def _heart() -> list[Part]:
     t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     x = 16 * np.sin(t) ** 3
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
-    return [Part(np.stack([x, y], axis=1) / 16.5, "main"), Part(_disc(-0.42, -0.4, 0.14, 0.2), "light")]
+    return [
+        Part(np.stack([x, y], axis=1) / 16.5, "main"),
+        Part(_disc(-0.42, -0.4, 0.14, 0.2), "light"),
+    ]
 
 
 def _arrow() -> list[Part]:
-    outline = _poly((-1, -0.28), (0.12, -0.28), (0.12, -0.78), (1, 0), (0.12, 0.78), (0.12, 0.28), (-1, 0.28))
+    outline = _poly(
+        (-1, -0.28), (0.12, -0.28), (0.12, -0.78), (1, 0), (0.12, 0.78), (0.12, 0.28), (-1, 0.28)
+    )
     return [Part(outline, "dark"), Part(outline * [0.9, 0.78] + [0.0, 0.0], "main")]
 
 
 def _moon() -> list[Part]:
     outer, inner = _arc(0, 0, 1.0, 50, 310, 30), _arc(0.52, 0, 0.86, 296, 64, 30)
     crescent = np.concatenate([outer, inner])
-    return [Part(crescent, "main"), Part(_disc(-0.66, 0.15, 0.13), "dark"), Part(_disc(-0.45, -0.55, 0.1), "dark")]
+    return [
+        Part(crescent, "main"),
+        Part(_disc(-0.66, 0.15, 0.13), "dark"),
+        Part(_disc(-0.45, -0.55, 0.1), "dark"),
+    ]
 
 
 def _flower() -> list[Part]:
     angles = np.radians(np.arange(6) * 60 - 90)
-    petals = [Part(_disc(0.6 * np.cos(a), 0.6 * np.sin(a), 0.4), "main" if i % 2 else "light") for i, a in enumerate(angles)]
+    petals = [
+        Part(_disc(0.6 * np.cos(a), 0.6 * np.sin(a), 0.4), "main" if i % 2 else "light")
+        for i, a in enumerate(angles)
+    ]
     return [*petals, Part(_disc(0, 0, 0.36), "accent")]
 
 
 def _fish() -> list[Part]:
     tail = _poly((0.35, 0), (1, -0.6), (0.85, 0), (1, 0.6))
     fin = _poly((-0.35, -0.35), (0.1, -0.82), (0.35, -0.3))
-    stripes = [Part(_poly((x, -0.42), (x + 0.13, -0.42), (x + 0.13, 0.42), (x, 0.42)), "light") for x in (-0.25, 0.08)]
+    stripes = [
+        Part(_poly((x, -0.42), (x + 0.13, -0.42), (x + 0.13, 0.42), (x, 0.42)), "light")
+        for x in (-0.25, 0.08)
+    ]
     eye = [Part(_disc(-0.62, -0.1, 0.14), "white"), Part(_disc(-0.64, -0.1, 0.08), "black")]
-    return [Part(tail, "dark"), Part(fin, "dark"), Part(_disc(-0.25, 0, 0.75, 0.5), "main"), *stripes, *eye]
+    return [
+        Part(tail, "dark"),
+        Part(fin, "dark"),
+        Part(_disc(-0.25, 0, 0.75, 0.5), "main"),
+        *stripes,
+        *eye,
+    ]
 
 
 def _tree() -> list[Part]:
-    layers = [Part(_poly((0, top), (wide, top + 0.75), (-wide, top + 0.75)), colour) for top, wide, colour in _TREE_LAYERS]
+    layers = [
+        Part(_poly((0, top), (wide, top + 0.75), (-wide, top + 0.75)), colour)
+        for top, wide, colour in _TREE_LAYERS
+    ]
     return [Part(_box(-0.14, 0.5, 0.14, 1), "brown"), *layers]
 
 
@@ -119,33 +147,64 @@ def _house() -> list[Part]:
     windows = [Part(_box(x, 0.1, x + 0.32, 0.42), "accent") for x in (-0.6, 0.28)]
     door = Part(_box(-0.15, 0.4, 0.15, 1), "brown")
     chimney = Part(_box(0.4, -0.85, 0.62, -0.2), "dark")
-    return [chimney, Part(_box(-0.78, -0.15, 0.78, 1), "white"), Part(_poly((0, -1), (1, -0.1), (-1, -0.1)), "main"), *windows, door]
+    return [
+        chimney,
+        Part(_box(-0.78, -0.15, 0.78, 1), "white"),
+        Part(_poly((0, -1), (1, -0.1), (-1, -0.1)), "main"),
+        *windows,
+        door,
+    ]
 
 
 def _mushroom() -> list[Part]:
     cap = np.concatenate([_arc(0, 0, 0.98, 180, 360, 26), _poly((0.9, 0.2), (-0.9, 0.2))])
     stem = _poly((-0.26, 0.1), (0.26, 0.1), (0.36, 1), (-0.36, 1))
     dots = [
-        Part(_disc(x, y, r), "white") for x, y, r in ((-0.5, -0.3, 0.18), (0.12, -0.58, 0.2), (0.58, -0.14, 0.16), (-0.05, -0.05, 0.12))
+        Part(_disc(x, y, r), "white")
+        for x, y, r in (
+            (-0.5, -0.3, 0.18),
+            (0.12, -0.58, 0.2),
+            (0.58, -0.14, 0.16),
+            (-0.05, -0.05, 0.12),
+        )
     ]
     return [Part(stem, "white"), Part(cap, "main"), *dots]
 
 
 def _boat() -> list[Part]:
     hull = _poly((-1, 0.4), (1, 0.4), (0.6, 0.95), (-0.65, 0.95))
-    sail, jib = _poly((0.06, -1), (0.06, 0.24), (0.85, 0.24)), _poly((-0.1, -0.75), (-0.1, 0.24), (-0.75, 0.24))
-    return [Part(_box(-0.07, -1, 0.05, 0.45), "brown"), Part(sail, "white"), Part(jib, "accent"), Part(hull, "main")]
+    sail, jib = (
+        _poly((0.06, -1), (0.06, 0.24), (0.85, 0.24)),
+        _poly((-0.1, -0.75), (-0.1, 0.24), (-0.75, 0.24)),
+    )
+    return [
+        Part(_box(-0.07, -1, 0.05, 0.45), "brown"),
+        Part(sail, "white"),
+        Part(jib, "accent"),
+        Part(hull, "main"),
+    ]
 
 
 def _car() -> list[Part]:
-    body = _poly((-1, 0.1), (-0.95, -0.08), (-0.55, -0.12), (0.7, -0.12), (0.95, 0.0), (1, 0.42), (-1, 0.42))
+    body = _poly(
+        (-1, 0.1), (-0.95, -0.08), (-0.55, -0.12), (0.7, -0.12), (0.95, 0.0), (1, 0.42), (-1, 0.42)
+    )
     cabin = _poly((-0.6, -0.1), (-0.35, -0.6), (0.35, -0.6), (0.65, -0.1))
     panes = [
         _poly((-0.45, -0.12), (-0.28, -0.48), (-0.04, -0.48), (-0.04, -0.12)),
         _poly((0.06, -0.12), (0.06, -0.48), (0.29, -0.48), (0.5, -0.12)),
     ]
-    wheels = [Part(_disc(x, 0.42, r), colour) for x in (-0.52, 0.52) for r, colour in ((0.25, "black"), (0.12, "white"))]
-    return [Part(cabin, "dark"), *(Part(pane, "accent") for pane in panes), Part(body, "main"), *wheels]
+    wheels = [
+        Part(_disc(x, 0.42, r), colour)
+        for x in (-0.52, 0.52)
+        for r, colour in ((0.25, "black"), (0.12, "white"))
+    ]
+    return [
+        Part(cabin, "dark"),
+        *(Part(pane, "accent") for pane in panes),
+        Part(body, "main"),
+        *wheels,
+    ]
 
 
 def _balloon() -> list[Part]:
@@ -162,23 +221,44 @@ def _balloon() -> list[Part]:
 def _butterfly() -> list[Part]:
     wings = []
     for side in (-1.0, 1.0):
-        wings += [Part(_disc(side * 0.45, 0.42, 0.36, 0.42), "accent"), Part(_disc(side * 0.55, -0.35, 0.45, 0.48), "main")]
-        wings += [Part(_disc(side * 0.58, -0.38, 0.2), "light"), Part(_poly((0, -0.6), (side * 0.32, -1), (side * 0.24, -1)), "black")]
+        wings += [
+            Part(_disc(side * 0.45, 0.42, 0.36, 0.42), "accent"),
+            Part(_disc(side * 0.55, -0.35, 0.45, 0.48), "main"),
+        ]
+        wings += [
+            Part(_disc(side * 0.58, -0.38, 0.2), "light"),
+            Part(_poly((0, -0.6), (side * 0.32, -1), (side * 0.24, -1)), "black"),
+        ]
     return [*wings, Part(_disc(0, 0, 0.12, 0.72), "black")]
 
 
 def _umbrella() -> list[Part]:
     top = np.concatenate(
-        [_arc(0, 0, 0.98, 180, 360, 26), _arc(0.66, 0, 0.32, 0, -180, 8), _arc(0, 0, 0.34, 0, -180, 8), _arc(-0.66, 0, 0.32, 0, -180, 8)]
+        [
+            _arc(0, 0, 0.98, 180, 360, 26),
+            _arc(0.66, 0, 0.32, 0, -180, 8),
+            _arc(0, 0, 0.34, 0, -180, 8),
+            _arc(-0.66, 0, 0.32, 0, -180, 8),
+        ]
     )
     panel = np.concatenate([_poly((0, -0.98)), _arc(0, 0, 0.34, 0, -180, 8)])
     hook = np.concatenate([_arc(0.2, 0.72, 0.26, 180, 0, 12), _arc(0.2, 0.72, 0.13, 0, 180, 12)])
-    return [Part(_box(-0.06, -0.4, 0.07, 0.74), "brown"), Part(hook, "brown"), Part(top, "main"), Part(panel, "light")]
+    return [
+        Part(_box(-0.06, -0.4, 0.07, 0.74), "brown"),
+        Part(hook, "brown"),
+        Part(top, "main"),
+        Part(panel, "light"),
+    ]
 
 
 def _key() -> list[Part]:
     teeth = [Part(_box(x, 0.1, x + 0.18, h), "main") for x, h in ((0.42, 0.42), (0.76, 0.52))]
-    return [Part(_disc(-0.55, 0, 0.46), "main"), Part(_disc(-0.55, 0, 0.23), "hole"), Part(_box(-0.12, -0.12, 0.98, 0.14), "main"), *teeth]
+    return [
+        Part(_disc(-0.55, 0, 0.46), "main"),
+        Part(_disc(-0.55, 0, 0.23), "hole"),
+        Part(_box(-0.12, -0.12, 0.98, 0.14), "main"),
+        *teeth,
+    ]
 
 
 THINGS: dict[str, Thing] = {
@@ -201,14 +281,24 @@ THINGS: dict[str, Thing] = {
 }
 """The look of every thing class, in label order."""
 
-_FIXED = {"white": (0.97, 0.96, 0.93), "black": (0.13, 0.12, 0.15), "brown": (0.45, 0.29, 0.17), "green": (0.2, 0.55, 0.25)}
+_FIXED = {
+    "white": (0.97, 0.96, 0.93),
+    "black": (0.13, 0.12, 0.15),
+    "brown": (0.45, 0.29, 0.17),
+    "green": (0.2, 0.55, 0.25),
+}
 
 
 def thing_colours(thing: Thing, habit: float, rng: np.random.Generator) -> dict[str, FloatArray]:
-    """Colours of one thing: with probability `habit` close to the class's usual ones, else any hue."""
+    """Colours of one thing: with probability `habit` close to the class's usual ones, else any
+    hue."""
     usual = rng.random() < habit
     hue = thing.hue + rng.normal(0, 0.025) if usual else rng.random()
-    saturation, value = (thing.vivid[0] + rng.normal(0, 0.06), thing.vivid[1] + rng.normal(0, 0.04)) if usual else (0.75, 0.88)
+    saturation, value = (
+        (thing.vivid[0] + rng.normal(0, 0.06), thing.vivid[1] + rng.normal(0, 0.04))
+        if usual
+        else (0.75, 0.88)
+    )
     colours = {name: np.array(rgb, dtype=np.float32) for name, rgb in _FIXED.items()}
     colours["main"] = shade(hue, saturation, value)
     colours["dark"] = shade(hue - 0.015, saturation + 0.1, value * 0.72)

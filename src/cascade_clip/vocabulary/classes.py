@@ -1,4 +1,5 @@
-"""Class names in label order, with their words, colours and split, and what mask values or colours mean."""
+"""Class names in label order, with their words, colours and split, and what mask values or colours
+mean."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 IGNORED = -1
-"""Label of pixels that do not count, in arrays and tensors; files have an ignore value of their own, mostly 255."""
+"""Label of pixels that do not count, in arrays and tensors; files have an ignore value of their
+own, mostly 255."""
 
 LONGEST_NAME = 200
 """Characters of a class name at most; CLIP reads 77 tokens."""
@@ -29,7 +31,8 @@ _FIRST_COLORS = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Class names in label order, with the words that stand for them, their colours and their split."""
+    """Class names in label order, with the words that stand for them, their colours and their
+    split."""
 
     names: tuple[str, ...]
     synonyms: tuple[tuple[str, ...], ...]
@@ -37,32 +40,48 @@ class Vocabulary:
     colors: tuple[Color, ...]
     unseen: tuple[str, ...] = ()
     raw_values: tuple[tuple[int, int], ...] | None = None
-    """Pairs of raw mask value and label (IGNORED for values without a class); None: the raw value is the label."""
+    """Pairs of raw mask value and label (IGNORED for values without a class); None: the raw value
+    is the label."""
     ignore: int = 255
     """Raw mask value of pixels that do not count."""
     mask_colors: tuple[tuple[Color, int], ...] | None = None
-    """Pairs of mask colour and label (IGNORED for colours without a class), for masks that are colour pictures; None: masks hold values."""
+    """Pairs of mask colour and label (IGNORED for colours without a class), for masks that are
+    colour pictures; None: masks hold values."""
     inherits_split: bool = True
-    """Whether a model's own split may stand in where `unseen` is empty; False where someone said that every class counts as seen."""
+    """Whether a model's own split may stand in where `unseen` is empty; False where someone said
+    that every class counts as seen."""
 
     def __post_init__(self) -> None:
         """Check names, split and colours."""
         check_names(self.names)
         if not len(self.names) == len(self.synonyms) == len(self.colors):
-            raise ValueError(f"{len(self.names)} names need as many synonyms and colours, got {len(self.synonyms)} and {len(self.colors)}")
+            raise ValueError(
+                f"{len(self.names)} names need as many synonyms and colours, got"
+                f" {len(self.synonyms)} and {len(self.colors)}"
+            )
         unknown = [name for name in self.unseen if name not in self.names]
         if unknown:
-            raise ValueError(f"unseen names {unknown} are not in the class list of {len(self.names)}: {', '.join(self.names[:12])}, ...")
+            raise ValueError(
+                f"unseen names {unknown} are not in the class list of {len(self.names)}:"
+                f" {', '.join(self.names[:12])}, ..."
+            )
         if any(not 0 <= raw <= 65535 for raw, _ in self.raw_values or ()):
             raise ValueError("raw mask values must lie in 0..65535")
         if not 0 <= self.ignore <= 65535:
             raise ValueError(f"the ignore value must lie in 0..65535, got {self.ignore}")
         keys = [color for color, _ in self.mask_colors or ()]
-        if any(len(color) != 3 or not 0 <= part <= 255 for color in (*self.colors, *keys) for part in color):
+        if any(
+            len(color) != 3 or not 0 <= part <= 255
+            for color in (*self.colors, *keys)
+            for part in color
+        ):
             raise ValueError("colours must be (red, green, blue) in 0..255")
         if len(set(keys)) < len(keys):
             twice = sorted({color for color in keys if keys.count(color) > 1})
-            raise ValueError(f"mask colours are given twice: {', '.join(map(color_name, twice[:5]))}; a colour means one class")
+            raise ValueError(
+                f"mask colours are given twice: {', '.join(map(color_name, twice[:5]))}; a colour"
+                " means one class"
+            )
         for words in self.synonyms:
             check_names(words)
 
@@ -91,12 +110,17 @@ class Vocabulary:
         Raises:
             ValueError: the ignore value is also the value of a class.
         """
-        pairs = self.raw_values if self.raw_values is not None else [(index, index) for index in range(len(self.names))]
+        pairs = (
+            self.raw_values
+            if self.raw_values is not None
+            else [(index, index) for index in range(len(self.names))]
+        )
         clash = [label for raw, label in pairs if raw == self.ignore and label != IGNORED]
         if clash:
             raise ValueError(
-                f"mask value {self.ignore} means both `ignored` and class {self.names[clash[0]]!r} of {len(self.names)}; "
-                "set the ignore value (data.ignore) to one that no class has, such as 65535"
+                f"mask value {self.ignore} means both `ignored` and class {self.names[clash[0]]!r}"
+                f" of {len(self.names)}; set the ignore value (data.ignore) to one that no class"
+                " has, such as 65535"
             )
         table = np.full(65536, IGNORED, dtype=np.int64)
         for raw, label in pairs:
@@ -104,13 +128,20 @@ class Vocabulary:
         return table
 
     def color_table(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Codes (red * 65536 + green * 256 + blue) of the mask colours in rising order, and their labels."""
+        """Codes (red * 65536 + green * 256 + blue) of the mask colours in rising order, and their
+        labels."""
         pairs = sorted((color_code(color), label) for color, label in self.mask_colors or ())
-        return np.array([code for code, _ in pairs], dtype=np.int32), np.array([label for _, label in pairs], dtype=np.int64)
+        return np.array([code for code, _ in pairs], dtype=np.int32), np.array(
+            [label for _, label in pairs], dtype=np.int64
+        )
 
     def unknown_values(self, values: Iterable[int]) -> list[int]:
         """Those raw mask values that neither name a class nor are known to be ignored."""
-        known = {raw for raw, _ in self.raw_values} if self.raw_values is not None else set(range(len(self.names)))
+        known = (
+            {raw for raw, _ in self.raw_values}
+            if self.raw_values is not None
+            else set(range(len(self.names)))
+        )
         return sorted({int(value) for value in values} - known - {self.ignore})
 
 
@@ -125,11 +156,14 @@ def color_name(color: Color | int) -> str:
 
 
 def build_palette(count: int) -> tuple[Color, ...]:
-    """Distinct colours for `count` classes: a fixed friendly set first, then hues a golden ratio apart."""
+    """Distinct colours for `count` classes: a fixed friendly set first, then hues a golden ratio
+    apart."""
     fixed = [cast(Color, tuple(bytes.fromhex(code))) for code in _FIRST_COLORS.split()]
     for index in range(count - len(fixed)):
         hue, light = (0.11 + index * 0.618034) % 1, (0.42, 0.56, 0.7)[index % 3]
-        fixed.append(cast(Color, tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, light, 0.55))))
+        fixed.append(
+            cast(Color, tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, light, 0.55)))
+        )
     return tuple(fixed[:count])
 
 
@@ -146,9 +180,15 @@ def check_names(names: Sequence[str]) -> None:
         if not name.strip():
             raise ValueError(f"a class name is empty in {list(names)[:12]}")
         if len(name) > LONGEST_NAME:
-            raise ValueError(f"the class name {name[:40]!r}... has {len(name)} characters, {LONGEST_NAME} at most are allowed")
+            raise ValueError(
+                f"the class name {name[:40]!r}... has {len(name)} characters, {LONGEST_NAME} at"
+                " most are allowed"
+            )
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-            raise ValueError(f"the class name {name!r} holds control characters or halves of characters; remove them")
+            raise ValueError(
+                f"the class name {name!r} holds control characters or halves of characters; remove"
+                " them"
+            )
     counts = Counter(name.casefold() for name in names)
     twice = sorted({name for name in names if counts[name.casefold()] > 1})
     if twice:

@@ -1,6 +1,7 @@
 """Class lists, splits and prompt templates by name, from files and from text.
 
-Splits are stored by name and checked against the class list, so they hold whatever the order of a list.
+Splits are stored by name and checked against the class list, so they hold whatever the order of a
+list.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, cast
 from cascade_clip.vocabulary.classes import IGNORED, Color, Vocabulary, build_palette, clean_name
 
 VOID_NAMES = ("null", "ignore", "void", "unlabelled", "unlabeled")
-"""Names that mark a mask value or colour as ignored in a list of `VALUE NAME`, `R G B NAME` or `#rrggbb NAME` lines."""
+"""Names that mark a mask value or colour as ignored in a list of `VALUE NAME`, `R G B NAME` or
+`#rrggbb NAME` lines."""
 NONE_UNSEEN = "none"
 """In place of unseen names: every class counts as seen."""
 
@@ -27,7 +29,8 @@ _logger = logging.getLogger(__name__)
 _COLOR = re.compile(r"(?:#([0-9a-fA-F]{6})|(\d+)[\s,]+(\d+)[\s,]+(\d+))")
 _COLOR_LINE = re.compile(_COLOR.pattern + r"[\s,:]+(\S.*)$")
 _VALUE_LINE = re.compile(r"(\d+)[\s,:]+(\S.*)$")
-_HEX_START = re.compile(r"#[0-9a-fA-F]{3,8}[\s,:]")  # may be a colour, where other lines beginning with # are comments
+# may be a colour, where other lines beginning with # are comments
+_HEX_START = re.compile(r"#[0-9a-fA-F]{3,8}[\s,:]")
 
 
 def parse_classes(text: str) -> Vocabulary:
@@ -36,57 +39,81 @@ def parse_classes(text: str) -> Vocabulary:
 
 
 def load_words(text: str) -> Vocabulary:
-    """Class names for one's own images: a packaged list by name, a file, or the names themselves, separated by commas.
+    """Class names for one's own images: a packaged list by name, a file, or the names themselves,
+    separated by commas.
 
     Raises:
         FileNotFoundError: what looks like a file and is none.
     """
     path = Path(text).expanduser()
-    looks_like_a_file = "," not in text and (path.suffix in (".txt", ".json", ".csv") or "/" in text or "\\" in text)
+    looks_like_a_file = "," not in text and (
+        path.suffix in (".txt", ".json", ".csv") or "/" in text or "\\" in text
+    )
     if text in list_vocabularies() or _is_file(path) or looks_like_a_file:
         return load_vocabulary(text)
     word = text.strip().casefold()
-    close = [name for name in difflib.get_close_matches(word, list_vocabularies(), n=1, cutoff=0.66) if name[0] == word[0]]
+    close = [
+        name
+        for name in difflib.get_close_matches(word, list_vocabularies(), n=1, cutoff=0.66)
+        if name[0] == word[0]
+    ]
     if close:
-        _logger.warning("%r is taken as a name of its own; did you mean the class list %s?", text.strip(), close[0])
+        _logger.warning(
+            "%r is taken as a name of its own; did you mean the class list %s?",
+            text.strip(),
+            close[0],
+        )
     return parse_classes(text)
 
 
 def default_templates(source: str) -> str:
-    """Name of the prompt templates that go with a class list: those of the paper for a packaged list, else `single`."""
-    return str(_packaged(f"{source}.json").get("templates", "single")) if source in list_vocabularies() else "single"
+    """Name of the prompt templates that go with a class list: those of the paper for a packaged
+    list, else `single`."""
+    return (
+        str(_packaged(f"{source}.json").get("templates", "single"))
+        if source in list_vocabularies()
+        else "single"
+    )
 
 
 def load_vocabulary(source: str, unseen: str = "") -> Vocabulary:
     """A class list by name, from a file, or from names separated by commas.
 
     Args:
-        source: a packaged list (see `list_vocabularies`); a text file of `NAME`, `NAME = SYNONYM; SYNONYM` or, in every line, `VALUE NAME`
-            (names such as `null` mark values to ignore) or, for masks that are colour pictures, `R G B NAME` or `#rrggbb NAME` (a name may
-            have several colours); a .json file in the packaged form; or names separated by commas.
-        unseen: names separated by commas, a text file with one a line, the name of a packaged list whose split to take, or `none`: every
-            class counts as seen. Empty: the split of the list, if it brings one.
+        source: a packaged list (see `list_vocabularies`); a text file of `NAME`, `NAME = SYNONYM;
+            SYNONYM` or, in every line, `VALUE NAME` (names such as `null` mark values to ignore)
+            or, for masks that are colour pictures, `R G B NAME` or `#rrggbb NAME` (a name may have
+            several colours); a .json file in the packaged form; or names separated by commas.
+        unseen: names separated by commas, a text file with one a line, the name of a packaged list
+            whose split to take, or `none`: every class counts as seen. Empty: the split of the
+            list, if it brings one.
 
     Raises:
-        ValueError, FileNotFoundError: no such list or file, empty or duplicate names, unseen names that are not in the list.
+        ValueError, FileNotFoundError: no such list or file, empty or duplicate names, unseen names
+            that are not in the list.
     """
     path = Path(source).expanduser()
     if source in list_vocabularies():
         vocabulary = _from_json(_packaged(f"{source}.json"), source)
     elif _is_file(path):
-        vocabulary = _read_json(path) if path.suffix == ".json" else _from_lines(_read_lines(path, keep=_HEX_START), path)
+        vocabulary = (
+            _read_json(path)
+            if path.suffix == ".json"
+            else _from_lines(_read_lines(path, keep=_HEX_START), path)
+        )
     elif "," in source:
         vocabulary = _plain_list(source.split(","), "the class list")
     else:
         raise FileNotFoundError(
-            f"no class list {source!r}: it is no file, and the packaged lists are {', '.join(list_vocabularies())}; "
-            "names are separated by commas"
+            f"no class list {source!r}: it is no file, and the packaged lists are"
+            f" {', '.join(list_vocabularies())}; names are separated by commas"
         )
     return split_classes(vocabulary, unseen)
 
 
 def split_classes(vocabulary: Vocabulary, unseen: str) -> Vocabulary:
-    """The same classes with the split that `unseen` says (see `load_vocabulary`); empty text leaves it as it is.
+    """The same classes with the split that `unseen` says (see `load_vocabulary`); empty text leaves
+    it as it is.
 
     Raises:
         ValueError: a name that is not in the class list.
@@ -107,7 +134,8 @@ def load_templates(source: str) -> tuple[str, ...]:
     """Prompt templates by name or from a text file with one a line; `{}` stands for the class name.
 
     Args:
-        source: `single`, `paper15` (both of the paper), `imagenet80` (CLIP's own for ImageNet, from open_clip), or a file.
+        source: `single`, `paper15` (both of the paper), `imagenet80` (CLIP's own for ImageNet, from
+            open_clip), or a file.
 
     Raises:
         FileNotFoundError, ValueError: no such set or file, or a line without exactly one `{}`.
@@ -122,11 +150,15 @@ def load_templates(source: str) -> tuple[str, ...]:
     path = Path(source).expanduser()
     if not _is_file(path):
         known = ", ".join(sorted([*packaged, "imagenet80"]))
-        raise FileNotFoundError(f"no prompt templates {source!r}: choose one of {known}, or give a text file")
+        raise FileNotFoundError(
+            f"no prompt templates {source!r}: choose one of {known}, or give a text file"
+        )
     templates = tuple(_read_lines(path))
     wrong = [template for template in templates if template.count("{}") != 1]
     if wrong or not templates:
-        raise ValueError(f"{path}: every template must hold {{}} exactly once, got {wrong[:1] or 'no line'}")
+        raise ValueError(
+            f"{path}: every template must hold {{}} exactly once, got {wrong[:1] or 'no line'}"
+        )
     return templates
 
 
@@ -135,8 +167,16 @@ def _build(entries: Sequence[str]) -> Vocabulary:
     groups = []
     for entry in entries:
         name, _, rest = entry.partition("=")
-        groups.append(tuple(dict.fromkeys(clean_name(word) for word in [name, *(rest.split(";") if rest.strip() else [])])))
-    return Vocabulary(tuple(group[0] for group in groups), tuple(groups), build_palette(len(groups)))
+        groups.append(
+            tuple(
+                dict.fromkeys(
+                    clean_name(word) for word in [name, *(rest.split(";") if rest.strip() else [])]
+                )
+            )
+        )
+    return Vocabulary(
+        tuple(group[0] for group in groups), tuple(groups), build_palette(len(groups))
+    )
 
 
 def _from_lines(lines: Sequence[str], path: Path) -> Vocabulary:
@@ -149,7 +189,10 @@ def _from_lines(lines: Sequence[str], path: Path) -> Vocabulary:
         return _plain_list(lines, str(path))
     odd = next((line for line, match in zip(lines, numbered, strict=True) if match is None), None)
     if odd is not None:
-        raise ValueError(f"{path}: {odd!r} is not `VALUE NAME` as most lines are; give every line a mask value, or none")
+        raise ValueError(
+            f"{path}: {odd!r} is not `VALUE NAME` as most lines are; give every line a mask value,"
+            " or none"
+        )
     pairs = [(int(match[1]), match[2]) for match in numbered if match]
     raw = [value for value, _ in pairs]
     if len(set(raw)) != len(raw) or max(raw) > 65535:
@@ -157,17 +200,23 @@ def _from_lines(lines: Sequence[str], path: Path) -> Vocabulary:
     kept = [(value, entry) for value, entry in pairs if entry.strip().casefold() not in VOID_NAMES]
     vocabulary = _build_from([entry for _, entry in kept], str(path))
     labels = {value: label for label, (value, _) in enumerate(kept)}
-    return dataclasses.replace(vocabulary, raw_values=tuple((value, labels.get(value, IGNORED)) for value in raw))
+    return dataclasses.replace(
+        vocabulary, raw_values=tuple((value, labels.get(value, IGNORED)) for value in raw)
+    )
 
 
 def _from_color_lines(lines: Sequence[str], path: Path) -> Vocabulary:
-    """A vocabulary from `R G B NAME` or `#rrggbb NAME` lines; a name in several lines has several colours."""
+    """A vocabulary from `R G B NAME` or `#rrggbb NAME` lines; a name in several lines has several
+    colours."""
     entries: dict[str, str] = {}
     colors: list[tuple[Color, str | None]] = []
     for line in lines:
         match = _COLOR_LINE.match(line)
         if match is None:
-            raise ValueError(f"{path}: {line!r} is not `R G B NAME` or `#rrggbb NAME` as most lines are (a comment begins with `# `)")
+            raise ValueError(
+                f"{path}: {line!r} is not `R G B NAME` or `#rrggbb NAME` as most lines are (a"
+                " comment begins with `# `)"
+            )
         name = clean_name(match[5].partition("=")[0])
         void = name.casefold() in VOID_NAMES
         if not void and ("=" in match[5] or name not in entries):
@@ -181,11 +230,21 @@ def _parse_color(text: str) -> Color:
     match = _COLOR.match(text)
     if match is None:
         raise ValueError(f"{text!r} is no colour; write #rrggbb or three numbers in 0..255")
-    return cast(Color, tuple(bytes.fromhex(match[1])) if match[1] else (int(match[2]), int(match[3]), int(match[4])))
+    return cast(
+        Color,
+        (
+            tuple(bytes.fromhex(match[1]))
+            if match[1]
+            else (int(match[2]), int(match[3]), int(match[4]))
+        ),
+    )
 
 
-def _with_mask_colors(vocabulary: Vocabulary, pairs: Sequence[tuple[Color, str | None]], where: str) -> Vocabulary:
-    """Read masks by colour, and show every class in the first of its mask colours; the name None is ignored."""
+def _with_mask_colors(
+    vocabulary: Vocabulary, pairs: Sequence[tuple[Color, str | None]], where: str
+) -> Vocabulary:
+    """Read masks by colour, and show every class in the first of its mask colours; the name None is
+    ignored."""
     labels = {name: label for label, name in enumerate(vocabulary.names)}
     unknown = [name for _, name in pairs if name is not None and name not in labels]
     if unknown:
@@ -201,11 +260,14 @@ def _with_mask_colors(vocabulary: Vocabulary, pairs: Sequence[tuple[Color, str |
 
 def _plain_list(entries: Sequence[str], where: str) -> Vocabulary:
     """A vocabulary whose labels are places in the list, so that no entry can be left out."""
-    void = next((entry.strip() for entry in entries if entry.strip().casefold() in VOID_NAMES), None)
+    void = next(
+        (entry.strip() for entry in entries if entry.strip().casefold() in VOID_NAMES), None
+    )
     if void is not None:
         raise ValueError(
-            f"{where}: {void!r} marks pixels that do not count, but a list of names alone gives every name a class; write a file of "
-            f"`VALUE NAME` lines (such as `0 {void}`, `1 sky`), or leave it out and set the ignore value"
+            f"{where}: {void!r} marks pixels that do not count, but a list of names alone gives"
+            f" every name a class; write a file of `VALUE NAME` lines (such as `0 {void}`, `1"
+            " sky`), or leave it out and set the ignore value"
         )
     return _build_from(entries, where)
 
@@ -221,7 +283,11 @@ def _load_unseen(source: str) -> list[str]:
     if source in list_vocabularies():
         return list(_packaged(f"{source}.json")["unseen"])
     path = Path(source).expanduser()
-    return _read_lines(path) if _is_file(path) else [name for name in source.split(",") if name.strip()]
+    return (
+        _read_lines(path)
+        if _is_file(path)
+        else [name for name in source.split(",") if name.strip()]
+    )
 
 
 def _is_file(path: Path) -> bool:
@@ -232,13 +298,18 @@ def _is_file(path: Path) -> bool:
 
 
 def _read_lines(path: Path, keep: re.Pattern[str] | None = None) -> list[str]:
-    """Lines that are neither blank nor comments, which begin with # (where they do not match `keep`)."""
+    """Lines that are neither blank nor comments, which begin with # (where they do not match
+    `keep`)."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file in UTF-8") from error
     stripped = [line.strip() for line in lines if line.strip()]
-    return [line for line in stripped if not line.startswith("#") or (keep is not None and keep.match(line))]
+    return [
+        line
+        for line in stripped
+        if not line.startswith("#") or (keep is not None and keep.match(line))
+    ]
 
 
 def _packaged(name: str) -> dict[str, Any]:
@@ -259,28 +330,45 @@ def _from_json(values: Any, where: str) -> Vocabulary:
         return _vocabulary_from(values, where)
     except (TypeError, AttributeError, ValueError, OverflowError) as error:
         text = str(error)
-        raise ValueError(text if text.startswith(where) else f"{where} is not a class list: {text}") from error
+        raise ValueError(
+            text if text.startswith(where) else f"{where} is not a class list: {text}"
+        ) from error
 
 
 def _vocabulary_from(values: Any, where: str) -> Vocabulary:
     if not isinstance(values, dict) or not isinstance(values.get("names"), list):
         raise ValueError(
-            f'{where} must hold a mapping with "names", and may hold "synonyms", "palette", "unseen", "raw_values", "mask_colors", "ignore"'
+            f'{where} must hold a mapping with "names", and may hold "synonyms", "palette",'
+            ' "unseen", "raw_values", "mask_colors", "ignore"'
         )
-    vocabulary = _with_synonyms(_build([str(name) for name in values["names"]]), values.get("synonyms") or {}, where)
+    vocabulary = _with_synonyms(
+        _build([str(name) for name in values["names"]]), values.get("synonyms") or {}, where
+    )
     ignore = int(values.get("ignore", 255))
     raw: tuple[tuple[int, int], ...] | None = None
     if values.get("raw_values"):
         labels = {name: label for label, name in enumerate(vocabulary.names)}
-        unknown = [name for name in values["raw_values"].values() if name is not None and name not in labels]
+        unknown = [
+            name
+            for name in values["raw_values"].values()
+            if name is not None and name not in labels
+        ]
         if unknown:
             raise ValueError(f"{where}: raw_values name {unknown[:5]}, which are not in names")
-        raw = tuple((int(value), IGNORED if name is None else labels[name]) for value, name in values["raw_values"].items())
-    vocabulary = dataclasses.replace(vocabulary, unseen=tuple(values.get("unseen", ())), raw_values=raw, ignore=ignore)
+        raw = tuple(
+            (int(value), IGNORED if name is None else labels[name])
+            for value, name in values["raw_values"].items()
+        )
+    vocabulary = dataclasses.replace(
+        vocabulary, unseen=tuple(values.get("unseen", ())), raw_values=raw, ignore=ignore
+    )
     if values.get("mask_colors"):
         pairs = [(_parse_color(color), name) for color, name in values["mask_colors"].items()]
         vocabulary = _with_mask_colors(vocabulary, pairs, where)
-    colors = tuple((int(red), int(green), int(blue)) for red, green, blue in values.get("palette") or vocabulary.colors)
+    colors = tuple(
+        (int(red), int(green), int(blue))
+        for red, green, blue in values.get("palette") or vocabulary.colors
+    )
     return dataclasses.replace(vocabulary, colors=colors)
 
 
@@ -292,5 +380,8 @@ def _with_synonyms(vocabulary: Vocabulary, words: Any, where: str) -> Vocabulary
     if any(not isinstance(group, list) for group in words.values()):
         raise ValueError(f'{where}: synonyms must be lists, as in {{"sofa": ["couch", "settee"]}}')
     groups = zip(vocabulary.names, vocabulary.synonyms, strict=True)
-    merged = (tuple(dict.fromkeys([*group, *(clean_name(str(word)) for word in words.get(name, ()))])) for name, group in groups)
+    merged = (
+        tuple(dict.fromkeys([*group, *(clean_name(str(word)) for word in words.get(name, ()))]))
+        for name, group in groups
+    )
     return dataclasses.replace(vocabulary, synonyms=tuple(merged))
