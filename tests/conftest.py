@@ -26,8 +26,7 @@ from cascade_clip.plain_values import config_from_dict
 from cascade_clip.predictor import Predictor, load_predictor
 from cascade_clip.text import build_text_encoder
 from cascade_clip.vocabulary import load_vocabulary
-
-REFERENCE = Path(__file__).parent / "reference"
+from paths import REFERENCE
 
 TINY_CLIP = {
     "embed_dim": 32,

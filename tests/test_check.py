@@ -29,8 +29,8 @@ from cascade_clip.datasets.check_order import (
 from cascade_clip.datasets.check_sheet import choose_pairs, draw_sheet
 from cascade_clip.datasets.folder import find_files
 from cascade_clip.vocabulary import Vocabulary, load_vocabulary, parse_classes
+from paths import PHOTOS
 
-PHOTOS = Path(__file__).parent / "photos"
 CLASSES = parse_classes("cat, dog, tree")
 
 

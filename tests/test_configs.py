@@ -17,8 +17,8 @@ from cascade_clip.config import AugmentConfig, ClipConfig, Config, OptimizerConf
 from cascade_clip.train import fit
 from cascade_clip.vocabulary import load_vocabulary
 from conftest import TINY_CLIP
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PUBLISHED = sorted(
     path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith("sandbox")
 )

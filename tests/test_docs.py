@@ -21,8 +21,8 @@ from cascade_clip.checkpoint import load_config
 from cascade_clip.config import DataConfig
 from cascade_clip.data import build_dataset
 from cascade_clip.model import build_segmenter
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

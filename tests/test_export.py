@@ -23,6 +23,7 @@ from cascade_clip.__main__ import main
 from cascade_clip.checkpoint import save_checkpoint
 from cascade_clip.predictor import Predictor, load_predictor
 from cascade_clip.transforms import load_image, resize_image
+from paths import ROOT
 from conftest import TINY_CLIP, TINY_MODEL, build_tiny
 
 pytest.importorskip("onnxscript")
@@ -489,7 +490,7 @@ def test_packaged_models_export(source: str, tmp_path: Path) -> None:
 def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command and the Python of docs/export.md, in an empty folder with a picture; two scenes
     instead of 300."""
-    text = (Path(__file__).parent.parent / "docs" / "export.md").read_text()
+    text = (ROOT / "docs" / "export.md").read_text()
     monkeypatch.chdir(tmp_path)
     Image.fromarray(picture(90, 120)).save("photo.jpg")
     lines = [

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-PACKAGE = Path(__file__).parent.parent / "src" / "cascade_clip"
+PACKAGE = ROOT / "src" / "cascade_clip"
 LAYERS = (
     ("polygons", "rle", "picture_files", "partial_files", "export_runner", "fonts", "attention"),
     (

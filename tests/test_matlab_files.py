@@ -9,7 +9,6 @@ import struct
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import raw_data
 from cascade_clip.datasets import matlab_files
 from cascade_clip.datasets.matlab_files import load_matlab, unpack_matlab
 from cascade_clip.datasets.prepare_masks import sbd_mask
+from paths import TESTS
 
 LABELS = np.arange(12, dtype=np.uint8).reshape(3, 4)
 
@@ -203,7 +203,7 @@ def try_mutants(count: int) -> dict[str, int]:
 
 
 def test_mutants_do_not_crash_the_process() -> None:
-    words = [sys.executable, "-W", "ignore", "-c", CHILD.format(tests=str(Path(__file__).parent))]
+    words = [sys.executable, "-W", "ignore", "-c", CHILD.format(tests=str(TESTS))]
     said = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert said.returncode == 0, said.stderr[-500:]
     found = json.loads(said.stdout)

@@ -19,8 +19,8 @@ from cascade_clip.plain_values import config_from_dict, config_to_dict, read_yam
 from cascade_clip.train import SegmentationTask
 from cascade_clip.train_commands import start_from
 from conftest import TINY_CLIP
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "methods.md").read_text()
 TINY: dict[str, Any] = {
     "model": {

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +19,8 @@ from torchmetrics.classification import (
 )
 
 from cascade_clip.metrics import ConfusionMatrix, Scores, scores
+from paths import REFERENCE
 
-REFERENCE = Path(__file__).parent / "reference" / "metrics.npz"
 
 
 def count(
@@ -48,7 +47,7 @@ def voc_labels(raw: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, np.ndarray]:
-    with np.load(REFERENCE) as loaded:
+    with np.load(REFERENCE / "metrics.npz") as loaded:
         return dict(loaded)
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cascade_clip import checkpoint, partial_files
+from cascade_clip import checkpoint
+from cascade_clip import partial_files
 from cascade_clip.checkpoint import load_checkpoint, save_checkpoint
 from cascade_clip.partial_files import exchange, partial_name, remove_stale
 from cascade_clip.results import Segmentation

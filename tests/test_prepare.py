@@ -36,6 +36,7 @@ from cascade_clip.datasets.prepare_masks import (
 )
 from cascade_clip.datasets.prepare_recipes import RECIPES, Recipe
 from cascade_clip.vocabulary import load_vocabulary
+from paths import TESTS
 
 VOC = "VOCdevkit/VOC2012"
 CONTEXT = "VOCdevkit/VOC2010"
@@ -360,7 +361,7 @@ def start(tmp_path: Path, *words: object) -> int:
     """Run a preparation in a process of its own; it must not leave workers behind, which would keep
     its output open."""
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    script.write_text(SCRIPT.format(tests=str(TESTS)))
     return subprocess.run(
         [sys.executable, str(script), *map(str, words)], capture_output=True, timeout=60
     ).returncode
@@ -412,7 +413,7 @@ def test_killed_while_workers_convert(tmp_path: Path) -> None:
     recipe = dataclasses.replace(prepare_recipes.RECIPES["voc"], checks=())
     run("voc", raw, tmp_path / "whole", recipe=recipe)
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    script.write_text(SCRIPT.format(tests=str(TESTS)))
     process = subprocess.Popen(
         [sys.executable, str(script), str(raw), str(out), "2", "voc", "0"], stdout=subprocess.PIPE
     )

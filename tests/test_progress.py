@@ -17,7 +17,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from cascade_clip import progress, wandb_run
+from cascade_clip import progress
+from cascade_clip import wandb_run
 from cascade_clip.config import Config, LossConfig
 from cascade_clip.progress import (
     COLUMNS,

@@ -22,8 +22,8 @@ from cascade_clip.__main__ import main
 from cascade_clip.manifest import FOLDER, read_manifest
 from cascade_clip.ray_engine import require_ray
 from many_pictures import NAMES, read_results, write_pictures
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")

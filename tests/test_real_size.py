@@ -16,8 +16,8 @@ from cascade_clip.__main__ import main
 from cascade_clip.config import ClipConfig, Config, ModelConfig, PromptConfig
 from cascade_clip.losses import mask_loss
 from cascade_clip.model import build_segmenter
+from paths import PHOTOS
 
-PHOTOS = Path(__file__).parent / "photos"
 pytestmark = pytest.mark.slow
 
 

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import yaml
 
-from cascade_clip import reproduce_commands, terminal
+from cascade_clip import reproduce_commands
+from cascade_clip import terminal
 from cascade_clip.__main__ import main
 from cascade_clip.bootstrap import Tallies
 from cascade_clip.config import Config, DataConfig, InferenceConfig
@@ -47,8 +48,8 @@ from cascade_clip.reproduction.runs import (
 )
 from cascade_clip.reproduction.worlds import World, list_worlds, load_world, merge
 from cascade_clip.vocabulary import load_vocabulary
+from paths import ROOT, TESTS
 
-ROOT = Path(__file__).parent.parent
 WORLDS = ("sandbox", "coco-stuff", "context", "voc")
 TALLIES = Tallies(np.array([[6, 0, 1], [2, 3, 0]]), np.array([[8, 0, 3], [4, 3, 2]]))
 SEEN = np.array([True, True, False])
@@ -958,7 +959,7 @@ def test_a_killed_command_goes_on(tmp_path: Path) -> None:
         " import *; run_jobs(three_jobs(Path(sys.argv[1])), 1, one_core=True, failed=print,"
         " moved=lambda *_: None)"
     )
-    words = [sys.executable, "-c", program, str(tmp_path), str(Path(__file__).parent)]
+    words = [sys.executable, "-c", program, str(tmp_path), str(TESTS)]
     command = subprocess.Popen(words)
     planned = three_jobs(tmp_path)
     end = time.monotonic() + 120

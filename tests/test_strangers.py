@@ -19,7 +19,8 @@ import torch
 import yaml
 from PIL import Image
 
-from cascade_clip import picture_files, weight_files
+from cascade_clip import picture_files
+from cascade_clip import weight_files
 from cascade_clip.checkpoint import load_checkpoint, save_checkpoint
 from cascade_clip.config import InferenceConfig
 from cascade_clip.datasets.archives import LARGEST_MEMBER, list_members

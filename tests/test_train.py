@@ -33,6 +33,7 @@ from tiny_runs import (
     weights,
     write_folders,
 )
+from paths import TESTS
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +115,7 @@ def test_two_processes_train_as_one(folders: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         tmp_path / "run.py",
-        str(Path(__file__).parent),
+        str(TESTS),
         str(folders),
         str(tmp_path / "two"),
     ]

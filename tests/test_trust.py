@@ -1,4 +1,3 @@
-# ruff: noqa: E402
 """The scripts of tests/trust keep their promises in quick mode, and what collects their figures
 loses none."""
 
@@ -14,9 +13,6 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "trust"))
-
 import audit
 import collect
 import figures
@@ -27,6 +23,7 @@ from mutants import list_mutants, mutate
 from packaging.requirements import Requirement
 
 import environments
+from paths import ROOT
 
 SCRIPTS = collect.find_scripts()
 
