@@ -15,7 +15,7 @@ from cascade_clip.backbone import PositionEmbedding, resize_positions
 from cascade_clip.clip import load_clip
 from cascade_clip.config import ClipConfig, ModelConfig, PromptConfig
 from cascade_clip.model import Segmenter, build_segmenter
-from cascade_clip.plain_values import config_from_dict
+from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.towers import MOST_GRIDS
 
 

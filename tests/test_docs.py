@@ -36,7 +36,7 @@ def test_there_is_something_to_test() -> None:
 def test_configurations_build_and_run_a_batch(path: Path) -> None:
     config = load_config(path)
     if not path.stem.startswith("sandbox"):
-        # tests/test_configs.py builds and trains it
+        # tests/config/test_configs.py builds and trains it
         assert f"configs/{path.name}" in path.read_text()
         return
     model = build_segmenter(config.model).eval()

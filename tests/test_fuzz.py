@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cascade_clip.config import AugmentConfig, Config
 from cascade_clip.metrics import ConfusionMatrix, scores
-from cascade_clip.plain_values import config_from_dict, config_to_dict
+from cascade_clip.config.serialization import config_from_dict, config_to_dict
 from cascade_clip.results import Segmentation, file_name
 from cascade_clip.rle import decode_mask, encode_mask
 from cascade_clip.transforms import TrainTransform

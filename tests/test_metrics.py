@@ -22,7 +22,6 @@ from cascade_clip.metrics import ConfusionMatrix, Scores, scores
 from paths import REFERENCE
 
 
-
 def count(
     prediction: object, target: object, classes: int = 2, ignore: int = -1
 ) -> ConfusionMatrix:

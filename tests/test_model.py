@@ -14,7 +14,7 @@ from cascade_clip.clip import load_clip
 from cascade_clip.config import AggregationConfig, DecoderConfig, ModelConfig
 from cascade_clip.decoder import Decoder, MaskAttention
 from cascade_clip.model import Segmenter, build_segmenter, relation_descriptor
-from cascade_clip.plain_values import config_from_dict
+from cascade_clip.config.serialization import config_from_dict
 from conftest import TINY_CLIP, TINY_MODEL
 
 COMPOSITIONS: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from cascade_clip.data import build_dataset
 from cascade_clip.evaluate_commands import InferenceOptions
 from cascade_clip.model import StageMasks
 from cascade_clip.objective import step_loss
-from cascade_clip.plain_values import config_from_dict
+from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.predictor import Predictor, load_predictor
 from cascade_clip.serve_batch import segment_together
 from cascade_clip.target import background_words

@@ -25,7 +25,6 @@ from many_pictures import NAMES, read_results, write_pictures
 from paths import ROOT
 
 
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two workers on this machine."""

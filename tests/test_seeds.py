@@ -10,7 +10,7 @@ import pytest
 
 from cascade_clip import train_commands
 from cascade_clip.config import Config
-from cascade_clip.plain_values import config_from_dict
+from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.seeds import (
     FIGURES,
     Spread,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cascade_clip.config import ModelConfig, PromptConfig
 from cascade_clip.model import Segmenter, build_filter, build_segmenter
-from cascade_clip.plain_values import config_from_dict
+from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.spectral import SpectralFilter, resize_filter
 from conftest import TINY_MODEL
 

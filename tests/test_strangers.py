@@ -25,7 +25,7 @@ from cascade_clip.checkpoint import load_checkpoint, save_checkpoint
 from cascade_clip.config import InferenceConfig
 from cascade_clip.datasets.archives import LARGEST_MEMBER, list_members
 from cascade_clip.picture_files import TooLarge, is_large, open_picture
-from cascade_clip.plain_values import read_yaml
+from cascade_clip.config.serialization import read_yaml
 from cascade_clip.predictor import load_predictor
 from cascade_clip.results import Segmentation
 from cascade_clip.text import load_embeddings

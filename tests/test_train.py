@@ -19,7 +19,7 @@ from PIL import Image
 from cascade_clip.checkpoint import load_checkpoint, read_record, save_checkpoint
 from cascade_clip.config import Config
 from cascade_clip.data import build_dataset
-from cascade_clip.plain_values import config_to_dict
+from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.predictor import load_predictor
 from cascade_clip.text import TextEncoder
 from cascade_clip.train import SegmentationTask, fit, prepare

@@ -21,7 +21,7 @@ from cascade_clip.checkpoint import load_checkpoint, read_record
 from cascade_clip.config import AugmentConfig, Config, ModelConfig
 from cascade_clip.data import build_dataset
 from cascade_clip.dry_run import count_images, measure_activations
-from cascade_clip.plain_values import config_from_dict, config_to_dict
+from cascade_clip.config.serialization import config_from_dict, config_to_dict
 from cascade_clip.progress import read_metrics
 from cascade_clip.provenance import describe_batch, read_git
 from cascade_clip.results import Segmentation

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cascade_clip.checkpoint import load_checkpoint
 from cascade_clip.config import Config
-from cascade_clip.plain_values import config_from_dict
+from cascade_clip.config.serialization import config_from_dict
 from conftest import TINY_MODEL
 
 NAMES = ("cat", "dog", "grass", "sky")

@@ -20,7 +20,7 @@ import torch
 from cascade_clip.checkpoint import read_versions
 from cascade_clip.config import Config, TrainConfig
 from cascade_clip.fingerprints import hash_dataset
-from cascade_clip.plain_values import config_to_dict
+from cascade_clip.config.serialization import config_to_dict
 
 RUN_FILE = "run.json"
 

@@ -39,7 +39,7 @@ from cascade_clip.engine import build_trainer, check_launch, is_first_process, r
 from cascade_clip.losses import present_pairs
 from cascade_clip.model import Segmenter, build_segmenter
 from cascade_clip.objective import StepLoss, step_loss
-from cascade_clip.plain_values import config_to_dict
+from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.protocols import TrainingProtocol
 from cascade_clip.provenance import summarise_run, write_run_file
 from cascade_clip.states import list_states, newest_state, saved_step

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascade_clip.config import AugmentConfig, Config, InferenceConfig, ModelConfig, Resume
-from cascade_clip.plain_values import config_to_dict
+from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.run_screen import LOG_FILE, RunLog, RunScreen
 from cascade_clip.seeds import FIGURES
 from cascade_clip.terminal import check_folder, progress_bar

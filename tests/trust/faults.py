@@ -41,7 +41,7 @@ from cascade_clip.batch import find_sources, segment_sources
 from cascade_clip.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cascade_clip.datasets import prepare_recipes
 from cascade_clip.datasets.prepare import find_source, prepare_dataset
-from cascade_clip.plain_values import config_to_dict
+from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.predictor import load_predictor
 from cascade_clip.train import fit
 from conftest import build_tiny

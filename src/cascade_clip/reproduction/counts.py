@@ -17,7 +17,7 @@ from cascade_clip.checkpoint import load_checkpoint, read_versions
 from cascade_clip.cost import count_cost
 from cascade_clip.data import build_dataset
 from cascade_clip.evaluate import write_whole
-from cascade_clip.plain_values import config_to_dict
+from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.predictor import Predictor
 from cascade_clip.reproduction.entries import Entry, Row, find_entries
 from cascade_clip.reproduction.runs import collect_results, hash_settings, is_trained

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade_clip.config import Config
-from cascade_clip.plain_values import config_from_dict, read_yaml
+from cascade_clip.config.serialization import config_from_dict, read_yaml
 from cascade_clip.reproduction.entries import Row
 
 FOLDER = Path(__file__).parent / "worlds"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cascade_clip.config import Config, DataConfig, TrainConfig
-from cascade_clip.plain_values import config_from_dict, config_to_dict
+from cascade_clip.config.serialization import config_from_dict, config_to_dict
 
 
 def test_round_trip_through_yaml() -> None:
