@@ -313,7 +313,7 @@ def _read_lines(path: Path, keep: re.Pattern[str] | None = None) -> list[str]:
 
 
 def _packaged(name: str) -> dict[str, Any]:
-    file = importlib.resources.files("cascade_clip") / "vocabularies" / name
+    file = importlib.resources.files("cascade_clip.vocabulary") / "vocabularies" / name
     return cast(dict[str, Any], json.loads(file.read_text(encoding="utf-8")))
 
 
