@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TextIO
 import torch
 from torch import Tensor
 
-from cascade_clip.picture_files import is_large
+from cascade_clip.files.images import is_large
 from cascade_clip.predictor import Predictor
 from cascade_clip.results import Output, Segmentation
 from cascade_clip.target import Target

@@ -26,7 +26,7 @@ from cascade_clip.config import Config
 from cascade_clip.model import Segmenter, build_segmenter
 from cascade_clip.text import build_text_encoder, load_embeddings
 from cascade_clip.vocabulary import Vocabulary, default_templates, load_templates, load_vocabulary
-from cascade_clip.weight_files import read_pickle
+from cascade_clip.files.torch_files import read_pickle
 
 _LAYER = r"decode_head\.(?:cascade_decoders\.(\d+)|decoder_1)\.layers\.(\d+)\."
 _DEAD = re.compile(_LAYER + r"self_attn\.|" + _LAYER + r"norm1\.|decode_head\.loss_decode\.")

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cascade_clip.fonts import drawable, font_for
-from cascade_clip.partial_files import partial_name
-from cascade_clip.picture_files import open_picture, read_picture
+from cascade_clip.files.partial import partial_name
+from cascade_clip.files.images import open_picture, read_picture
 from cascade_clip.polygons import outline_mask
 from cascade_clip.rle import encode_mask
 

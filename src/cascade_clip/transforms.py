@@ -21,7 +21,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from cascade_clip.config import AugmentConfig
-from cascade_clip.picture_files import DAMAGE, open_picture, read_picture
+from cascade_clip.files.images import DAMAGE, open_picture, read_picture
 from cascade_clip.vocabulary import IGNORED
 
 CROP_DRAWS = 10

@@ -42,7 +42,7 @@ from cascade_clip.sandbox.scenes import (
     make_single,
     phrase,
 )
-from cascade_clip.weight_files import read_pickle
+from cascade_clip.files.torch_files import read_pickle
 
 logger = logging.getLogger(__name__)
 

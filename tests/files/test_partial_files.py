@@ -16,16 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cascade_clip import checkpoint
-from cascade_clip import partial_files
+from cascade_clip.files import partial as partial_files
 from cascade_clip.checkpoint import load_checkpoint, save_checkpoint
-from cascade_clip.partial_files import exchange, partial_name, remove_stale
+from cascade_clip.files.partial import exchange, partial_name, remove_stale
 from cascade_clip.results import Segmentation
 from conftest import build_tiny
 
 KILLED = """
 import os, sys
 from pathlib import Path
-from cascade_clip.partial_files import partial_name
+from cascade_clip.files.partial import partial_name
 file, folder = partial_name(Path(sys.argv[1]) / "a.png"), partial_name(Path(sys.argv[1]) / "model")
 file.touch()
 folder.mkdir()
@@ -98,7 +98,7 @@ def test_what_another_start_of_the_machine_wrote_goes_after_an_hour(tmp_path: Pa
 
 
 def test_names_tell_machines_starts_and_processes_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "from cascade_clip import partial_files as p; print(p._machine(), p._start(), p._TOKEN)"
+    code = "from cascade_clip.files import partial as p; print(p._machine(), p._start(), p._TOKEN)"
     other = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
