@@ -39,7 +39,7 @@ from cascade_clip.benchmark_work import (
 from cascade_clip.config import Config, InferenceConfig
 from cascade_clip.losses import Places, mask_loss, upsample
 from cascade_clip.model import Segmenter, build_segmenter
-from cascade_clip.scores import first_best
+from cascade_clip.ops.running_argmax import first_best
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cascade_clip.scores import RunningBest
-from cascade_clip.upsampling import upsample_bilinear
+from cascade_clip.ops.running_argmax import RunningBest
+from cascade_clip.ops.upsampling import upsample_bilinear
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (1, 5), (5, 1), (7, 32), (32, 7)])

@@ -16,7 +16,7 @@ from cascade_clip.config import Config, LossConfig, TrainConfig
 from cascade_clip.model import build_segmenter
 from cascade_clip.objective import image_terms, step_loss
 from cascade_clip.config.serialization import config_from_dict
-from cascade_clip.ssim import similarity_map
+from cascade_clip.ops.ssim import similarity_map
 from cascade_clip.train import SegmentationTask
 from conftest import TINY_MODEL
 

@@ -29,7 +29,7 @@ from cascade_clip.predictor import Predictor, load_predictor
 from cascade_clip.serve_batch import segment_together
 from cascade_clip.target import background_words
 from cascade_clip.train import SegmentationTask, fit, prepare
-from cascade_clip.upsampling import (
+from cascade_clip.ops.upsampling import (
     box_mean,
     fit_colors,
     upsample_bilinear,

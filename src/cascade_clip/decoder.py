@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_clip.attention import attend
+from cascade_clip.ops.attention import attend
 from cascade_clip.config import DecoderConfig
 from cascade_clip.towers import Grid
 

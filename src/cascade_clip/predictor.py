@@ -26,12 +26,12 @@ from cascade_clip.config import Device, InferenceConfig, LastBlock, Precision
 from cascade_clip.model import Segmenter
 from cascade_clip.publishing import Publishable
 from cascade_clip.results import Segmentation
-from cascade_clip.scores import RunningBest, best_by_label, coarse_size
+from cascade_clip.ops.running_argmax import RunningBest, best_by_label, coarse_size
 from cascade_clip.target import Target as Target
 from cascade_clip.target import Threshold, Words, as_vocabulary, build_target
 from cascade_clip.training_free import DEFAULT_BLOCK, PREFIX, build_training_free
 from cascade_clip.transforms import load_image, normalise, resize_image, short_side_shape
-from cascade_clip.upsampling import upsample_bilinear, upsample_guided, window_guide
+from cascade_clip.ops.upsampling import upsample_bilinear, upsample_guided, window_guide
 from cascade_clip.vocabulary import Vocabulary
 from cascade_clip.windows import Window, cut_windows
 from cascade_clip.windows import list_windows as list_windows

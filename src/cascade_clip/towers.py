@@ -14,7 +14,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_clip.attention import attend
+from cascade_clip.ops.attention import attend
 from cascade_clip.config import LastBlock
 
 Grid = tuple[int, int]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cascade_clip import attention
+from cascade_clip.ops import attention
 
 
 @pytest.fixture(autouse=True)
