@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from cascade_clip.datasets.prepare_recipes import RECIPES, Recipe
-from cascade_clip.rle import encode_mask
+from cascade_clip.results.rle import encode_mask
 
 VOC_TRAIN = ("2007_000032", "2007_000039", "2008_000008")
 VOC_VAL = ("2007_000033", "2008_000034")

@@ -23,7 +23,7 @@ from cascade_clip.analysis import (
     patch_similarity,
 )
 from cascade_clip.predictor import Predictor, load_predictor
-from cascade_clip.results import Segmentation
+from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 
 

@@ -22,7 +22,7 @@ from cascade_clip import batch
 from cascade_clip.__main__ import main
 from cascade_clip.batch import Source, find_sources, read_frames, segment_sources
 from cascade_clip.predictor import Predictor, load_predictor
-from cascade_clip.results import Segmentation, file_name
+from cascade_clip.results.segmentation import Segmentation, file_name
 
 
 def write_picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 48)) -> Path:

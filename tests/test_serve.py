@@ -28,8 +28,8 @@ from fastapi.testclient import TestClient
 
 from cascade_clip.__main__ import main
 from cascade_clip.predictor import Predictor, load_predictor
-from cascade_clip.results import Segmentation
-from cascade_clip.rle import decode_mask
+from cascade_clip.results.segmentation import Segmentation
+from cascade_clip.results.rle import decode_mask
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 from cascade_clip.serve import LOCAL_HOSTS, Service, build_app
 from cascade_clip.serve_options import ServiceOptions

@@ -24,7 +24,7 @@ from cascade_clip.dry_run import count_images, measure_activations
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
 from cascade_clip.progress import read_metrics
 from cascade_clip.provenance import describe_batch, read_git
-from cascade_clip.results import Segmentation
+from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.run_report import build_run_page, changed_settings
 from cascade_clip.sheets import Row, SheetWriter, draw_sheet
 from cascade_clip.train import SegmentationTask, fit, prepare

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from cascade_clip.model import build_segmenter as build_segmenter
     from cascade_clip.predictor import Predictor as Predictor
     from cascade_clip.predictor import load_predictor as load
-    from cascade_clip.results import Segmentation as Segmentation
+    from cascade_clip.results.segmentation import Segmentation as Segmentation
     from cascade_clip.vocabulary import Vocabulary as Vocabulary
 
 _PLACES = {
     "load": "predictor:load_predictor",
     "Predictor": "predictor:Predictor",
-    "Segmentation": "results:Segmentation",
+    "Segmentation": "results.segmentation:Segmentation",
     "Vocabulary": "vocabulary:Vocabulary",
     "Config": "config:Config",
     "Segmenter": "model:Segmenter",

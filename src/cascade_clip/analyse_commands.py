@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cascade_clip.predictor import Predictor
-    from cascade_clip.results import Segmentation
+    from cascade_clip.results.segmentation import Segmentation
 
 _NAMED = 12
 """Classes that a legend names at most."""

@@ -29,7 +29,7 @@ from cascade_clip.evaluate import (
 )
 from cascade_clip.metrics import ConfusionMatrix, Scores, scores
 from cascade_clip.predictor import LabelMap, Predictor, Target
-from cascade_clip.results import UNLABELLED
+from cascade_clip.results.segmentation import UNLABELLED
 from cascade_clip.vocabulary import IGNORED, Vocabulary
 
 VALUES = tuple(step / 40 for step in range(21))

@@ -25,7 +25,7 @@ from cascade_clip.checkpoint import Checkpoint, load_checkpoint
 from cascade_clip.config import Device, InferenceConfig, LastBlock, Precision
 from cascade_clip.model import Segmenter
 from cascade_clip.publishing import Publishable
-from cascade_clip.results import Segmentation
+from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.ops.running_argmax import RunningBest, best_by_label, coarse_size
 from cascade_clip.target import Target as Target
 from cascade_clip.target import Threshold, Words, as_vocabulary, build_target

@@ -35,7 +35,7 @@ from cascade_clip.manifest import (
     write_part,
 )
 from cascade_clip.predictor import Predictor, load_predictor
-from cascade_clip.results import Output
+from cascade_clip.results.segmentation import Output
 from cascade_clip.target import Target
 from cascade_clip.terminal import RunOptions
 

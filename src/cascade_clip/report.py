@@ -24,7 +24,7 @@ from cascade_clip.evaluate import Report, summarise, write_whole
 from cascade_clip.gallery import LONGEST_SIDE, ImageRecord
 from cascade_clip.metrics import Scores
 from cascade_clip.report_page import PAGE
-from cascade_clip.results import Segmentation
+from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.vocabulary import Color
 
 MOST_CLASSES = 150

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
-from cascade_clip.results import Output, Segmentation
+from cascade_clip.results.segmentation import Output, Segmentation
 from cascade_clip.terminal import DEFAULT_RUN, RunOptions, check_folder, progress_bar, say, warn
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cascade_clip.model import Segmenter
 from cascade_clip.predictor import Predictor
-from cascade_clip.results import Segmentation
+from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.target import Target
 from cascade_clip.text import TextEncoder
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from cascade_clip.predictor import Predictor
-from cascade_clip.results import Segmentation
+from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.serve_batch import RememberedText, segment_together
 from cascade_clip.serve_options import ServiceOptions
 from cascade_clip.target import SCENERY, SCENERY_WORD

@@ -26,7 +26,7 @@ from cascade_clip.checkpoint import Checkpoint
 from cascade_clip.data import LabelledImages
 from cascade_clip.evaluate import default_calibration
 from cascade_clip.predictor import Predictor, Target
-from cascade_clip.results import Segmentation
+from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.text import load_embeddings
 
 FOLDER = "sheets"

@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cascade_clip.checkpoint import PACKAGED, find_checkpoint, read_record
 from cascade_clip.predictor import Predictor, load_predictor
-from cascade_clip.results import Segmentation
+from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.sandbox.scenes import CLASS_NAMES, SceneConfig, make_scene
 from cascade_clip.terminal import DEFAULT_RUN, RunOptions
 from cascade_clip.training_free import PREFIX, parse_clip

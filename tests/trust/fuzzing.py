@@ -35,7 +35,7 @@ from cascade_clip.datasets.matlab_files import unpack_matlab
 from cascade_clip.datasets.prepare_masks import DetailMasks, context_mask, detail_mask, sbd_mask
 from cascade_clip.importer import read_released
 from cascade_clip.config.serialization import config_to_dict
-from cascade_clip.rle import decode_mask, encode_mask
+from cascade_clip.results.rle import decode_mask, encode_mask
 from conftest import build_tiny
 
 FULL_SECONDS, QUICK_SECONDS = 300.0, 1.0

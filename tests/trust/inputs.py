@@ -336,7 +336,7 @@ def try_names(folder: Path, wanted: Iterable[str]) -> Figure:
     """Class names become file names and JSON: everything written stays in its folder, everything
     refused is one line."""
     from cascade_clip.predictor import load_predictor
-    from cascade_clip.results import Segmentation
+    from cascade_clip.results.segmentation import Segmentation
     from cascade_clip.target import as_vocabulary
 
     predictor = load_predictor("mini", device="cpu")

@@ -39,7 +39,7 @@ from cascade_clip.datasets.archives import list_members
 from cascade_clip.datasets.prepare import Source, prepare_dataset
 from cascade_clip.datasets.prepare_masks import context_mask, sbd_mask
 from cascade_clip.importer import read_released
-from cascade_clip.rle import decode_mask
+from cascade_clip.results.rle import decode_mask
 from cascade_clip.states import StateFiles, list_states
 from cascade_clip.text import load_embeddings
 from cascade_clip.train import fit

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cascade_clip.datasets.check_facts import Count, PairFacts, Tally
 from cascade_clip.datasets.folder import UNKNOWN, MaskReader
-from cascade_clip.results import Segmentation
+from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.transforms import load_image, resize_mask
 from cascade_clip.vocabulary import IGNORED, Color, Vocabulary
 

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cascade_clip.datasets.matlab_files import load_matlab
 from cascade_clip.files.images import LARGEST_PICTURE
-from cascade_clip.rle import decode_mask
+from cascade_clip.results.rle import decode_mask
 from cascade_clip.vocabulary import load_vocabulary
 
 TRAIN_IDS_ENDING = "_labelTrainIds"

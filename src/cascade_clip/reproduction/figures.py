@@ -29,7 +29,7 @@ from cascade_clip.reproduction.charts import draw_lengths, save_picture
 from cascade_clip.reproduction.entries import Entry
 from cascade_clip.reproduction.runs import collect_results, is_trained
 from cascade_clip.reproduction.worlds import World
-from cascade_clip.results import Segmentation
+from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.train import prepare
 from cascade_clip.transforms import normalise, resize_image
 

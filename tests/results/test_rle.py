@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from cascade_clip.rle import decode_mask, encode_mask
+from cascade_clip.results.rle import decode_mask, encode_mask
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.path import Path as MatplotlibPath
 from PIL import Image
 
-from cascade_clip.fonts import drawable, font_for
-from cascade_clip.results import Segmentation
+from cascade_clip.results.fonts import drawable, font_for
+from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.vocabulary import build_palette
 
 LABELS = np.array([[0, 0, 1], [1, 1, -1]])
@@ -71,8 +71,8 @@ def test_strips_of_rows_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatc
     picture = np.random.default_rng(1).integers(0, 256, (60, 50, 3)).astype(np.uint8)
     whole = small(labels=labels, scores=scores)
     expected = whole.overlay(picture), whole.to_labelme("a.jpg")
-    monkeypatch.setattr("cascade_clip.results._STRIP", 50 * rows)
-    monkeypatch.setattr("cascade_clip.polygons._PAIRS", 50 * rows)
+    monkeypatch.setattr("cascade_clip.results.segmentation._STRIP", 50 * rows)
+    monkeypatch.setattr("cascade_clip.results.polygons._PAIRS", 50 * rows)
     assert whole.overlay(picture).tobytes() == expected[0].tobytes()
     assert whole.to_labelme("a.jpg") == expected[1]
     assert any(len(shape["points"]) > 30 for shape in expected[1]["shapes"])
