@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from cascade_clip.aggregation import WeightedSum, build_aggregation, gaussian_weights
-from cascade_clip.clip import load_clip
+from cascade_clip.encoders.clip import load_clip
 from cascade_clip.config import AggregationConfig, DecoderConfig, ModelConfig
 from cascade_clip.decoder import Decoder, MaskAttention
 from cascade_clip.model import Segmenter, build_segmenter, relation_descriptor

@@ -23,7 +23,7 @@ from cascade_clip.serve_batch import RememberedText, SharedForward, segment_toge
 from cascade_clip.serve_guard import UPLOADS_AT_ONCE, Guard, PatientProtocol, Refusal
 from cascade_clip.serve_options import ServiceOptions
 from cascade_clip.serve_queue import JobQueue, Slots, Stopped
-from cascade_clip.text import _cache_folder
+from cascade_clip.encoders.text import _cache_folder
 
 
 def test_slots_are_free_when_all_have_let_go() -> None:

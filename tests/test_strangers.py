@@ -28,7 +28,7 @@ from cascade_clip.files.images import TooLarge, is_large, open_picture
 from cascade_clip.config.serialization import read_yaml
 from cascade_clip.predictor import load_predictor
 from cascade_clip.results.segmentation import Segmentation
-from cascade_clip.text import load_embeddings
+from cascade_clip.encoders.text import load_embeddings
 from cascade_clip.transforms import is_color_mask, load_color_mask, load_image, load_mask
 from cascade_clip.vocabulary import Vocabulary, build_palette
 from cascade_clip.files.torch_files import read_pickle

@@ -19,7 +19,7 @@ from cascade_clip.data import build_dataset
 from cascade_clip.decoder import Similarity
 from cascade_clip.metrics import ConfusionMatrix, scores
 from cascade_clip.predictor import Predictor, load_predictor
-from cascade_clip.towers import OpenClipTower
+from cascade_clip.encoders.towers import OpenClipTower
 from cascade_clip.training_free import parse_clip
 from conftest import TINY_CLIP
 

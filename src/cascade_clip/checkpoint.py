@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cascade_clip.clip import LoadedClip, load_clip
+from cascade_clip.encoders.clip import LoadedClip, load_clip
 from cascade_clip.config import ClipConfig, Config
 from cascade_clip.hub import SCHEME as HUB
 from cascade_clip.hub import download_checkpoint, parse_hub_name
@@ -37,7 +37,7 @@ from cascade_clip.model import Segmenter, build_segmenter
 from cascade_clip.model_card import build_card
 from cascade_clip.files.partial import exchange, partial_name
 from cascade_clip.config.serialization import config_from_dict, config_to_dict, read_yaml
-from cascade_clip.text import TextEncoder, build_text_encoder
+from cascade_clip.encoders.text import TextEncoder, build_text_encoder
 from cascade_clip.vocabulary import Vocabulary
 
 FORMAT = 1

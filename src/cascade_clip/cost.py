@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cascade_clip.backbone import OpenClipTower
-from cascade_clip.clip import load_clip
+from cascade_clip.encoders.clip import load_clip
 from cascade_clip.config import ModelConfig
 from cascade_clip.model import Segmenter, build_segmenter
 

@@ -295,7 +295,7 @@ def _score(
 
 def given_embeddings(config: DataConfig, classes: int, predictor: Predictor) -> Tensor | None:
     """Text embeddings from the file that the settings name, if any."""
-    from cascade_clip.text import load_embeddings
+    from cascade_clip.encoders.text import load_embeddings
 
     if not config.text_embeddings:
         return None

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 
 from cascade_clip.backbone import Grid
 from cascade_clip.checkpoint import read_versions
-from cascade_clip.clip import file_sha256
+from cascade_clip.encoders.clip import file_sha256
 from cascade_clip.config import InferenceConfig
 from cascade_clip.files.partial import partial_name
 from cascade_clip.predictor import Predictor, Target
-from cascade_clip.towers import PositionEmbedding, resize_positions
+from cascade_clip.encoders.towers import PositionEmbedding, resize_positions
 
 FORMAT = 1
 OPSET = 20

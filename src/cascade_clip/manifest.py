@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cascade_clip.clip import file_sha256
+from cascade_clip.encoders.clip import file_sha256
 
 if TYPE_CHECKING:
     from cascade_clip.batch import Source

@@ -23,7 +23,7 @@ from cascade_clip.backbone import (
     Tower,
     VisualPrompts,
 )
-from cascade_clip.clip import LoadedClip, load_clip
+from cascade_clip.encoders.clip import LoadedClip, load_clip
 from cascade_clip.config import ModelConfig, PromptConfig
 from cascade_clip.decoder import Decoder, Similarity
 from cascade_clip.sgd_decoder import SpectralDecoder

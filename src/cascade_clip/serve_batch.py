@@ -18,7 +18,7 @@ from cascade_clip.model import Segmenter
 from cascade_clip.predictor import Predictor
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.target import Target
-from cascade_clip.text import TextEncoder
+from cascade_clip.encoders.text import TextEncoder
 
 
 class RememberedText(TextEncoder):

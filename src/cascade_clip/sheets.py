@@ -27,7 +27,7 @@ from cascade_clip.data import LabelledImages
 from cascade_clip.evaluate import default_calibration
 from cascade_clip.predictor import Predictor, Target
 from cascade_clip.results.segmentation import Segmentation
-from cascade_clip.text import load_embeddings
+from cascade_clip.encoders.text import load_embeddings
 
 FOLDER = "sheets"
 _LEGEND_ROWS = 8

@@ -31,7 +31,7 @@ from cascade_clip.checkpoint import (
     read_record,
     save_checkpoint,
 )
-from cascade_clip.clip import load_clip
+from cascade_clip.encoders.clip import load_clip
 from cascade_clip.config import Config, OptimizerConfig, Resume, TrainConfig
 from cascade_clip.data import LabelledImages, build_dataset, data_templates, describe_data
 from cascade_clip.diagnosis import describe, find_cause, merge_causes
@@ -44,7 +44,7 @@ from cascade_clip.protocols import TrainingProtocol
 from cascade_clip.provenance import summarise_run, write_run_file
 from cascade_clip.states import list_states, newest_state, saved_step
 from cascade_clip.teacher import EmaTeacher
-from cascade_clip.text import build_text_encoder, load_embeddings
+from cascade_clip.encoders.text import build_text_encoder, load_embeddings
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import cast
 import open_clip
 
 from cascade_clip.checkpoint import Checkpoint
-from cascade_clip.clip import LoadedClip, load_clip
+from cascade_clip.encoders.clip import LoadedClip, load_clip
 from cascade_clip.config import (
     AggregationConfig,
     ClipConfig,
@@ -20,7 +20,7 @@ from cascade_clip.config import (
     PromptConfig,
 )
 from cascade_clip.model import build_segmenter
-from cascade_clip.text import build_text_encoder
+from cascade_clip.encoders.text import build_text_encoder
 from cascade_clip.vocabulary import load_templates, load_vocabulary
 
 PREFIX = "clip:"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_clip.clip import LoadedClip, Tokenizer, fingerprint_weights
+from cascade_clip.encoders.clip import LoadedClip, Tokenizer, fingerprint_weights
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_clip.text import TextEncoder, load_embeddings
+from cascade_clip.encoders.text import TextEncoder, load_embeddings
 
 
 class CountingTower(nn.Module):
