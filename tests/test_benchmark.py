@@ -37,7 +37,7 @@ from cascade_clip.benchmark_work import (
     time_work,
 )
 from cascade_clip.config import Config, InferenceConfig
-from cascade_clip.losses import Places, mask_loss, upsample
+from cascade_clip.losses.mask_losses import Places, mask_loss, upsample
 from cascade_clip.model import Segmenter, build_segmenter
 from cascade_clip.ops.running_argmax import first_best
 

@@ -22,7 +22,7 @@ from cascade_clip.aggregation import (
 )
 from cascade_clip.config import AggregationConfig, DecoderConfig, LossConfig
 from cascade_clip.decoder import CrossAttention, Decoder, DecoderLayer, MaskAttention, Similarity
-from cascade_clip.losses import mask_loss
+from cascade_clip.losses.mask_losses import mask_loss
 from cascade_clip.metrics import ConfusionMatrix
 from cascade_clip.predictor import (
     OTHER_PIXELS_AT_ONCE,

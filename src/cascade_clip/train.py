@@ -36,9 +36,9 @@ from cascade_clip.config import Config, OptimizerConfig, Resume, TrainConfig
 from cascade_clip.data import LabelledImages, build_dataset, data_templates, describe_data
 from cascade_clip.diagnosis import describe, find_cause, merge_causes
 from cascade_clip.engine import build_trainer, check_launch, is_first_process, run_engine
-from cascade_clip.losses import present_pairs
+from cascade_clip.losses.mask_losses import present_pairs
 from cascade_clip.model import Segmenter, build_segmenter
-from cascade_clip.objective import StepLoss, step_loss
+from cascade_clip.losses.objective import StepLoss, step_loss
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.protocols import TrainingProtocol
 from cascade_clip.provenance import summarise_run, write_run_file

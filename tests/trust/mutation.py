@@ -26,7 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 ALONE = "--noconftest"
 """Without the fixtures, whose imports take longer than the tests."""
 TESTS = {
-    "losses": [[ALONE, "tests/test_losses.py"], [ALONE, "tests/test_mutants.py::TestLosses"]],
+    "losses": [
+        [ALONE, "tests/losses/test_losses.py"],
+        [ALONE, "tests/test_mutants.py::TestLosses"],
+    ],
     "metrics": [[ALONE, "tests/test_metrics.py"], [ALONE, "tests/test_mutants.py::TestMetrics"]],
     "aggregation": [[ALONE, "tests/test_mutants.py::TestAggregation"], ["tests/test_model.py"]],
     "decoder": [[ALONE, "tests/test_mutants.py::TestDecoder"], ["tests/test_model.py"]],

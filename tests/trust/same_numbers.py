@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cascade_clip.config import LossConfig
-from cascade_clip.losses import mask_loss
+from cascade_clip.losses.mask_losses import mask_loss
 from cascade_clip.predictor import load_predictor
 
 NAMES = ("sky", "grass", "water", "sand", "snow", "star", "tree")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cascade_clip.config import LossConfig
-from cascade_clip.losses import mask_loss, present_pairs, upsample
+from cascade_clip.losses.mask_losses import mask_loss, present_pairs, upsample
 
 CONFIG = LossConfig()
 
