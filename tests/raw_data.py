@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from cascade_clip.datasets.prepare_recipes import RECIPES, Recipe
+from cascade_clip.data.prepare.recipes import RECIPES, Recipe
 from cascade_clip.results.rle import encode_mask
 
 VOC_TRAIN = ("2007_000032", "2007_000039", "2008_000008")

@@ -13,8 +13,8 @@ import torch
 from cascade_clip.__main__ import main
 from cascade_clip.calibration import VALUES, CalibrationSweep, HeldOut, decide, sweep_calibration
 from cascade_clip.config import DataConfig
-from cascade_clip.data import LabelledImages, build_dataset
-from cascade_clip.datasets.folder import Sample
+from cascade_clip.data.registry import LabelledImages, build_dataset
+from cascade_clip.data.folder import Sample
 from cascade_clip.distributed import Ranks
 from cascade_clip.evaluate import evaluate
 from cascade_clip.metrics import ConfusionMatrix, scores

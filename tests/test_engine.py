@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cascade_clip.batches import TrainingBatches
 from cascade_clip.config import TrainConfig
-from cascade_clip.data import build_dataset
+from cascade_clip.data.registry import build_dataset
 from cascade_clip.diagnosis import Cause, describe, merge_causes
 from cascade_clip.engine import (
     Stopped,

@@ -22,7 +22,7 @@ from cascade_clip import export_runner
 from cascade_clip.__main__ import main
 from cascade_clip.checkpoint import save_checkpoint
 from cascade_clip.predictor import Predictor, load_predictor
-from cascade_clip.transforms import load_image, resize_image
+from cascade_clip.data.transforms import load_image, resize_image
 from paths import ROOT
 from conftest import TINY_CLIP, TINY_MODEL, build_tiny
 

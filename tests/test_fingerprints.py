@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from cascade_clip.checkpoint import find_checkpoint
-from cascade_clip.data import SandboxScenes
-from cascade_clip.datasets.folder import LabelledFiles, SegmentationFolder
+from cascade_clip.data.registry import SandboxScenes
+from cascade_clip.data.folder import LabelledFiles, SegmentationFolder
 from cascade_clip.fingerprints import hash_checkpoint, hash_dataset
 from cascade_clip.vocabulary import parse_classes
 

@@ -19,7 +19,7 @@ from cascade_clip.metrics import ConfusionMatrix, scores
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
 from cascade_clip.results.segmentation import Segmentation, file_name
 from cascade_clip.results.rle import decode_mask, encode_mask
-from cascade_clip.transforms import TrainTransform
+from cascade_clip.data.transforms import TrainTransform
 from cascade_clip.vocabulary import IGNORED, LONGEST_NAME, Vocabulary, build_palette, parse_classes
 from cascade_clip.windows import cut_windows, list_windows
 

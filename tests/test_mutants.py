@@ -34,7 +34,7 @@ from cascade_clip.predictor import (
 )
 from cascade_clip.target import Target
 from cascade_clip.training_free import DEFAULT_BLOCK
-from cascade_clip.transforms import resize_image
+from cascade_clip.data.transforms import resize_image
 
 
 def maps(count: int, shape: tuple[int, ...] = (2, 3, 16)) -> list[Tensor]:

@@ -20,7 +20,7 @@ from cascade_clip.__main__ import main
 from cascade_clip.analysis import keep_stages
 from cascade_clip.checkpoint import load_checkpoint, save_checkpoint
 from cascade_clip.config import Config, InferenceConfig, LossConfig
-from cascade_clip.data import build_dataset
+from cascade_clip.data.registry import build_dataset
 from cascade_clip.evaluate_commands import InferenceOptions
 from cascade_clip.model import StageMasks
 from cascade_clip.losses.objective import step_loss

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from cascade_clip.__main__ import main
-from cascade_clip.datasets.folder import Sample
+from cascade_clip.data.folder import Sample
 from cascade_clip.evaluate import Report
 from cascade_clip.gallery import Gallery, ImageRecord, ImageScores, image_scores
 from cascade_clip.metrics import ConfusionMatrix, scores

@@ -25,7 +25,7 @@ from cascade_clip import terminal
 from cascade_clip.__main__ import main
 from cascade_clip.bootstrap import Tallies
 from cascade_clip.config import Config, DataConfig, InferenceConfig
-from cascade_clip.data import build_dataset, sandbox_vocabulary
+from cascade_clip.data.registry import build_dataset, sandbox_vocabulary
 from cascade_clip.config.serialization import config_from_dict, read_yaml
 from cascade_clip.reproduction import job_process, jobs
 from cascade_clip.reproduction.entries import Entry, Row, build_entry, find_entries, list_entries

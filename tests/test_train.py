@@ -18,7 +18,7 @@ from PIL import Image
 
 from cascade_clip.checkpoint import load_checkpoint, read_record, save_checkpoint
 from cascade_clip.config import Config
-from cascade_clip.data import build_dataset
+from cascade_clip.data.registry import build_dataset
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.predictor import load_predictor
 from cascade_clip.encoders.text import TextEncoder

@@ -19,7 +19,7 @@ from PIL import Image
 from cascade_clip.__main__ import main
 from cascade_clip.checkpoint import load_checkpoint, read_record
 from cascade_clip.config import AugmentConfig, Config, ModelConfig
-from cascade_clip.data import build_dataset
+from cascade_clip.data.registry import build_dataset
 from cascade_clip.dry_run import count_images, measure_activations
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
 from cascade_clip.progress import read_metrics

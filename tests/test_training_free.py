@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from archives import random_clip, write_openai_archive
 from cascade_clip.__main__ import main
 from cascade_clip.config import DataConfig
-from cascade_clip.data import build_dataset
+from cascade_clip.data.registry import build_dataset
 from cascade_clip.decoder import Similarity
 from cascade_clip.metrics import ConfusionMatrix, scores
 from cascade_clip.predictor import Predictor, load_predictor

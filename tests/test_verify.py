@@ -12,7 +12,7 @@ import pytest
 
 from cascade_clip.__main__ import main
 from cascade_clip.config import DataConfig
-from cascade_clip.data import build_dataset
+from cascade_clip.data.registry import build_dataset
 from cascade_clip.evaluate import evaluate, evaluation_record, read_evaluation
 from cascade_clip.predictor import load_predictor
 

@@ -41,7 +41,7 @@ def similarity(
         run: how to load and run.
     """
     from cascade_clip.analysis import patch_similarity
-    from cascade_clip.transforms import load_image
+    from cascade_clip.data.transforms import load_image
 
     predictor = _load(model, run)
     pixels = load_image(image)  # (3, H, W)
@@ -84,7 +84,7 @@ def stages(
         run: how to load and run.
     """
     from cascade_clip.analysis import compare_stages
-    from cascade_clip.transforms import load_image
+    from cascade_clip.data.transforms import load_image
     from cascade_clip.vocabulary import load_words
 
     predictor = _load(model, run)
@@ -129,7 +129,7 @@ def cka(
     from cascade_clip.analysis import block_alignment
     from cascade_clip.batch import find_sources
     from cascade_clip.sandbox.scenes import SceneConfig, make_scene
-    from cascade_clip.transforms import load_image
+    from cascade_clip.data.transforms import load_image
 
     predictor = _load(model, run)
     if images is None:
@@ -175,7 +175,7 @@ def _squares(
     """The middle squares of pictures, of the window's size, normalised."""
     import torch
 
-    from cascade_clip.transforms import normalise, resize_image
+    from cascade_clip.data.transforms import normalise, resize_image
 
     side, config = predictor.settings.window, predictor.checkpoint.config.model
     for number, picture in enumerate(pictures):

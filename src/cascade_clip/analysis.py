@@ -20,7 +20,7 @@ from cascade_clip.model import Segmenter
 from cascade_clip.predictor import Picture, Predictor
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.target import Target
-from cascade_clip.transforms import load_image, normalise, resize_image, short_side_shape
+from cascade_clip.data.transforms import load_image, normalise, resize_image, short_side_shape
 
 
 class StageResult(NamedTuple):

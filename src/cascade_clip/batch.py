@@ -24,7 +24,7 @@ from cascade_clip.files.images import is_large
 from cascade_clip.predictor import Predictor
 from cascade_clip.results.segmentation import Output, Segmentation
 from cascade_clip.target import Target
-from cascade_clip.transforms import load_image
+from cascade_clip.data.transforms import load_image
 
 IMAGE_SUFFIXES = (
     ".jpg",

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cascade_clip.data import LabelledImages
-from cascade_clip.datasets.folder import Sample
+from cascade_clip.data.registry import LabelledImages
+from cascade_clip.data.folder import Sample
 from cascade_clip.distributed import Ranks
 from cascade_clip.evaluate import (
     ALONE,

@@ -53,7 +53,7 @@ def calibration(
         out: folder for calibration.json and calibration.png; by default nothing is written.
     """
     from cascade_clip.calibration import VALUES, sweep_calibration
-    from cascade_clip.data import build_dataset
+    from cascade_clip.data.registry import build_dataset
     from cascade_clip.distributed import join_ranks
     from cascade_clip.predictor import load_predictor
 

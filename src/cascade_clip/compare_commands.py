@@ -15,7 +15,7 @@ from cascade_clip.terminal import DEFAULT_RUN, RunOptions, console, progress_bar
 if TYPE_CHECKING:
     from cascade_clip.bootstrap import Difference, Tallies
     from cascade_clip.config import DataConfig
-    from cascade_clip.data import LabelledImages
+    from cascade_clip.data.registry import LabelledImages
     from cascade_clip.distributed import Ranks
     from cascade_clip.vocabulary import Vocabulary
 
@@ -51,7 +51,7 @@ def compare(
         bootstrap_seed: seed of the draws.
         out: JSON file for the figures; by default nothing is written.
     """
-    from cascade_clip.data import build_dataset
+    from cascade_clip.data.registry import build_dataset
     from cascade_clip.distributed import join_ranks
 
     if resamples < 1:  # before hours are spent

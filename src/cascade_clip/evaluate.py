@@ -23,8 +23,8 @@ from cascade_clip.checkpoint import (
     read_versions,
 )
 from cascade_clip.config import DataConfig, InferenceConfig
-from cascade_clip.data import LabelledImages, SandboxScenes
-from cascade_clip.datasets.folder import LabelledFiles
+from cascade_clip.data.registry import LabelledImages, SandboxScenes
+from cascade_clip.data.folder import LabelledFiles
 from cascade_clip.distributed import Ranks
 from cascade_clip.fingerprints import hash_dataset
 from cascade_clip.gallery import Gallery, ImageRecord, image_scores

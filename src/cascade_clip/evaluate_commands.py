@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cascade_clip.comparison import Comparison, Row
-    from cascade_clip.data import LabelledImages
+    from cascade_clip.data.registry import LabelledImages
     from cascade_clip.distributed import Ranks
     from cascade_clip.evaluate import Report
     from cascade_clip.predictor import Predictor
@@ -143,7 +143,7 @@ def evaluate(
         pictures: how many of the worst and of the best images report.html shows.
     """
     from cascade_clip.comparison import check_same_data, compare
-    from cascade_clip.data import build_dataset, describe_data
+    from cascade_clip.data.registry import build_dataset, describe_data
     from cascade_clip.distributed import join_ranks
     from cascade_clip.fingerprints import hash_dataset
 
@@ -228,7 +228,7 @@ def verify(
         tolerance: largest difference that still agrees, as a share (0.001 is 0.1 points of mIoU).
     """
     from cascade_clip.comparison import compare_figures
-    from cascade_clip.data import build_dataset
+    from cascade_clip.data.registry import build_dataset
     from cascade_clip.distributed import join_ranks
     from cascade_clip.evaluate import read_evaluation, summarise
 

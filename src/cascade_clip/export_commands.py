@@ -190,7 +190,7 @@ def check(
 
 
 def _draw(predictors: dict[str, Predictor], data: FolderOptions, picture: Path) -> None:
-    from cascade_clip.data import build_dataset
+    from cascade_clip.data.registry import build_dataset
     from cascade_clip.export_check import draw_models
 
     dataset = build_dataset(data.to_config(), "val")
@@ -201,7 +201,7 @@ def _score(predictor: Predictor, data: FolderOptions, labelled: bool) -> tuple[s
     """mIoU and hIoU of a predictor in percent."""
     if not labelled:
         return "-", "-"
-    from cascade_clip.data import build_dataset
+    from cascade_clip.data.registry import build_dataset
     from cascade_clip.evaluate import evaluate
 
     with progress_bar("evaluating") as step:

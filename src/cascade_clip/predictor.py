@@ -30,7 +30,7 @@ from cascade_clip.ops.running_argmax import RunningBest, best_by_label, coarse_s
 from cascade_clip.target import Target as Target
 from cascade_clip.target import Threshold, Words, as_vocabulary, build_target
 from cascade_clip.training_free import DEFAULT_BLOCK, PREFIX, build_training_free
-from cascade_clip.transforms import load_image, normalise, resize_image, short_side_shape
+from cascade_clip.data.transforms import load_image, normalise, resize_image, short_side_shape
 from cascade_clip.ops.upsampling import upsample_bilinear, upsample_guided, window_guide
 from cascade_clip.vocabulary import Vocabulary
 from cascade_clip.windows import Window, cut_windows

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from cascade_clip.checkpoint import find_checkpoint, read_config
 from cascade_clip.config import DataConfig
-from cascade_clip.data import LabelledImages, build_dataset
+from cascade_clip.data.registry import LabelledImages, build_dataset
 from cascade_clip.evaluate import Report, evaluate
 from cascade_clip.predictor import Predictor, load_predictor
 from cascade_clip.progress import TrainingProgress, quiet_engine

@@ -177,7 +177,7 @@ def make_runs(runs: Sequence[Job], at_once: int, world: World) -> Sequence[Failu
     Raises:
         ValueError, FileNotFoundError: the data of another world than the built-in one is not there.
     """
-    from cascade_clip.data import build_dataset
+    from cascade_clip.data.registry import build_dataset
     from cascade_clip.reproduction.jobs import run_jobs
 
     missing = [run for run in runs if not run.done]

@@ -19,7 +19,7 @@ from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.serve_batch import RememberedText, segment_together
 from cascade_clip.serve_options import ServiceOptions
 from cascade_clip.target import SCENERY, SCENERY_WORD
-from cascade_clip.transforms import load_image, short_side_shape
+from cascade_clip.data.transforms import load_image, short_side_shape
 from cascade_clip.vocabulary import Vocabulary, parse_classes
 from cascade_clip.web_answers import LONGEST_TEXT, open_upload
 

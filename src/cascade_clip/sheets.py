@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cascade_clip.checkpoint import Checkpoint
-from cascade_clip.data import LabelledImages
+from cascade_clip.data.registry import LabelledImages
 from cascade_clip.evaluate import default_calibration
 from cascade_clip.predictor import Predictor, Target
 from cascade_clip.results.segmentation import Segmentation

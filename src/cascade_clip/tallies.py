@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cascade_clip.bootstrap import Tallies
-from cascade_clip.data import LabelledImages
+from cascade_clip.data.registry import LabelledImages
 from cascade_clip.distributed import Ranks
 from cascade_clip.evaluate import ALONE, bind_classes, count_image
 from cascade_clip.gallery import Gallery

@@ -47,7 +47,7 @@ def threshold(
         ignored_is_background: pixels without a label are none of the classes.
         out: file for all thresholds as JSON; by default none is written.
     """
-    from cascade_clip.data import build_dataset
+    from cascade_clip.data.registry import build_dataset
     from cascade_clip.evaluate import choose_calibration, write_whole
     from cascade_clip.predictor import load_predictor
     from cascade_clip.thresholds import choose_threshold

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cascade_clip.data import LabelledImages
+from cascade_clip.data.registry import LabelledImages
 from cascade_clip.predictor import Predictor
 from cascade_clip.target import BACKGROUND
 from cascade_clip.vocabulary import IGNORED, Vocabulary

@@ -33,7 +33,7 @@ from cascade_clip.checkpoint import (
 )
 from cascade_clip.encoders.clip import load_clip
 from cascade_clip.config import Config, OptimizerConfig, Resume, TrainConfig
-from cascade_clip.data import LabelledImages, build_dataset, data_templates, describe_data
+from cascade_clip.data.registry import LabelledImages, build_dataset, data_templates, describe_data
 from cascade_clip.diagnosis import describe, find_cause, merge_causes
 from cascade_clip.engine import build_trainer, check_launch, is_first_process, run_engine
 from cascade_clip.losses.mask_losses import present_pairs

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
     from cascade_clip.checkpoint import Checkpoint
-    from cascade_clip.data import LabelledImages
+    from cascade_clip.data.registry import LabelledImages
 
 _PICTURES = 6
 """Worst and best images on the evaluation's page."""
@@ -172,7 +172,7 @@ def _shape_differences(model: ModelConfig, start: ModelConfig) -> list[str]:
 
 
 def _look_ahead(config: Config, screen: RunScreen) -> int:
-    from cascade_clip.data import build_dataset
+    from cascade_clip.data.registry import build_dataset
     from cascade_clip.dry_run import describe_dry_run, dry_run
 
     found = dry_run(config)
@@ -243,7 +243,7 @@ def _train_one(
     full: bool,
 ) -> None:
     """Train, evaluate and report one run; its messages go into its log file."""
-    from cascade_clip.data import build_dataset
+    from cascade_clip.data.registry import build_dataset
     from cascade_clip.engine import is_first_process, stopping_at_once
     from cascade_clip.provenance import command_line
     from cascade_clip.train import fit
@@ -274,7 +274,7 @@ def _build_callbacks(
     evaluation: LabelledImages | None,
 ) -> list[Callback]:
     """What watches the run."""
-    from cascade_clip.data import build_dataset
+    from cascade_clip.data.registry import build_dataset
     from cascade_clip.progress import StepEvents, TrainingProgress
     from cascade_clip.sheets import SheetWriter
     from cascade_clip.wandb_run import WandbRun

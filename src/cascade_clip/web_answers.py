@@ -28,7 +28,7 @@ from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.sandbox.scenes import CLASS_NAMES, SceneConfig, make_scene
 from cascade_clip.terminal import DEFAULT_RUN, RunOptions
 from cascade_clip.training_free import PREFIX, parse_clip
-from cascade_clip.transforms import load_image, short_side_shape
+from cascade_clip.data.transforms import load_image, short_side_shape
 from cascade_clip.vocabulary import Vocabulary, parse_classes
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from cascade_clip.datasets.prepare_recipes import Download, Recipe, Rule
+from cascade_clip.data.prepare.recipes import Download, Recipe, Rule
 
 RECIPE = Recipe(
     name="tiny",

@@ -35,15 +35,15 @@ from cascade_clip.benchmark_work import peak_memory
 from cascade_clip.checkpoint import load_checkpoint, load_config, save_checkpoint
 from cascade_clip.encoders.clip import file_sha256, load_clip
 from cascade_clip.config import ClipConfig
-from cascade_clip.datasets.archives import list_members
-from cascade_clip.datasets.prepare import Source, prepare_dataset
-from cascade_clip.datasets.prepare_masks import context_mask, sbd_mask
+from cascade_clip.data.prepare.archives import list_members
+from cascade_clip.data.prepare.preparation import Source, prepare_dataset
+from cascade_clip.data.prepare.masks import context_mask, sbd_mask
 from cascade_clip.importer import read_released
 from cascade_clip.results.rle import decode_mask
 from cascade_clip.states import StateFiles, list_states
 from cascade_clip.encoders.text import load_embeddings
 from cascade_clip.train import fit
-from cascade_clip.transforms import load_image
+from cascade_clip.data.transforms import load_image
 from cascade_clip.vocabulary import load_vocabulary
 from conftest import TINY_CLIP, TINY_SETTINGS, build_tiny
 from tiny_runs import tiny_config, write_folders

@@ -13,9 +13,9 @@ from rich.text import Text
 from cascade_clip.terminal import check_folder, console, progress_bar, say
 
 if TYPE_CHECKING:
-    from cascade_clip.datasets.check import CheckReport
-    from cascade_clip.datasets.check_facts import Count
-    from cascade_clip.datasets.folder import FoundFiles
+    from cascade_clip.data.check.checker import CheckReport
+    from cascade_clip.data.check.facts import Count
+    from cascade_clip.data.folder import FoundFiles
     from cascade_clip.vocabulary import Vocabulary
 
 BAR = 24
@@ -71,7 +71,7 @@ def check(*, data: CheckOptions, out: Path | None = None) -> int:
         out: folder for a preview sheet (check.png) and the report as JSON (check.json); by default
             nothing is written.
     """
-    from cascade_clip.datasets.check import check_data
+    from cascade_clip.data.check.checker import check_data
 
     if out is not None:
         check_folder(out)
@@ -86,8 +86,8 @@ def check(*, data: CheckOptions, out: Path | None = None) -> int:
 
 def _find(options: CheckOptions) -> tuple[FoundFiles, Vocabulary]:
     """The files and the class list that the options name."""
-    from cascade_clip.datasets.folder import FoundFiles, find_files
-    from cascade_clip.datasets.layouts import data_root, layout_vocabulary, list_layout
+    from cascade_clip.data.folder import FoundFiles, find_files
+    from cascade_clip.data.layouts import data_root, layout_vocabulary, list_layout
     from cascade_clip.vocabulary import load_vocabulary, split_classes
 
     if options.data == "folder":

@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
 from cascade_clip.analysis import block_alignment, compare_stages, patch_similarity
-from cascade_clip.data import LabelledImages, build_dataset
+from cascade_clip.data.registry import LabelledImages, build_dataset
 from cascade_clip.evaluate import default_calibration
 from cascade_clip.predictor import Predictor, load_predictor
 from cascade_clip.reproduction.charts import draw_lengths, save_picture
@@ -31,7 +31,7 @@ from cascade_clip.reproduction.runs import collect_results, is_trained
 from cascade_clip.reproduction.worlds import World
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.train import prepare
-from cascade_clip.transforms import normalise, resize_image
+from cascade_clip.data.transforms import normalise, resize_image
 
 FRESH_SEED = 7
 """Of the scenes of the built-in world that are drawn; training and evaluation have 1 and 2."""

@@ -29,7 +29,7 @@ from cascade_clip.reproduction.runs import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cascade_clip.data import LabelledImages
+    from cascade_clip.data.registry import LabelledImages
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -82,7 +82,7 @@ def _score(job: Job) -> None:
     import numpy as np
 
     from cascade_clip.calibration import sweep_calibration
-    from cascade_clip.data import build_dataset
+    from cascade_clip.data.registry import build_dataset
     from cascade_clip.evaluate_commands import given_embeddings
     from cascade_clip.predictor import load_predictor
     from cascade_clip.tallies import collect_tallies

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from cascade_clip.__main__ import main
-from cascade_clip.datasets.check import CheckReport, check_data, spread
-from cascade_clip.datasets.check_facts import KEPT, PairFacts, read_facts, tally_facts
-from cascade_clip.datasets.check_order import (
+from cascade_clip.data.check.checker import CheckReport, check_data, spread
+from cascade_clip.data.check.facts import KEPT, PairFacts, read_facts, tally_facts
+from cascade_clip.data.check.order import (
     _EVERYDAY,
     _STREET,
     VOC_FIRST,
@@ -26,8 +26,8 @@ from cascade_clip.datasets.check_order import (
     rank_agreement,
     typical_shares,
 )
-from cascade_clip.datasets.check_sheet import choose_pairs, draw_sheet
-from cascade_clip.datasets.folder import find_files
+from cascade_clip.data.check.preview import choose_pairs, draw_sheet
+from cascade_clip.data.folder import find_files
 from cascade_clip.vocabulary import Vocabulary, load_vocabulary, parse_classes
 from paths import PHOTOS
 

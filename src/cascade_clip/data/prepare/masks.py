@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from cascade_clip.datasets.matlab_files import load_matlab
+from cascade_clip.data.prepare.matlab import load_matlab
 from cascade_clip.files.images import LARGEST_PICTURE
 from cascade_clip.results.rle import decode_mask
 from cascade_clip.vocabulary import load_vocabulary

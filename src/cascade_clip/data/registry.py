@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 
 from cascade_clip.config import DataConfig
-from cascade_clip.datasets.folder import LabelledFiles, Sample, SegmentationFolder
-from cascade_clip.datasets.layouts import Split, data_root, layout_vocabulary, list_layout
+from cascade_clip.data.folder import LabelledFiles, Sample, SegmentationFolder
+from cascade_clip.data.layouts import Split, data_root, layout_vocabulary, list_layout
 from cascade_clip.sandbox.scenes import CLASS_NAMES, PALETTE, UNSEEN_NAMES, SceneConfig, make_scene
 from cascade_clip.vocabulary import (
     IGNORED,

@@ -23,18 +23,18 @@ from PIL import Image
 import raw_data
 from cascade_clip.__main__ import main
 from cascade_clip.datasets import archives, prepare, prepare_recipes
-from cascade_clip.datasets.archives import list_members
-from cascade_clip.datasets.folder import MASK_ENDING
-from cascade_clip.datasets.layouts import layout_vocabulary, list_layout
-from cascade_clip.datasets.prepare import check_download, find_source, prepare_dataset
-from cascade_clip.datasets.prepare_masks import (
+from cascade_clip.data.prepare.archives import list_members
+from cascade_clip.data.folder import MASK_ENDING
+from cascade_clip.data.layouts import layout_vocabulary, list_layout
+from cascade_clip.data.prepare.preparation import check_download, find_source, prepare_dataset
+from cascade_clip.data.prepare.masks import (
     CONTEXT_IDS,
     TRAIN_IDS_ENDING,
     context_mask,
     sbd_mask,
     train_id_mask,
 )
-from cascade_clip.datasets.prepare_recipes import RECIPES, Recipe
+from cascade_clip.data.prepare.recipes import RECIPES, Recipe
 from cascade_clip.vocabulary import load_vocabulary
 from paths import TESTS
 

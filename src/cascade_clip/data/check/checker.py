@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cascade_clip.datasets.check_facts import Count, PairFacts, Tally, read_facts, tally_facts
-from cascade_clip.datasets.check_findings import Evidence, Finding, list_findings
-from cascade_clip.datasets.check_order import OrderCheck, check_order
-from cascade_clip.datasets.check_sheet import draw_sheet
-from cascade_clip.datasets.folder import FoundFiles
+from cascade_clip.data.check.facts import Count, PairFacts, Tally, read_facts, tally_facts
+from cascade_clip.data.check.findings import Evidence, Finding, list_findings
+from cascade_clip.data.check.order import OrderCheck, check_order
+from cascade_clip.data.check.preview import draw_sheet
+from cascade_clip.data.folder import FoundFiles
 from cascade_clip.vocabulary import Vocabulary
 
 

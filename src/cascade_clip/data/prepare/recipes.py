@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cascade_clip.datasets.prepare_masks import (
+from cascade_clip.data.prepare.masks import (
     TRAIN_IDS_ENDING,
     context_mask,
     detail_mask,

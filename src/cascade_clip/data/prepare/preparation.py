@@ -22,15 +22,15 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any, NamedTuple
 
-from cascade_clip.datasets.archives import (
+from cascade_clip.data.prepare.archives import (
     check_space,
     file_digest,
     list_members,
     unpacked_bytes,
     write_file,
 )
-from cascade_clip.datasets.prepare_masks import DetailMasks
-from cascade_clip.datasets.prepare_recipes import Check, Convert, Download, Recipe, Rule, read_list
+from cascade_clip.data.prepare.masks import DetailMasks
+from cascade_clip.data.prepare.recipes import Check, Convert, Download, Recipe, Rule, read_list
 
 Step = Callable[[int, int], None]
 _AHEAD = 8

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from cascade_clip.transforms import (
+from cascade_clip.data.transforms import (
     TrainTransform,
     is_color_mask,
     load_color_mask,

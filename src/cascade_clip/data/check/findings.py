@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cascade_clip.datasets.check_facts import Count, PairFacts, Tally
-from cascade_clip.datasets.check_order import OrderCheck
-from cascade_clip.datasets.folder import LISTED, MASK_SUFFIXES, FoundFiles, listed
+from cascade_clip.data.check.facts import Count, PairFacts, Tally
+from cascade_clip.data.check.order import OrderCheck
+from cascade_clip.data.folder import LISTED, MASK_SUFFIXES, FoundFiles, listed
 from cascade_clip.vocabulary import IGNORED, Vocabulary
 
 MOSTLY = 0.6

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cascade_clip.datasets.folder import UNKNOWN, MaskReader, RawMask
-from cascade_clip.transforms import load_image
+from cascade_clip.data.folder import UNKNOWN, MaskReader, RawMask
+from cascade_clip.data.transforms import load_image
 from cascade_clip.vocabulary import IGNORED, Vocabulary
 
 Step = Callable[[int, int], None]

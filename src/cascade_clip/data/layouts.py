@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from cascade_clip.datasets.folder import MASK_ENDING, list_pairs
+from cascade_clip.data.folder import MASK_ENDING, list_pairs
 from cascade_clip.vocabulary import Vocabulary, load_vocabulary
 
 Split = Literal["train", "val"]
