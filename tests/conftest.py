@@ -21,7 +21,7 @@ from cascade_clip.checkpoint import Checkpoint, save_checkpoint
 from cascade_clip.encoders.clip import load_clip
 from cascade_clip.config import Config
 from cascade_clip.importer import import_released
-from cascade_clip.model import build_segmenter
+from cascade_clip.models.segmenter import build_segmenter
 from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.predictor import Predictor, load_predictor
 from cascade_clip.encoders.text import build_text_encoder

@@ -38,7 +38,7 @@ from cascade_clip.benchmark_work import (
 )
 from cascade_clip.config import Config, InferenceConfig
 from cascade_clip.losses.mask_losses import Places, mask_loss, upsample
-from cascade_clip.model import Segmenter, build_segmenter
+from cascade_clip.models.segmenter import Segmenter, build_segmenter
 from cascade_clip.ops.running_argmax import first_best
 
 
@@ -180,7 +180,7 @@ def test_operations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     step = count_flops(Work("train", classes=20, height=64, width=64, batch=3, size="tiny"))
     assert 2 * one < step / 3 < 4 * one
     monkeypatch.setattr(
-        "cascade_clip.backbone.checkpoint", lambda function, *given, **_: function(*given)
+        "cascade_clip.models.backbone.checkpoint", lambda function, *given, **_: function(*given)
     )
     # nothing counts twice
     assert count_flops(Work("train", classes=20, height=64, width=64, batch=3, size="tiny")) == step

@@ -20,7 +20,7 @@ from cascade_clip.arguments import build_parser
 from cascade_clip.checkpoint import load_config
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset
-from cascade_clip.model import build_segmenter
+from cascade_clip.models.segmenter import build_segmenter
 from paths import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_clip.aggregation import (
+from cascade_clip.models.aggregation import (
     BlockAttention,
     Concatenation,
     LastBlock,
@@ -21,7 +21,13 @@ from cascade_clip.aggregation import (
     gaussian_weights,
 )
 from cascade_clip.config import AggregationConfig, DecoderConfig, LossConfig
-from cascade_clip.decoder import CrossAttention, Decoder, DecoderLayer, MaskAttention, Similarity
+from cascade_clip.models.decoders.transformer import (
+    CrossAttention,
+    Decoder,
+    DecoderLayer,
+    MaskAttention,
+    Similarity,
+)
 from cascade_clip.losses.mask_losses import mask_loss
 from cascade_clip.metrics import ConfusionMatrix
 from cascade_clip.predictor import (

@@ -25,7 +25,7 @@ from cascade_clip import states
 from cascade_clip.config import Config
 from cascade_clip.diagnosis import Cause, describe, find_cause
 from cascade_clip.engine import STOPPED, Stopped
-from cascade_clip.model import Segmenter
+from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.progress import read_metrics
 from cascade_clip.states import StateFiles, find_damage, list_states, newest_state, state_path

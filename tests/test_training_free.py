@@ -16,7 +16,7 @@ from archives import random_clip, write_openai_archive
 from cascade_clip.__main__ import main
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset
-from cascade_clip.decoder import Similarity
+from cascade_clip.models.decoders.transformer import Similarity
 from cascade_clip.metrics import ConfusionMatrix, scores
 from cascade_clip.predictor import Predictor, load_predictor
 from cascade_clip.encoders.towers import OpenClipTower
@@ -198,7 +198,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_siglip_towers_are_refused_in_one_line(mini: Predictor) -> None:
-    from cascade_clip.backbone import ImageBackbone
+    from cascade_clip.models.backbone import ImageBackbone
 
     with pytest.raises(ValueError, match="needs one of open_clip's own ViT towers"):
         ImageBackbone(object(), None, None, last_block="sclip")  # type: ignore[arg-type]

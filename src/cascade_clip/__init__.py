@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cascade_clip.config import Config as Config
-    from cascade_clip.model import Segmenter as Segmenter
-    from cascade_clip.model import build_segmenter as build_segmenter
+    from cascade_clip.models.segmenter import Segmenter as Segmenter
+    from cascade_clip.models.segmenter import build_segmenter as build_segmenter
     from cascade_clip.predictor import Predictor as Predictor
     from cascade_clip.predictor import load_predictor as load
     from cascade_clip.results.segmentation import Segmentation as Segmentation
@@ -27,8 +27,8 @@ _PLACES = {
     "Segmentation": "results.segmentation:Segmentation",
     "Vocabulary": "vocabulary:Vocabulary",
     "Config": "config:Config",
-    "Segmenter": "model:Segmenter",
-    "build_segmenter": "model:build_segmenter",
+    "Segmenter": "models.segmenter:Segmenter",
+    "build_segmenter": "models.segmenter:build_segmenter",
 }
 
 __all__ = [

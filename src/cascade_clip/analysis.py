@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cascade_clip.model import Segmenter
+from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.predictor import Picture, Predictor
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.target import Target

@@ -36,7 +36,7 @@ from cascade_clip.config import (
     PromptConfig,
 )
 from cascade_clip.losses.mask_losses import mask_loss
-from cascade_clip.model import Segmenter, build_segmenter
+from cascade_clip.models.segmenter import Segmenter, build_segmenter
 from cascade_clip.predictor import Predictor, autocast_type
 from cascade_clip.vocabulary import parse_classes
 from cascade_clip.windows import list_windows

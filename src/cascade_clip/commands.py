@@ -49,7 +49,7 @@ def cost(*, settings: Path | None = None, classes: int = 171, side: int = 512) -
         side: side of the image, in pixels.
     """
     from cascade_clip.checkpoint import load_config
-    from cascade_clip.cost import count_cost
+    from cascade_clip.models.cost import count_cost
 
     model = (
         load_config(settings).model if settings else ModelConfig(prompts=PromptConfig(tokens=50))

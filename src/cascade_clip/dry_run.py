@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cascade_clip.batches import training_set
 from cascade_clip.config import Config
-from cascade_clip.cost import Cost, count_cost
+from cascade_clip.models.cost import Cost, count_cost
 from cascade_clip.data.registry import LabelledImages, build_dataset
 from cascade_clip.data.folder import StepSampler
 from cascade_clip.predictor import autocast_type, find_device

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cascade_clip.backbone import Grid
+from cascade_clip.models.backbone import Grid
 from cascade_clip.checkpoint import read_versions
 from cascade_clip.encoders.clip import file_sha256
 from cascade_clip.config import InferenceConfig

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_clip.export import check_exportable, new_file, require
-from cascade_clip.model import Segmenter
+from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.predictor import Predictor
 from cascade_clip.target import Words
 

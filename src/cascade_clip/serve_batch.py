@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from cascade_clip.model import Segmenter
+from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.predictor import Predictor
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.target import Target

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_clip.backbone import BlockFeatures, Grid
+from cascade_clip.models.backbone import BlockFeatures, Grid
 from cascade_clip.config import LossConfig
-from cascade_clip.decoder import CrossAttention, Decoder, DecoderLayer
+from cascade_clip.models.decoders.transformer import CrossAttention, Decoder, DecoderLayer
 from cascade_clip.losses.mask_losses import present_pairs
-from cascade_clip.model import Segmenter, relation_descriptor
+from cascade_clip.models.segmenter import Segmenter, relation_descriptor
 from cascade_clip.windows import cut_windows, list_windows
 
 

@@ -37,7 +37,7 @@ from cascade_clip.data.registry import LabelledImages, build_dataset, data_templ
 from cascade_clip.diagnosis import describe, find_cause, merge_causes
 from cascade_clip.engine import build_trainer, check_launch, is_first_process, run_engine
 from cascade_clip.losses.mask_losses import present_pairs
-from cascade_clip.model import Segmenter, build_segmenter
+from cascade_clip.models.segmenter import Segmenter, build_segmenter
 from cascade_clip.losses.objective import StepLoss, step_loss
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.protocols import TrainingProtocol

@@ -19,7 +19,7 @@ from cascade_clip.config import (
     ModelConfig,
     PromptConfig,
 )
-from cascade_clip.model import build_segmenter
+from cascade_clip.models.segmenter import build_segmenter
 from cascade_clip.encoders.text import build_text_encoder
 from cascade_clip.vocabulary import load_templates, load_vocabulary
 

@@ -31,8 +31,11 @@ TESTS = {
         [ALONE, "tests/test_mutants.py::TestLosses"],
     ],
     "metrics": [[ALONE, "tests/test_metrics.py"], [ALONE, "tests/test_mutants.py::TestMetrics"]],
-    "aggregation": [[ALONE, "tests/test_mutants.py::TestAggregation"], ["tests/test_model.py"]],
-    "decoder": [[ALONE, "tests/test_mutants.py::TestDecoder"], ["tests/test_model.py"]],
+    "aggregation": [
+        [ALONE, "tests/test_mutants.py::TestAggregation"],
+        ["tests/models/test_segmenter.py"],
+    ],
+    "decoder": [[ALONE, "tests/test_mutants.py::TestDecoder"], ["tests/models/test_segmenter.py"]],
     "predictor": [[ALONE, "tests/test_mutants.py::TestPredictor"], ["tests/test_predictor.py"]],
 }
 """The five modules, each with the tests that must notice a change: the second where the first did

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from cascade_clip.backbone import OpenClipTower
+from cascade_clip.models.backbone import OpenClipTower
 from cascade_clip.config import Config
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.states import list_states

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
 from cascade_clip.config import LastBlock, ProjectionConfig, PromptConfig
-from cascade_clip.spectral import SpectralFilter
+from cascade_clip.models.spectral_prompts import SpectralFilter
 from cascade_clip.encoders.towers import Grid as Grid
 from cascade_clip.encoders.towers import OpenClipTower as OpenClipTower
 from cascade_clip.encoders.towers import PositionEmbedding as PositionEmbedding

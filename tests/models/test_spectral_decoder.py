@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_clip.config import DecoderConfig
-from cascade_clip.sgd_decoder import SpectralDecoder, SpectralLayer, SpectralValues
+from cascade_clip.models.decoders.spectral import SpectralDecoder, SpectralLayer, SpectralValues
 
 SETTINGS = DecoderConfig(
     kind="spectral", layers=3, heads=4, feedforward=32, dropout=0.0, gate_leak=0.0, low_share=0.75

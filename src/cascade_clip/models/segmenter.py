@@ -12,8 +12,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from cascade_clip.aggregation import build_aggregation
-from cascade_clip.backbone import (
+from cascade_clip.models.aggregation import build_aggregation
+from cascade_clip.models.backbone import (
     BlockFeatures,
     Grid,
     ImageBackbone,
@@ -25,9 +25,9 @@ from cascade_clip.backbone import (
 )
 from cascade_clip.encoders.clip import LoadedClip, load_clip
 from cascade_clip.config import ModelConfig, PromptConfig
-from cascade_clip.decoder import Decoder, Similarity
-from cascade_clip.sgd_decoder import SpectralDecoder
-from cascade_clip.spectral import SpectralFilter
+from cascade_clip.models.decoders.transformer import Decoder, Similarity
+from cascade_clip.models.decoders.spectral import SpectralDecoder
+from cascade_clip.models.spectral_prompts import SpectralFilter
 
 
 class StageMasks(NamedTuple):
