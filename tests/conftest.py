@@ -17,10 +17,10 @@ import pytest
 import torch
 import yaml
 
-from cascade_clip.checkpoint import Checkpoint, save_checkpoint
+from cascade_clip.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from cascade_clip.encoders.clip import load_clip
 from cascade_clip.config import Config
-from cascade_clip.importer import import_released
+from cascade_clip.checkpoints.released import import_released
 from cascade_clip.models.segmenter import build_segmenter
 from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.predictor import Predictor, load_predictor

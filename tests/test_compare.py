@@ -11,7 +11,7 @@ from PIL import Image
 
 from cascade_clip.__main__ import main
 from cascade_clip.bootstrap import figures
-from cascade_clip.checkpoint import save_checkpoint
+from cascade_clip.checkpoints.checkpoint import save_checkpoint
 from cascade_clip.data.registry import SandboxScenes
 from cascade_clip.distributed import Ranks
 from cascade_clip.evaluate import evaluate

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cascade_clip.checkpoint import find_checkpoint
+from cascade_clip.checkpoints.checkpoint import find_checkpoint
 from cascade_clip.data.registry import SandboxScenes
 from cascade_clip.data.folder import LabelledFiles, SegmentationFolder
 from cascade_clip.fingerprints import hash_checkpoint, hash_dataset

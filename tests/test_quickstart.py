@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cascade_clip.__main__ import main
-from cascade_clip.checkpoint import find_checkpoint
+from cascade_clip.checkpoints.checkpoint import find_checkpoint
 from cascade_clip.quickstart import LOSS_FILE, read_curve
 
 

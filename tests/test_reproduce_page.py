@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from cascade_clip.bootstrap import Tallies, compare_paired
-from cascade_clip.checkpoint import find_checkpoint, load_checkpoint
+from cascade_clip.checkpoints.checkpoint import find_checkpoint, load_checkpoint
 from cascade_clip.models.cost import Cost
 from cascade_clip.predictor import load_predictor
 from cascade_clip.reproduction import counts, figures

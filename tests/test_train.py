@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from cascade_clip.checkpoint import load_checkpoint, read_record, save_checkpoint
+from cascade_clip.checkpoints.checkpoint import load_checkpoint, read_record, save_checkpoint
 from cascade_clip.config import Config
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.config.serialization import config_to_dict

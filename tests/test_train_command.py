@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from cascade_clip.__main__ import main
-from cascade_clip.checkpoint import load_checkpoint, read_record
+from cascade_clip.checkpoints.checkpoint import load_checkpoint, read_record
 from cascade_clip.config import AugmentConfig, Config, ModelConfig
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.dry_run import count_images, measure_activations

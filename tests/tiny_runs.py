@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cascade_clip.checkpoint import load_checkpoint
+from cascade_clip.checkpoints.checkpoint import load_checkpoint
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_from_dict
 from conftest import TINY_MODEL

@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
 from cascade_clip import textbook
-from cascade_clip.checkpoint import Checkpoint
+from cascade_clip.checkpoints.checkpoint import Checkpoint
 from cascade_clip.config import (
     ClipConfig,
     Config,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cascade_clip.checkpoint import (
+from cascade_clip.checkpoints.checkpoint import (
     Checkpoint,
     find_checkpoint,
     read_config,

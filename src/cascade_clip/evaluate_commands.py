@@ -345,7 +345,7 @@ def _row_table(title: str, heads: tuple[str, ...], rows: tuple[Row, ...]) -> Tab
 
 def _find_report(source: str) -> dict[str, Any] | None:
     """The report that `--against` names; None where it names a checkpoint."""
-    from cascade_clip.checkpoint import find_checkpoint
+    from cascade_clip.checkpoints.checkpoint import find_checkpoint
     from cascade_clip.comparison import read_report
     from cascade_clip.training_free import PREFIX
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from cascade_clip.models.backbone import Grid
-from cascade_clip.checkpoint import read_versions
+from cascade_clip.checkpoints.checkpoint import read_versions
 from cascade_clip.encoders.clip import file_sha256
 from cascade_clip.config import InferenceConfig
 from cascade_clip.files.partial import partial_name

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cascade_clip.models.backbone import Grid
-from cascade_clip.checkpoint import Checkpoint, load_checkpoint
+from cascade_clip.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from cascade_clip.config import Device, InferenceConfig, LastBlock, Precision
 from cascade_clip.models.segmenter import Segmenter
-from cascade_clip.publishing import Publishable
+from cascade_clip.checkpoints.publishing import Publishable
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.ops.running_argmax import RunningBest, best_by_label, coarse_size
 from cascade_clip.target import Target as Target

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cascade_clip.checkpoint import read_versions
+from cascade_clip.checkpoints.checkpoint import read_versions
 from cascade_clip.config import Config, TrainConfig
 from cascade_clip.fingerprints import hash_dataset
 from cascade_clip.config.serialization import config_to_dict

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from cascade_clip.checkpoint import find_checkpoint, read_config
+from cascade_clip.checkpoints.checkpoint import find_checkpoint, read_config
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import LabelledImages, build_dataset
 from cascade_clip.evaluate import Report, evaluate

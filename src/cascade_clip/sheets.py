@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cascade_clip.checkpoint import Checkpoint
+from cascade_clip.checkpoints.checkpoint import Checkpoint
 from cascade_clip.data.registry import LabelledImages
 from cascade_clip.evaluate import default_calibration
 from cascade_clip.predictor import Predictor, Target

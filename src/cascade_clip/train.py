@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from cascade_clip.batches import TrainingBatches
-from cascade_clip.checkpoint import (
+from cascade_clip.checkpoints.checkpoint import (
     Checkpoint,
     load_checkpoint,
     load_config,

@@ -17,7 +17,7 @@ from cascade_clip.terminal import check_folder, progress_bar
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
-    from cascade_clip.checkpoint import Checkpoint
+    from cascade_clip.checkpoints.checkpoint import Checkpoint
     from cascade_clip.data.registry import LabelledImages
 
 _PICTURES = 6
@@ -123,7 +123,7 @@ def start_from(config: Config, source: str) -> Config:
     source = source or named
     if not source:
         return config
-    from cascade_clip.checkpoint import find_checkpoint, read_config
+    from cascade_clip.checkpoints.checkpoint import find_checkpoint, read_config
 
     start = read_config(find_checkpoint(source))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, init_from=source))
@@ -311,7 +311,7 @@ def _evaluate(
     full: bool,
 ) -> None:
     """Score the trained model, and keep the figures beside it and in its record."""
-    from cascade_clip.checkpoint import save_checkpoint
+    from cascade_clip.checkpoints.checkpoint import save_checkpoint
     from cascade_clip.evaluate import Origin, evaluate, evaluation_record, summarise, write_whole
     from cascade_clip.evaluate_commands import given_embeddings, print_report
     from cascade_clip.fingerprints import hash_checkpoint

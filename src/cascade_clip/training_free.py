@@ -7,7 +7,7 @@ from typing import cast
 
 import open_clip
 
-from cascade_clip.checkpoint import Checkpoint
+from cascade_clip.checkpoints.checkpoint import Checkpoint
 from cascade_clip.encoders.clip import LoadedClip, load_clip
 from cascade_clip.config import (
     AggregationConfig,

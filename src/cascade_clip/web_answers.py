@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from cascade_clip.checkpoint import PACKAGED, find_checkpoint, read_record
+from cascade_clip.checkpoints.checkpoint import PACKAGED, find_checkpoint, read_record
 from cascade_clip.predictor import Predictor, load_predictor
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.sandbox.scenes import CLASS_NAMES, SceneConfig, make_scene

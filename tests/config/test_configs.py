@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade_clip.checkpoint import load_config
+from cascade_clip.checkpoints.checkpoint import load_config
 from cascade_clip.config import AugmentConfig, ClipConfig, Config, OptimizerConfig
 from cascade_clip.train import fit
 from cascade_clip.vocabulary import load_vocabulary

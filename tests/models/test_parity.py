@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cascade_clip.models.backbone import resize_positions
 from cascade_clip.config import Config, OptimizerConfig
-from cascade_clip.importer import convert_released
+from cascade_clip.checkpoints.released import convert_released
 from cascade_clip.losses.mask_losses import mask_loss, present_pairs, upsample
 from cascade_clip.models.segmenter import relation_descriptor
 from cascade_clip.predictor import Predictor, list_windows, load_predictor

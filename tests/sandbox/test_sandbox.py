@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade_clip.checkpoint import load_checkpoint
+from cascade_clip.checkpoints.checkpoint import load_checkpoint
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset, sandbox_vocabulary
 from cascade_clip.data.folder import SegmentationFolder

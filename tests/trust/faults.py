@@ -38,7 +38,7 @@ from PIL import Image
 
 import raw_data
 from cascade_clip.batch import find_sources, segment_sources
-from cascade_clip.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cascade_clip.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cascade_clip.data.prepare import recipes as prepare_recipes
 from cascade_clip.data.prepare.preparation import find_source, prepare_dataset
 from cascade_clip.config.serialization import config_to_dict

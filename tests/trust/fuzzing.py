@@ -29,11 +29,11 @@ from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
 import test_fuzz
-from cascade_clip.checkpoint import load_checkpoint, load_config, save_checkpoint
+from cascade_clip.checkpoints.checkpoint import load_checkpoint, load_config, save_checkpoint
 from cascade_clip.config import Config
 from cascade_clip.data.prepare.matlab import unpack_matlab
 from cascade_clip.data.prepare.masks import DetailMasks, context_mask, detail_mask, sbd_mask
-from cascade_clip.importer import read_released
+from cascade_clip.checkpoints.released import read_released
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.results.rle import decode_mask, encode_mask
 from conftest import build_tiny

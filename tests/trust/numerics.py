@@ -25,7 +25,7 @@ from figures import Figure, main
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cascade_clip.checkpoint import save_checkpoint
+from cascade_clip.checkpoints.checkpoint import save_checkpoint
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
 from cascade_clip.predictor import load_predictor

@@ -32,13 +32,13 @@ from safetensors.torch import load_file, save_file
 from archives import random_clip, write_openai_archive
 from cascade_clip.__main__ import main as command
 from cascade_clip.benchmark_work import peak_memory
-from cascade_clip.checkpoint import load_checkpoint, load_config, save_checkpoint
+from cascade_clip.checkpoints.checkpoint import load_checkpoint, load_config, save_checkpoint
 from cascade_clip.encoders.clip import file_sha256, load_clip
 from cascade_clip.config import ClipConfig
 from cascade_clip.data.prepare.archives import list_members
 from cascade_clip.data.prepare.preparation import Source, prepare_dataset
 from cascade_clip.data.prepare.masks import context_mask, sbd_mask
-from cascade_clip.importer import read_released
+from cascade_clip.checkpoints.released import read_released
 from cascade_clip.results.rle import decode_mask
 from cascade_clip.states import StateFiles, list_states
 from cascade_clip.encoders.text import load_embeddings

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from cascade_clip.models.aggregation import WeightedSum, gaussian_weights
-from cascade_clip.checkpoint import load_checkpoint, read_versions
+from cascade_clip.checkpoints.checkpoint import load_checkpoint, read_versions
 from cascade_clip.models.cost import count_cost
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.evaluate import write_whole

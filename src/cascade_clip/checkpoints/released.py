@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cascade_clip.checkpoint import (
+from cascade_clip.checkpoints.checkpoint import (
     Checkpoint,
     load_config,
     load_strictly,

@@ -7,8 +7,19 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cascade_clip.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_card
-from cascade_clip.hub import FILES, HubName, download_checkpoint, first_line, parse_hub_name
+from cascade_clip.checkpoints.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    write_card,
+)
+from cascade_clip.checkpoints.hub import (
+    FILES,
+    HubName,
+    download_checkpoint,
+    first_line,
+    parse_hub_name,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -17,8 +17,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from archives import random_clip, write_openai_archive
-from cascade_clip.checkpoint import load_checkpoint, read_record, save_checkpoint
-from cascade_clip.importer import import_released
+from cascade_clip.checkpoints.checkpoint import load_checkpoint, read_record, save_checkpoint
+from cascade_clip.checkpoints.released import import_released
 from conftest import (
     TINY_CLIP,
     TINY_MODEL,

@@ -21,7 +21,7 @@ from PIL import Image
 
 from cascade_clip.files import images as picture_files
 from cascade_clip.files import torch_files as weight_files
-from cascade_clip.checkpoint import load_checkpoint, save_checkpoint
+from cascade_clip.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from cascade_clip.config import InferenceConfig
 from cascade_clip.data.prepare.archives import LARGEST_MEMBER, list_members
 from cascade_clip.files.images import TooLarge, is_large, open_picture
@@ -122,7 +122,7 @@ def test_models_that_claim_more_than_they_hold(
     change(values["model"])
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     # the first that is done with a real CLIP
-    monkeypatch.setattr("cascade_clip.checkpoint.build_text_encoder", None)
+    monkeypatch.setattr("cascade_clip.checkpoints.checkpoint.build_text_encoder", None)
     with pytest.raises(ValueError, match=message) as found:
         load_checkpoint(folder)
     assert "\n" not in str(found.value)
