@@ -23,7 +23,7 @@ from cascade_clip.config import Config
 from cascade_clip.checkpoints.released import import_released
 from cascade_clip.models.segmenter import build_segmenter
 from cascade_clip.config.serialization import config_from_dict
-from cascade_clip.predictor import Predictor, load_predictor
+from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.encoders.text import build_text_encoder
 from cascade_clip.vocabulary import load_vocabulary
 from paths import REFERENCE

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cascade_clip.batch import Source, find_sources
-from cascade_clip.manifest import FOLDER
+from cascade_clip.inference.image_batch import Source, find_sources
+from cascade_clip.inference.ray_manifest import FOLDER
 
 NAMES = "cat, grass"
 

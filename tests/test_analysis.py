@@ -22,7 +22,7 @@ from cascade_clip.analysis import (
     minibatch_hsic,
     patch_similarity,
 )
-from cascade_clip.predictor import Predictor, load_predictor
+from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 

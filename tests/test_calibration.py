@@ -18,8 +18,8 @@ from cascade_clip.data.folder import Sample
 from cascade_clip.distributed import Ranks
 from cascade_clip.evaluate import evaluate
 from cascade_clip.metrics import ConfusionMatrix, scores
-from cascade_clip.predictor import LabelMap, Predictor, load_predictor
-from cascade_clip.target import Target
+from cascade_clip.inference.predictor import LabelMap, Predictor, load_predictor
+from cascade_clip.inference.class_binding import Target
 from cascade_clip.vocabulary import Vocabulary
 
 UNSEEN = ("sand", "brick wall", "star", "fish", "mushroom", "umbrella")

@@ -15,7 +15,7 @@ from cascade_clip.checkpoints.checkpoint import save_checkpoint
 from cascade_clip.data.registry import SandboxScenes
 from cascade_clip.distributed import Ranks
 from cascade_clip.evaluate import evaluate
-from cascade_clip.predictor import load_predictor
+from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.tallies import collect_tallies
 from conftest import build_tiny
 

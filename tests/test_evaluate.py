@@ -22,7 +22,7 @@ from cascade_clip.data.folder import LabelledFiles, Sample
 from cascade_clip.evaluate import default_calibration, evaluate
 from cascade_clip.evaluate_commands import FolderOptions, InferenceOptions
 from cascade_clip.fingerprints import hash_checkpoint, hash_dataset
-from cascade_clip.predictor import Predictor, load_predictor
+from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.vocabulary import Vocabulary, load_vocabulary
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from cascade_clip import export_runner
 from cascade_clip.__main__ import main
 from cascade_clip.checkpoints.checkpoint import save_checkpoint
-from cascade_clip.predictor import Predictor, load_predictor
+from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.data.transforms import load_image, resize_image
 from paths import ROOT
 from conftest import TINY_CLIP, TINY_MODEL, build_tiny

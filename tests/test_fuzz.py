@@ -21,7 +21,7 @@ from cascade_clip.results.segmentation import Segmentation, file_name
 from cascade_clip.results.rle import decode_mask, encode_mask
 from cascade_clip.data.transforms import TrainTransform
 from cascade_clip.vocabulary import IGNORED, LONGEST_NAME, Vocabulary, build_palette, parse_classes
-from cascade_clip.windows import cut_windows, list_windows
+from cascade_clip.inference.windows import cut_windows, list_windows
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 seeds = st.integers(0, 2**32 - 1)

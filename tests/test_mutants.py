@@ -30,7 +30,7 @@ from cascade_clip.models.decoders.transformer import (
 )
 from cascade_clip.losses.mask_losses import mask_loss
 from cascade_clip.metrics import ConfusionMatrix
-from cascade_clip.predictor import (
+from cascade_clip.inference.predictor import (
     OTHER_PIXELS_AT_ONCE,
     PIXELS_AT_ONCE,
     Predictor,
@@ -38,8 +38,8 @@ from cascade_clip.predictor import (
     find_device,
     load_predictor,
 )
-from cascade_clip.target import Target
-from cascade_clip.training_free import DEFAULT_BLOCK
+from cascade_clip.inference.class_binding import Target
+from cascade_clip.inference.training_free import DEFAULT_BLOCK
 from cascade_clip.data.transforms import resize_image
 
 

@@ -587,7 +587,8 @@ def test_what_exists_is_not_made_again(
     }
     monkeypatch.setattr("cascade_clip.train.fit", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(
-        "cascade_clip.predictor.load_predictor", lambda *_, **__: pytest.fail("scored again")
+        "cascade_clip.inference.predictor.load_predictor",
+        lambda *_, **__: pytest.fail("scored again"),
     )
     job_process.run_job(job)
     assert {path: path.stat().st_mtime_ns for path in before} == before

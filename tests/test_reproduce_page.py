@@ -16,7 +16,7 @@ from PIL import Image
 from cascade_clip.bootstrap import Tallies, compare_paired
 from cascade_clip.checkpoints.checkpoint import find_checkpoint, load_checkpoint
 from cascade_clip.models.cost import Cost
-from cascade_clip.predictor import load_predictor
+from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.reproduction import counts, figures
 from cascade_clip.reproduction.charts import (
     describe_picture,

@@ -17,7 +17,7 @@ import torch
 
 pytest.importorskip("uvicorn")
 
-from cascade_clip.predictor import Predictor, load_predictor
+from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.serve_batch import RememberedText, SharedForward, segment_together
 from cascade_clip.serve_guard import UPLOADS_AT_ONCE, Guard, PatientProtocol, Refusal

@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from cascade_clip.__main__ import main
-from cascade_clip.predictor import load_predictor
+from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.sandbox.scenes import CLASS_NAMES, PALETTE, SceneConfig, make_scene
 from cascade_clip.vocabulary import build_palette, parse_classes
 from cascade_clip.web_answers import (

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from cascade_clip.config import Config as Config
     from cascade_clip.models.segmenter import Segmenter as Segmenter
     from cascade_clip.models.segmenter import build_segmenter as build_segmenter
-    from cascade_clip.predictor import Predictor as Predictor
-    from cascade_clip.predictor import load_predictor as load
+    from cascade_clip.inference.predictor import Predictor as Predictor
+    from cascade_clip.inference.predictor import load_predictor as load
     from cascade_clip.results.segmentation import Segmentation as Segmentation
     from cascade_clip.vocabulary import Vocabulary as Vocabulary
 
 _PLACES = {
-    "load": "predictor:load_predictor",
-    "Predictor": "predictor:Predictor",
+    "load": "inference.predictor:load_predictor",
+    "Predictor": "inference.predictor:Predictor",
     "Segmentation": "results.segmentation:Segmentation",
     "Vocabulary": "vocabulary:Vocabulary",
     "Config": "config:Config",

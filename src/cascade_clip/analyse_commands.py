@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from cascade_clip.predictor import Predictor
+    from cascade_clip.inference.predictor import Predictor
     from cascade_clip.results.segmentation import Segmentation
 
 _NAMED = 12
@@ -127,7 +127,7 @@ def cka(
         run: how to load and run.
     """
     from cascade_clip.analysis import block_alignment
-    from cascade_clip.batch import find_sources
+    from cascade_clip.inference.image_batch import find_sources
     from cascade_clip.sandbox.scenes import SceneConfig, make_scene
     from cascade_clip.data.transforms import load_image
 
@@ -162,7 +162,7 @@ def cka(
 
 
 def _load(model: str, run: RunOptions) -> Predictor:
-    from cascade_clip.predictor import load_predictor
+    from cascade_clip.inference.predictor import load_predictor
 
     return load_predictor(
         model, run.device, run.precision, run.clip_weights or None, run.last_block

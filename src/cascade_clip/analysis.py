@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cascade_clip.models.segmenter import Segmenter
-from cascade_clip.predictor import Picture, Predictor
+from cascade_clip.inference.predictor import Picture, Predictor
 from cascade_clip.results.segmentation import Segmentation
-from cascade_clip.target import Target
+from cascade_clip.inference.class_binding import Target
 from cascade_clip.data.transforms import load_image, normalise, resize_image, short_side_shape
 
 

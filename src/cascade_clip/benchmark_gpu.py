@@ -27,7 +27,7 @@ from cascade_clip.benchmark_work import (
 from cascade_clip.config import Config, InferenceConfig, Precision
 from cascade_clip.losses.mask_losses import mask_loss
 from cascade_clip.models.segmenter import Segmenter, build_segmenter
-from cascade_clip.predictor import autocast_type
+from cascade_clip.inference.predictor import autocast_type
 from cascade_clip.ops.running_argmax import first_best
 
 CHUNK = 32

@@ -37,9 +37,9 @@ from cascade_clip.config import (
 )
 from cascade_clip.losses.mask_losses import mask_loss
 from cascade_clip.models.segmenter import Segmenter, build_segmenter
-from cascade_clip.predictor import Predictor, autocast_type
+from cascade_clip.inference.predictor import Predictor, autocast_type
 from cascade_clip.vocabulary import parse_classes
-from cascade_clip.windows import list_windows
+from cascade_clip.inference.windows import list_windows
 
 TINY = {
     "embed_dim": 32,

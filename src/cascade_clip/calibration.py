@@ -28,7 +28,7 @@ from cascade_clip.evaluate import (
     training_protocol,
 )
 from cascade_clip.metrics import ConfusionMatrix, Scores, scores
-from cascade_clip.predictor import LabelMap, Predictor, Target
+from cascade_clip.inference.predictor import LabelMap, Predictor, Target
 from cascade_clip.results.segmentation import UNLABELLED
 from cascade_clip.vocabulary import IGNORED, Vocabulary
 

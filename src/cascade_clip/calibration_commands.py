@@ -55,7 +55,7 @@ def calibration(
     from cascade_clip.calibration import VALUES, sweep_calibration
     from cascade_clip.data.registry import build_dataset
     from cascade_clip.distributed import join_ranks
-    from cascade_clip.predictor import load_predictor
+    from cascade_clip.inference.predictor import load_predictor
 
     if out is not None:
         check_folder(out)

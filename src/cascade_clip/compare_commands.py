@@ -110,7 +110,7 @@ def _collect(
     ranks: Ranks,
 ) -> tuple[Tallies, Vocabulary]:
     """The counts of one model on every image; the first process shows a progress bar."""
-    from cascade_clip.predictor import load_predictor
+    from cascade_clip.inference.predictor import load_predictor
     from cascade_clip.tallies import collect_tallies
 
     predictor = load_predictor(

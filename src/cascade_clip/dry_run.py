@@ -15,7 +15,7 @@ from cascade_clip.config import Config
 from cascade_clip.models.cost import Cost, count_cost
 from cascade_clip.data.registry import LabelledImages, build_dataset
 from cascade_clip.data.folder import StepSampler
-from cascade_clip.predictor import autocast_type, find_device
+from cascade_clip.inference.predictor import autocast_type, find_device
 from cascade_clip.progress import used_memory
 from cascade_clip.provenance import describe_batch
 from cascade_clip.train import SegmentationTask, inductive_half, prepare

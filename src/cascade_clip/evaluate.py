@@ -30,7 +30,7 @@ from cascade_clip.fingerprints import hash_dataset
 from cascade_clip.gallery import Gallery, ImageRecord, image_scores
 from cascade_clip.metrics import ConfusionMatrix, Scores, scores
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
-from cascade_clip.predictor import Predictor, Target
+from cascade_clip.inference.predictor import Predictor, Target
 from cascade_clip.results.segmentation import UNLABELLED
 from cascade_clip.vocabulary import Color, Vocabulary
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cascade_clip.data.registry import LabelledImages
     from cascade_clip.distributed import Ranks
     from cascade_clip.evaluate import Report
-    from cascade_clip.predictor import Predictor
+    from cascade_clip.inference.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -276,8 +276,8 @@ def _score(
     from cascade_clip.evaluate import Origin
     from cascade_clip.evaluate import evaluate as run_evaluation
     from cascade_clip.fingerprints import hash_checkpoint
-    from cascade_clip.predictor import load_predictor
-    from cascade_clip.training_free import PREFIX
+    from cascade_clip.inference.predictor import load_predictor
+    from cascade_clip.inference.training_free import PREFIX
 
     predictor = load_predictor(
         checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block
@@ -347,7 +347,7 @@ def _find_report(source: str) -> dict[str, Any] | None:
     """The report that `--against` names; None where it names a checkpoint."""
     from cascade_clip.checkpoints.checkpoint import find_checkpoint
     from cascade_clip.comparison import read_report
-    from cascade_clip.training_free import PREFIX
+    from cascade_clip.inference.training_free import PREFIX
 
     path = Path(source).expanduser()
     if path.suffix == ".json":

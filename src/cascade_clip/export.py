@@ -32,7 +32,7 @@ from cascade_clip.checkpoints.checkpoint import read_versions
 from cascade_clip.encoders.clip import file_sha256
 from cascade_clip.config import InferenceConfig
 from cascade_clip.files.partial import partial_name
-from cascade_clip.predictor import Predictor, Target
+from cascade_clip.inference.predictor import Predictor, Target
 from cascade_clip.encoders.towers import PositionEmbedding, resize_positions
 
 FORMAT = 1

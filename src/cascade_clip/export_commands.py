@@ -12,7 +12,7 @@ from cascade_clip.evaluate_commands import FolderOptions
 from cascade_clip.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
 
 if TYPE_CHECKING:
-    from cascade_clip.predictor import Predictor, Target
+    from cascade_clip.inference.predictor import Predictor, Target
 
 DEFAULT_DATA = FolderOptions()
 
@@ -214,7 +214,7 @@ def _score(predictor: Predictor, data: FolderOptions, labelled: bool) -> tuple[s
 
 def _load(model: str, run: RunOptions) -> Predictor:
     """The model on the CPU in float32, where graphs are recorded."""
-    from cascade_clip.predictor import load_predictor
+    from cascade_clip.inference.predictor import load_predictor
 
     if run.device not in ("auto", "cpu") or run.precision != "fp32":
         raise ValueError(

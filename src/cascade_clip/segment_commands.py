@@ -15,9 +15,9 @@ from cascade_clip.terminal import DEFAULT_RUN, RunOptions, check_folder, progres
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cascade_clip.batch import Done, Source
-    from cascade_clip.predictor import Predictor, Target
-    from cascade_clip.ray_engine import Recipe
+    from cascade_clip.inference.image_batch import Done, Source
+    from cascade_clip.inference.predictor import Predictor, Target
+    from cascade_clip.inference.ray_batch import Recipe
 
 REAL_MODELS = (
     "for your own photos take --model clip:ViT-B-16-quickgelu/openai, or train a model (README,"
@@ -98,13 +98,13 @@ def segment(
         options: what to do.
         run: how to load and run.
     """
-    from cascade_clip.batch import find_sources, write_coco
+    from cascade_clip.inference.image_batch import find_sources, write_coco
     from cascade_clip.vocabulary import load_words
 
     outputs = _parse_outputs(options.outputs, out)
     on_cluster = options.engine == "ray"
     if on_cluster:
-        from cascade_clip.ray_engine import require_ray
+        from cascade_clip.inference.ray_batch import require_ray
 
         require_ray()
     sources = find_sources(images, sys.stdin, options.every)
@@ -151,7 +151,7 @@ def _segment_here(
     options: SegmentOptions,
     step: Callable[[int, int], None],
 ) -> _Counts:
-    from cascade_clip.batch import segment_sources
+    from cascade_clip.inference.image_batch import segment_sources
 
     done, skipped, failed = 0, 0, 0
     for one in segment_sources(
@@ -170,8 +170,8 @@ def _segment_here(
 def _segment_on_cluster(
     recipe: Recipe, sources: list[Source], options: SegmentOptions, step: Callable[[int, int], None]
 ) -> _Counts:
-    from cascade_clip.manifest import FOLDER
-    from cascade_clip.ray_engine import segment_on_cluster
+    from cascade_clip.inference.ray_manifest import FOLDER
+    from cascade_clip.inference.ray_batch import segment_on_cluster
 
     done, skipped, failed = 0, 0, 0
     for report in segment_on_cluster(recipe, sources, options.actors, step):
@@ -198,8 +198,8 @@ def _write_recipe(
     overwrite: bool,
 ) -> Recipe:
     """What the actors need to do the same as this process would."""
-    from cascade_clip.batch import request_fingerprint
-    from cascade_clip.ray_engine import Recipe
+    from cascade_clip.inference.image_batch import request_fingerprint
+    from cascade_clip.inference.ray_batch import Recipe
 
     request = request_fingerprint(predictor, target, outputs)
     labels = None if target.labels is None else target.labels.cpu()
@@ -243,7 +243,7 @@ def _parse_outputs(text: str, out: Path) -> tuple[Output, ...]:
 
 
 def _load(model: str, options: SegmentOptions, run: RunOptions) -> Predictor:
-    from cascade_clip.predictor import load_predictor
+    from cascade_clip.inference.predictor import load_predictor
     from cascade_clip.sandbox.scenes import CLASS_NAMES
 
     predictor = load_predictor(

@@ -41,7 +41,7 @@ except ImportError as error:
         "the service needs FastAPI and prometheus_client: pip install 'cascade-clip[serve]'"
     ) from error
 
-from cascade_clip.predictor import Predictor
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.serve_docs import describe_service
 from cascade_clip.serve_options import ServiceOptions
 from cascade_clip.serve_queue import JobQueue, Slots, Stopped

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from cascade_clip.models.segmenter import Segmenter
-from cascade_clip.predictor import Predictor
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results.segmentation import Segmentation
-from cascade_clip.target import Target
+from cascade_clip.inference.class_binding import Target
 from cascade_clip.encoders.text import TextEncoder
 
 

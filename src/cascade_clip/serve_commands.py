@@ -37,7 +37,7 @@ def serve(
         options: limits.
         run: how to load and run.
     """
-    from cascade_clip.predictor import load_predictor
+    from cascade_clip.inference.predictor import load_predictor
     from cascade_clip.serve import LOCAL_HOSTS, Service
     from cascade_clip.serve import run as answer
     from cascade_clip.web_commands import open_socket

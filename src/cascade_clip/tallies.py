@@ -14,7 +14,7 @@ from cascade_clip.data.registry import LabelledImages
 from cascade_clip.distributed import Ranks
 from cascade_clip.evaluate import ALONE, bind_classes, count_image
 from cascade_clip.gallery import Gallery
-from cascade_clip.predictor import Predictor
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.vocabulary import Vocabulary
 
 

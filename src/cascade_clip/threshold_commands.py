@@ -49,7 +49,7 @@ def threshold(
     """
     from cascade_clip.data.registry import build_dataset
     from cascade_clip.evaluate import choose_calibration, write_whole
-    from cascade_clip.predictor import load_predictor
+    from cascade_clip.inference.predictor import load_predictor
     from cascade_clip.thresholds import choose_threshold
 
     if inference.threshold is not None:

@@ -315,7 +315,7 @@ def _evaluate(
     from cascade_clip.evaluate import Origin, evaluate, evaluation_record, summarise, write_whole
     from cascade_clip.evaluate_commands import given_embeddings, print_report
     from cascade_clip.fingerprints import hash_checkpoint
-    from cascade_clip.predictor import Predictor
+    from cascade_clip.inference.predictor import Predictor
     from cascade_clip.report import build_page
     from cascade_clip.run_report import EVALUATION
 

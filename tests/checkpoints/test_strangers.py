@@ -26,7 +26,7 @@ from cascade_clip.config import InferenceConfig
 from cascade_clip.data.prepare.archives import LARGEST_MEMBER, list_members
 from cascade_clip.files.images import TooLarge, is_large, open_picture
 from cascade_clip.config.serialization import read_yaml
-from cascade_clip.predictor import load_predictor
+from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.encoders.text import load_embeddings
 from cascade_clip.data.transforms import is_color_mask, load_color_mask, load_image, load_mask

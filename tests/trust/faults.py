@@ -37,12 +37,12 @@ from figures import Figure, main
 from PIL import Image
 
 import raw_data
-from cascade_clip.batch import find_sources, segment_sources
+from cascade_clip.inference.image_batch import find_sources, segment_sources
 from cascade_clip.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cascade_clip.data.prepare import recipes as prepare_recipes
 from cascade_clip.data.prepare.preparation import find_source, prepare_dataset
 from cascade_clip.config.serialization import config_to_dict
-from cascade_clip.predictor import load_predictor
+from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.train import fit
 from conftest import build_tiny
 from hub_server import Hub, _Handler

@@ -31,7 +31,7 @@ import torch
 from figures import Figure, main
 from PIL import Image
 
-from cascade_clip.predictor import load_predictor
+from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 from cascade_clip.web_answers import Question, Studio, heat_map
 from load_service import start_service

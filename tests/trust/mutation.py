@@ -36,7 +36,10 @@ TESTS = {
         ["tests/models/test_segmenter.py"],
     ],
     "decoder": [[ALONE, "tests/test_mutants.py::TestDecoder"], ["tests/models/test_segmenter.py"]],
-    "predictor": [[ALONE, "tests/test_mutants.py::TestPredictor"], ["tests/test_predictor.py"]],
+    "predictor": [
+        [ALONE, "tests/test_mutants.py::TestPredictor"],
+        ["tests/inference/test_predictor.py"],
+    ],
 }
 """The five modules, each with the tests that must notice a change: the second where the first did
 not."""

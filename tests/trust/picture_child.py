@@ -20,7 +20,7 @@ from PIL import Image
 
 from cascade_clip.benchmark_work import peak_memory
 from cascade_clip.data.folder import LabelledFiles
-from cascade_clip.predictor import load_predictor
+from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.data.transforms import load_image
 from cascade_clip.vocabulary import parse_classes
 

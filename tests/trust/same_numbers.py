@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cascade_clip.config import LossConfig
 from cascade_clip.losses.mask_losses import mask_loss
-from cascade_clip.predictor import load_predictor
+from cascade_clip.inference.predictor import load_predictor
 
 NAMES = ("sky", "grass", "water", "sand", "snow", "star", "tree")
 

@@ -32,7 +32,7 @@ from figures import Figure, main
 from PIL import Image
 
 from cascade_clip.__main__ import main as cascade_clip
-from cascade_clip.predictor import load_predictor
+from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 from load_service import LEAST_AGREEMENT, PATIENCE, WORDS, Case, build_cases, load
 

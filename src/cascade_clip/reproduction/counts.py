@@ -18,7 +18,7 @@ from cascade_clip.models.cost import count_cost
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.evaluate import write_whole
 from cascade_clip.config.serialization import config_to_dict
-from cascade_clip.predictor import Predictor
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.reproduction.entries import Entry, Row, find_entries
 from cascade_clip.reproduction.runs import collect_results, hash_settings, is_trained
 from cascade_clip.reproduction.tables import Cell, Table

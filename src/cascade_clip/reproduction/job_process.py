@@ -84,7 +84,7 @@ def _score(job: Job) -> None:
     from cascade_clip.calibration import sweep_calibration
     from cascade_clip.data.registry import build_dataset
     from cascade_clip.evaluate_commands import given_embeddings
-    from cascade_clip.predictor import load_predictor
+    from cascade_clip.inference.predictor import load_predictor
     from cascade_clip.tallies import collect_tallies
 
     if job.done:

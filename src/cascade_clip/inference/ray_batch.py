@@ -22,9 +22,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cascade_clip.batch import Done, Source, is_done, request_fingerprint, segment_sources
+from cascade_clip.inference.image_batch import (
+    Done,
+    Source,
+    is_done,
+    request_fingerprint,
+    segment_sources,
+)
 from cascade_clip.config import Device, InferenceConfig
-from cascade_clip.manifest import (
+from cascade_clip.inference.ray_manifest import (
     FOLDER,
     Block,
     clear_folder,
@@ -34,9 +40,9 @@ from cascade_clip.manifest import (
     make_row,
     write_part,
 )
-from cascade_clip.predictor import Predictor, load_predictor
+from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.results.segmentation import Output
-from cascade_clip.target import Target
+from cascade_clip.inference.class_binding import Target
 from cascade_clip.terminal import RunOptions
 
 TRIES = 2

@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from cascade_clip.__main__ import main
-from cascade_clip.manifest import FOLDER, read_manifest
-from cascade_clip.ray_engine import require_ray
+from cascade_clip.inference.ray_manifest import FOLDER, read_manifest
+from cascade_clip.inference.ray_batch import require_ray
 from many_pictures import NAMES, read_results, write_pictures
 from paths import ROOT
 

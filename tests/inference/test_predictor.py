@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade_clip.predictor import Predictor, find_device, list_windows, load_predictor
+from cascade_clip.inference.predictor import Predictor, find_device, list_windows, load_predictor
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from cascade_clip.__main__ import main
-from cascade_clip.batch import Source, request_fingerprint, segment_sources
-from cascade_clip.manifest import (
+from cascade_clip.inference.image_batch import Source, request_fingerprint, segment_sources
+from cascade_clip.inference.ray_manifest import (
     FOLDER,
     Block,
     clear_folder,
@@ -26,8 +26,8 @@ from cascade_clip.manifest import (
     read_manifest,
     write_part,
 )
-from cascade_clip.predictor import Predictor, load_predictor
-from cascade_clip.ray_engine import (
+from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.inference.ray_batch import (
     BlockWorker,
     Recipe,
     Report,

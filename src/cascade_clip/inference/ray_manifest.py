@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cascade_clip.encoders.clip import file_sha256
 
 if TYPE_CHECKING:
-    from cascade_clip.batch import Source
+    from cascade_clip.inference.image_batch import Source
 
 FOLDER = "manifest"
 BLOCKS = 64
