@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cascade_clip.config import AugmentConfig, Config
-from cascade_clip.metrics import ConfusionMatrix, scores
+from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
 from cascade_clip.results.segmentation import Segmentation, file_name
 from cascade_clip.results.rle import decode_mask, encode_mask

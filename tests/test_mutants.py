@@ -29,7 +29,7 @@ from cascade_clip.models.decoders.transformer import (
     Similarity,
 )
 from cascade_clip.losses.mask_losses import mask_loss
-from cascade_clip.metrics import ConfusionMatrix
+from cascade_clip.evaluation.metrics import ConfusionMatrix
 from cascade_clip.inference.predictor import (
     OTHER_PIXELS_AT_ONCE,
     PIXELS_AT_ONCE,

@@ -23,7 +23,7 @@ import yaml
 from cascade_clip import reproduce_commands
 from cascade_clip import terminal
 from cascade_clip.__main__ import main
-from cascade_clip.bootstrap import Tallies
+from cascade_clip.evaluation.bootstrap import Tallies
 from cascade_clip.config import Config, DataConfig, InferenceConfig
 from cascade_clip.data.registry import build_dataset, sandbox_vocabulary
 from cascade_clip.config.serialization import config_from_dict, read_yaml

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade_clip.bootstrap import Tallies, compare_paired
+from cascade_clip.evaluation.bootstrap import Tallies, compare_paired
 from cascade_clip.checkpoints.checkpoint import find_checkpoint, load_checkpoint
 from cascade_clip.models.cost import Cost
 from cascade_clip.inference.predictor import load_predictor

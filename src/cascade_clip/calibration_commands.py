@@ -21,7 +21,7 @@ from cascade_clip.terminal import DEFAULT_RUN, RunOptions, check_folder, console
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cascade_clip.calibration import CalibrationSweep
+    from cascade_clip.evaluation.calibration import CalibrationSweep
 
 
 def calibration(
@@ -52,9 +52,9 @@ def calibration(
             here play the unseen classes; its other unseen classes neither compete nor count.
         out: folder for calibration.json and calibration.png; by default nothing is written.
     """
-    from cascade_clip.calibration import VALUES, sweep_calibration
+    from cascade_clip.evaluation.calibration import VALUES, sweep_calibration
     from cascade_clip.data.registry import build_dataset
-    from cascade_clip.distributed import join_ranks
+    from cascade_clip.evaluation.ranks import join_ranks
     from cascade_clip.inference.predictor import load_predictor
 
     if out is not None:
@@ -118,7 +118,7 @@ def show(found: CalibrationSweep) -> None:
 
 def write_sweep(found: CalibrationSweep, out: Path) -> list[Path]:
     """Write calibration.json and calibration.png into a folder, which is made."""
-    from cascade_clip.evaluate import write_whole
+    from cascade_clip.evaluation.evaluator import write_whole
 
     written = [
         write_whole(

@@ -13,10 +13,10 @@ from cascade_clip.evaluate_commands import FolderOptions, given_embeddings
 from cascade_clip.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
 
 if TYPE_CHECKING:
-    from cascade_clip.bootstrap import Difference, Tallies
+    from cascade_clip.evaluation.bootstrap import Difference, Tallies
     from cascade_clip.config import DataConfig
     from cascade_clip.data.registry import LabelledImages
-    from cascade_clip.distributed import Ranks
+    from cascade_clip.evaluation.ranks import Ranks
     from cascade_clip.vocabulary import Vocabulary
 
 
@@ -52,7 +52,7 @@ def compare(
         out: JSON file for the figures; by default nothing is written.
     """
     from cascade_clip.data.registry import build_dataset
-    from cascade_clip.distributed import join_ranks
+    from cascade_clip.evaluation.ranks import join_ranks
 
     if resamples < 1:  # before hours are spent
         raise ValueError(f"--resamples must be at least 1, got {resamples}")
@@ -76,8 +76,8 @@ def _conclude(
     out: Path | None,
 ) -> None:
     """Compare, print and write."""
-    from cascade_clip.bootstrap import compare_paired
-    from cascade_clip.evaluate import write_whole
+    from cascade_clip.evaluation.bootstrap import compare_paired
+    from cascade_clip.evaluation.evaluator import write_whole
 
     (ours, vocabulary), (theirs, other) = found
     if vocabulary.unseen != other.unseen:
@@ -111,7 +111,7 @@ def _collect(
 ) -> tuple[Tallies, Vocabulary]:
     """The counts of one model on every image; the first process shows a progress bar."""
     from cascade_clip.inference.predictor import load_predictor
-    from cascade_clip.tallies import collect_tallies
+    from cascade_clip.evaluation.tallies import collect_tallies
 
     predictor = load_predictor(
         checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block

@@ -16,10 +16,10 @@ from cascade_clip.terminal import DEFAULT_RUN, RunOptions, console, progress_bar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cascade_clip.comparison import Comparison, Row
+    from cascade_clip.evaluation.comparison import Comparison, Row
     from cascade_clip.data.registry import LabelledImages
-    from cascade_clip.distributed import Ranks
-    from cascade_clip.evaluate import Report
+    from cascade_clip.evaluation.ranks import Ranks
+    from cascade_clip.evaluation.evaluator import Report
     from cascade_clip.inference.predictor import Predictor
 
 
@@ -142,10 +142,10 @@ def evaluate(
             what has changed since.
         pictures: how many of the worst and of the best images report.html shows.
     """
-    from cascade_clip.comparison import check_same_data, compare
+    from cascade_clip.evaluation.comparison import check_same_data, compare
     from cascade_clip.data.registry import build_dataset, describe_data
-    from cascade_clip.distributed import join_ranks
-    from cascade_clip.fingerprints import hash_dataset
+    from cascade_clip.evaluation.ranks import join_ranks
+    from cascade_clip.evaluation.fingerprints import hash_dataset
 
     check_out(out)
     keep = pictures if out is not None and out.suffix != ".json" else 0
@@ -194,7 +194,7 @@ def _conclude(report: Report, out: Path | None, comparison: Comparison | None) -
     if comparison is not None:
         print_comparison(comparison)
     if out is not None:
-        from cascade_clip.report import write_report
+        from cascade_clip.evaluation.report import write_report
 
         written = (
             [report.save(out)] if out.suffix == ".json" else write_report(report, out, comparison)
@@ -227,10 +227,10 @@ def verify(
         root: folder of the named data set, where it now lies elsewhere.
         tolerance: largest difference that still agrees, as a share (0.001 is 0.1 points of mIoU).
     """
-    from cascade_clip.comparison import compare_figures
+    from cascade_clip.evaluation.comparison import compare_figures
     from cascade_clip.data.registry import build_dataset
-    from cascade_clip.distributed import join_ranks
-    from cascade_clip.evaluate import read_evaluation, summarise
+    from cascade_clip.evaluation.ranks import join_ranks
+    from cascade_clip.evaluation.evaluator import read_evaluation, summarise
 
     if tolerance < 0:
         raise ValueError(f"--tolerance must be 0 or more, got {tolerance}")
@@ -273,9 +273,9 @@ def _score(
     keep: int = 0,
 ) -> Report:
     """Load a checkpoint and evaluate it; the first process shows a progress bar."""
-    from cascade_clip.evaluate import Origin
-    from cascade_clip.evaluate import evaluate as run_evaluation
-    from cascade_clip.fingerprints import hash_checkpoint
+    from cascade_clip.evaluation.evaluator import Origin
+    from cascade_clip.evaluation.evaluator import evaluate as run_evaluation
+    from cascade_clip.evaluation.fingerprints import hash_checkpoint
     from cascade_clip.inference.predictor import load_predictor
     from cascade_clip.inference.training_free import PREFIX
 
@@ -346,7 +346,7 @@ def _row_table(title: str, heads: tuple[str, ...], rows: tuple[Row, ...]) -> Tab
 def _find_report(source: str) -> dict[str, Any] | None:
     """The report that `--against` names; None where it names a checkpoint."""
     from cascade_clip.checkpoints.checkpoint import find_checkpoint
-    from cascade_clip.comparison import read_report
+    from cascade_clip.evaluation.comparison import read_report
     from cascade_clip.inference.training_free import PREFIX
 
     path = Path(source).expanduser()

@@ -202,7 +202,7 @@ def _score(predictor: Predictor, data: FolderOptions, labelled: bool) -> tuple[s
     if not labelled:
         return "-", "-"
     from cascade_clip.data.registry import build_dataset
-    from cascade_clip.evaluate import evaluate
+    from cascade_clip.evaluation.evaluator import evaluate
 
     with progress_bar("evaluating") as step:
         found = evaluate(predictor, build_dataset(data.to_config(), "val"), progress=step).scores

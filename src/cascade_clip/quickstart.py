@@ -27,7 +27,7 @@ from rich.table import Table
 from cascade_clip.checkpoints.checkpoint import find_checkpoint, read_config
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import LabelledImages, build_dataset
-from cascade_clip.evaluate import Report, evaluate
+from cascade_clip.evaluation.evaluator import Report, evaluate
 from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.progress import TrainingProgress, quiet_engine
 from cascade_clip.train import fit

@@ -17,7 +17,7 @@ from cascade_clip.evaluate_commands import (
 from cascade_clip.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
 
 if TYPE_CHECKING:
-    from cascade_clip.thresholds import ThresholdChoice
+    from cascade_clip.evaluation.threshold import ThresholdChoice
 
 
 def threshold(
@@ -48,9 +48,9 @@ def threshold(
         out: file for all thresholds as JSON; by default none is written.
     """
     from cascade_clip.data.registry import build_dataset
-    from cascade_clip.evaluate import choose_calibration, write_whole
+    from cascade_clip.evaluation.evaluator import choose_calibration, write_whole
     from cascade_clip.inference.predictor import load_predictor
-    from cascade_clip.thresholds import choose_threshold
+    from cascade_clip.evaluation.threshold import choose_threshold
 
     if inference.threshold is not None:
         raise ValueError("--threshold is what this command chooses; leave it out")

@@ -312,11 +312,17 @@ def _evaluate(
 ) -> None:
     """Score the trained model, and keep the figures beside it and in its record."""
     from cascade_clip.checkpoints.checkpoint import save_checkpoint
-    from cascade_clip.evaluate import Origin, evaluate, evaluation_record, summarise, write_whole
+    from cascade_clip.evaluation.evaluator import (
+        Origin,
+        evaluate,
+        evaluation_record,
+        summarise,
+        write_whole,
+    )
     from cascade_clip.evaluate_commands import given_embeddings, print_report
-    from cascade_clip.fingerprints import hash_checkpoint
+    from cascade_clip.evaluation.fingerprints import hash_checkpoint
     from cascade_clip.inference.predictor import Predictor
-    from cascade_clip.report import build_page
+    from cascade_clip.evaluation.report import build_page
     from cascade_clip.run_report import EVALUATION
 
     assert config.evaluation is not None

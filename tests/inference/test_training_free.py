@@ -17,7 +17,7 @@ from cascade_clip.__main__ import main
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.models.decoders.transformer import Similarity
-from cascade_clip.metrics import ConfusionMatrix, scores
+from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
 from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.encoders.towers import OpenClipTower
 from cascade_clip.inference.training_free import parse_clip
@@ -215,7 +215,7 @@ def test_flip_and_scales_work_here_too(mini: Predictor) -> None:
 def test_clip_alone_hands_no_split_to_other_data(mini: Predictor) -> None:
     """Some of these names are COCO-Stuff's, which the model carries for want of others; none was
     held out from anything."""
-    from cascade_clip.evaluate import bind_classes
+    from cascade_clip.evaluation.evaluator import bind_classes
 
     dataset = build_dataset(DataConfig(name="sandbox", seed=2, limit=1))
     dataset.vocabulary = dataclasses.replace(dataset.vocabulary, unseen=())

@@ -30,7 +30,10 @@ TESTS = {
         [ALONE, "tests/losses/test_losses.py"],
         [ALONE, "tests/test_mutants.py::TestLosses"],
     ],
-    "metrics": [[ALONE, "tests/test_metrics.py"], [ALONE, "tests/test_mutants.py::TestMetrics"]],
+    "metrics": [
+        [ALONE, "tests/evaluation/test_metrics.py"],
+        [ALONE, "tests/test_mutants.py::TestMetrics"],
+    ],
     "aggregation": [
         [ALONE, "tests/test_mutants.py::TestAggregation"],
         ["tests/models/test_segmenter.py"],

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from cascade_clip.bootstrap import FIGURES
+from cascade_clip.evaluation.bootstrap import FIGURES
 from cascade_clip.reproduction.verdicts import Verdict
 
 CERTAIN, UNSURE, PAPER = "#2f6db3", "#8a94a0", "#c7651a"

@@ -23,7 +23,7 @@ from torchvision.transforms.v2.functional import center_crop
 
 from cascade_clip.analysis import block_alignment, compare_stages, patch_similarity
 from cascade_clip.data.registry import LabelledImages, build_dataset
-from cascade_clip.evaluate import default_calibration
+from cascade_clip.evaluation.evaluator import default_calibration
 from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.reproduction.charts import draw_lengths, save_picture
 from cascade_clip.reproduction.entries import Entry

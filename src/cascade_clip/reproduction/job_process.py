@@ -81,11 +81,11 @@ def _score(job: Job) -> None:
     """Make the scores and choices that are missing."""
     import numpy as np
 
-    from cascade_clip.calibration import sweep_calibration
+    from cascade_clip.evaluation.calibration import sweep_calibration
     from cascade_clip.data.registry import build_dataset
     from cascade_clip.evaluate_commands import given_embeddings
     from cascade_clip.inference.predictor import load_predictor
-    from cascade_clip.tallies import collect_tallies
+    from cascade_clip.evaluation.tallies import collect_tallies
 
     if job.done:
         return

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
-from cascade_clip.bootstrap import FIGURES
+from cascade_clip.evaluation.bootstrap import FIGURES
 from cascade_clip.reproduction.charts import describe_picture
 from cascade_clip.reproduction.entries import Row
 from cascade_clip.reproduction.runs import Result, inference_of

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cascade_clip.evaluate import write_whole
-from cascade_clip.report_page import PAGE
+from cascade_clip.evaluation.evaluator import write_whole
+from cascade_clip.evaluation.report_page import PAGE
 from cascade_clip.reproduction.charts import describe_picture
 from cascade_clip.reproduction.markdown import (
     build_markdown,

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade_clip.bootstrap import FIGURES, Tallies, figures
+from cascade_clip.evaluation.bootstrap import FIGURES, Tallies, figures
 from cascade_clip.config import Config, DataConfig, InferenceConfig
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.progress import read_metrics

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from cascade_clip.bootstrap import FIGURES
+from cascade_clip.evaluation.bootstrap import FIGURES
 from cascade_clip.reproduction.verdicts import Verdict
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from cascade_clip.bootstrap import FIGURES, Difference, compare_paired
+from cascade_clip.evaluation.bootstrap import FIGURES, Difference, compare_paired
 
 if TYPE_CHECKING:
     from cascade_clip.reproduction.entries import Entry, Row

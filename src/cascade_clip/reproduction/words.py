@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from cascade_clip.bootstrap import FIGURES
+from cascade_clip.evaluation.bootstrap import FIGURES
 from cascade_clip.reproduction.tables import points
 from cascade_clip.reproduction.verdicts import (
     LEANING,

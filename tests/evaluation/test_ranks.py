@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cascade_clip.__main__ import main
-from cascade_clip.distributed import Ranks, join_ranks
+from cascade_clip.evaluation.ranks import Ranks, join_ranks
 
 WORDS = ["--data", "sandbox", "--limit", "5", "--pictures", "1", "--device", "cpu"]
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from cascade_clip.data.folder import Sample
-from cascade_clip.metrics import ConfusionMatrix
+from cascade_clip.evaluation.metrics import ConfusionMatrix
 
 LONGEST_SIDE = 384
 """Side in pixels to which pictures are reduced."""

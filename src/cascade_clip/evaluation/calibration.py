@@ -19,15 +19,15 @@ from torch import Tensor
 
 from cascade_clip.data.registry import LabelledImages
 from cascade_clip.data.folder import Sample
-from cascade_clip.distributed import Ranks
-from cascade_clip.evaluate import (
+from cascade_clip.evaluation.ranks import Ranks
+from cascade_clip.evaluation.evaluator import (
     ALONE,
     bind_classes,
     choose_calibration,
     summarise,
     training_protocol,
 )
-from cascade_clip.metrics import ConfusionMatrix, Scores, scores
+from cascade_clip.evaluation.metrics import ConfusionMatrix, Scores, scores
 from cascade_clip.inference.predictor import LabelMap, Predictor, Target
 from cascade_clip.results.segmentation import UNLABELLED
 from cascade_clip.vocabulary import IGNORED, Vocabulary

@@ -14,9 +14,14 @@ from PIL import Image
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.data.folder import Sample
-from cascade_clip.metrics import ConfusionMatrix, scores
+from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
 from cascade_clip.inference.predictor import Predictor, load_predictor
-from cascade_clip.thresholds import STEPS, choose_threshold, count_scores, mious_by_threshold
+from cascade_clip.evaluation.threshold import (
+    STEPS,
+    choose_threshold,
+    count_scores,
+    mious_by_threshold,
+)
 from cascade_clip.vocabulary import IGNORED, Vocabulary, parse_classes
 
 

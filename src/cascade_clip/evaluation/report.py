@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from cascade_clip.comparison import FIGURES, Comparison, Row
-from cascade_clip.evaluate import Report, summarise, write_whole
-from cascade_clip.gallery import LONGEST_SIDE, ImageRecord
-from cascade_clip.metrics import Scores
-from cascade_clip.report_page import PAGE
+from cascade_clip.evaluation.comparison import FIGURES, Comparison, Row
+from cascade_clip.evaluation.evaluator import Report, summarise, write_whole
+from cascade_clip.evaluation.examples import LONGEST_SIDE, ImageRecord
+from cascade_clip.evaluation.metrics import Scores
+from cascade_clip.evaluation.report_page import PAGE
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.vocabulary import Color
 

@@ -13,7 +13,7 @@ import pytest
 from cascade_clip.__main__ import main
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset
-from cascade_clip.evaluate import evaluate, evaluation_record, read_evaluation
+from cascade_clip.evaluation.evaluator import evaluate, evaluation_record, read_evaluation
 from cascade_clip.inference.predictor import load_predictor
 
 DATA = DataConfig(name="sandbox", seed=3, limit=2, size=64)

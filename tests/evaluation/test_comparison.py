@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from cascade_clip.__main__ import main
-from cascade_clip.comparison import Row, check_same_data, compare, compare_figures, read_report
+from cascade_clip.evaluation.comparison import (
+    Row,
+    check_same_data,
+    compare,
+    compare_figures,
+    read_report,
+)
 
 
 def make_report(

@@ -18,7 +18,7 @@ from torchmetrics.classification import (
     MulticlassJaccardIndex,
 )
 
-from cascade_clip.metrics import ConfusionMatrix, Scores, scores
+from cascade_clip.evaluation.metrics import ConfusionMatrix, Scores, scores
 from paths import REFERENCE
 
 

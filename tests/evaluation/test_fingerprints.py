@@ -14,7 +14,7 @@ from PIL import Image
 from cascade_clip.checkpoints.checkpoint import find_checkpoint
 from cascade_clip.data.registry import SandboxScenes
 from cascade_clip.data.folder import LabelledFiles, SegmentationFolder
-from cascade_clip.fingerprints import hash_checkpoint, hash_dataset
+from cascade_clip.evaluation.fingerprints import hash_checkpoint, hash_dataset
 from cascade_clip.vocabulary import parse_classes
 
 VOCABULARY = parse_classes("cat, grass")
@@ -110,5 +110,5 @@ def test_scenes_are_told_apart_by_all_that_makes_them(monkeypatch: pytest.Monkey
     }
     assert len(found) == 4
     assert hash_dataset(SandboxScenes(3, 1, 64)) in found
-    monkeypatch.setattr("cascade_clip.fingerprints.SCENES_VERSION", 99)
+    monkeypatch.setattr("cascade_clip.evaluation.fingerprints.SCENES_VERSION", 99)
     assert hash_dataset(SandboxScenes(3, 1, 64)) not in found

@@ -11,13 +11,19 @@ import pytest
 import torch
 
 from cascade_clip.__main__ import main
-from cascade_clip.calibration import VALUES, CalibrationSweep, HeldOut, decide, sweep_calibration
+from cascade_clip.evaluation.calibration import (
+    VALUES,
+    CalibrationSweep,
+    HeldOut,
+    decide,
+    sweep_calibration,
+)
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import LabelledImages, build_dataset
 from cascade_clip.data.folder import Sample
-from cascade_clip.distributed import Ranks
-from cascade_clip.evaluate import evaluate
-from cascade_clip.metrics import ConfusionMatrix, scores
+from cascade_clip.evaluation.ranks import Ranks
+from cascade_clip.evaluation.evaluator import evaluate
+from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
 from cascade_clip.inference.predictor import LabelMap, Predictor, load_predictor
 from cascade_clip.inference.class_binding import Target
 from cascade_clip.vocabulary import Vocabulary
@@ -167,7 +173,9 @@ def test_without_anything_to_choose_by_the_curve_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = CalibrationSweep((0.0, 0.1), (scores_with(None), scores_with(None)), 1, 0.1)  # type: ignore[arg-type]
-    monkeypatch.setattr("cascade_clip.calibration.sweep_calibration", lambda *words, **flags: sweep)
+    monkeypatch.setattr(
+        "cascade_clip.evaluation.calibration.sweep_calibration", lambda *words, **flags: sweep
+    )
     assert (
         main(
             [

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from cascade_clip.bootstrap import Difference, Tallies, compare_paired, figures
-from cascade_clip.metrics import ConfusionMatrix, scores
+from cascade_clip.evaluation.bootstrap import Difference, Tallies, compare_paired, figures
+from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
 
 SEEN = np.array([True, True, False])
 

@@ -18,10 +18,10 @@ from PIL import Image
 
 from cascade_clip.__main__ import main
 from cascade_clip.data.folder import Sample
-from cascade_clip.evaluate import Report
-from cascade_clip.gallery import Gallery, ImageRecord, ImageScores, image_scores
-from cascade_clip.metrics import ConfusionMatrix, scores
-from cascade_clip.report import (
+from cascade_clip.evaluation.evaluator import Report
+from cascade_clip.evaluation.examples import Gallery, ImageRecord, ImageScores, image_scores
+from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
+from cascade_clip.evaluation.report import (
     MOST_CLASSES,
     Confusion,
     build_page,
@@ -118,7 +118,7 @@ def test_many_classes_are_cut_to_those_with_the_most_pixels() -> None:
 def test_the_page_says_when_classes_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = np.array([[4, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 0]])
     assert "with the most pixels" not in build_page(make_report(counts))
-    monkeypatch.setattr("cascade_clip.report.MOST_CLASSES", 1)
+    monkeypatch.setattr("cascade_clip.evaluation.report.MOST_CLASSES", 1)
     assert "The 1 classes with the most pixels of 2." in build_page(make_report(counts))
 
 
