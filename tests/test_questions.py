@@ -433,7 +433,7 @@ def one_block(**changes: Any) -> dict[str, Any]:
 
 
 def test_learned_weights_are_in_the_network_that_is_exported() -> None:
-    from cascade_clip.export import ExportedModel
+    from cascade_clip.export.onnx import ExportedModel
 
     predictor = weighted((2, 0.5, -1))
     config, target = predictor.checkpoint.config.model, predictor.bind()
@@ -450,7 +450,7 @@ def test_learned_weights_are_exported(tmp_path: Path) -> None:
     not 1."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    from cascade_clip.export import export_onnx
+    from cascade_clip.export.onnx import export_onnx
 
     checkpoint = build_tiny(one_block(stage_weights="learned"))
     with torch.no_grad():
@@ -475,8 +475,8 @@ def test_learned_weights_are_exported(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{"combine": "confidence"}, {"upsampler": "guided"}], ids=str)
 def test_what_cannot_be_exported_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    from cascade_clip.export import export_torch
-    from cascade_clip.export_check import ExportedNetwork
+    from cascade_clip.export.onnx import export_torch
+    from cascade_clip.export.compare import ExportedNetwork
 
     predictor = with_settings(Predictor(build_tiny(one_block()), device="cpu"), **changes)
     name, value = next(iter(changes.items()))

@@ -284,7 +284,7 @@ class TestPlatforms:
             "modules": {
                 "": "3",
                 "cascade_clip.a": "ModuleNotFoundError: No module named 'av'",
-                "cascade_clip.export_runner": "x",
+                "cascade_clip.export.runner": "x",
             }
         }
         figure = platforms.judge_imports(found)

@@ -58,7 +58,7 @@ def onnx(
         names: which pixels get which name.
         run: how to load.
     """
-    from cascade_clip.export import export_onnx, require
+    from cascade_clip.export.onnx import export_onnx, require
 
     require("onnx", "onnxscript", "onnxruntime")
     predictor = _load(model, run)
@@ -80,7 +80,7 @@ def torch(model: str, *, out: Path, classes: str = "", run: RunOptions = DEFAULT
         classes: class names to bake in; without, text embeddings are an input.
         run: how to load.
     """
-    from cascade_clip.export import export_torch
+    from cascade_clip.export.onnx import export_torch
 
     predictor = _load(model, run)
     export_torch(predictor, out, _bind(predictor, classes, DEFAULT_NAMES) if classes else None)
@@ -107,7 +107,7 @@ def text(
         names: which pixels get which name.
         run: how to load.
     """
-    from cascade_clip.export import export_text
+    from cascade_clip.export.onnx import export_text
 
     predictor = _load(model, run)
     written = export_text(predictor, out, _bind(predictor, classes, names))
@@ -136,8 +136,8 @@ def check(
         picture: PNG to draw: the first labelled image and what every model makes of it.
         run: how to load.
     """
-    from cascade_clip.export import require
-    from cascade_clip.export_check import (
+    from cascade_clip.export.onnx import require
+    from cascade_clip.export.compare import (
         compare_logits,
         exported_predictor,
         random_text,
@@ -191,7 +191,7 @@ def check(
 
 def _draw(predictors: dict[str, Predictor], data: FolderOptions, picture: Path) -> None:
     from cascade_clip.data.registry import build_dataset
-    from cascade_clip.export_check import draw_models
+    from cascade_clip.export.compare import draw_models
 
     dataset = build_dataset(data.to_config(), "val")
     say(f"wrote {draw_models(predictors, dataset.sample(0).image, dataset.vocabulary, picture)}")

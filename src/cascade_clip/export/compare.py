@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_clip.export import check_exportable, new_file, require
+from cascade_clip.export.onnx import check_exportable, new_file, require
 from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.inference.class_binding import Words

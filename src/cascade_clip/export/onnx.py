@@ -37,7 +37,7 @@ from cascade_clip.encoders.towers import PositionEmbedding, resize_positions
 
 FORMAT = 1
 OPSET = 20
-RUNNER = Path(__file__).with_name("export_runner.py")
+RUNNER = Path(__file__).with_name("runner.py")
 """Copied, never imported: it needs onnxruntime."""
 LARGEST_GRID = 4096
 """Most patches along one side that an exported graph accepts."""

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from cascade_clip import export_runner
+from cascade_clip.export import runner as export_runner
 from cascade_clip.__main__ import main
 from cascade_clip.checkpoints.checkpoint import save_checkpoint
 from cascade_clip.inference.predictor import Predictor, load_predictor
@@ -30,8 +30,8 @@ pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
-from cascade_clip.export import export_onnx, export_text, export_torch  # noqa: E402
-from cascade_clip.export_check import compare_logits, exported_predictor  # noqa: E402
+from cascade_clip.export.onnx import export_onnx, export_text, export_torch  # noqa: E402
+from cascade_clip.export.compare import compare_logits, exported_predictor  # noqa: E402
 
 WORDS = "cat, dog = puppy, grass, sky"
 
@@ -394,7 +394,7 @@ def test_commands(
 def test_a_graph_that_cannot_be_traced_leaves_nothing(
     small: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cascade_clip.export.trace", lambda model: 1 / 0)
+    monkeypatch.setattr("cascade_clip.export.onnx.trace", lambda model: 1 / 0)
     with pytest.raises(ValueError, match="cannot be written as ONNX"):
         export_onnx(small, tmp_path / "a.onnx", small.bind("dog, sky"))
     assert list(tmp_path.iterdir()) == []
