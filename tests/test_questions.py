@@ -28,7 +28,7 @@ from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.serve_batch import segment_together
 from cascade_clip.inference.class_binding import background_words
-from cascade_clip.train import SegmentationTask, fit, prepare
+from cascade_clip.training.fit import SegmentationTask, fit, prepare
 from cascade_clip.ops.upsampling import (
     box_mean,
     fit_colors,

@@ -585,7 +585,9 @@ def test_what_exists_is_not_made_again(
     before = {
         path: path.stat().st_mtime_ns for path in job.folder.iterdir() if path.name != ".lock"
     }
-    monkeypatch.setattr("cascade_clip.train.fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "cascade_clip.training.fit.fit", lambda *_, **__: pytest.fail("trained again")
+    )
     monkeypatch.setattr(
         "cascade_clip.inference.predictor.load_predictor",
         lambda *_, **__: pytest.fail("scored again"),
@@ -600,7 +602,9 @@ def test_another_inference_is_scored_without_training(
     """With a calibration of 1 no seen class is ever given: its union with nothing is what the
     labels hold of it."""
     _, job = made
-    monkeypatch.setattr("cascade_clip.train.fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "cascade_clip.training.fit.fit", lambda *_, **__: pytest.fail("trained again")
+    )
     other = dataclasses.replace(
         job.inferences[0], settings=dataclasses.replace(job.inferences[0].settings, calibration=1.0)
     )

@@ -29,8 +29,8 @@ from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import LabelledImages, build_dataset
 from cascade_clip.evaluation.evaluator import Report, evaluate
 from cascade_clip.inference.predictor import Predictor, load_predictor
-from cascade_clip.progress import TrainingProgress, quiet_engine
-from cascade_clip.train import fit
+from cascade_clip.training.progress import TrainingProgress, quiet_engine
+from cascade_clip.training.fit import fit
 
 TITLES = {"mini-last": "last layer", "mini": "cascade"}
 LOSS_FILE = "loss.csv"

@@ -88,7 +88,7 @@ def choose_seeds(entries: Sequence[Entry], world: World, given: str) -> dict[str
     Raises:
         ValueError: `given` is no list of seeds.
     """
-    from cascade_clip.seeds import parse_seeds
+    from cascade_clip.training.seed_runs import parse_seeds
 
     if given:
         return dict.fromkeys((entry.key for entry in entries), parse_seeds(given))

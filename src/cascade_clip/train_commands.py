@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from cascade_clip.config import AugmentConfig, Config, InferenceConfig, ModelConfig, Resume
 from cascade_clip.config.serialization import config_to_dict
-from cascade_clip.run_screen import LOG_FILE, RunLog, RunScreen
-from cascade_clip.seeds import FIGURES
+from cascade_clip.training.run_log import LOG_FILE, RunLog, RunScreen
+from cascade_clip.training.seed_runs import FIGURES
 from cascade_clip.terminal import check_folder, progress_bar
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def train(
         full: store CLIP's own weights in the checkpoint too, so that it needs no other file.
         options: what is done and shown.
     """
-    from cascade_clip.progress import quiet_engine
+    from cascade_clip.training.progress import quiet_engine
 
     quiet_engine()
     check_folder(out)
@@ -173,7 +173,7 @@ def _shape_differences(model: ModelConfig, start: ModelConfig) -> list[str]:
 
 def _look_ahead(config: Config, screen: RunScreen) -> int:
     from cascade_clip.data.registry import build_dataset
-    from cascade_clip.dry_run import describe_dry_run, dry_run
+    from cascade_clip.training.dry_run import describe_dry_run, dry_run
 
     found = dry_run(config)
     for line in describe_dry_run(found, build_dataset(config.data).vocabulary.unseen):
@@ -186,8 +186,8 @@ def _train_seeds(
     config: Config, out: Path, screen: RunScreen, options: TrainOptions, *, full: bool
 ) -> int:
     """Run every seed that is not finished, then sum up."""
-    from cascade_clip.engine import is_first_process
-    from cascade_clip.seeds import (
+    from cascade_clip.training.engine import is_first_process
+    from cascade_clip.training.seed_runs import (
         claim_seeds,
         parse_seeds,
         read_figures,
@@ -244,9 +244,9 @@ def _train_one(
 ) -> None:
     """Train, evaluate and report one run; its messages go into its log file."""
     from cascade_clip.data.registry import build_dataset
-    from cascade_clip.engine import is_first_process, stopping_at_once
-    from cascade_clip.provenance import command_line
-    from cascade_clip.train import fit
+    from cascade_clip.training.engine import is_first_process, stopping_at_once
+    from cascade_clip.training.provenance import command_line
+    from cascade_clip.training.fit import fit
 
     with stopping_at_once(), screen.logging_to(out / LOG_FILE) as log:
         # found before anything runs
@@ -275,9 +275,9 @@ def _build_callbacks(
 ) -> list[Callback]:
     """What watches the run."""
     from cascade_clip.data.registry import build_dataset
-    from cascade_clip.progress import StepEvents, TrainingProgress
-    from cascade_clip.sheets import SheetWriter
-    from cascade_clip.wandb_run import WandbRun
+    from cascade_clip.training.progress import StepEvents, TrainingProgress
+    from cascade_clip.training.prediction_previews import SheetWriter
+    from cascade_clip.training.wandb_run import WandbRun
 
     def sheet_written(step: int, path: Path) -> None:
         screen.note(f"wrote {path}")
@@ -323,7 +323,7 @@ def _evaluate(
     from cascade_clip.evaluation.fingerprints import hash_checkpoint
     from cascade_clip.inference.predictor import Predictor
     from cascade_clip.evaluation.report import build_page
-    from cascade_clip.run_report import EVALUATION
+    from cascade_clip.training.run_report import EVALUATION
 
     assert config.evaluation is not None
     predictor = Predictor(checkpoint, device=config.train.device)
@@ -356,7 +356,7 @@ def _tell(screen: RunScreen, figures: str) -> None:
 
 
 def _write_run_report(out: Path, screen: RunScreen) -> None:
-    from cascade_clip.run_report import write_run_report
+    from cascade_clip.training.run_report import write_run_report
 
     path = write_run_report(out)
     screen.conclude(f"wrote {path}")

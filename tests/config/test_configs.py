@@ -14,7 +14,7 @@ from PIL import Image
 
 from cascade_clip.checkpoints.checkpoint import load_config
 from cascade_clip.config import AugmentConfig, ClipConfig, Config, OptimizerConfig
-from cascade_clip.train import fit
+from cascade_clip.training.fit import fit
 from cascade_clip.vocabulary import load_vocabulary
 from conftest import TINY_CLIP
 from paths import ROOT

@@ -22,7 +22,7 @@ from cascade_clip.checkpoints.released import convert_released
 from cascade_clip.losses.mask_losses import mask_loss, present_pairs, upsample
 from cascade_clip.models.segmenter import relation_descriptor
 from cascade_clip.inference.predictor import Predictor, list_windows, load_predictor
-from cascade_clip.train import SegmentationTask, learning_rate
+from cascade_clip.training.fit import SegmentationTask, learning_rate
 from conftest import TINY_SETTINGS, import_reference, read_reference, tensor
 
 FEATURES, SCORES = 3e-5, 3e-6

@@ -43,7 +43,7 @@ from cascade_clip.data.prepare import recipes as prepare_recipes
 from cascade_clip.data.prepare.preparation import find_source, prepare_dataset
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.inference.predictor import load_predictor
-from cascade_clip.train import fit
+from cascade_clip.training.fit import fit
 from conftest import build_tiny
 from hub_server import Hub, _Handler
 from tiny_runs import DROPOUT, tiny_config, write_folders
@@ -114,7 +114,7 @@ def pictures(folder: Path, count: int) -> Path:
 
 def broken_states(folder: Path, wanted: Files) -> int:
     """Damaged states and checkpoints of a run."""
-    from cascade_clip.states import find_damage, list_states
+    from cascade_clip.training.resume import find_damage, list_states
 
     broken = sum(find_damage(state) is not None for state in list_states(folder / "state"))
     return broken + (

@@ -40,9 +40,9 @@ from cascade_clip.data.prepare.preparation import Source, prepare_dataset
 from cascade_clip.data.prepare.masks import context_mask, sbd_mask
 from cascade_clip.checkpoints.released import read_released
 from cascade_clip.results.rle import decode_mask
-from cascade_clip.states import StateFiles, list_states
+from cascade_clip.training.resume import StateFiles, list_states
 from cascade_clip.encoders.text import load_embeddings
-from cascade_clip.train import fit
+from cascade_clip.training.fit import fit
 from cascade_clip.data.transforms import load_image
 from cascade_clip.vocabulary import load_vocabulary
 from conftest import TINY_CLIP, TINY_SETTINGS, build_tiny

@@ -23,7 +23,7 @@ from cascade_clip.reproduction.entries import Entry, Row, find_entries
 from cascade_clip.reproduction.runs import collect_results, hash_settings, is_trained
 from cascade_clip.reproduction.tables import Cell, Table
 from cascade_clip.reproduction.worlds import World, load_world
-from cascade_clip.train import prepare
+from cascade_clip.training.fit import prepare
 
 PUBLISHED_COSTS: dict[str, tuple[float, float | None, float, float]] = {
     "ZegFormer": (210.0, 60.3, 1875.1, 7.4),

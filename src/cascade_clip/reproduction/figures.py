@@ -30,7 +30,7 @@ from cascade_clip.reproduction.entries import Entry
 from cascade_clip.reproduction.runs import collect_results, is_trained
 from cascade_clip.reproduction.worlds import World
 from cascade_clip.results.segmentation import Segmentation
-from cascade_clip.train import prepare
+from cascade_clip.training.fit import prepare
 from cascade_clip.data.transforms import normalise, resize_image
 
 FRESH_SEED = 7

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one job; its exit code is 0, or 1 with one line on standard error that says why."""
-    from cascade_clip.progress import quiet_engine
+    from cascade_clip.training.progress import quiet_engine
 
     _end_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -71,7 +71,7 @@ def run_job(job: Job) -> None:
 
 
 def _train(job: Job) -> None:
-    from cascade_clip.train import fit
+    from cascade_clip.training.fit import fit
 
     if not is_trained(job.folder):
         fit(job.config, job.folder, resume="auto")

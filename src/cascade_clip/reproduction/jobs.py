@@ -16,7 +16,7 @@ from typing import Any
 
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
-from cascade_clip.progress import read_metrics
+from cascade_clip.training.progress import read_metrics
 from cascade_clip.reproduction.entries import Entry, Row
 from cascade_clip.reproduction.runs import (
     PARENT,

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from cascade_clip.evaluation.bootstrap import FIGURES, Tallies, figures
 from cascade_clip.config import Config, DataConfig, InferenceConfig
 from cascade_clip.config.serialization import config_to_dict
-from cascade_clip.progress import read_metrics
+from cascade_clip.training.progress import read_metrics
 from cascade_clip.reproduction.entries import Entry, Row
 from cascade_clip.reproduction.worlds import World
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cascade_clip.protocols import TrainingProtocol
+from cascade_clip.training.protocols import TrainingProtocol
 
 SEEN = torch.tensor([True, False, True, True, False])
 LABELS = torch.tensor([[[0, 1], [2, 3]], [[4, -1], [1, 0]]])

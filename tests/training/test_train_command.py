@@ -20,14 +20,14 @@ from cascade_clip.__main__ import main
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, read_record
 from cascade_clip.config import AugmentConfig, Config, ModelConfig
 from cascade_clip.data.registry import build_dataset
-from cascade_clip.dry_run import count_images, measure_activations
+from cascade_clip.training.dry_run import count_images, measure_activations
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
-from cascade_clip.progress import read_metrics
-from cascade_clip.provenance import describe_batch, read_git
+from cascade_clip.training.progress import read_metrics
+from cascade_clip.training.provenance import describe_batch, read_git
 from cascade_clip.results.segmentation import Segmentation
-from cascade_clip.run_report import build_run_page, changed_settings
-from cascade_clip.sheets import Row, SheetWriter, draw_sheet
-from cascade_clip.train import SegmentationTask, fit, prepare
+from cascade_clip.training.run_report import build_run_page, changed_settings
+from cascade_clip.training.prediction_previews import Row, SheetWriter, draw_sheet
+from cascade_clip.training.fit import SegmentationTask, fit, prepare
 from cascade_clip.train_commands import TrainOptions, start_from, train
 from conftest import TINY_MODEL
 

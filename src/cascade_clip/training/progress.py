@@ -26,7 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from cascade_clip.run_screen import RunLog, RunScreen
+from cascade_clip.training.run_log import RunLog, RunScreen
 
 METRICS = ("loss", "focal", "dice", "masks", "learning_rate")
 COLUMNS = ("step", "seconds", *METRICS, "images_per_second", "memory_mb")

@@ -11,7 +11,7 @@ import pytest
 from cascade_clip import train_commands
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_from_dict
-from cascade_clip.seeds import (
+from cascade_clip.training.seed_runs import (
     FIGURES,
     Spread,
     claim_seeds,

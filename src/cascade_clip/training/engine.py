@@ -32,8 +32,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cascade_clip.config import Config, TrainConfig
 from cascade_clip.inference.predictor import find_device
-from cascade_clip.progress import MetricsFile
-from cascade_clip.states import StateFiles, state_path
+from cascade_clip.training.progress import MetricsFile
+from cascade_clip.training.resume import StateFiles, state_path
 
 STOPPED = 75
 """Exit code of a run that was stopped from outside and has saved its state (EX_TEMPFAIL: try again

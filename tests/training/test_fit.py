@@ -22,7 +22,7 @@ from cascade_clip.data.registry import build_dataset
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.encoders.text import TextEncoder
-from cascade_clip.train import SegmentationTask, fit, prepare
+from cascade_clip.training.fit import SegmentationTask, fit, prepare
 from conftest import build_tiny
 from tiny_runs import (
     DROPOUT,
@@ -107,7 +107,7 @@ def test_two_processes_train_as_one(folders: Path, tmp_path: Path) -> None:
     """
     script = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\nfrom tiny_runs"
-        " import tiny_config; from cascade_clip.train import"
+        " import tiny_config; from cascade_clip.training.fit import"
         " fit\nfit(tiny_config(Path(sys.argv[2]), protocol='transductive', devices=2,"
         " micro_batch=1), Path(sys.argv[3]))\n"
     )

@@ -17,10 +17,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from cascade_clip import progress
-from cascade_clip import wandb_run
+from cascade_clip.training import progress
+from cascade_clip.training import wandb_run
 from cascade_clip.config import Config, LossConfig
-from cascade_clip.progress import (
+from cascade_clip.training.progress import (
     COLUMNS,
     Meter,
     MetricsFile,
@@ -29,7 +29,7 @@ from cascade_clip.progress import (
     read_metrics,
     used_memory,
 )
-from cascade_clip.run_screen import RunScreen
+from cascade_clip.training.run_log import RunScreen
 
 
 class Clock:
@@ -250,7 +250,7 @@ def test_modes(
 def test_quiet_keeps_warnings_alone_on_standard_error(tmp_path: Path) -> None:
     text = io.StringIO()
     handler = logging.StreamHandler(text)
-    root, logger = logging.getLogger(), logging.getLogger("cascade_clip.train")
+    root, logger = logging.getLogger(), logging.getLogger("cascade_clip.training.fit")
     before = logging.getLogger("cascade_clip").level
     root.addHandler(handler)
     logging.getLogger("cascade_clip").setLevel(logging.INFO)
