@@ -26,7 +26,7 @@ from cascade_clip.models.segmenter import StageMasks
 from cascade_clip.losses.objective import step_loss
 from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.inference.predictor import Predictor, load_predictor
-from cascade_clip.serve_batch import segment_together
+from cascade_clip.serving.http.batching import segment_together
 from cascade_clip.inference.class_binding import background_words
 from cascade_clip.training.fit import SegmentationTask, fit, prepare
 from cascade_clip.ops.upsampling import (

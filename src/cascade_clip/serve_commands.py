@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cascade_clip.serve_options import ServiceOptions
+from cascade_clip.serving.http.options import ServiceOptions
 from cascade_clip.terminal import DEFAULT_RUN, RunOptions, say, warn
 
 DEFAULT_OPTIONS = ServiceOptions()
@@ -38,8 +38,8 @@ def serve(
         run: how to load and run.
     """
     from cascade_clip.inference.predictor import load_predictor
-    from cascade_clip.serve import LOCAL_HOSTS, Service
-    from cascade_clip.serve import run as answer
+    from cascade_clip.serving.http.app import LOCAL_HOSTS, Service
+    from cascade_clip.serving.http.app import run as answer
     from cascade_clip.web_commands import open_socket
 
     service = Service(

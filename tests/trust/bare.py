@@ -41,7 +41,7 @@ EXTRAS = {
 }
 """Modules that the core does not bring."""
 _ANYTHING = DistributionFinder.Context()
-STANDALONE = ("cascade_clip.export.runner", "cascade_clip.serve_guard")
+STANDALONE = ("cascade_clip.export.runner", "cascade_clip.serving.http.guard")
 """Copied beside an exported model, and imported by `serve` alone, which names the extra: these need
 not name it themselves."""
 

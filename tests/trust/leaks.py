@@ -33,7 +33,7 @@ from PIL import Image
 
 from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
-from cascade_clip.web_answers import Question, Studio, heat_map
+from cascade_clip.serving.web.studio import Question, Studio, heat_map
 from load_service import start_service
 
 MOST = 1024.0

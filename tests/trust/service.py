@@ -1,7 +1,7 @@
 """The service under attack and under load: it refuses what it must, stays small, answers right, and
 stops cleanly.
 
-The web page's own guard is tried in `tests/test_web.py`; here a service of its own process is asked
+The web page's own guard is tried in `tests/serving/test_web.py`; here a service of its own process is asked
 over sockets.
 """
 

@@ -31,9 +31,9 @@ from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.results.rle import decode_mask
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
-from cascade_clip.serve import LOCAL_HOSTS, Service, build_app
-from cascade_clip.serve_options import ServiceOptions
-from cascade_clip.serve_work import (
+from cascade_clip.serving.http.app import LOCAL_HOSTS, Service, build_app
+from cascade_clip.serving.http.options import ServiceOptions
+from cascade_clip.serving.http.answering import (
     Answer,
     Answerer,
     TooLarge,
@@ -464,7 +464,7 @@ class TestPages:
     def test_a_missing_extra_is_named(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.delitem(sys.modules, "cascade_clip.serve")
+        monkeypatch.delitem(sys.modules, "cascade_clip.serving.http.app")
         monkeypatch.setitem(sys.modules, "uvicorn", None)
         assert main(["serve"]) == 2
         assert "pip install 'cascade-clip[serve]'" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from cascade_clip.__main__ import main
 from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.sandbox.scenes import CLASS_NAMES, PALETTE, SceneConfig, make_scene
 from cascade_clip.vocabulary import build_palette, parse_classes
-from cascade_clip.web_answers import (
+from cascade_clip.serving.web.studio import (
     LONGEST_TEXT,
     MOST_NAMES,
     PREVIEW_SIDE,
@@ -41,7 +41,7 @@ from cascade_clip.web_answers import (
     parse_words,
     with_known_colors,
 )
-from cascade_clip.web_guard import FORM_OVERHEAD, LOOPBACK, MOST_JSON, Guard
+from cascade_clip.serving.web.guard import FORM_OVERHEAD, LOOPBACK, MOST_JSON, Guard
 
 WORDS = "water, snow, fabric, umbrella"
 MAX_UPLOAD = 200_000
@@ -559,7 +559,7 @@ pytest.importorskip("gradio", reason="needs the extra `web`")
 def client(studio: Studio) -> Iterator[Any]:
     from starlette.testclient import TestClient
 
-    from cascade_clip.web import build_app
+    from cascade_clip.serving.web.page import build_app
 
     before = os.environ.get("GRADIO_TEMP_DIR")
     with TestClient(
@@ -739,7 +739,7 @@ class TestPage:
     def test_a_full_queue_says_so(
         self, client: Any, studio: Studio, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from cascade_clip.web import AT_ONCE, QUEUE_SIZE
+        from cascade_clip.serving.web.page import AT_ONCE, QUEUE_SIZE
 
         free = threading.Event()
         monkeypatch.setattr(studio, "answer", lambda *_: free.wait(30) and None)
@@ -764,7 +764,7 @@ class TestCommand:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setitem(sys.modules, "gradio", None)
-        monkeypatch.delitem(sys.modules, "cascade_clip.web", raising=False)
+        monkeypatch.delitem(sys.modules, "cascade_clip.serving.web.page", raising=False)
         assert main(["web"]) == 2
         assert (
             capsys.readouterr().err.splitlines()[-1]
@@ -816,7 +816,7 @@ class TestCommand:
                 folder=studio.folder,
             )
 
-        monkeypatch.setattr("cascade_clip.web.serve", serve)
+        monkeypatch.setattr("cascade_clip.serving.web.page.serve", serve)
         words = ["--port", "0", "--model", "mini-last", "--model", str(tiny_folder)] + (
             ["--host", host] if warned else []
         )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cascade_clip.web_answers import (
+from cascade_clip.serving.web.studio import (
     LONGEST_TEXT,
     Question,
     Shown,
@@ -22,7 +22,7 @@ from cascade_clip.web_answers import (
     legend,
     make_examples,
 )
-from cascade_clip.web_guard import LOOPBACK, Guard
+from cascade_clip.serving.web.guard import LOOPBACK, Guard
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the first import of gradio
 try:
@@ -56,7 +56,7 @@ _CLICK = """element.addEventListener('click', event => {
   const entry = event.target.closest('button[data-class]');
   if (entry) trigger('click', {index: Number(entry.dataset.class)});
 });"""
-_STYLE = (Path(__file__).parent / "web.css").read_text(encoding="utf-8")
+_STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
 def build_app(studio: Studio, max_upload: int, hosts: Sequence[str] = ()) -> Guard:

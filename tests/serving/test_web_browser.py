@@ -19,7 +19,7 @@ from PIL import Image
 
 from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
-from cascade_clip.web_answers import parse_words, with_known_colors
+from cascade_clip.serving.web.studio import parse_words, with_known_colors
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("gradio", reason="needs the extra `web`")

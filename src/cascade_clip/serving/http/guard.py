@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cascade_clip.serve_options import MEBIBYTE, ServiceOptions
-from cascade_clip.serve_queue import Slot, Slots
+from cascade_clip.serving.http.options import MEBIBYTE, ServiceOptions
+from cascade_clip.serving.http.queue import Slot, Slots
 
 SLOT = "cascade_clip.slot"
 """Where a request finds its slot in the scope."""

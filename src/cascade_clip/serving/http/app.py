@@ -35,17 +35,24 @@ try:
     from pydantic import BaseModel
     from starlette.exceptions import HTTPException
 
-    from cascade_clip.serve_guard import SLOT, Guard, Meter, PatientProtocol
+    from cascade_clip.serving.http.guard import SLOT, Guard, Meter, PatientProtocol
 except ImportError as error:
     raise ImportError(
         "the service needs FastAPI and prometheus_client: pip install 'cascade-clip[serve]'"
     ) from error
 
 from cascade_clip.inference.predictor import Predictor
-from cascade_clip.serve_docs import describe_service
-from cascade_clip.serve_options import ServiceOptions
-from cascade_clip.serve_queue import JobQueue, Slots, Stopped
-from cascade_clip.serve_work import Answer, Answerer, Format, Question, TooLarge, read_question
+from cascade_clip.serving.http.docs_page import describe_service
+from cascade_clip.serving.http.options import ServiceOptions
+from cascade_clip.serving.http.queue import JobQueue, Slots, Stopped
+from cascade_clip.serving.http.answering import (
+    Answer,
+    Answerer,
+    Format,
+    Question,
+    TooLarge,
+    read_question,
+)
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 PATHS = ("/segment", "/health", "/metrics", "/docs", "/openapi.json")
