@@ -40,7 +40,7 @@ def similarity(
         out: where to draw.
         run: how to load and run.
     """
-    from cascade_clip.analysis import patch_similarity
+    from cascade_clip.research.analysis import patch_similarity
     from cascade_clip.data.transforms import load_image
 
     predictor = _load(model, run)
@@ -83,7 +83,7 @@ def stages(
         out: where to draw.
         run: how to load and run.
     """
-    from cascade_clip.analysis import compare_stages
+    from cascade_clip.research.analysis import compare_stages
     from cascade_clip.data.transforms import load_image
     from cascade_clip.vocabulary import load_words
 
@@ -126,7 +126,7 @@ def cka(
         out: where to draw.
         run: how to load and run.
     """
-    from cascade_clip.analysis import block_alignment
+    from cascade_clip.research.analysis import block_alignment
     from cascade_clip.inference.image_batch import find_sources
     from cascade_clip.sandbox.scenes import SceneConfig, make_scene
     from cascade_clip.data.transforms import load_image

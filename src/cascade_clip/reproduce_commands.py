@@ -17,10 +17,10 @@ from rich.text import Text
 from cascade_clip.terminal import check_folder, console, say, warn
 
 if TYPE_CHECKING:
-    from cascade_clip.reproduction.entries import Entry
-    from cascade_clip.reproduction.jobs import Failure, Job
-    from cascade_clip.reproduction.tables import Table as CellTable
-    from cascade_clip.reproduction.worlds import World
+    from cascade_clip.research.reproduction.entries import Entry
+    from cascade_clip.research.reproduction.jobs import Failure, Job
+    from cascade_clip.research.reproduction.tables import Table as CellTable
+    from cascade_clip.research.reproduction.settings import World
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Where Linux says how many microseconds of processor time a control group has in how many (cgroup
@@ -59,9 +59,9 @@ def reproduce(
         plan: list the runs and do nothing else.
         show: print and write what is there already, and train nothing.
     """
-    from cascade_clip.reproduction.entries import find_entries
-    from cascade_clip.reproduction.jobs import plan_jobs
-    from cascade_clip.reproduction.worlds import load_world
+    from cascade_clip.research.reproduction.entries import find_entries
+    from cascade_clip.research.reproduction.jobs import plan_jobs
+    from cascade_clip.research.reproduction.settings import load_world
 
     entries, place = find_entries(what), load_world(world, root)
     if jobs < 0:
@@ -127,7 +127,7 @@ def count_jobs() -> int:
 
 def print_plan(entries: Sequence[Entry], runs: Sequence[Job], at_once: int) -> None:
     """Every run, what is done of it, and how long the rest may take."""
-    from cascade_clip.reproduction.jobs import estimate_seconds
+    from cascade_clip.research.reproduction.jobs import estimate_seconds
 
     left = estimate_seconds(runs)
     table = Table(title=f"{len(runs)} runs")
@@ -162,7 +162,7 @@ def print_plan(entries: Sequence[Entry], runs: Sequence[Job], at_once: int) -> N
 
 def describe_state(run: Job) -> str:
     """How far a run is."""
-    from cascade_clip.reproduction.runs import is_trained
+    from cascade_clip.research.reproduction.runs import is_trained
 
     if run.done:
         return "done"
@@ -178,7 +178,7 @@ def make_runs(runs: Sequence[Job], at_once: int, world: World) -> Sequence[Failu
         ValueError, FileNotFoundError: the data of another world than the built-in one is not there.
     """
     from cascade_clip.data.registry import build_dataset
-    from cascade_clip.reproduction.jobs import run_jobs
+    from cascade_clip.research.reproduction.jobs import run_jobs
 
     missing = [run for run in runs if not run.done]
     if not missing:
@@ -237,8 +237,8 @@ def show_results(
         given: flags that a command needs again.
         count: whether costs may be counted and timed.
     """
-    from cascade_clip.reproduction.page import write_page
-    from cascade_clip.reproduction.sections import build_section
+    from cascade_clip.research.reproduction.page import write_page
+    from cascade_clip.research.reproduction.sections import build_section
 
     sections = []
     for entry in entries:

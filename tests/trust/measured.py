@@ -18,7 +18,7 @@ def run() -> int:
     try:
         return main(sys.argv[2:])
     finally:
-        from cascade_clip.benchmark_work import peak_memory
+        from cascade_clip.research.benchmark.work import peak_memory
 
         most = peak_memory()  # of the imports above, too
         Path(sys.argv[1]).write_text(str(most), encoding="utf-8")

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from archives import random_clip, write_openai_archive
 from cascade_clip.__main__ import main as command
-from cascade_clip.benchmark_work import peak_memory
+from cascade_clip.research.benchmark.work import peak_memory
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, load_config, save_checkpoint
 from cascade_clip.encoders.clip import file_sha256, load_clip
 from cascade_clip.config import ClipConfig

@@ -1,4 +1,4 @@
-"""One run in a process of its own: `python -m cascade_clip.reproduction.job_process JOB`, where JOB
+"""One run in a process of its own: `python -m cascade_clip.research.reproduction.job_process JOB`, where JOB
 is its description as JSON.
 
 Trains unless that is done, then makes the scores and the choices of a calibration that are missing.
@@ -16,8 +16,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cascade_clip.reproduction.jobs import Job
-from cascade_clip.reproduction.runs import (
+from cascade_clip.research.reproduction.jobs import Job
+from cascade_clip.research.reproduction.runs import (
     PARENT,
     Choice,
     Inference,

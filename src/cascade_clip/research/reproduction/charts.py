@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from cascade_clip.evaluation.bootstrap import FIGURES
-from cascade_clip.reproduction.verdicts import Verdict
+from cascade_clip.research.reproduction.verdicts import Verdict
 
 CERTAIN, UNSURE, PAPER = "#2f6db3", "#8a94a0", "#c7651a"
 _DPI = 160

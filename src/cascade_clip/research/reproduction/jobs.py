@@ -17,8 +17,8 @@ from typing import Any
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
 from cascade_clip.training.progress import read_metrics
-from cascade_clip.reproduction.entries import Entry, Row
-from cascade_clip.reproduction.runs import (
+from cascade_clip.research.reproduction.entries import Entry, Row
+from cascade_clip.research.reproduction.runs import (
     PARENT,
     Choice,
     Inference,
@@ -33,7 +33,7 @@ from cascade_clip.reproduction.runs import (
     training_key,
     training_seconds,
 )
-from cascade_clip.reproduction.worlds import World
+from cascade_clip.research.reproduction.settings import World
 
 LOG = "log.txt"
 _TRAINING_SHARE = 0.9
@@ -267,7 +267,7 @@ def _start(job: Job, *, one_core: bool) -> subprocess.Popen[bytes]:
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / LOG).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "cascade_clip.reproduction.job_process", job.to_json()],
+            [sys.executable, "-m", "cascade_clip.research.reproduction.job_process", job.to_json()],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.functional import normalize
 
-from cascade_clip import textbook
+from cascade_clip.research.benchmark import reference as textbook
 from cascade_clip.__main__ import main
-from cascade_clip.benchmark import Measurement
-from cascade_clip.benchmark_cases import (
+from cascade_clip.research.benchmark.machine import Measurement
+from cascade_clip.research.benchmark.cases import (
     TUNED,
     Row,
     list_cases,
@@ -25,8 +25,8 @@ from cascade_clip.benchmark_cases import (
     measure_rows,
     run_process,
 )
-from cascade_clip.benchmark_gpu import GpuPlan, labels_of, measure_gpu
-from cascade_clip.benchmark_work import (
+from cascade_clip.research.benchmark.gpu import GpuPlan, labels_of, measure_gpu
+from cascade_clip.research.benchmark.work import (
     Work,
     blocky_labels,
     build_predictor,
@@ -213,7 +213,7 @@ def test_rows_take_turns_in_processes_of_their_own(monkeypatch: pytest.MonkeyPat
         asked.append((work["variant"] == "ours", environment == TUNED))
         return {"seconds": float(len(asked)), "processor": 2.0, "memory": 100.0}
 
-    monkeypatch.setattr("cascade_clip.benchmark_cases.run_process", fake)
+    monkeypatch.setattr("cascade_clip.research.benchmark.cases.run_process", fake)
     rows = list_cases("sliding", "tiny")
     measure_rows(rows, 3, lambda text: None, flops=False)
     rows[0].flops = 10**9
@@ -283,9 +283,12 @@ def test_benchmark_command(
 ) -> None:
     found = {"seconds": 1.0, "processor": 1.0, "memory": 100.0, "fp32": 50.0, "bf16": 100.0}
     monkeypatch.setattr(
-        "cascade_clip.benchmark_cases.run_process", lambda argument, environment: dict(found)
+        "cascade_clip.research.benchmark.cases.run_process",
+        lambda argument, environment: dict(found),
     )
-    monkeypatch.setattr("cascade_clip.benchmark_cases.count_flops", lambda work: 25 * 10**9)
+    monkeypatch.setattr(
+        "cascade_clip.research.benchmark.cases.count_flops", lambda work: 25 * 10**9
+    )
     monkeypatch.setattr("cascade_clip.benchmark_commands.console", Console(width=200))
     words = [
         "benchmark",
@@ -312,7 +315,7 @@ def test_benchmark_command(
 
 def test_scaling_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "cascade_clip.benchmark_cases.run_process",
+        "cascade_clip.research.benchmark.cases.run_process",
         lambda argument, environment: {"seconds": 1.0, "processor": 2.0, "memory": 9.0},
     )
     picture = tmp_path / "deep" / "scaling.png"

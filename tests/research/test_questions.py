@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cascade_clip.__main__ import main
-from cascade_clip.analysis import keep_stages
+from cascade_clip.research.analysis import keep_stages
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from cascade_clip.config import Config, InferenceConfig, LossConfig
 from cascade_clip.data.registry import build_dataset

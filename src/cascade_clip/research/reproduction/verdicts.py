@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from cascade_clip.evaluation.bootstrap import FIGURES, Difference, compare_paired
 
 if TYPE_CHECKING:
-    from cascade_clip.reproduction.entries import Entry, Row
-    from cascade_clip.reproduction.runs import Result
+    from cascade_clip.research.reproduction.entries import Entry, Row
+    from cascade_clip.research.reproduction.runs import Result
 
 LEVEL = 0.95
 """Share of the resamples that an interval holds; the t test uses the rest."""

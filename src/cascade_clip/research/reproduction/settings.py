@@ -10,7 +10,7 @@ from typing import Any
 
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_from_dict, read_yaml
-from cascade_clip.reproduction.entries import Row
+from cascade_clip.research.reproduction.entries import Row
 
 FOLDER = Path(__file__).parent / "worlds"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from cascade_clip.benchmark import Measurement
+from cascade_clip.research.benchmark.machine import Measurement
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 
 

@@ -27,8 +27,8 @@ from cascade_clip.evaluation.bootstrap import FIGURES, Tallies, figures
 from cascade_clip.config import Config, DataConfig, InferenceConfig
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.training.progress import read_metrics
-from cascade_clip.reproduction.entries import Entry, Row
-from cascade_clip.reproduction.worlds import World
+from cascade_clip.research.reproduction.entries import Entry, Row
+from cascade_clip.research.reproduction.settings import World
 
 PARENT = "CASCADE_CLIP_REPRODUCE_PARENT"
 """Environment variable with the process that a run must not outlive."""

@@ -28,9 +28,15 @@ from cascade_clip.config import Config, DataConfig, InferenceConfig
 from cascade_clip.data.registry import build_dataset, sandbox_vocabulary
 from cascade_clip.config.serialization import config_from_dict, read_yaml
 from cascade_clip.reproduction import job_process, jobs
-from cascade_clip.reproduction.entries import Entry, Row, build_entry, find_entries, list_entries
-from cascade_clip.reproduction.jobs import Job, estimate_seconds, plan_jobs, run_jobs
-from cascade_clip.reproduction.runs import (
+from cascade_clip.research.reproduction.entries import (
+    Entry,
+    Row,
+    build_entry,
+    find_entries,
+    list_entries,
+)
+from cascade_clip.research.reproduction.jobs import Job, estimate_seconds, plan_jobs, run_jobs
+from cascade_clip.research.reproduction.runs import (
     Choice,
     Inference,
     choice_of,
@@ -46,7 +52,7 @@ from cascade_clip.reproduction.runs import (
     write_choice,
     write_result,
 )
-from cascade_clip.reproduction.worlds import World, list_worlds, load_world, merge
+from cascade_clip.research.reproduction.settings import World, list_worlds, load_world, merge
 from cascade_clip.vocabulary import load_vocabulary
 from paths import ROOT, TESTS
 
@@ -943,10 +949,10 @@ def test_showing_counts_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "cascade_clip.reproduction.counts.count_cost", lambda *_: pytest.fail("counted")
+        "cascade_clip.research.reproduction.counts.count_cost", lambda *_: pytest.fail("counted")
     )
     monkeypatch.setattr(
-        "cascade_clip.reproduction.counts.measure_speed", lambda *_: pytest.fail("timed")
+        "cascade_clip.research.reproduction.counts.measure_speed", lambda *_: pytest.fail("timed")
     )
     assert main(["reproduce", "table12", "--out", str(tmp_path), "--show"]) == 0
     assert (

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from cascade_clip.benchmark import Measurement
-from cascade_clip.benchmark_work import (
+from cascade_clip.research.benchmark.machine import Measurement
+from cascade_clip.research.benchmark.work import (
     Work,
     blocky_labels,
     build_predictor,

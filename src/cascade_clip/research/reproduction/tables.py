@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cascade_clip.evaluation.bootstrap import FIGURES
-from cascade_clip.reproduction.verdicts import Verdict
+from cascade_clip.research.reproduction.verdicts import Verdict
 
 if TYPE_CHECKING:
-    from cascade_clip.reproduction.entries import Entry, Row
-    from cascade_clip.reproduction.runs import Result
+    from cascade_clip.research.reproduction.entries import Entry, Row
+    from cascade_clip.research.reproduction.runs import Result
 
 Tone = Literal["", "up", "down"]
 NOT_RUN = "not run"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cascade_clip.benchmark_work import Work, count_flops
+from cascade_clip.research.benchmark.work import Work, count_flops
 
 TUNED = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -151,7 +151,7 @@ def measure_peak() -> dict[str, float]:
 
 def run_process(argument: str, environment: dict[str, str]) -> dict[str, float]:
     """What a fresh process of `benchmark_work` prints."""
-    command = [sys.executable, "-m", "cascade_clip.benchmark_work", argument]
+    command = [sys.executable, "-m", "cascade_clip.research.benchmark.work", argument]
     done = subprocess.run(
         command, env={**os.environ, **QUIET, **environment}, capture_output=True, text=True
     )

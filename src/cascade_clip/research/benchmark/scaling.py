@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cascade_clip.benchmark_cases import Row
+from cascade_clip.research.benchmark.cases import Row
 
 AXES = {"classes": "classes, 1 window", "pixels": "pixels of the input, 171 classes"}
 FIGURES = {"processor": "processor time (s)", "memory": "peak memory (MiB)"}

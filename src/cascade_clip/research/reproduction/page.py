@@ -15,8 +15,8 @@ from typing import Any
 
 from cascade_clip.evaluation.evaluator import write_whole
 from cascade_clip.evaluation.report_page import PAGE
-from cascade_clip.reproduction.charts import describe_picture
-from cascade_clip.reproduction.markdown import (
+from cascade_clip.research.reproduction.charts import describe_picture
+from cascade_clip.research.reproduction.markdown import (
     build_markdown,
     closing,
     different_tests,
@@ -26,9 +26,9 @@ from cascade_clip.reproduction.markdown import (
     overview,
     title,
 )
-from cascade_clip.reproduction.sections import Section
-from cascade_clip.reproduction.tables import Table
-from cascade_clip.reproduction.worlds import World
+from cascade_clip.research.reproduction.sections import Section
+from cascade_clip.research.reproduction.tables import Table
+from cascade_clip.research.reproduction.settings import World
 
 PAGE_FILE, MARKDOWN_FILE, RESULTS_FILE = "index.html", "reproduction.md", "results.json"
 _STYLE = """<style>

@@ -1,5 +1,5 @@
 """One piece of work that a benchmark times, in a process of its own: `python -m
-cascade_clip.benchmark_work JSON` prints one line of JSON.
+cascade_clip.research.benchmark.work JSON` prints one line of JSON.
 
 Models have random weights: time and memory do not depend on them.
 """
@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
-from cascade_clip import textbook
+from cascade_clip.research.benchmark import reference as textbook
 from cascade_clip.checkpoints.checkpoint import Checkpoint
 from cascade_clip.config import (
     ClipConfig,

@@ -18,22 +18,22 @@ from cascade_clip.checkpoints.checkpoint import find_checkpoint, load_checkpoint
 from cascade_clip.models.cost import Cost
 from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.reproduction import counts, figures
-from cascade_clip.reproduction.charts import (
+from cascade_clip.research.reproduction.charts import (
     describe_picture,
     draw_differences,
     draw_lengths,
     save_picture,
 )
-from cascade_clip.reproduction.entries import Entry, Figures, Row, find_entries
-from cascade_clip.reproduction.markdown import (
+from cascade_clip.research.reproduction.entries import Entry, Figures, Row, find_entries
+from cascade_clip.research.reproduction.markdown import (
     build_markdown,
     different_tests,
     how_to_read,
     overview,
     seed_spread,
 )
-from cascade_clip.reproduction.page import build_page, write_page
-from cascade_clip.reproduction.runs import (
+from cascade_clip.research.reproduction.page import build_page, write_page
+from cascade_clip.research.reproduction.runs import (
     Result,
     inference_of,
     score,
@@ -41,11 +41,17 @@ from cascade_clip.reproduction.runs import (
     training_config,
     write_result,
 )
-from cascade_clip.reproduction.sections import Section, build_section
-from cascade_clip.reproduction.tables import Cell, Table, difference_cell, main_table, mean_cell
-from cascade_clip.reproduction.verdicts import Verdict, compare_seeds, judge
-from cascade_clip.reproduction.words import describe, describe_choices, outcome_words
-from cascade_clip.reproduction.worlds import load_world, merge
+from cascade_clip.research.reproduction.sections import Section, build_section
+from cascade_clip.research.reproduction.tables import (
+    Cell,
+    Table,
+    difference_cell,
+    main_table,
+    mean_cell,
+)
+from cascade_clip.research.reproduction.verdicts import Verdict, compare_seeds, judge
+from cascade_clip.research.reproduction.wording import describe, describe_choices, outcome_words
+from cascade_clip.research.reproduction.settings import load_world, merge
 
 SEEN = np.array([True, False])
 PAPER: Figures = (40.0, 30.0, 34.3)

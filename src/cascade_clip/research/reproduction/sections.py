@@ -11,15 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cascade_clip.reproduction.charts import describe_differences, draw_differences, save_picture
-from cascade_clip.reproduction.counts import count_parts
-from cascade_clip.reproduction.entries import Entry
-from cascade_clip.reproduction.figures import PICTURES, draw_figure
-from cascade_clip.reproduction.runs import Result, collect_results
-from cascade_clip.reproduction.tables import Table, main_table
-from cascade_clip.reproduction.verdicts import Verdict, judge
-from cascade_clip.reproduction.words import describe, describe_choices
-from cascade_clip.reproduction.worlds import World
+from cascade_clip.research.reproduction.charts import (
+    describe_differences,
+    draw_differences,
+    save_picture,
+)
+from cascade_clip.research.reproduction.counts import count_parts
+from cascade_clip.research.reproduction.entries import Entry
+from cascade_clip.research.reproduction.figures import PICTURES, draw_figure
+from cascade_clip.research.reproduction.runs import Result, collect_results
+from cascade_clip.research.reproduction.tables import Table, main_table
+from cascade_clip.research.reproduction.verdicts import Verdict, judge
+from cascade_clip.research.reproduction.wording import describe, describe_choices
+from cascade_clip.research.reproduction.settings import World
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from cascade_clip.evaluation.bootstrap import FIGURES
-from cascade_clip.reproduction.tables import points
-from cascade_clip.reproduction.verdicts import (
+from cascade_clip.research.reproduction.tables import points
+from cascade_clip.research.reproduction.verdicts import (
     LEANING,
     LEANING_P,
     LEVEL,
@@ -19,8 +19,8 @@ from cascade_clip.reproduction.verdicts import (
 )
 
 if TYPE_CHECKING:
-    from cascade_clip.reproduction.entries import Entry
-    from cascade_clip.reproduction.runs import Result
+    from cascade_clip.research.reproduction.entries import Entry
+    from cascade_clip.research.reproduction.runs import Result
 
 AUTHORS_SPREAD = 1.0
 """Percentage points by which the paper's authors say that their own figures move between runs (0.5
