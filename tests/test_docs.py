@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from cascade_clip.__main__ import COMMANDS
-from cascade_clip.arguments import build_parser
+from cascade_clip.cli.arguments import build_parser
 from cascade_clip.checkpoints.checkpoint import load_config
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset

@@ -24,105 +24,99 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "quickstart": Command(
-        "cascade_clip.quickstart:quickstart",
+        "cascade_clip.cli.quickstart:quickstart",
         "five-minute tour on the built-in world, without a download",
     ),
     "segment": Command(
-        "cascade_clip.segment_commands:segment",
+        "cascade_clip.cli.segment:segment",
         "label every pixel of your images with your own class names",
     ),
     "web": Command(
-        "cascade_clip.web_commands:web",
+        "cascade_clip.cli.web:web",
         "open a local web page: upload a picture, type names, see the result",
     ),
-    "serve": Command("cascade_clip.serve_commands:serve", "answer segmentation requests over HTTP"),
-    "train": Command(
-        "cascade_clip.train_commands:train", "train a model from a YAML file and flags"
-    ),
-    "evaluate": Command(
-        "cascade_clip.evaluate_commands:evaluate", "score a model on labelled images"
-    ),
+    "serve": Command("cascade_clip.cli.serve:serve", "answer segmentation requests over HTTP"),
+    "train": Command("cascade_clip.cli.train:train", "train a model from a YAML file and flags"),
+    "evaluate": Command("cascade_clip.cli.evaluate:evaluate", "score a model on labelled images"),
     "compare": Command(
-        "cascade_clip.compare_commands:compare", "say how sure a difference between two models is"
+        "cascade_clip.cli.compare:compare", "say how sure a difference between two models is"
     ),
     "reproduce": Command(
-        "cascade_clip.reproduce_commands:reproduce",
+        "cascade_clip.cli.reproduce:reproduce",
         "run the paper's tables and figures, and say whether they hold here",
     ),
     "threshold": Command(
-        "cascade_clip.threshold_commands:threshold",
+        "cascade_clip.cli.threshold:threshold",
         "choose the score below which a pixel is none of the names",
     ),
     "calibration": Command(
-        "cascade_clip.calibration_commands:calibration",
+        "cascade_clip.cli.calibration:calibration",
         "choose what is subtracted from the scores of seen classes",
     ),
     "verify": Command(
-        "cascade_clip.evaluate_commands:verify",
+        "cascade_clip.cli.evaluate:verify",
         "evaluate a checkpoint again and compare with its stored figures",
     ),
     "export onnx": Command(
-        "cascade_clip.export_commands:onnx",
+        "cascade_clip.cli.export:onnx",
         "write a model as ONNX, with a runner that needs no torch",
     ),
     "export torch": Command(
-        "cascade_clip.export_commands:torch", "write a model as a torch.export program"
+        "cascade_clip.cli.export:torch", "write a model as a torch.export program"
     ),
     "export text": Command(
-        "cascade_clip.export_commands:text", "write other class names for an exported model"
+        "cascade_clip.cli.export:text", "write other class names for an exported model"
     ),
     "export check": Command(
-        "cascade_clip.export_commands:check",
+        "cascade_clip.cli.export:check",
         "compare exported files with their model: exactness, speed, mIoU",
     ),
-    "push": Command(
-        "cascade_clip.hub_commands:push", "upload a model with its model card to the hub"
-    ),
+    "push": Command("cascade_clip.cli.push:push", "upload a model with its model card to the hub"),
     "import": Command(
-        "cascade_clip.commands:import_file",
+        "cascade_clip.cli.models:import_file",
         "turn a state dict of the released programs into a checkpoint folder",
     ),
     "data prepare": Command(
-        "cascade_clip.datasets.prepare_commands:prepare",
+        "cascade_clip.cli.data_prepare:prepare",
         "bring the original downloads of a data set into its folders",
     ),
     "data check": Command(
-        "cascade_clip.datasets.check_command:check",
+        "cascade_clip.cli.data_check:check",
         "say whether images, masks and class list fit together",
     ),
     "sandbox pretrain": Command(
-        "cascade_clip.sandbox.commands:pretrain", "make the mini CLIP of the built-in world again"
+        "cascade_clip.cli.sandbox:pretrain", "make the mini CLIP of the built-in world again"
     ),
     "sandbox preview": Command(
-        "cascade_clip.sandbox.commands:preview",
+        "cascade_clip.cli.sandbox:preview",
         "draw scenes of the built-in world with their masks",
     ),
     "sandbox export": Command(
-        "cascade_clip.sandbox.commands:export", "write the built-in world as image and mask folders"
+        "cascade_clip.cli.sandbox:export", "write the built-in world as image and mask folders"
     ),
     "cost": Command(
-        "cascade_clip.commands:cost",
+        "cascade_clip.cli.models:cost",
         "print parameters and operations, our way and the published way",
     ),
     "analyse similarity": Command(
-        "cascade_clip.analyse_commands:similarity", "draw how alike patches are, block by block"
+        "cascade_clip.cli.analyse:similarity", "draw how alike patches are, block by block"
     ),
     "analyse stages": Command(
-        "cascade_clip.analyse_commands:stages",
+        "cascade_clip.cli.analyse:stages",
         "draw the masks of every stage, and as they are added",
     ),
     "analyse cka": Command(
-        "cascade_clip.analyse_commands:cka", "draw how alike blocks are (centred kernel alignment)"
+        "cascade_clip.cli.analyse:cka", "draw how alike blocks are (centred kernel alignment)"
     ),
     "benchmark": Command(
-        "cascade_clip.benchmark_commands:benchmark",
+        "cascade_clip.cli.benchmark:benchmark",
         "measure this machine, against a textbook variant",
     ),
     "profile": Command(
-        "cascade_clip.benchmark_commands:profile",
+        "cascade_clip.cli.benchmark:profile",
         "show where the time of an image or a training step goes",
     ),
-    "env": Command("cascade_clip.commands:env", "print versions and devices, for bug reports"),
+    "env": Command("cascade_clip.cli.models:env", "print versions and devices, for bug reports"),
 }
 
 
@@ -190,7 +184,7 @@ def run(name: str, words: list[str], *, debug: bool) -> int:
     try:
         module, _, function = COMMANDS[name].target.partition(":")
         handler: Callable[..., Any] = getattr(importlib.import_module(module), function)
-        from cascade_clip.arguments import ArgumentError, call_with_arguments
+        from cascade_clip.cli.arguments import ArgumentError, call_with_arguments
 
         try:
             return int(call_with_arguments(handler, f"cascade-clip {name}", words) or 0)

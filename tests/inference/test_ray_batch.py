@@ -36,7 +36,7 @@ from cascade_clip.inference.ray_batch import (
     share_devices,
     unpack_block,
 )
-from cascade_clip.terminal import RunOptions
+from cascade_clip.cli.terminal import RunOptions
 from many_pictures import NAMES, read_results, write_pictures
 
 

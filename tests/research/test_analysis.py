@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from cascade_clip.__main__ import main
-from cascade_clip.analyse_commands import _name_colors
+from cascade_clip.cli.analyse import _name_colors
 from cascade_clip.research.analysis import (
     block_alignment,
     compare_stages,

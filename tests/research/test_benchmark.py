@@ -289,7 +289,7 @@ def test_benchmark_command(
     monkeypatch.setattr(
         "cascade_clip.research.benchmark.cases.count_flops", lambda work: 25 * 10**9
     )
-    monkeypatch.setattr("cascade_clip.benchmark_commands.console", Console(width=200))
+    monkeypatch.setattr("cascade_clip.cli.benchmark.console", Console(width=200))
     words = [
         "benchmark",
         "inference",

@@ -21,7 +21,7 @@ from cascade_clip.research.analysis import keep_stages
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from cascade_clip.config import Config, InferenceConfig, LossConfig
 from cascade_clip.data.registry import build_dataset
-from cascade_clip.evaluate_commands import InferenceOptions
+from cascade_clip.cli.evaluate import InferenceOptions
 from cascade_clip.models.segmenter import StageMasks
 from cascade_clip.losses.objective import step_loss
 from cascade_clip.config.serialization import config_from_dict

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import yaml
 
-from cascade_clip import reproduce_commands
-from cascade_clip import terminal
+from cascade_clip.cli import reproduce as reproduce_commands
+from cascade_clip.cli import terminal
 from cascade_clip.__main__ import main
 from cascade_clip.evaluation.bootstrap import Tallies
 from cascade_clip.config import Config, DataConfig, InferenceConfig

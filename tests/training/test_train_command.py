@@ -28,7 +28,7 @@ from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.training.run_report import build_run_page, changed_settings
 from cascade_clip.training.prediction_previews import Row, SheetWriter, draw_sheet
 from cascade_clip.training.fit import SegmentationTask, fit, prepare
-from cascade_clip.train_commands import TrainOptions, start_from, train
+from cascade_clip.cli.train import TrainOptions, start_from, train
 from conftest import TINY_MODEL
 
 NAMES = ("cat", "dog", "grass", "sky")
@@ -594,7 +594,7 @@ def test_devices_are_a_short_flag() -> None:
         return 0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cascade_clip.train_commands._look_ahead", look)
+        patch.setattr("cascade_clip.cli.train._look_ahead", look)
         train(
             Config(), out=Path("unused"), options=TrainOptions(devices=4, num_nodes=2, dry_run=True)
         )

@@ -43,7 +43,7 @@ from cascade_clip.inference.ray_manifest import (
 from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.results.segmentation import Output
 from cascade_clip.inference.class_binding import Target
-from cascade_clip.terminal import RunOptions
+from cascade_clip.cli.terminal import RunOptions
 
 TRIES = 2
 """Deaths of an actor, alone with one picture, after which the picture counts as failed."""

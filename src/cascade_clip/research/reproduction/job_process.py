@@ -83,7 +83,7 @@ def _score(job: Job) -> None:
 
     from cascade_clip.evaluation.calibration import sweep_calibration
     from cascade_clip.data.registry import build_dataset
-    from cascade_clip.evaluate_commands import given_embeddings
+    from cascade_clip.cli.evaluate import given_embeddings
     from cascade_clip.inference.predictor import load_predictor
     from cascade_clip.evaluation.tallies import collect_tallies
 

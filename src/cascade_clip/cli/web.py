@@ -7,7 +7,7 @@ import socket
 import tempfile
 from pathlib import Path
 
-from cascade_clip.terminal import DEFAULT_RUN, RunOptions, say, warn
+from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, say, warn
 
 MEBIBYTE = 2**20
 

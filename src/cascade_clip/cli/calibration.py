@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from cascade_clip.evaluate_commands import (
+from cascade_clip.cli.evaluate import (
     DEFAULT_INFERENCE,
     FolderOptions,
     InferenceOptions,
     given_embeddings,
 )
-from cascade_clip.terminal import DEFAULT_RUN, RunOptions, check_folder, console, progress_bar, say
+from cascade_clip.cli.terminal import (
+    DEFAULT_RUN,
+    RunOptions,
+    check_folder,
+    console,
+    progress_bar,
+    say,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

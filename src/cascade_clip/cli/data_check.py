@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 from rich.text import Text
 
-from cascade_clip.terminal import check_folder, console, progress_bar, say
+from cascade_clip.cli.terminal import check_folder, console, progress_bar, say
 
 if TYPE_CHECKING:
     from cascade_clip.data.check.checker import CheckReport

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cascade_clip.terminal import progress_bar, say
+from cascade_clip.cli.terminal import progress_bar, say
 
 if TYPE_CHECKING:
     from cascade_clip.data.prepare.preparation import Source

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cascade_clip.__main__ import main
 from cascade_clip.checkpoints.checkpoint import find_checkpoint
-from cascade_clip.quickstart import LOSS_FILE, read_curve
+from cascade_clip.cli.quickstart import LOSS_FILE, read_curve
 
 
 def test_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

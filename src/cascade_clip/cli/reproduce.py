@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
-from cascade_clip.terminal import check_folder, console, say, warn
+from cascade_clip.cli.terminal import check_folder, console, say, warn
 
 if TYPE_CHECKING:
     from cascade_clip.research.reproduction.entries import Entry

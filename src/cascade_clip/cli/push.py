@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cascade_clip.terminal import say
+from cascade_clip.cli.terminal import say
 
 
 def push(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from cascade_clip.evaluate_commands import FolderOptions, given_embeddings
-from cascade_clip.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
+from cascade_clip.cli.evaluate import FolderOptions, given_embeddings
+from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
 
 if TYPE_CHECKING:
     from cascade_clip.evaluation.bootstrap import Difference, Tallies

@@ -6,7 +6,7 @@ import os
 import sys
 
 from cascade_clip.serving.http.options import ServiceOptions
-from cascade_clip.terminal import DEFAULT_RUN, RunOptions, say, warn
+from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, say, warn
 
 DEFAULT_OPTIONS = ServiceOptions()
 
@@ -40,7 +40,7 @@ def serve(
     from cascade_clip.inference.predictor import load_predictor
     from cascade_clip.serving.http.app import LOCAL_HOSTS, Service
     from cascade_clip.serving.http.app import run as answer
-    from cascade_clip.web_commands import open_socket
+    from cascade_clip.cli.web import open_socket
 
     service = Service(
         lambda: load_predictor(

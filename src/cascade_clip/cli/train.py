@@ -12,7 +12,7 @@ from cascade_clip.config import AugmentConfig, Config, InferenceConfig, ModelCon
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.training.run_log import LOG_FILE, RunLog, RunScreen
 from cascade_clip.training.seed_runs import FIGURES
-from cascade_clip.terminal import check_folder, progress_bar
+from cascade_clip.cli.terminal import check_folder, progress_bar
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -319,7 +319,7 @@ def _evaluate(
         summarise,
         write_whole,
     )
-    from cascade_clip.evaluate_commands import given_embeddings, print_report
+    from cascade_clip.cli.evaluate import given_embeddings, print_report
     from cascade_clip.evaluation.fingerprints import hash_checkpoint
     from cascade_clip.inference.predictor import Predictor
     from cascade_clip.evaluation.report import build_page

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cascade_clip.config import DataConfig, InferenceConfig
 from cascade_clip.config.data import DataName
-from cascade_clip.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
+from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
 
 if TYPE_CHECKING:
     from torch import Tensor

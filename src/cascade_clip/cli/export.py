@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 
-from cascade_clip.evaluate_commands import FolderOptions
-from cascade_clip.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
+from cascade_clip.cli.evaluate import FolderOptions
+from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
 
 if TYPE_CHECKING:
     from cascade_clip.inference.predictor import Predictor, Target

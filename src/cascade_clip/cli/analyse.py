@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cascade_clip.terminal import DEFAULT_RUN, RunOptions, progress_bar, say
+from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, progress_bar, say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from cascade_clip.evaluate_commands import (
+from cascade_clip.cli.evaluate import (
     DEFAULT_INFERENCE,
     FolderOptions,
     InferenceOptions,
     given_embeddings,
 )
-from cascade_clip.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
+from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
 
 if TYPE_CHECKING:
     from cascade_clip.evaluation.threshold import ThresholdChoice

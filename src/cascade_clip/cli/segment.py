@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 from cascade_clip.results.segmentation import Output, Segmentation
-from cascade_clip.terminal import DEFAULT_RUN, RunOptions, check_folder, progress_bar, say, warn
+from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, check_folder, progress_bar, say, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from cascade_clip.__main__ import COMMANDS, main
-from cascade_clip.arguments import build_parser
+from cascade_clip.cli.arguments import build_parser
 from cascade_clip.checkpoints.checkpoint import find_checkpoint
 from conftest import TINY_SETTINGS, read_reference, tensor
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 
 from cascade_clip.config import Precision
-from cascade_clip.terminal import console, say, warn
+from cascade_clip.cli.terminal import console, say, warn
 
 if TYPE_CHECKING:
     from cascade_clip.research.benchmark.machine import Measurement
