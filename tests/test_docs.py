@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade_clip.__main__ import COMMANDS
-from cascade_clip.cli.arguments import build_parser
 from cascade_clip.checkpoints.checkpoint import load_config
+from cascade_clip.cli.arguments import build_parser
+from cascade_clip.cli.main import COMMANDS
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.models.segmenter import build_segmenter

@@ -15,13 +15,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cascade_clip.config import AugmentConfig, Config
-from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
-from cascade_clip.results.segmentation import Segmentation, file_name
-from cascade_clip.results.rle import decode_mask, encode_mask
 from cascade_clip.data.transforms import TrainTransform
-from cascade_clip.vocabulary import IGNORED, LONGEST_NAME, Vocabulary, build_palette, parse_classes
+from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
 from cascade_clip.inference.windows import cut_windows, list_windows
+from cascade_clip.results.rle import decode_mask, encode_mask
+from cascade_clip.results.segmentation import Segmentation, file_name
+from cascade_clip.vocabulary import IGNORED, LONGEST_NAME, Vocabulary, build_palette, parse_classes
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 seeds = st.integers(0, 2**32 - 1)

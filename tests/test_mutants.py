@@ -12,24 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_clip.models.aggregation import (
-    BlockAttention,
-    Concatenation,
-    LastBlock,
-    WeightedSum,
-    build_aggregation,
-    gaussian_weights,
-)
 from cascade_clip.config import AggregationConfig, DecoderConfig, LossConfig
-from cascade_clip.models.decoders.transformer import (
-    CrossAttention,
-    Decoder,
-    DecoderLayer,
-    MaskAttention,
-    Similarity,
-)
-from cascade_clip.losses.mask_losses import mask_loss
+from cascade_clip.data.transforms import resize_image
 from cascade_clip.evaluation.metrics import ConfusionMatrix
+from cascade_clip.inference.class_binding import Target
 from cascade_clip.inference.predictor import (
     OTHER_PIXELS_AT_ONCE,
     PIXELS_AT_ONCE,
@@ -38,9 +24,23 @@ from cascade_clip.inference.predictor import (
     find_device,
     load_predictor,
 )
-from cascade_clip.inference.class_binding import Target
 from cascade_clip.inference.training_free import DEFAULT_BLOCK
-from cascade_clip.data.transforms import resize_image
+from cascade_clip.losses.mask_losses import mask_loss
+from cascade_clip.models.aggregation import (
+    BlockAttention,
+    Concatenation,
+    LastBlock,
+    WeightedSum,
+    build_aggregation,
+    gaussian_weights,
+)
+from cascade_clip.models.decoders.transformer import (
+    CrossAttention,
+    Decoder,
+    DecoderLayer,
+    MaskAttention,
+    Similarity,
+)
 
 
 def maps(count: int, shape: tuple[int, ...] = (2, 3, 16)) -> list[Tensor]:

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from archives import random_clip, write_openai_archive
-from cascade_clip.__main__ import main
+from cascade_clip.cli.main import main
 from cascade_clip.config import ClipConfig, Config, ModelConfig, PromptConfig
 from cascade_clip.losses.mask_losses import mask_loss
 from cascade_clip.models.segmenter import build_segmenter

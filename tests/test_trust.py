@@ -12,17 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import audit
 import collect
+import environments
 import figures
 import mutation
 import platforms
 from figures import Figure
 from mutants import list_mutants, mutate
-from packaging.requirements import Requirement
-
-import environments
 from paths import ROOT
 
 SCRIPTS = collect.find_scripts()

@@ -20,16 +20,16 @@ import yaml
 from huggingface_hub import ModelCard
 
 import cascade_clip
-from cascade_clip.__main__ import main
 from cascade_clip.checkpoints.checkpoint import (
     find_checkpoint,
     load_checkpoint,
     read_record,
     save_checkpoint,
 )
-from cascade_clip.config import ClipConfig
 from cascade_clip.checkpoints.hub import HubName, download_checkpoint, parse_hub_name
 from cascade_clip.checkpoints.model_card import build_card, licence_identifier
+from cascade_clip.cli.main import main
+from cascade_clip.config import ClipConfig
 from cascade_clip.inference.predictor import Predictor, load_predictor
 from conftest import build_tiny
 from hub_server import TOKEN, Files, Hub, Repository

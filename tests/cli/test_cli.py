@@ -16,9 +16,9 @@ import torch
 import yaml
 from PIL import Image
 
-from cascade_clip.__main__ import COMMANDS, main
-from cascade_clip.cli.arguments import build_parser
 from cascade_clip.checkpoints.checkpoint import find_checkpoint
+from cascade_clip.cli.arguments import build_parser
+from cascade_clip.cli.main import COMMANDS, main
 from conftest import TINY_SETTINGS, read_reference, tensor
 
 
@@ -41,7 +41,7 @@ def test_help_is_light() -> None:
     """`cascade-clip --help` must not import anything heavy: the names of loaded modules are
     checked, not the time."""
     script = (
-        "import sys; from cascade_clip.__main__ import main; main(['--help']);"
+        "import sys; from cascade_clip.cli.main import main; main(['--help']);"
         " print(*sorted(sys.modules))"
     )
     done = subprocess.run(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cascade_clip.__main__ import main
 from cascade_clip.checkpoints.checkpoint import find_checkpoint
+from cascade_clip.cli.main import main
 from cascade_clip.cli.quickstart import LOSS_FILE, read_curve
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade_clip.__main__ import main
+from cascade_clip.cli.main import main
 from cascade_clip.data.check.checker import CheckReport, check_data, spread
 from cascade_clip.data.check.facts import KEPT, PairFacts, read_facts, tally_facts
 from cascade_clip.data.check.order import (

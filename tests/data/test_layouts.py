@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from cascade_clip.config import DataConfig
-from cascade_clip.data.registry import build_dataset, data_templates
 from cascade_clip.data.layouts import LAYOUTS, list_layout
+from cascade_clip.data.registry import build_dataset, data_templates
 from cascade_clip.vocabulary import IGNORED, load_templates
 
 

@@ -18,8 +18,8 @@ from scipy.io import loadmat, savemat
 
 import raw_data
 from cascade_clip.data.prepare import matlab as matlab_files
-from cascade_clip.data.prepare.matlab import load_matlab, unpack_matlab
 from cascade_clip.data.prepare.masks import sbd_mask
+from cascade_clip.data.prepare.matlab import load_matlab, unpack_matlab
 from paths import TESTS
 
 LABELS = np.arange(12, dtype=np.uint8).reshape(3, 4)

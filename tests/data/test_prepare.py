@@ -21,12 +21,11 @@ import pytest
 from PIL import Image
 
 import raw_data
-from cascade_clip.__main__ import main
-from cascade_clip.datasets import archives, prepare, prepare_recipes
-from cascade_clip.data.prepare.archives import list_members
+from cascade_clip.cli.main import main
 from cascade_clip.data.folder import MASK_ENDING
 from cascade_clip.data.layouts import layout_vocabulary, list_layout
-from cascade_clip.data.prepare.preparation import check_download, find_source, prepare_dataset
+from cascade_clip.data.prepare import archives, preparation, recipes
+from cascade_clip.data.prepare.archives import list_members
 from cascade_clip.data.prepare.masks import (
     CONTEXT_IDS,
     TRAIN_IDS_ENDING,
@@ -34,6 +33,7 @@ from cascade_clip.data.prepare.masks import (
     sbd_mask,
     train_id_mask,
 )
+from cascade_clip.data.prepare.preparation import check_download, find_source, prepare_dataset
 from cascade_clip.data.prepare.recipes import RECIPES, Recipe
 from cascade_clip.vocabulary import load_vocabulary
 from paths import TESTS
@@ -45,14 +45,14 @@ CONTEXT = "VOCdevkit/VOC2010"
 @pytest.fixture(autouse=True)
 def small_recipes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recipe]:
     recipes = raw_data.small_recipes()
-    monkeypatch.setattr(prepare_recipes, "RECIPES", recipes)
+    monkeypatch.setattr(recipes, "RECIPES", recipes)
     return recipes
 
 
 def run(
     name: str, raw: Path, out: Path, workers: int = 1, recipe: Recipe | None = None
 ) -> dict[str, int]:
-    recipe = recipe or prepare_recipes.RECIPES[name]
+    recipe = recipe or recipes.RECIPES[name]
     sources = [find_source(choices, raw) for choices in recipe.needs]
     out.mkdir(exist_ok=True)
     return prepare_dataset(
@@ -317,7 +317,7 @@ def test_the_json_may_lie_where_mmsegmentation_has_it(tmp_path: Path) -> None:
     places = tmp_path / CONTEXT
     places.mkdir(parents=True)
     os.replace(tmp_path / "trainval_merged.json", places / "trainval_merged.json")
-    found = find_source(prepare_recipes.RECIPES["context"].needs[1], tmp_path)
+    found = find_source(recipes.RECIPES["context"].needs[1], tmp_path)
     assert found is not None
     assert found.path == places / "trainval_merged.json"
 
@@ -325,7 +325,7 @@ def test_the_json_may_lie_where_mmsegmentation_has_it(tmp_path: Path) -> None:
 def test_coco_annotations_of_another_kind_are_no_stuff_maps(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/instances_train2017.json").write_text("{}")
-    assert find_source(prepare_recipes.RECIPES["coco-stuff"].needs[2], tmp_path) is None
+    assert find_source(recipes.RECIPES["coco-stuff"].needs[2], tmp_path) is None
 
 
 # Stopping and going on
@@ -336,7 +336,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import raw_data
-from cascade_clip.datasets import archives, prepare
+from cascade_clip.data.prepare import archives, preparation
 
 def main(raw, out, workers, name, after):
     replace, left = os.replace, [int(after)]
@@ -347,9 +347,9 @@ def main(raw, out, workers, name, after):
         replace(*words)
     os.replace = kill
     recipe = raw_data.small_recipes()[name]
-    sources = [prepare.find_source(choices, Path(raw)) for choices in recipe.needs]
+    sources = [preparation.find_source(choices, Path(raw)) for choices in recipe.needs]
     Path(out).mkdir(exist_ok=True)
-    prepare.prepare_dataset(recipe, sources, Path(out), workers=int(workers), step=lambda done,
+    preparation.prepare_dataset(recipe, sources, Path(out), workers=int(workers), step=lambda done,
     total: None)
 
 if __name__ == "__main__":
@@ -410,7 +410,7 @@ def test_killed_while_workers_convert(tmp_path: Path) -> None:
                 f"benchmark_RELEASE/dataset/cls/{stem}.mat",
                 raw_data.sbd_file(number, (150, 200)),
             )
-    recipe = dataclasses.replace(prepare_recipes.RECIPES["voc"], checks=())
+    recipe = dataclasses.replace(recipes.RECIPES["voc"], checks=())
     run("voc", raw, tmp_path / "whole", recipe=recipe)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(tests=str(TESTS)))
@@ -438,7 +438,7 @@ def test_what_is_written_is_not_written_again(
     written: list[str] = []
     write = archives.write_file
     monkeypatch.setattr(
-        prepare,
+        preparation,
         "write_file",
         lambda path, content, parts: (written.append(path.name), write(path, content, parts))[1],
     )
@@ -555,17 +555,17 @@ def test_lists_must_have_their_exact_length(
 def test_a_listed_image_or_mask_is_missing(tmp_path: Path) -> None:
     raw_data.write_voc(tmp_path)
     run("voc", tmp_path, tmp_path / "out")
-    out, checks = tmp_path / "out", prepare_recipes.RECIPES["voc"].checks
+    out, checks = tmp_path / "out", recipes.RECIPES["voc"].checks
     (out / VOC / "SegmentationClass/2007_000033.png").unlink()
     with pytest.raises(
         ValueError, match=r"1 masks of .*val\.txt are not in .*SegmentationClass: 2007_000033"
     ):
-        prepare.check_pairs(out, checks[1])
+        preparation.check_pairs(out, checks[1])
     (out / VOC / "JPEGImages/2007_000039.jpg").unlink()
     with pytest.raises(
         ValueError, match=r"1 images of .*train\.txt are not in .*JPEGImages: 2007_000039"
     ):
-        prepare.check_pairs(out, checks[0])
+        preparation.check_pairs(out, checks[0])
 
 
 def test_coco_image_without_mask(tmp_path: Path) -> None:
@@ -851,7 +851,7 @@ def test_sizes_and_hashes_are_compared(
         "1",
     ]
     monkeypatch.setattr(
-        prepare_recipes,
+        recipes,
         "RECIPES",
         {"ade20k": dataclasses.replace(small_recipes["ade20k"], needs=RECIPES["ade20k"].needs)},
     )
@@ -875,7 +875,7 @@ def test_sizes_and_hashes_are_compared(
 def test_published_hashes(size: int, digest: str, message: str | None, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"abc")
     download = dataclasses.replace(RECIPES["ade20k"].needs[0][0], size=size, digest=digest)
-    source = prepare.Source(download, tmp_path / "a.zip")
+    source = preparation.Source(download, tmp_path / "a.zip")
     seen: list[tuple[int, int]] = []
     if message is None:
         check_download(source, lambda done, total: seen.append((done, total)))

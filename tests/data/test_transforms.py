@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from cascade_clip.data import transforms
 from cascade_clip.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
+from cascade_clip.data import transforms
 from cascade_clip.data.transforms import (
     Distortion,
     TrainTransform,

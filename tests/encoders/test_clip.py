@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from archives import random_clip, write_openai_archive
+from cascade_clip.config import ClipConfig
 from cascade_clip.encoders import clip as module
 from cascade_clip.encoders.clip import load_clip
-from cascade_clip.config import ClipConfig
 from conftest import TINY_CLIP
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cascade_clip.__main__ import main
+from cascade_clip.cli.main import main
+from cascade_clip.config import DataConfig
+from cascade_clip.data.folder import Sample
+from cascade_clip.data.registry import LabelledImages, build_dataset
 from cascade_clip.evaluation.calibration import (
     VALUES,
     CalibrationSweep,
@@ -18,14 +21,11 @@ from cascade_clip.evaluation.calibration import (
     decide,
     sweep_calibration,
 )
-from cascade_clip.config import DataConfig
-from cascade_clip.data.registry import LabelledImages, build_dataset
-from cascade_clip.data.folder import Sample
-from cascade_clip.evaluation.ranks import Ranks
 from cascade_clip.evaluation.evaluator import evaluate
 from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
-from cascade_clip.inference.predictor import LabelMap, Predictor, load_predictor
+from cascade_clip.evaluation.ranks import Ranks
 from cascade_clip.inference.class_binding import Target
+from cascade_clip.inference.predictor import LabelMap, Predictor, load_predictor
 from cascade_clip.vocabulary import Vocabulary
 
 UNSEEN = ("sand", "brick wall", "star", "fish", "mushroom", "umbrella")

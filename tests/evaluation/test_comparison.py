@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cascade_clip.__main__ import main
+from cascade_clip.cli.main import main
 from cascade_clip.evaluation.comparison import (
     Row,
     check_same_data,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cascade_clip.__main__ import main
+from cascade_clip.cli.main import main
 from cascade_clip.evaluation.ranks import Ranks, join_ranks
 
 WORDS = ["--data", "sandbox", "--limit", "5", "--pictures", "1", "--device", "cpu"]

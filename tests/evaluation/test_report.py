@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade_clip.__main__ import main
+from cascade_clip.cli.main import main
 from cascade_clip.data.folder import Sample
 from cascade_clip.evaluation.evaluator import Report
 from cascade_clip.evaluation.examples import Gallery, ImageRecord, ImageScores, image_scores

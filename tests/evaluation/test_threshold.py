@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 
 from cascade_clip.config import DataConfig
-from cascade_clip.data.registry import build_dataset
 from cascade_clip.data.folder import Sample
+from cascade_clip.data.registry import build_dataset
 from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
-from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.evaluation.threshold import (
     STEPS,
     choose_threshold,
     count_scores,
     mious_by_threshold,
 )
+from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.vocabulary import IGNORED, Vocabulary, parse_classes
 
 
@@ -99,7 +99,7 @@ def run_with_other_settings(
     words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every flag of inference and the file of embeddings have their effect; on two images."""
-    from cascade_clip.__main__ import main
+    from cascade_clip.cli.main import main
 
     dataset = Relabelled("background, grass, water, star, tree", other=0, count=2)
     mini = load_predictor("mini", "cpu")
@@ -139,7 +139,7 @@ def run_with_other_settings(
 def test_the_default_calibration_is_that_of_evaluate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cascade_clip.__main__ import main
+    from cascade_clip.cli.main import main
 
     words = [
         "threshold",
@@ -170,7 +170,7 @@ def test_embeddings_stand_in_where_unlabelled_pixels_are_background(mini: Predic
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from cascade_clip.__main__ import main
+    from cascade_clip.cli.main import main
 
     dataset = Relabelled("background, grass, water, star, tree", other=0)
     for folder in ("images", "masks"):

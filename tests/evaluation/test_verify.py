@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cascade_clip.__main__ import main
+from cascade_clip.cli.main import main
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.evaluation.evaluator import evaluate, evaluation_record, read_evaluation

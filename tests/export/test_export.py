@@ -18,20 +18,20 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from cascade_clip.export import runner as export_runner
-from cascade_clip.__main__ import main
 from cascade_clip.checkpoints.checkpoint import save_checkpoint
-from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.cli.main import main
 from cascade_clip.data.transforms import load_image, resize_image
-from paths import ROOT
+from cascade_clip.export import runner as export_runner
+from cascade_clip.inference.predictor import Predictor, load_predictor
 from conftest import TINY_CLIP, TINY_MODEL, build_tiny
+from paths import ROOT
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
-from cascade_clip.export.onnx import export_onnx, export_text, export_torch  # noqa: E402
 from cascade_clip.export.compare import compare_logits, exported_predictor  # noqa: E402
+from cascade_clip.export.onnx import export_onnx, export_text, export_torch  # noqa: E402
 
 WORDS = "cat, dog = puppy, grass, sky"
 

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cascade_clip.checkpoints import checkpoint
-from cascade_clip.files import partial as partial_files
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from cascade_clip.files import partial as partial_files
 from cascade_clip.files.partial import exchange, partial_name, remove_stale
 from cascade_clip.results.segmentation import Segmentation
 from conftest import build_tiny

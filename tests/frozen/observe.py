@@ -1,7 +1,8 @@
 """What a user of the installed package sees: names, flags, settings, keys of files.
 
-Nothing here imports an internal module by its path, because the frozen tests must outlive moves of modules.
-`python tests/frozen/observe.py FOLDER` writes the small fixtures; the ones that are committed are never written again, only added to.
+Nothing here imports an internal module by its path, because the frozen tests must outlive moves of
+modules. `python tests/frozen/observe.py FOLDER` writes the small fixtures; the ones that are
+committed are never written again, only added to.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import yaml
 
 import cascade_clip
-from cascade_clip.__main__ import COMMANDS, main
+from cascade_clip.cli.main import COMMANDS, main
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ROOT = Path(__file__).parents[2]
@@ -59,10 +60,17 @@ def public_names() -> dict[str, Any]:
 
 
 def class_names(owner: type) -> list[str]:
-    """Public methods, properties and fields that this package gives to a class (not those of torch)."""
+    """Public methods, properties and fields that this package gives to a class (not those of
+    torch)."""
     ours = [base for base in owner.__mro__ if base.__module__.startswith("cascade_clip")]
-    names = {name for base in ours for name in (*vars(base), *vars(base).get("__annotations__", {}))}
-    source = {name for base in ours for name in re.findall(r"\bself\.([a-z]\w*)(?:: [^=\n]+)? = ", inspect.getsource(base))}
+    names = {
+        name for base in ours for name in (*vars(base), *vars(base).get("__annotations__", {}))
+    }
+    source = {
+        name
+        for base in ours
+        for name in re.findall(r"\bself\.([a-z]\w*)(?:: [^=\n]+)? = ", inspect.getsource(base))
+    }
     return sorted(name for name in names | source if not name.startswith("_"))
 
 
@@ -75,7 +83,8 @@ def parameters(path: str) -> list[str]:
 
 
 def flags(command: str) -> list[str]:
-    """Words and flags of a command, as its help lists them; `--flag=choice` for every choice that a flag offers."""
+    """Words and flags of a command, as its help lists them; `--flag=choice` for every choice that a
+    flag offers."""
     code, text, errors = call(*command.split(), "--help")
     if code:
         raise ValueError(f"{command}: {errors}")
@@ -86,7 +95,8 @@ def flags(command: str) -> list[str]:
 
 
 def is_known(command: str, flag: str, value: str = "") -> bool:
-    """Whether a command takes a flag that its help does not list; beside a flag that does not exist nothing is ever run."""
+    """Whether a command takes a flag that its help does not list; beside a flag that does not exist
+    nothing is ever run."""
     for words in [[flag, value]] if value else [[flag], [flag, "1"]]:
         _, _, errors = call(*command.split(), "--no-such-flag", *words)
         refused = re.findall(r"(?<![\w.-])--[\w.-]+", errors.partition("\n")[0])
@@ -101,7 +111,9 @@ def find_function(name: str) -> Callable[..., Any]:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.name == name:
                 parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-                found: Callable[..., Any] = getattr(importlib.import_module(".".join(parts).removesuffix(".__init__")), name)
+                found: Callable[..., Any] = getattr(
+                    importlib.import_module(".".join(parts).removesuffix(".__init__")), name
+                )
                 return found
     raise LookupError(f"no function {name} in {PACKAGE}")
 
@@ -127,7 +139,11 @@ def settings_of(file: Path) -> dict[str, Any]:
 def changed_settings(file: Path) -> dict[str, Any]:
     """The settings of a file that are not the defaults."""
     defaults = dotted(dataclasses.asdict(cascade_clip.Config()))
-    return {key: value for key, value in settings_of(file).items() if key not in defaults or defaults[key] != value}
+    return {
+        key: value
+        for key, value in settings_of(file).items()
+        if key not in defaults or defaults[key] != value
+    }
 
 
 def json_keys(value: Any, prefix: str = "") -> set[str]:
@@ -137,12 +153,19 @@ def json_keys(value: Any, prefix: str = "") -> set[str]:
     if not isinstance(value, dict):
         return set()
     start = f"{prefix}." if prefix else ""
-    return {key for name, item in value.items() for key in (start + name, *json_keys(item, start + name))}
+    return {
+        key
+        for name, item in value.items()
+        for key in (start + name, *json_keys(item, start + name))
+    }
 
 
 def model_shapes(name: str) -> dict[str, list[int]]:
     """Names and shapes of a model's weights."""
-    return {key: list(value.shape) for key, value in cascade_clip.load(name, device="cpu").model.state_dict().items()}
+    return {
+        key: list(value.shape)
+        for key, value in cascade_clip.load(name, device="cpu").model.state_dict().items()
+    }
 
 
 def write_all(folder: Path) -> None:
@@ -151,14 +174,20 @@ def write_all(folder: Path) -> None:
     found = {
         "public_names.json": public_names(),
         "commands.json": {command: flags(command) for command in COMMANDS},
-        "configs.json": {path.name: changed_settings(path) for path in sorted((ROOT / "configs").glob("*.yaml"))},
+        "configs.json": {
+            path.name: changed_settings(path) for path in sorted((ROOT / "configs").glob("*.yaml"))
+        },
         "weights.json": {name: model_shapes(name) for name in ("mini", "mini-last")},
     }
     for name, values in found.items():
-        rows = ",\n".join(f'"{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in values.items())
+        rows = ",\n".join(
+            f'"{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in values.items()
+        )
         (folder / name).write_text(f"{{\n{rows}\n}}\n", encoding="utf-8")
     defaults = json.loads(json.dumps(dataclasses.asdict(cascade_clip.Config())))
-    (folder / "defaults.yaml").write_text(yaml.safe_dump(defaults, sort_keys=False), encoding="utf-8")
+    (folder / "defaults.yaml").write_text(
+        yaml.safe_dump(defaults, sort_keys=False), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,11 @@ FROZEN = read_fixture("commands.json")
 @pytest.mark.parametrize("command", FROZEN)
 def test_command_keeps_its_flags(command: str) -> None:
     lost = set(FROZEN[command]) - set(flags(command))
-    assert not {name for name in lost if not name.startswith("--") or not is_known(command, *name.partition("=")[::2])}
+    assert not {
+        name
+        for name in lost
+        if not name.startswith("--") or not is_known(command, *name.partition("=")[::2])
+    }
 
 
 def test_hidden_spellings_are_known_and_others_are_not() -> None:

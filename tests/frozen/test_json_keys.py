@@ -1,4 +1,5 @@
-"""Keys of every JSON file, event and answer that we write: whoever reads one by its keys still can."""
+"""Keys of every JSON file, event and answer that we write: whoever reads one by its keys still
+can."""
 
 from __future__ import annotations
 
@@ -35,12 +36,28 @@ def read(path: str) -> Any:
 
 
 def train() -> Made:
-    events = [json.loads(line) for line in run("train", "settings.yaml", "--out", "new", "--json-lines").splitlines()]
-    events += [json.loads(line) for line in run("train", "settings.yaml", "--out", "no", "--dry-run", "--json-lines").splitlines()]
-    events += [json.loads(line) for line in call("train", "settings.yaml", "--out", "new", "--json-lines")[1].splitlines()]
-    found = {f"event {name}": [event for event in events if event["event"] == name] for name in {event["event"] for event in events}}
+    events = [
+        json.loads(line)
+        for line in run("train", "settings.yaml", "--out", "new", "--json-lines").splitlines()
+    ]
+    events += [
+        json.loads(line)
+        for line in run(
+            "train", "settings.yaml", "--out", "no", "--dry-run", "--json-lines"
+        ).splitlines()
+    ]
+    events += [
+        json.loads(line)
+        for line in call("train", "settings.yaml", "--out", "new", "--json-lines")[1].splitlines()
+    ]
+    found = {
+        f"event {name}": [event for event in events if event["event"] == name]
+        for name in {event["event"] for event in events}
+    }
     header = Path("new/metrics.csv").read_text().splitlines()[0].split(",")
-    files = {name: read(f"new/{name}") for name in ("run.json", "report.json", "model/checkpoint.json")}
+    files = {
+        name: read(f"new/{name}") for name in ("run.json", "report.json", "model/checkpoint.json")
+    }
     return {**found, **files, "metrics.csv": dict.fromkeys(header)}
 
 
@@ -59,8 +76,21 @@ def evaluate() -> Made:
 
 
 def segment() -> Made:
-    run("segment", "images/0.png", "--model", "run", "--outputs", "overlay,index,heatmaps,labelme,coco", "--out", "labels", "--quiet")
-    return {f"segment {name}": read(f"labels/{name}") for name in ("0.json", "0_coco.json", "0_labelme.json", "coco.json")}
+    run(
+        "segment",
+        "images/0.png",
+        "--model",
+        "run",
+        "--outputs",
+        "overlay,index,heatmaps,labelme,coco",
+        "--out",
+        "labels",
+        "--quiet",
+    )
+    return {
+        f"segment {name}": read(f"labels/{name}")
+        for name in ("0.json", "0_coco.json", "0_labelme.json", "coco.json")
+    }
 
 
 def check_data() -> Made:
@@ -96,19 +126,41 @@ def serve() -> Made:
         made["serve refusal"] = httpx.post(f"{address}/segment", data=form, timeout=60).json()
         made["serve health"] = httpx.get(f"{address}/health", timeout=60).json()
         described = httpx.get(f"{address}/openapi.json", timeout=60).json()
-    made["serve paths"] = {path: dict.fromkeys(operations) for path, operations in described["paths"].items()}
+    made["serve paths"] = {
+        path: dict.fromkeys(operations) for path, operations in described["paths"].items()
+    }
     return made
 
 
 @contextlib.contextmanager
 def service() -> Iterator[str]:
     """The address of a service in a process of its own."""
-    words = [sys.executable, "-u", "-m", "cascade_clip", "serve", "--model", "mini", "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    words = [
+        sys.executable,
+        "-u",
+        "-m",
+        "cascade_clip",
+        "serve",
+        "--model",
+        "mini",
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         try:
             assert process.stdout is not None
-            address = next(found[0] for line in process.stdout if (found := re.search(r"http://[\w.]+:\d+", line)))
-            while httpx.get(f"{address}/health", timeout=60).status_code != 200:  # it loads its model
+            address = next(
+                found[0]
+                for line in process.stdout
+                if (found := re.search(r"http://[\w.]+:\d+", line))
+            )
+            while (
+                httpx.get(f"{address}/health", timeout=60).status_code != 200
+            ):  # it loads its model
                 time.sleep(0.1)
             yield address
         finally:
@@ -119,12 +171,18 @@ MAKERS = (train, train_seeds, evaluate, segment, check_data, reproduce, export, 
 
 
 def keys_of(make: Callable[[], Made]) -> dict[str, list[str]]:
-    """Sorted keys of everything that a maker makes; facts about a git checkout are there only in one."""
-    return {name: sorted(key for key in json_keys(value) if ".git" not in key) for name, value in sorted(make().items())}
+    """Sorted keys of everything that a maker makes; facts about a git checkout are there only in
+    one."""
+    return {
+        name: sorted(key for key in json_keys(value) if ".git" not in key)
+        for name, value in sorted(make().items())
+    }
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-def test_keys_stay(make: Callable[[], Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_stay(
+    make: Callable[[], Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(FIXTURES / "world", tmp_path / "world")
     monkeypatch.chdir(tmp_path / "world")
     frozen, now = FROZEN[make.__name__], keys_of(make)

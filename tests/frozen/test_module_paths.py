@@ -23,12 +23,17 @@ def strings(folder: Path) -> Iterator[tuple[str, str]]:
     """File and value of every string constant that looks like a dotted path into the package."""
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and PATTERN.fullmatch(node.value):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and PATTERN.fullmatch(node.value)
+            ):
                 yield path.relative_to(folder).as_posix(), node.value
 
 
 def resolve(text: str) -> object:
-    """Import the module and follow the attributes; without a colon, the longest prefix that is a module is imported."""
+    """Import the module and follow the attributes; without a colon, the longest prefix that is a
+    module is imported."""
     module, colon, attributes = text.partition(":")
     rest = attributes.split(".") if colon else []
     while True:
@@ -62,7 +67,10 @@ def test_strings_are_found() -> None:
     assert len(FOUND) > 25
 
 
-@pytest.mark.parametrize("text", ["cascade_clip.never", "cascade_clip.__main__:never", "cascade_clip.__main__.main.never"])
+@pytest.mark.parametrize(
+    "text",
+    ["cascade_clip.never", "cascade_clip.__main__:never", "cascade_clip.__main__.main.never"],
+)
 def test_a_wrong_path_is_an_error(text: str) -> None:
     with pytest.raises((ImportError, AttributeError)):
         resolve(text)

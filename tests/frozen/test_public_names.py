@@ -1,4 +1,5 @@
-"""Public names, their parameters, and the import paths that the documentation has shown: all stay importable."""
+"""Public names, their parameters, and the import paths that the documentation has shown: all stay
+importable."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ DOCUMENTED = (
     ("cascade_clip.sandbox.pretrain", "evaluate_presence"),  # docs/sandbox.md
     ("cascade_clip.sandbox.scenes", "make_scene"),  # docs/sandbox.md
 )
-"""Modules and names of `from MODULE import NAME` as they stood in README.md and docs before the modules moved."""
+"""Modules and names of `from MODULE import NAME` as they stood in README.md and docs before the
+modules moved."""
 
 
 @pytest.mark.parametrize("module, name", DOCUMENTED, ids=".".join)
@@ -37,6 +39,7 @@ def test_public_names_stay() -> None:
 
 @pytest.mark.parametrize("function", FROZEN["parameters"])
 def test_parameters_keep_names_and_places(function: str) -> None:
-    """Old calls by position and by name both still mean the same; new parameters come after the old ones."""
+    """Old calls by position and by name both still mean the same; new parameters come after the old
+    ones."""
     frozen = FROZEN["parameters"][function]
     assert public_names()["parameters"][function][: len(frozen)] == frozen

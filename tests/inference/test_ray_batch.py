@@ -13,8 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cascade_clip.__main__ import main
+from cascade_clip.cli.main import main
+from cascade_clip.cli.terminal import RunOptions
 from cascade_clip.inference.image_batch import Source, request_fingerprint, segment_sources
+from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.inference.ray_batch import (
+    BlockWorker,
+    Recipe,
+    Report,
+    pack_block,
+    require_ray,
+    share_devices,
+    unpack_block,
+)
 from cascade_clip.inference.ray_manifest import (
     FOLDER,
     Block,
@@ -26,17 +37,6 @@ from cascade_clip.inference.ray_manifest import (
     read_manifest,
     write_part,
 )
-from cascade_clip.inference.predictor import Predictor, load_predictor
-from cascade_clip.inference.ray_batch import (
-    BlockWorker,
-    Recipe,
-    Report,
-    pack_block,
-    require_ray,
-    share_devices,
-    unpack_block,
-)
-from cascade_clip.cli.terminal import RunOptions
 from many_pictures import NAMES, read_results, write_pictures
 
 

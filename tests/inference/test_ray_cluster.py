@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
-from cascade_clip.__main__ import main
-from cascade_clip.inference.ray_manifest import FOLDER, read_manifest
+from cascade_clip.cli.main import main
 from cascade_clip.inference.ray_batch import require_ray
+from cascade_clip.inference.ray_manifest import FOLDER, read_manifest
 from many_pictures import NAMES, read_results, write_pictures
 from paths import ROOT
 

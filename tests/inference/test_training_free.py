@@ -13,14 +13,14 @@ from PIL import Image
 from torch.nn import functional as F
 
 from archives import random_clip, write_openai_archive
-from cascade_clip.__main__ import main
+from cascade_clip.cli.main import main
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset
-from cascade_clip.models.decoders.transformer import Similarity
+from cascade_clip.encoders.towers import OpenClipTower
 from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
 from cascade_clip.inference.predictor import Predictor, load_predictor
-from cascade_clip.encoders.towers import OpenClipTower
 from cascade_clip.inference.training_free import parse_clip
+from cascade_clip.models.decoders.transformer import Similarity
 from conftest import TINY_CLIP
 
 SCENES = 24

@@ -1,6 +1,7 @@
 """Our outputs equal the released programs' arrays, through import, load and the public calls.
 
-`python tests/models/test_parity.py` prints the table of arrays and largest differences that the docs show.
+`python tests/models/test_parity.py` prints the table of arrays and largest differences that the
+docs show.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cascade_clip.models.backbone import resize_positions
-from cascade_clip.config import Config, OptimizerConfig
 from cascade_clip.checkpoints.released import convert_released
-from cascade_clip.losses.mask_losses import mask_loss, present_pairs, upsample
-from cascade_clip.models.segmenter import relation_descriptor
+from cascade_clip.config import Config, OptimizerConfig
 from cascade_clip.inference.predictor import Predictor, list_windows, load_predictor
+from cascade_clip.losses.mask_losses import mask_loss, present_pairs, upsample
+from cascade_clip.models.backbone import resize_positions
+from cascade_clip.models.segmenter import relation_descriptor
 from cascade_clip.training.fit import SegmentationTask, learning_rate
 from conftest import TINY_SETTINGS, import_reference, read_reference, tensor
 

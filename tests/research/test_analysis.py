@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
-from cascade_clip.__main__ import main
 from cascade_clip.cli.analyse import _name_colors
+from cascade_clip.cli.main import main
+from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.research.analysis import (
     block_alignment,
     compare_stages,
@@ -22,7 +23,6 @@ from cascade_clip.research.analysis import (
     minibatch_hsic,
     patch_similarity,
 )
-from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 

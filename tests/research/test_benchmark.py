@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.functional import normalize
 
+from cascade_clip.cli.main import main
+from cascade_clip.config import Config, InferenceConfig
+from cascade_clip.losses.mask_losses import Places, mask_loss, upsample
+from cascade_clip.models.segmenter import Segmenter, build_segmenter
+from cascade_clip.ops.running_argmax import first_best
 from cascade_clip.research.benchmark import reference as textbook
-from cascade_clip.__main__ import main
-from cascade_clip.research.benchmark.machine import Measurement
 from cascade_clip.research.benchmark.cases import (
     TUNED,
     Row,
@@ -26,6 +29,7 @@ from cascade_clip.research.benchmark.cases import (
     run_process,
 )
 from cascade_clip.research.benchmark.gpu import GpuPlan, labels_of, measure_gpu
+from cascade_clip.research.benchmark.machine import Measurement
 from cascade_clip.research.benchmark.work import (
     Work,
     blocky_labels,
@@ -36,10 +40,6 @@ from cascade_clip.research.benchmark.work import (
     prepare,
     time_work,
 )
-from cascade_clip.config import Config, InferenceConfig
-from cascade_clip.losses.mask_losses import Places, mask_loss, upsample
-from cascade_clip.models.segmenter import Segmenter, build_segmenter
-from cascade_clip.ops.running_argmax import first_best
 
 
 @pytest.fixture

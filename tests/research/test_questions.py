@@ -16,19 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cascade_clip.__main__ import main
-from cascade_clip.research.analysis import keep_stages
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from cascade_clip.config import Config, InferenceConfig, LossConfig
-from cascade_clip.data.registry import build_dataset
 from cascade_clip.cli.evaluate import InferenceOptions
-from cascade_clip.models.segmenter import StageMasks
-from cascade_clip.losses.objective import step_loss
+from cascade_clip.cli.main import main
+from cascade_clip.config import Config, InferenceConfig, LossConfig
 from cascade_clip.config.serialization import config_from_dict
-from cascade_clip.inference.predictor import Predictor, load_predictor
-from cascade_clip.serving.http.batching import segment_together
+from cascade_clip.data.registry import build_dataset
 from cascade_clip.inference.class_binding import background_words
-from cascade_clip.training.fit import SegmentationTask, fit, prepare
+from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.losses.objective import step_loss
+from cascade_clip.models.segmenter import StageMasks
 from cascade_clip.ops.upsampling import (
     box_mean,
     fit_colors,
@@ -36,6 +33,9 @@ from cascade_clip.ops.upsampling import (
     upsample_guided,
     window_guide,
 )
+from cascade_clip.research.analysis import keep_stages
+from cascade_clip.serving.http.batching import segment_together
+from cascade_clip.training.fit import SegmentationTask, fit, prepare
 from cascade_clip.vocabulary import load_words
 from conftest import TINY_CLIP, TINY_MODEL, build_tiny
 from tiny_runs import tiny_config, weights, write_folders
@@ -475,8 +475,8 @@ def test_learned_weights_are_exported(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{"combine": "confidence"}, {"upsampler": "guided"}], ids=str)
 def test_what_cannot_be_exported_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    from cascade_clip.export.onnx import export_torch
     from cascade_clip.export.compare import ExportedNetwork
+    from cascade_clip.export.onnx import export_torch
 
     predictor = with_settings(Predictor(build_tiny(one_block()), device="cpu"), **changes)
     name, value = next(iter(changes.items()))

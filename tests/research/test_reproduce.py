@@ -22,12 +22,12 @@ import yaml
 
 from cascade_clip.cli import reproduce as reproduce_commands
 from cascade_clip.cli import terminal
-from cascade_clip.__main__ import main
-from cascade_clip.evaluation.bootstrap import Tallies
+from cascade_clip.cli.main import main
 from cascade_clip.config import Config, DataConfig, InferenceConfig
-from cascade_clip.data.registry import build_dataset, sandbox_vocabulary
 from cascade_clip.config.serialization import config_from_dict, read_yaml
-from cascade_clip.reproduction import job_process, jobs
+from cascade_clip.data.registry import build_dataset, sandbox_vocabulary
+from cascade_clip.evaluation.bootstrap import Tallies
+from cascade_clip.research.reproduction import job_process, jobs
 from cascade_clip.research.reproduction.entries import (
     Entry,
     Row,

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade_clip.evaluation.bootstrap import Tallies, compare_paired
 from cascade_clip.checkpoints.checkpoint import find_checkpoint, load_checkpoint
-from cascade_clip.models.cost import Cost
+from cascade_clip.evaluation.bootstrap import Tallies, compare_paired
 from cascade_clip.inference.predictor import load_predictor
-from cascade_clip.reproduction import counts, figures
+from cascade_clip.models.cost import Cost
+from cascade_clip.research.reproduction import counts, figures
 from cascade_clip.research.reproduction.charts import (
     describe_picture,
     draw_differences,
@@ -42,6 +42,7 @@ from cascade_clip.research.reproduction.runs import (
     write_result,
 )
 from cascade_clip.research.reproduction.sections import Section, build_section
+from cascade_clip.research.reproduction.settings import load_world, merge
 from cascade_clip.research.reproduction.tables import (
     Cell,
     Table,
@@ -51,7 +52,6 @@ from cascade_clip.research.reproduction.tables import (
 )
 from cascade_clip.research.reproduction.verdicts import Verdict, compare_seeds, judge
 from cascade_clip.research.reproduction.wording import describe, describe_choices, outcome_words
-from cascade_clip.research.reproduction.settings import load_world, merge
 
 SEEN = np.array([True, False])
 PAPER: Figures = (40.0, 30.0, 34.3)

@@ -26,13 +26,11 @@ pytest.importorskip("prometheus_client")
 
 from fastapi.testclient import TestClient
 
-from cascade_clip.__main__ import main
+from cascade_clip.cli.main import main
 from cascade_clip.inference.predictor import Predictor, load_predictor
-from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.results.rle import decode_mask
+from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
-from cascade_clip.serving.http.app import LOCAL_HOSTS, Service, build_app
-from cascade_clip.serving.http.options import ServiceOptions
 from cascade_clip.serving.http.answering import (
     Answer,
     Answerer,
@@ -41,6 +39,8 @@ from cascade_clip.serving.http.answering import (
     read_question,
     read_words,
 )
+from cascade_clip.serving.http.app import LOCAL_HOSTS, Service, build_app
+from cascade_clip.serving.http.options import ServiceOptions
 
 WORDS = "water, snow, fabric, umbrella"
 OPTIONS = ServiceOptions(max_upload=1, max_pixels=40_000, max_words=12, queue=1)

@@ -17,13 +17,13 @@ import torch
 
 pytest.importorskip("uvicorn")
 
+from cascade_clip.encoders.text import _cache_folder
 from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.serving.http.batching import RememberedText, SharedForward, segment_together
 from cascade_clip.serving.http.guard import UPLOADS_AT_ONCE, Guard, PatientProtocol, Refusal
 from cascade_clip.serving.http.options import ServiceOptions
 from cascade_clip.serving.http.queue import JobQueue, Slots, Stopped
-from cascade_clip.encoders.text import _cache_folder
 
 
 def test_slots_are_free_when_all_have_let_go() -> None:

@@ -23,10 +23,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cascade_clip.__main__ import main
+from cascade_clip.cli.main import main
 from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.sandbox.scenes import CLASS_NAMES, PALETTE, SceneConfig, make_scene
-from cascade_clip.vocabulary import build_palette, parse_classes
+from cascade_clip.serving.web.guard import FORM_OVERHEAD, LOOPBACK, MOST_JSON, Guard
 from cascade_clip.serving.web.studio import (
     LONGEST_TEXT,
     MOST_NAMES,
@@ -41,7 +41,7 @@ from cascade_clip.serving.web.studio import (
     parse_words,
     with_known_colors,
 )
-from cascade_clip.serving.web.guard import FORM_OVERHEAD, LOOPBACK, MOST_JSON, Guard
+from cascade_clip.vocabulary import build_palette, parse_classes
 
 WORDS = "water, snow, fabric, umbrella"
 MAX_UPLOAD = 200_000

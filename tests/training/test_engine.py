@@ -19,10 +19,10 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from cascade_clip.training.data_module import TrainingBatches
 from cascade_clip.config import TrainConfig
 from cascade_clip.data.registry import build_dataset
-from cascade_clip.training.non_finite import Cause, describe, merge_causes
+from cascade_clip.training.data_module import TrainingBatches
+from cascade_clip.training.ema import EmaTeacher
 from cascade_clip.training.engine import (
     Stopped,
     build_trainer,
@@ -30,9 +30,9 @@ from cascade_clip.training.engine import (
     is_first_process,
     stopping_at_once,
 )
-from cascade_clip.training.protocols import TrainingProtocol
-from cascade_clip.training.ema import EmaTeacher
 from cascade_clip.training.fit import SegmentationTask, describe_batch, fit, prepare
+from cascade_clip.training.non_finite import Cause, describe, merge_causes
+from cascade_clip.training.protocols import TrainingProtocol
 from tiny_runs import DROPOUT, largest_gap, tiny_config, weights, write_folders
 
 

@@ -18,12 +18,13 @@ from PIL import Image
 
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, read_record, save_checkpoint
 from cascade_clip.config import Config
-from cascade_clip.data.registry import build_dataset
 from cascade_clip.config.serialization import config_to_dict
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.data.registry import build_dataset
 from cascade_clip.encoders.text import TextEncoder
+from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.training.fit import SegmentationTask, fit, prepare
 from conftest import build_tiny
+from paths import TESTS
 from tiny_runs import (
     DROPOUT,
     NAMES,
@@ -33,7 +34,6 @@ from tiny_runs import (
     weights,
     write_folders,
 )
-from paths import TESTS
 
 
 @pytest.fixture(scope="session")

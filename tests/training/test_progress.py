@@ -17,9 +17,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from cascade_clip.training import progress
-from cascade_clip.training import wandb_run
 from cascade_clip.config import Config, LossConfig
+from cascade_clip.training import progress, wandb_run
 from cascade_clip.training.progress import (
     COLUMNS,
     Meter,

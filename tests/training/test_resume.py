@@ -21,12 +21,13 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 
-from cascade_clip.training import resume as states
 from cascade_clip.config import Config
-from cascade_clip.training.non_finite import Cause, describe, find_cause
-from cascade_clip.training.engine import STOPPED, Stopped
-from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.config.serialization import config_to_dict
+from cascade_clip.models.segmenter import Segmenter
+from cascade_clip.training import resume as states
+from cascade_clip.training.engine import STOPPED, Stopped
+from cascade_clip.training.fit import fit
+from cascade_clip.training.non_finite import Cause, describe, find_cause
 from cascade_clip.training.progress import read_metrics
 from cascade_clip.training.resume import (
     StateFiles,
@@ -35,7 +36,6 @@ from cascade_clip.training.resume import (
     newest_state,
     state_path,
 )
-from cascade_clip.training.fit import fit
 from conftest import build_tiny
 from tiny_runs import DROPOUT, ZERO_GRADIENT, largest_gap, tiny_config, weights, write_folders
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cascade_clip.cli import train as train_commands
+from cascade_clip.cli.train import TrainOptions, train
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.training.seed_runs import (
@@ -21,7 +22,6 @@ from cascade_clip.training.seed_runs import (
     seeds_line,
     write_seeds,
 )
-from cascade_clip.cli.train import TrainOptions, train
 
 CONFIG = config_from_dict(
     Config, {"data": {"name": "sandbox"}, "evaluation": {"name": "sandbox", "limit": 3}}

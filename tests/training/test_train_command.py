@@ -16,19 +16,19 @@ import torch
 import yaml
 from PIL import Image
 
-from cascade_clip.__main__ import main
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, read_record
+from cascade_clip.cli.main import main
+from cascade_clip.cli.train import TrainOptions, start_from, train
 from cascade_clip.config import AugmentConfig, Config, ModelConfig
-from cascade_clip.data.registry import build_dataset
-from cascade_clip.training.dry_run import count_images, measure_activations
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
+from cascade_clip.data.registry import build_dataset
+from cascade_clip.results.segmentation import Segmentation
+from cascade_clip.training.dry_run import count_images, measure_activations
+from cascade_clip.training.fit import SegmentationTask, fit, prepare
+from cascade_clip.training.prediction_previews import Row, SheetWriter, draw_sheet
 from cascade_clip.training.progress import read_metrics
 from cascade_clip.training.provenance import describe_batch, read_git
-from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.training.run_report import build_run_page, changed_settings
-from cascade_clip.training.prediction_previews import Row, SheetWriter, draw_sheet
-from cascade_clip.training.fit import SegmentationTask, fit, prepare
-from cascade_clip.cli.train import TrainOptions, start_from, train
 from conftest import TINY_MODEL
 
 NAMES = ("cat", "dog", "grass", "sky")

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-from figures import Figure, main
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from figures import Figure, main
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -119,7 +119,7 @@ def import_all() -> dict[str, str]:
 
 def run(words: list[str]) -> dict[str, object]:
     """Exit code and output of a command."""
-    from cascade_clip.__main__ import main
+    from cascade_clip.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -96,7 +96,7 @@ def ask_child(work: Callable[[], Any]) -> Any:
 
 def run_command(words: list[str]) -> Said:
     """A command of the program in this process."""
-    from cascade_clip.__main__ import main
+    from cascade_clip.cli.main import main
 
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):

@@ -22,6 +22,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 import yaml
+from PIL import Image
+
+import raw_data
+from cascade_clip.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cascade_clip.config.serialization import config_to_dict
+from cascade_clip.data.prepare import recipes as prepare_recipes
+from cascade_clip.data.prepare.preparation import find_source, prepare_dataset
+from cascade_clip.inference.image_batch import find_sources, segment_sources
+from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.training.fit import fit
 from children import (
     READ_ONLY,
     REMOUNT,
@@ -33,18 +43,8 @@ from children import (
     own_namespace,
     run_command,
 )
-from figures import Figure, main
-from PIL import Image
-
-import raw_data
-from cascade_clip.inference.image_batch import find_sources, segment_sources
-from cascade_clip.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from cascade_clip.data.prepare import recipes as prepare_recipes
-from cascade_clip.data.prepare.preparation import find_source, prepare_dataset
-from cascade_clip.config.serialization import config_to_dict
-from cascade_clip.inference.predictor import load_predictor
-from cascade_clip.training.fit import fit
 from conftest import build_tiny
+from figures import Figure, main
 from hub_server import Hub, _Handler
 from tiny_runs import DROPOUT, tiny_config, write_folders
 

@@ -21,8 +21,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 import yaml
-from children import start_child
-from figures import Figure, main
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
@@ -30,13 +28,15 @@ from scipy.sparse import csc_matrix
 
 import test_fuzz
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, load_config, save_checkpoint
-from cascade_clip.config import Config
-from cascade_clip.data.prepare.matlab import unpack_matlab
-from cascade_clip.data.prepare.masks import DetailMasks, context_mask, detail_mask, sbd_mask
 from cascade_clip.checkpoints.released import read_released
+from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_to_dict
+from cascade_clip.data.prepare.masks import DetailMasks, context_mask, detail_mask, sbd_mask
+from cascade_clip.data.prepare.matlab import unpack_matlab
 from cascade_clip.results.rle import decode_mask, encode_mask
+from children import start_child
 from conftest import build_tiny
+from figures import Figure, main
 
 FULL_SECONDS, QUICK_SECONDS = 300.0, 1.0
 """Seconds that all readers are fuzzed for, together."""

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import Figure, main
-from odd_pictures import Case, all_cases, damaged, encode, odd_modes, scene
 from PIL import Image
 
 from cascade_clip.inference.image_batch import IMAGE_SUFFIXES
+from figures import Figure, main
+from odd_pictures import Case, all_cases, damaged, encode, odd_modes, scene
 
 HANG = 10.0
 """Seconds of processor time that one file may take."""
@@ -335,9 +335,9 @@ REFUSED = (
 def try_names(folder: Path, wanted: Iterable[str]) -> Figure:
     """Class names become file names and JSON: everything written stays in its folder, everything
     refused is one line."""
+    from cascade_clip.inference.class_binding import as_vocabulary
     from cascade_clip.inference.predictor import load_predictor
     from cascade_clip.results.segmentation import Segmentation
-    from cascade_clip.inference.class_binding import as_vocabulary
 
     predictor = load_predictor("mini", device="cpu")
     picture = np.array(scene(64, 80))

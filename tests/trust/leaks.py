@@ -28,12 +28,12 @@ import httpx
 import numpy as np
 import psutil
 import torch
-from figures import Figure, main
 from PIL import Image
 
 from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 from cascade_clip.serving.web.studio import Question, Studio, heat_map
+from figures import Figure, main
 from load_service import start_service
 
 MOST = 1024.0

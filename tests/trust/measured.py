@@ -13,7 +13,7 @@ from pathlib import Path
 
 def run() -> int:
     """The command's exit code."""
-    from cascade_clip.__main__ import main
+    from cascade_clip.cli.main import main
 
     try:
         return main(sys.argv[2:])

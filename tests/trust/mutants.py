@@ -223,7 +223,7 @@ def serve(folder: Path, libraries: Sequence[str] = LIBRARIES) -> None:
 
 
 def _run(folder: Path, job: dict) -> int:
-    path = folder / "src" / "cascade_clip" / f"{job['module']}.py"
+    path = folder / "src" / "cascade_clip" / f"{job['module'].replace('.', '/')}.py"
     original = path.read_bytes()
     for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
         compiled.unlink()  # its time stamp has whole seconds only

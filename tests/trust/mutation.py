@@ -26,20 +26,23 @@ ROOT = Path(__file__).resolve().parents[2]
 ALONE = "--noconftest"
 """Without the fixtures, whose imports take longer than the tests."""
 TESTS = {
-    "losses": [
+    "losses.mask_losses.mask_losses": [
         [ALONE, "tests/losses/test_losses.py"],
         [ALONE, "tests/test_mutants.py::TestLosses"],
     ],
-    "metrics": [
+    "evaluation.metrics": [
         [ALONE, "tests/evaluation/test_metrics.py"],
         [ALONE, "tests/test_mutants.py::TestMetrics"],
     ],
-    "aggregation": [
+    "models.aggregation": [
         [ALONE, "tests/test_mutants.py::TestAggregation"],
         ["tests/models/test_segmenter.py"],
     ],
-    "decoder": [[ALONE, "tests/test_mutants.py::TestDecoder"], ["tests/models/test_segmenter.py"]],
-    "predictor": [
+    "models.decoders.transformer": [
+        [ALONE, "tests/test_mutants.py::TestDecoder"],
+        ["tests/models/test_segmenter.py"],
+    ],
+    "inference.predictor": [
         [ALONE, "tests/test_mutants.py::TestPredictor"],
         ["tests/inference/test_predictor.py"],
     ],
@@ -50,19 +53,19 @@ not."""
 MUTANTS, PROMISED = 200, 0.85
 
 EQUIVALENT = {
-    "aggregation.BlockAttention.forward: need_weights=False -> need_weights=True": (
+    "models.aggregation.BlockAttention.forward: need_weights=False -> need_weights=True": (
         "the weights are dropped; only the speed differs"
     ),
-    "losses._check_labels: strict=True -> strict=False": (
+    "losses.mask_losses._check_labels: strict=True -> strict=False": (
         "reached only where labels have three axes, so both sides have two entries"
     ),
-    "metrics.Scores.to_json: strict=True -> strict=False": (
+    "evaluation.metrics.Scores.to_json: strict=True -> strict=False": (
         "__post_init__ has compared the four lengths"
     ),
-    "predictor.Predictor._score_chunks: len(found) > 1 -> len(found) >= 1": (
+    "inference.predictor.Predictor._score_chunks: len(found) > 1 -> len(found) >= 1": (
         "a division by 1 changes no bit; only the speed differs"
     ),
-    "predictor.Predictor.best_rows: strict=True -> strict=False": (
+    "inference.predictor.Predictor.best_rows: strict=True -> strict=False": (
         "one list was made from the other"
     ),
 }
@@ -71,7 +74,7 @@ EQUIVALENT = {
 
 def measure(quick: bool) -> Iterator[Figure]:
     """Figures per module and over all; in quick mode three mutants of one module."""
-    chosen = sample(3 if quick else MUTANTS, ["losses"] if quick else list(TESTS))
+    chosen = sample(3 if quick else MUTANTS, ["losses.mask_losses"] if quick else list(TESTS))
     with (
         tempfile.TemporaryDirectory(prefix="cascade-clip-mutants-") as folder,
         Workers(Path(folder), 1 if quick else 2, quick) as workers,
@@ -117,7 +120,9 @@ def _figure(module: str, chosen: list[Mutant], survivors: list[Mutant]) -> Figur
 
 def read(module: str) -> str:
     """The source of a module."""
-    return (ROOT / "src" / "cascade_clip" / f"{module}.py").read_text(encoding="utf-8")
+    return (ROOT / "src" / "cascade_clip" / f"{module.replace('.', '/')}.py").read_text(
+        encoding="utf-8"
+    )
 
 
 def sample(count: int, modules: list[str], seed: int = 0) -> list[Mutant]:

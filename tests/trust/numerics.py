@@ -20,8 +20,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 import yaml
-from children import run_command
-from figures import Figure, main
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -29,10 +27,12 @@ from cascade_clip.checkpoints.checkpoint import save_checkpoint
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
 from cascade_clip.inference.predictor import load_predictor
-from cascade_clip.training.progress import quiet_engine
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 from cascade_clip.training.fit import fit
+from cascade_clip.training.progress import quiet_engine
+from children import run_command
 from conftest import build_tiny
+from figures import Figure, main
 from tiny_runs import DROPOUT, tiny_config, write_folders
 
 

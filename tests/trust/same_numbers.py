@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from cascade_clip.config import LossConfig
-from cascade_clip.losses.mask_losses import mask_loss
 from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.losses.mask_losses import mask_loss
 
 NAMES = ("sky", "grass", "water", "sand", "snow", "star", "tree")
 

@@ -1,8 +1,8 @@
 """The service under attack and under load: it refuses what it must, stays small, answers right, and
 stops cleanly.
 
-The web page's own guard is tried in `tests/serving/test_web.py`; here a service of its own process is asked
-over sockets.
+The web page's own guard is tried in `tests/serving/test_web.py`; here a service of its own process
+is asked over sockets.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ import httpx
 import numpy as np
 import psutil
 import torch
-from figures import Figure, main
 from PIL import Image
 
-from cascade_clip.__main__ import main as cascade_clip
+from cascade_clip.cli.main import main as cascade_clip
 from cascade_clip.inference.predictor import load_predictor
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
+from figures import Figure, main
 from load_service import LEAST_AGREEMENT, PATIENCE, WORDS, Case, build_cases, load
 
 PLACES = 5

@@ -24,28 +24,28 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 import yaml
-from evil_archives import RECIPE, evil_archives
-from figures import Figure, main
-from odd_pictures import png
 from safetensors.torch import load_file, save_file
 
 from archives import random_clip, write_openai_archive
-from cascade_clip.__main__ import main as command
-from cascade_clip.research.benchmark.work import peak_memory
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, load_config, save_checkpoint
-from cascade_clip.encoders.clip import file_sha256, load_clip
+from cascade_clip.checkpoints.released import read_released
+from cascade_clip.cli.main import main as command
 from cascade_clip.config import ClipConfig
 from cascade_clip.data.prepare.archives import list_members
-from cascade_clip.data.prepare.preparation import Source, prepare_dataset
 from cascade_clip.data.prepare.masks import context_mask, sbd_mask
-from cascade_clip.checkpoints.released import read_released
-from cascade_clip.results.rle import decode_mask
-from cascade_clip.training.resume import StateFiles, list_states
-from cascade_clip.encoders.text import load_embeddings
-from cascade_clip.training.fit import fit
+from cascade_clip.data.prepare.preparation import Source, prepare_dataset
 from cascade_clip.data.transforms import load_image
+from cascade_clip.encoders.clip import file_sha256, load_clip
+from cascade_clip.encoders.text import load_embeddings
+from cascade_clip.research.benchmark.work import peak_memory
+from cascade_clip.results.rle import decode_mask
+from cascade_clip.training.fit import fit
+from cascade_clip.training.resume import StateFiles, list_states
 from cascade_clip.vocabulary import load_vocabulary
 from conftest import TINY_CLIP, TINY_SETTINGS, build_tiny
+from evil_archives import RECIPE, evil_archives
+from figures import Figure, main
+from odd_pictures import png
 from tiny_runs import tiny_config, write_folders
 
 Attempt = tuple[str, Callable[[], object]]

@@ -40,8 +40,8 @@ def similarity(
         out: where to draw.
         run: how to load and run.
     """
-    from cascade_clip.research.analysis import patch_similarity
     from cascade_clip.data.transforms import load_image
+    from cascade_clip.research.analysis import patch_similarity
 
     predictor = _load(model, run)
     pixels = load_image(image)  # (3, H, W)
@@ -83,8 +83,8 @@ def stages(
         out: where to draw.
         run: how to load and run.
     """
-    from cascade_clip.research.analysis import compare_stages
     from cascade_clip.data.transforms import load_image
+    from cascade_clip.research.analysis import compare_stages
     from cascade_clip.vocabulary import load_words
 
     predictor = _load(model, run)
@@ -126,10 +126,10 @@ def cka(
         out: where to draw.
         run: how to load and run.
     """
-    from cascade_clip.research.analysis import block_alignment
-    from cascade_clip.inference.image_batch import find_sources
-    from cascade_clip.sandbox.scenes import SceneConfig, make_scene
     from cascade_clip.data.transforms import load_image
+    from cascade_clip.inference.image_batch import find_sources
+    from cascade_clip.research.analysis import block_alignment
+    from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 
     predictor = _load(model, run)
     if images is None:

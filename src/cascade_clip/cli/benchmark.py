@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
-from cascade_clip.config import Precision
 from cascade_clip.cli.terminal import console, say, warn
+from cascade_clip.config import Precision
 
 if TYPE_CHECKING:
-    from cascade_clip.research.benchmark.machine import Measurement
     from cascade_clip.research.benchmark.cases import Row
+    from cascade_clip.research.benchmark.machine import Measurement
 
 Case = Literal[
     "inference", "sliding", "classes", "train", "scaling", "data", "startup", "gpu", "all"

@@ -59,8 +59,8 @@ def calibration(
             here play the unseen classes; its other unseen classes neither compete nor count.
         out: folder for calibration.json and calibration.png; by default nothing is written.
     """
-    from cascade_clip.evaluation.calibration import VALUES, sweep_calibration
     from cascade_clip.data.registry import build_dataset
+    from cascade_clip.evaluation.calibration import VALUES, sweep_calibration
     from cascade_clip.evaluation.ranks import join_ranks
     from cascade_clip.inference.predictor import load_predictor
 

@@ -13,9 +13,9 @@ from cascade_clip.cli.evaluate import FolderOptions, given_embeddings
 from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
 
 if TYPE_CHECKING:
-    from cascade_clip.evaluation.bootstrap import Difference, Tallies
     from cascade_clip.config import DataConfig
     from cascade_clip.data.registry import LabelledImages
+    from cascade_clip.evaluation.bootstrap import Difference, Tallies
     from cascade_clip.evaluation.ranks import Ranks
     from cascade_clip.vocabulary import Vocabulary
 
@@ -110,8 +110,8 @@ def _collect(
     ranks: Ranks,
 ) -> tuple[Tallies, Vocabulary]:
     """The counts of one model on every image; the first process shows a progress bar."""
-    from cascade_clip.inference.predictor import load_predictor
     from cascade_clip.evaluation.tallies import collect_tallies
+    from cascade_clip.inference.predictor import load_predictor
 
     predictor = load_predictor(
         checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block

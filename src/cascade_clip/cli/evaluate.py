@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
+from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
 from cascade_clip.config import DataConfig, InferenceConfig
 from cascade_clip.config.data import DataName
-from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cascade_clip.evaluation.comparison import Comparison, Row
     from cascade_clip.data.registry import LabelledImages
-    from cascade_clip.evaluation.ranks import Ranks
+    from cascade_clip.evaluation.comparison import Comparison, Row
     from cascade_clip.evaluation.evaluator import Report
+    from cascade_clip.evaluation.ranks import Ranks
     from cascade_clip.inference.predictor import Predictor
 
 
@@ -142,10 +142,10 @@ def evaluate(
             what has changed since.
         pictures: how many of the worst and of the best images report.html shows.
     """
-    from cascade_clip.evaluation.comparison import check_same_data, compare
     from cascade_clip.data.registry import build_dataset, describe_data
-    from cascade_clip.evaluation.ranks import join_ranks
+    from cascade_clip.evaluation.comparison import check_same_data, compare
     from cascade_clip.evaluation.fingerprints import hash_dataset
+    from cascade_clip.evaluation.ranks import join_ranks
 
     check_out(out)
     keep = pictures if out is not None and out.suffix != ".json" else 0
@@ -227,10 +227,10 @@ def verify(
         root: folder of the named data set, where it now lies elsewhere.
         tolerance: largest difference that still agrees, as a share (0.001 is 0.1 points of mIoU).
     """
-    from cascade_clip.evaluation.comparison import compare_figures
     from cascade_clip.data.registry import build_dataset
-    from cascade_clip.evaluation.ranks import join_ranks
+    from cascade_clip.evaluation.comparison import compare_figures
     from cascade_clip.evaluation.evaluator import read_evaluation, summarise
+    from cascade_clip.evaluation.ranks import join_ranks
 
     if tolerance < 0:
         raise ValueError(f"--tolerance must be 0 or more, got {tolerance}")

@@ -136,7 +136,6 @@ def check(
         picture: PNG to draw: the first labelled image and what every model makes of it.
         run: how to load.
     """
-    from cascade_clip.export.onnx import require
     from cascade_clip.export.compare import (
         compare_logits,
         exported_predictor,
@@ -144,6 +143,7 @@ def check(
         read_facts,
         windows_per_second,
     )
+    from cascade_clip.export.onnx import require
 
     require("onnxruntime")
     predictor = _load(model, run)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from cascade_clip.config import ModelConfig, PromptConfig
 from cascade_clip.cli.terminal import console
+from cascade_clip.config import ModelConfig, PromptConfig
 
 
 def import_file(file: Path, *, config: Path, out: Path, match_clip: bool = False) -> int:

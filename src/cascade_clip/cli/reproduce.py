@@ -19,8 +19,8 @@ from cascade_clip.cli.terminal import check_folder, console, say, warn
 if TYPE_CHECKING:
     from cascade_clip.research.reproduction.entries import Entry
     from cascade_clip.research.reproduction.jobs import Failure, Job
-    from cascade_clip.research.reproduction.tables import Table as CellTable
     from cascade_clip.research.reproduction.settings import World
+    from cascade_clip.research.reproduction.tables import Table as CellTable
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Where Linux says how many microseconds of processor time a control group has in how many (cgroup

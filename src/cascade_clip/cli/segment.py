@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
-from cascade_clip.results.segmentation import Output, Segmentation
 from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, check_folder, progress_bar, say, warn
+from cascade_clip.results.segmentation import Output, Segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,8 +170,8 @@ def _segment_here(
 def _segment_on_cluster(
     recipe: Recipe, sources: list[Source], options: SegmentOptions, step: Callable[[int, int], None]
 ) -> _Counts:
-    from cascade_clip.inference.ray_manifest import FOLDER
     from cascade_clip.inference.ray_batch import segment_on_cluster
+    from cascade_clip.inference.ray_manifest import FOLDER
 
     done, skipped, failed = 0, 0, 0
     for report in segment_on_cluster(recipe, sources, options.actors, step):

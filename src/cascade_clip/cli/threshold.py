@@ -49,8 +49,8 @@ def threshold(
     """
     from cascade_clip.data.registry import build_dataset
     from cascade_clip.evaluation.evaluator import choose_calibration, write_whole
-    from cascade_clip.inference.predictor import load_predictor
     from cascade_clip.evaluation.threshold import choose_threshold
+    from cascade_clip.inference.predictor import load_predictor
 
     if inference.threshold is not None:
         raise ValueError("--threshold is what this command chooses; leave it out")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cascade_clip.cli.terminal import check_folder, progress_bar
 from cascade_clip.config import AugmentConfig, Config, InferenceConfig, ModelConfig, Resume
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.training.run_log import LOG_FILE, RunLog, RunScreen
 from cascade_clip.training.seed_runs import FIGURES
-from cascade_clip.cli.terminal import check_folder, progress_bar
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -245,8 +245,8 @@ def _train_one(
     """Train, evaluate and report one run; its messages go into its log file."""
     from cascade_clip.data.registry import build_dataset
     from cascade_clip.training.engine import is_first_process, stopping_at_once
-    from cascade_clip.training.provenance import command_line
     from cascade_clip.training.fit import fit
+    from cascade_clip.training.provenance import command_line
 
     with stopping_at_once(), screen.logging_to(out / LOG_FILE) as log:
         # found before anything runs
@@ -275,8 +275,8 @@ def _build_callbacks(
 ) -> list[Callback]:
     """What watches the run."""
     from cascade_clip.data.registry import build_dataset
-    from cascade_clip.training.progress import StepEvents, TrainingProgress
     from cascade_clip.training.prediction_previews import SheetWriter
+    from cascade_clip.training.progress import StepEvents, TrainingProgress
     from cascade_clip.training.wandb_run import WandbRun
 
     def sheet_written(step: int, path: Path) -> None:
@@ -312,6 +312,7 @@ def _evaluate(
 ) -> None:
     """Score the trained model, and keep the figures beside it and in its record."""
     from cascade_clip.checkpoints.checkpoint import save_checkpoint
+    from cascade_clip.cli.evaluate import given_embeddings, print_report
     from cascade_clip.evaluation.evaluator import (
         Origin,
         evaluate,
@@ -319,10 +320,9 @@ def _evaluate(
         summarise,
         write_whole,
     )
-    from cascade_clip.cli.evaluate import given_embeddings, print_report
     from cascade_clip.evaluation.fingerprints import hash_checkpoint
-    from cascade_clip.inference.predictor import Predictor
     from cascade_clip.evaluation.report import build_page
+    from cascade_clip.inference.predictor import Predictor
     from cascade_clip.training.run_report import EVALUATION
 
     assert config.evaluation is not None

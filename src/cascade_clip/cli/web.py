@@ -35,9 +35,9 @@ def web(
         max_pixels: most pixels of a picture.
         run: how to load and run.
     """
+    from cascade_clip.serving.web.guard import LOOPBACK
     from cascade_clip.serving.web.page import serve
     from cascade_clip.serving.web.studio import Studio
-    from cascade_clip.serving.web.guard import LOOPBACK
 
     if not 1 <= max_upload <= 1024:
         raise ValueError(f"--max-upload must lie in 1..1024 MiB, got {max_upload}")

@@ -14,8 +14,8 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_clip.ops.attention import attend
 from cascade_clip.config import LastBlock
+from cascade_clip.ops.attention import attend
 
 Grid = tuple[int, int]
 

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cascade_clip.data.registry import LabelledImages
 from cascade_clip.data.folder import Sample
-from cascade_clip.evaluation.ranks import Ranks
+from cascade_clip.data.registry import LabelledImages
 from cascade_clip.evaluation.evaluator import (
     ALONE,
     bind_classes,
@@ -28,6 +27,7 @@ from cascade_clip.evaluation.evaluator import (
     training_protocol,
 )
 from cascade_clip.evaluation.metrics import ConfusionMatrix, Scores, scores
+from cascade_clip.evaluation.ranks import Ranks
 from cascade_clip.inference.predictor import LabelMap, Predictor, Target
 from cascade_clip.results.segmentation import UNLABELLED
 from cascade_clip.vocabulary import IGNORED, Vocabulary

@@ -23,13 +23,13 @@ from cascade_clip.checkpoints.checkpoint import (
     read_versions,
 )
 from cascade_clip.config import DataConfig, InferenceConfig
-from cascade_clip.data.registry import LabelledImages, SandboxScenes
-from cascade_clip.data.folder import LabelledFiles
-from cascade_clip.evaluation.ranks import Ranks
-from cascade_clip.evaluation.fingerprints import hash_dataset
-from cascade_clip.evaluation.examples import Gallery, ImageRecord, image_scores
-from cascade_clip.evaluation.metrics import ConfusionMatrix, Scores, scores
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
+from cascade_clip.data.folder import LabelledFiles
+from cascade_clip.data.registry import LabelledImages, SandboxScenes
+from cascade_clip.evaluation.examples import Gallery, ImageRecord, image_scores
+from cascade_clip.evaluation.fingerprints import hash_dataset
+from cascade_clip.evaluation.metrics import ConfusionMatrix, Scores, scores
+from cascade_clip.evaluation.ranks import Ranks
 from cascade_clip.inference.predictor import Predictor, Target
 from cascade_clip.results.segmentation import UNLABELLED
 from cascade_clip.vocabulary import Color, Vocabulary

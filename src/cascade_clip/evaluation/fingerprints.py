@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cascade_clip.checkpoints.checkpoint import WEIGHTS, find_checkpoint
-from cascade_clip.data.registry import LabelledImages, SandboxScenes
 from cascade_clip.data.folder import LabelledFiles
+from cascade_clip.data.registry import LabelledImages, SandboxScenes
 from cascade_clip.sandbox.scenes import SCENES_VERSION
 from cascade_clip.vocabulary import Vocabulary
 

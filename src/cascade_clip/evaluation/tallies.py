@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cascade_clip.evaluation.bootstrap import Tallies
 from cascade_clip.data.registry import LabelledImages
-from cascade_clip.evaluation.ranks import Ranks
+from cascade_clip.evaluation.bootstrap import Tallies
 from cascade_clip.evaluation.evaluator import ALONE, bind_classes, count_image
 from cascade_clip.evaluation.examples import Gallery
+from cascade_clip.evaluation.ranks import Ranks
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.vocabulary import Vocabulary
 

@@ -7,6 +7,7 @@ Letters: B images, C classes, D joint width, h x w patches, H x W pixels.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import statistics
 import time
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_clip.export.onnx import check_exportable, new_file, require
-from cascade_clip.models.segmenter import Segmenter
-from cascade_clip.inference.predictor import Predictor
 from cascade_clip.inference.class_binding import Words
+from cascade_clip.inference.predictor import Predictor
+from cascade_clip.models.segmenter import Segmenter
 
 CHECKED_PATCHES = ((4, 4), (7, 5), (9, 16))
 """Rows and columns of patches of the sizes at which logits are compared: square, tall, wide."""
@@ -116,8 +117,8 @@ def windows_per_second(predictors: list[Predictor], text: Tensor, rounds: int = 
     side = predictors[0].settings.window
     images = torch.zeros(1, 3, side, side)
     calls: list[Callable[[], Tensor]] = [
-        lambda chosen=predictor: chosen.model(images, text) for predictor in predictors
-    ]  # type: ignore[misc]
+        functools.partial(predictor.model, images, text) for predictor in predictors
+    ]
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds + 1):
         for index, call in enumerate(calls):

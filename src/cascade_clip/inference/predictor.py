@@ -20,21 +20,21 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from cascade_clip.models.backbone import Grid
 from cascade_clip.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from cascade_clip.config import Device, InferenceConfig, LastBlock, Precision
-from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.checkpoints.publishing import Publishable
-from cascade_clip.results.segmentation import Segmentation
-from cascade_clip.ops.running_argmax import RunningBest, best_by_label, coarse_size
+from cascade_clip.config import Device, InferenceConfig, LastBlock, Precision
+from cascade_clip.data.transforms import load_image, normalise, resize_image, short_side_shape
 from cascade_clip.inference.class_binding import Target as Target
 from cascade_clip.inference.class_binding import Threshold, Words, as_vocabulary, build_target
 from cascade_clip.inference.training_free import DEFAULT_BLOCK, PREFIX, build_training_free
-from cascade_clip.data.transforms import load_image, normalise, resize_image, short_side_shape
-from cascade_clip.ops.upsampling import upsample_bilinear, upsample_guided, window_guide
-from cascade_clip.vocabulary import Vocabulary
 from cascade_clip.inference.windows import Window, cut_windows
 from cascade_clip.inference.windows import list_windows as list_windows
+from cascade_clip.models.backbone import Grid
+from cascade_clip.models.segmenter import Segmenter
+from cascade_clip.ops.running_argmax import RunningBest, best_by_label, coarse_size
+from cascade_clip.ops.upsampling import upsample_bilinear, upsample_guided, window_guide
+from cascade_clip.results.segmentation import Segmentation
+from cascade_clip.vocabulary import Vocabulary
 
 Picture = str | Path | Image.Image | NDArray[Any]
 Pictures = list[Picture] | tuple[Picture, ...]

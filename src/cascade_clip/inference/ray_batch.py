@@ -22,6 +22,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cascade_clip.cli.terminal import RunOptions
+from cascade_clip.config import Device, InferenceConfig
+from cascade_clip.inference.class_binding import Target
 from cascade_clip.inference.image_batch import (
     Done,
     Source,
@@ -29,7 +32,7 @@ from cascade_clip.inference.image_batch import (
     request_fingerprint,
     segment_sources,
 )
-from cascade_clip.config import Device, InferenceConfig
+from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.inference.ray_manifest import (
     FOLDER,
     Block,
@@ -40,10 +43,7 @@ from cascade_clip.inference.ray_manifest import (
     make_row,
     write_part,
 )
-from cascade_clip.inference.predictor import Predictor, load_predictor
 from cascade_clip.results.segmentation import Output
-from cascade_clip.inference.class_binding import Target
-from cascade_clip.cli.terminal import RunOptions
 
 TRIES = 2
 """Deaths of an actor, alone with one picture, after which the picture counts as failed."""

@@ -8,7 +8,6 @@ from typing import cast
 import open_clip
 
 from cascade_clip.checkpoints.checkpoint import Checkpoint
-from cascade_clip.encoders.clip import LoadedClip, load_clip
 from cascade_clip.config import (
     AggregationConfig,
     ClipConfig,
@@ -19,8 +18,9 @@ from cascade_clip.config import (
     ModelConfig,
     PromptConfig,
 )
-from cascade_clip.models.segmenter import build_segmenter
+from cascade_clip.encoders.clip import LoadedClip, load_clip
 from cascade_clip.encoders.text import build_text_encoder
+from cascade_clip.models.segmenter import build_segmenter
 from cascade_clip.vocabulary import load_templates, load_vocabulary
 
 PREFIX = "clip:"

@@ -16,9 +16,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cascade_clip.models.backbone import OpenClipTower
-from cascade_clip.encoders.clip import load_clip
 from cascade_clip.config import ModelConfig
+from cascade_clip.encoders.clip import load_clip
+from cascade_clip.models.backbone import OpenClipTower
 from cascade_clip.models.segmenter import Segmenter, build_segmenter
 
 

@@ -12,6 +12,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from cascade_clip.config import ModelConfig, PromptConfig
+from cascade_clip.encoders.clip import LoadedClip, load_clip
 from cascade_clip.models.aggregation import build_aggregation
 from cascade_clip.models.backbone import (
     BlockFeatures,
@@ -23,10 +25,8 @@ from cascade_clip.models.backbone import (
     Tower,
     VisualPrompts,
 )
-from cascade_clip.encoders.clip import LoadedClip, load_clip
-from cascade_clip.config import ModelConfig, PromptConfig
-from cascade_clip.models.decoders.transformer import Decoder, Similarity
 from cascade_clip.models.decoders.spectral import SpectralDecoder
+from cascade_clip.models.decoders.transformer import Decoder, Similarity
 from cascade_clip.models.spectral_prompts import SpectralFilter
 
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cascade_clip.models.segmenter import Segmenter
-from cascade_clip.inference.predictor import Picture, Predictor
-from cascade_clip.results.segmentation import Segmentation
-from cascade_clip.inference.class_binding import Target
 from cascade_clip.data.transforms import load_image, normalise, resize_image, short_side_shape
+from cascade_clip.inference.class_binding import Target
+from cascade_clip.inference.predictor import Picture, Predictor
+from cascade_clip.models.segmenter import Segmenter
+from cascade_clip.results.segmentation import Segmentation
 
 
 class StageResult(NamedTuple):
@@ -83,8 +83,8 @@ def keep_stages(predictor: Predictor, stages: Sequence[int]) -> Predictor:
     return Predictor(
         dataclasses.replace(predictor.checkpoint, model=part),
         predictor.settings,
-        predictor.device.type,
-    )  # type: ignore[arg-type]
+        predictor.device.type,  # type: ignore[arg-type]
+    )
 
 
 def compare_stages(predictor: Predictor, image: Picture, target: Target) -> list[StageResult]:

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from cascade_clip.checkpoints.checkpoint import Checkpoint
 from cascade_clip.data.registry import LabelledImages
+from cascade_clip.encoders.text import load_embeddings
 from cascade_clip.evaluation.evaluator import default_calibration
 from cascade_clip.inference.predictor import Predictor, Target
 from cascade_clip.results.segmentation import Segmentation
-from cascade_clip.encoders.text import load_embeddings
 
 FOLDER = "sheets"
 _LEGEND_ROWS = 8

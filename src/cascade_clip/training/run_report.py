@@ -22,13 +22,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from cascade_clip.evaluation.comparison import FIGURES
 from cascade_clip.config import Config
-from cascade_clip.evaluation.evaluator import write_whole
 from cascade_clip.config.serialization import config_to_dict
+from cascade_clip.evaluation.comparison import FIGURES
+from cascade_clip.evaluation.evaluator import write_whole
+from cascade_clip.evaluation.report_page import PAGE
 from cascade_clip.training.progress import read_metrics
 from cascade_clip.training.provenance import read_run_file
-from cascade_clip.evaluation.report_page import PAGE
 
 REPORT, EVALUATION = "report.html", "evaluation.html"
 STAGE1 = "stage1"

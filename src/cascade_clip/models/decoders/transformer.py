@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_clip.ops.attention import attend
 from cascade_clip.config import DecoderConfig
 from cascade_clip.encoders.towers import Grid
+from cascade_clip.ops.attention import attend
 
 
 class MaskAttention(nn.Module):

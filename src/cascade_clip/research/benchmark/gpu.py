@@ -6,6 +6,7 @@ Letters: B images, C classes, H x W pixels.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
+from cascade_clip.config import Config, InferenceConfig, Precision
+from cascade_clip.inference.predictor import autocast_type
+from cascade_clip.losses.mask_losses import mask_loss
+from cascade_clip.models.segmenter import Segmenter, build_segmenter
+from cascade_clip.ops.running_argmax import first_best
 from cascade_clip.research.benchmark.machine import Measurement
 from cascade_clip.research.benchmark.work import (
     Work,
@@ -24,11 +30,6 @@ from cascade_clip.research.benchmark.work import (
     count_flops,
     model_config,
 )
-from cascade_clip.config import Config, InferenceConfig, Precision
-from cascade_clip.losses.mask_losses import mask_loss
-from cascade_clip.models.segmenter import Segmenter, build_segmenter
-from cascade_clip.inference.predictor import autocast_type
-from cascade_clip.ops.running_argmax import first_best
 
 CHUNK = 32
 
@@ -96,10 +97,10 @@ def _inference(plan: GpuPlan, model: Segmenter, peak: float) -> Iterator[Measure
         ):
             seconds, memory = _time(
                 plan,
-                lambda network=network, images=images, text=text: labels_of(
+                lambda network=network, images=images, text=text: labels_of(  # type: ignore[misc]
                     network(images, text), side
                 ),
-            )  # type: ignore[misc]
+            )
         flops = (
             count_flops(Work("inference", classes=classes, height=side, width=side, size=plan.size))
             * batch
@@ -142,9 +143,8 @@ def _sliding(plan: GpuPlan, model: Segmenter) -> Iterator[Measurement]:
         )
         predictor = build_predictor(model, text, settings, plan.device)
         target, image = predictor.bind(text=text), torch.randn(3, height, width, device=plan.device)
-        seconds, memory = _time(
-            plan, lambda p=predictor, i=image, t=target: p.label_map_of_input(i, t)
-        )  # type: ignore[misc]
+        label = functools.partial(predictor.label_map_of_input, image, target)
+        seconds, memory = _time(plan, label)
         yield Measurement(
             f"sliding {height} x {width}, {len(text)} classes, {precision}",
             1 / seconds,

@@ -24,7 +24,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
-from cascade_clip.research.benchmark import reference as textbook
 from cascade_clip.checkpoints.checkpoint import Checkpoint
 from cascade_clip.config import (
     ClipConfig,
@@ -35,11 +34,12 @@ from cascade_clip.config import (
     Precision,
     PromptConfig,
 )
+from cascade_clip.inference.predictor import Predictor, autocast_type
+from cascade_clip.inference.windows import list_windows
 from cascade_clip.losses.mask_losses import mask_loss
 from cascade_clip.models.segmenter import Segmenter, build_segmenter
-from cascade_clip.inference.predictor import Predictor, autocast_type
+from cascade_clip.research.benchmark import reference
 from cascade_clip.vocabulary import parse_classes
-from cascade_clip.inference.windows import list_windows
 
 TINY = {
     "embed_dim": 32,
@@ -110,10 +110,10 @@ def prepare(work: Work) -> Callable[[], Any]:
 def _inference(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
     image = torch.randn(3, work.height, work.width)
     if work.variant == "textbook":
-        plain = textbook.Textbook(model).eval()
+        plain = reference.Textbook(model).eval()
         shift = torch.full((work.classes,), CALIBRATION)
         shift[-1] = 0.0
-        return lambda: textbook.label_map(plain, image, text, shift, work.window, work.stride)
+        return lambda: reference.label_map(plain, image, text, shift, work.window, work.stride)
     settings = InferenceConfig(window=work.window, stride=work.stride, precision=work.precision)
     predictor = build_predictor(model, text, settings)
     target = predictor.bind(text=text, calibration=CALIBRATION)
@@ -139,7 +139,7 @@ def _training(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
     config = Config().train
     images = torch.randn(work.batch, 3, work.height, work.width)
     labels = blocky_labels(work.batch, work.classes, work.height, work.width)
-    plain = textbook.Textbook(model).train() if work.variant == "textbook" else None
+    plain = reference.Textbook(model).train() if work.variant == "textbook" else None
     trained = [parameter for parameter in (plain or model).parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, lr=config.optimizer.learning_rate, weight_decay=config.optimizer.weight_decay
@@ -151,7 +151,7 @@ def _training(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
             "cpu", dtype=autocast_type(work.precision), enabled=work.precision != "fp32"
         ):
             if plain is not None:
-                textbook.loss(plain(images, text), labels, config.loss).backward()
+                reference.loss(plain(images, text), labels, config.loss).backward()
             else:
                 mask_loss(
                     model(images, text), labels, model.patch_size, config.loss
@@ -181,7 +181,7 @@ def count_flops(work: Work) -> int:
         else 1
     )
     model.backbone.remake_taps = False  # what is computed twice to save memory counts once
-    network: Any = textbook.Textbook(model) if work.variant == "textbook" else model
+    network: Any = reference.Textbook(model) if work.variant == "textbook" else model
     if work.kind == "inference":
         network.eval().requires_grad_(False)
     with (

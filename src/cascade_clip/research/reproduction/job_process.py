@@ -1,5 +1,5 @@
-"""One run in a process of its own: `python -m cascade_clip.research.reproduction.job_process JOB`, where JOB
-is its description as JSON.
+"""One run in a process of its own: `python -m cascade_clip.research.reproduction.job_process JOB`,
+where JOB is its description as JSON.
 
 Trains unless that is done, then makes the scores and the choices of a calibration that are missing.
 What exists is never made twice, and a run that another process is making is waited for. Ends when
@@ -81,11 +81,11 @@ def _score(job: Job) -> None:
     """Make the scores and choices that are missing."""
     import numpy as np
 
-    from cascade_clip.evaluation.calibration import sweep_calibration
-    from cascade_clip.data.registry import build_dataset
     from cascade_clip.cli.evaluate import given_embeddings
-    from cascade_clip.inference.predictor import load_predictor
+    from cascade_clip.data.registry import build_dataset
+    from cascade_clip.evaluation.calibration import sweep_calibration
     from cascade_clip.evaluation.tallies import collect_tallies
+    from cascade_clip.inference.predictor import load_predictor
 
     if job.done:
         return

@@ -14,10 +14,10 @@ from cascade_clip.research.reproduction.charts import describe_picture
 from cascade_clip.research.reproduction.entries import Row
 from cascade_clip.research.reproduction.runs import Result, inference_of
 from cascade_clip.research.reproduction.sections import Section
+from cascade_clip.research.reproduction.settings import World
 from cascade_clip.research.reproduction.tables import NOT_RUN, Cell, Table
 from cascade_clip.research.reproduction.verdicts import LEANING, LEANING_P, LEVEL, Outcome, Verdict
 from cascade_clip.research.reproduction.wording import count_outcomes
-from cascade_clip.research.reproduction.settings import World
 
 _TWO_SEEDS = 1.96 * math.sqrt(2)
 """Standard deviations within which the difference of two runs lies in 95 % of the cases."""

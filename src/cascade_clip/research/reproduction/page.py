@@ -27,8 +27,8 @@ from cascade_clip.research.reproduction.markdown import (
     title,
 )
 from cascade_clip.research.reproduction.sections import Section
-from cascade_clip.research.reproduction.tables import Table
 from cascade_clip.research.reproduction.settings import World
+from cascade_clip.research.reproduction.tables import Table
 
 PAGE_FILE, MARKDOWN_FILE, RESULTS_FILE = "index.html", "reproduction.md", "results.json"
 _STYLE = """<style>

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade_clip.evaluation.bootstrap import FIGURES, Tallies, figures
 from cascade_clip.config import Config, DataConfig, InferenceConfig
 from cascade_clip.config.serialization import config_to_dict
-from cascade_clip.training.progress import read_metrics
+from cascade_clip.evaluation.bootstrap import FIGURES, Tallies, figures
 from cascade_clip.research.reproduction.entries import Entry, Row
 from cascade_clip.research.reproduction.settings import World
+from cascade_clip.training.progress import read_metrics
 
 PARENT = "CASCADE_CLIP_REPRODUCE_PARENT"
 """Environment variable with the process that a run must not outlive."""

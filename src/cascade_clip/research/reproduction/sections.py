@@ -20,10 +20,10 @@ from cascade_clip.research.reproduction.counts import count_parts
 from cascade_clip.research.reproduction.entries import Entry
 from cascade_clip.research.reproduction.figures import PICTURES, draw_figure
 from cascade_clip.research.reproduction.runs import Result, collect_results
+from cascade_clip.research.reproduction.settings import World
 from cascade_clip.research.reproduction.tables import Table, main_table
 from cascade_clip.research.reproduction.verdicts import Verdict, judge
 from cascade_clip.research.reproduction.wording import describe, describe_choices
-from cascade_clip.research.reproduction.settings import World
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,6 @@ except ImportError as error:
     ) from error
 
 from cascade_clip.inference.predictor import Predictor
-from cascade_clip.serving.http.docs_page import describe_service
-from cascade_clip.serving.http.options import ServiceOptions
-from cascade_clip.serving.http.queue import JobQueue, Slots, Stopped
 from cascade_clip.serving.http.answering import (
     Answer,
     Answerer,
@@ -53,6 +50,9 @@ from cascade_clip.serving.http.answering import (
     TooLarge,
     read_question,
 )
+from cascade_clip.serving.http.docs_page import describe_service
+from cascade_clip.serving.http.options import ServiceOptions
+from cascade_clip.serving.http.queue import JobQueue, Slots, Stopped
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 PATHS = ("/segment", "/health", "/metrics", "/docs", "/openapi.json")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cascade_clip.serving.web.guard import LOOPBACK, Guard
 from cascade_clip.serving.web.studio import (
     LONGEST_TEXT,
     Question,
@@ -22,7 +23,6 @@ from cascade_clip.serving.web.studio import (
     legend,
     make_examples,
 )
-from cascade_clip.serving.web.guard import LOOPBACK, Guard
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the first import of gradio
 try:

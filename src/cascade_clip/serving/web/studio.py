@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from cascade_clip.checkpoints.checkpoint import PACKAGED, find_checkpoint, read_record
+from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions
+from cascade_clip.data.transforms import load_image, short_side_shape
 from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.inference.training_free import PREFIX, parse_clip
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.sandbox.scenes import CLASS_NAMES, SceneConfig, make_scene
-from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions
-from cascade_clip.inference.training_free import PREFIX, parse_clip
-from cascade_clip.data.transforms import load_image, short_side_shape
 from cascade_clip.vocabulary import Vocabulary, parse_classes
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
