@@ -23,8 +23,9 @@ from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.encoders.clip import load_clip
 from cascade_clip.encoders.text import build_text_encoder
-from cascade_clip.inference.predictor import Predictor, load_predictor
-from cascade_clip.models.segmenter import build_segmenter
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import Predictor
+from cascade_clip.models.builder import build_segmenter
 from cascade_clip.vocabulary import load_vocabulary
 from paths import REFERENCE
 

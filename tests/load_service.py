@@ -29,7 +29,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.inference.loading import load_predictor
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 
 WORDS = ("water, snow, fabric, umbrella", "sky, sand", "tree = shrub; bush, road, cloud")

@@ -20,7 +20,7 @@ from cascade_clip.cli.arguments import build_parser
 from cascade_clip.cli.main import COMMANDS
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset
-from cascade_clip.models.segmenter import build_segmenter
+from cascade_clip.models.builder import build_segmenter
 from paths import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

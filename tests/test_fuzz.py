@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cascade_clip.config import AugmentConfig, Config
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
-from cascade_clip.data.transforms import TrainTransform
+from cascade_clip.data.augmentation import TrainTransform
 from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
 from cascade_clip.inference.windows import cut_windows, list_windows
 from cascade_clip.results.rle import decode_mask, encode_mask

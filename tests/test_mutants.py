@@ -13,17 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_clip.config import AggregationConfig, DecoderConfig, LossConfig
-from cascade_clip.data.transforms import resize_image
 from cascade_clip.evaluation.metrics import ConfusionMatrix
 from cascade_clip.inference.class_binding import Target
-from cascade_clip.inference.predictor import (
-    OTHER_PIXELS_AT_ONCE,
-    PIXELS_AT_ONCE,
-    Predictor,
-    autocast_type,
-    find_device,
-    load_predictor,
-)
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import OTHER_PIXELS_AT_ONCE, PIXELS_AT_ONCE, Predictor
 from cascade_clip.inference.training_free import DEFAULT_BLOCK
 from cascade_clip.losses.mask_losses import mask_loss
 from cascade_clip.models.aggregation import (
@@ -41,6 +34,8 @@ from cascade_clip.models.decoders.transformer import (
     MaskAttention,
     Similarity,
 )
+from cascade_clip.ops.devices import autocast_type, find_device
+from cascade_clip.ops.resize import resize_image
 
 
 def maps(count: int, shape: tuple[int, ...] = (2, 3, 16)) -> list[Tensor]:

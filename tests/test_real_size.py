@@ -15,7 +15,7 @@ from archives import random_clip, write_openai_archive
 from cascade_clip.cli.main import main
 from cascade_clip.config import ClipConfig, Config, ModelConfig, PromptConfig
 from cascade_clip.losses.mask_losses import mask_loss
-from cascade_clip.models.segmenter import build_segmenter
+from cascade_clip.models.builder import build_segmenter
 from paths import PHOTOS
 
 pytestmark = pytest.mark.slow

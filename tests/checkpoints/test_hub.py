@@ -30,7 +30,8 @@ from cascade_clip.checkpoints.hub import HubName, download_checkpoint, parse_hub
 from cascade_clip.checkpoints.model_card import build_card, licence_identifier
 from cascade_clip.cli.main import main
 from cascade_clip.config import ClipConfig
-from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import Predictor
 from conftest import build_tiny
 from hub_server import TOKEN, Files, Hub, Repository
 

@@ -23,13 +23,13 @@ from cascade_clip.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from cascade_clip.config import InferenceConfig
 from cascade_clip.config.serialization import read_yaml
 from cascade_clip.data.prepare.archives import LARGEST_MEMBER, list_members
-from cascade_clip.data.transforms import is_color_mask, load_color_mask, load_image, load_mask
 from cascade_clip.encoders.text import load_embeddings
 from cascade_clip.files import images as picture_files
 from cascade_clip.files import torch_files as weight_files
+from cascade_clip.files.image_tensors import is_color_mask, load_color_mask, load_image, load_mask
 from cascade_clip.files.images import TooLarge, is_large, open_picture
 from cascade_clip.files.torch_files import read_pickle
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.inference.loading import load_predictor
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.vocabulary import Vocabulary, build_palette
 from conftest import build_tiny

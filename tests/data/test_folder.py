@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from cascade_clip.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
+from cascade_clip.data.augmentation import TrainTransform
 from cascade_clip.data.folder import (
     UNKNOWN,
     MaskReader,
@@ -23,7 +24,6 @@ from cascade_clip.data.folder import (
     TrainingSet,
     find_files,
 )
-from cascade_clip.data.transforms import TrainTransform
 from cascade_clip.vocabulary import Vocabulary, load_vocabulary, parse_classes
 
 CLASSES = parse_classes("cat, dog, grass")

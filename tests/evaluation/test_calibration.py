@@ -25,7 +25,8 @@ from cascade_clip.evaluation.evaluator import evaluate
 from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
 from cascade_clip.evaluation.ranks import Ranks
 from cascade_clip.inference.class_binding import Target
-from cascade_clip.inference.predictor import LabelMap, Predictor, load_predictor
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import LabelMap, Predictor
 from cascade_clip.vocabulary import Vocabulary
 
 UNSEEN = ("sand", "brick wall", "star", "fish", "mushroom", "umbrella")

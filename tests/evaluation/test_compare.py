@@ -12,11 +12,10 @@ from PIL import Image
 from cascade_clip.checkpoints.checkpoint import save_checkpoint
 from cascade_clip.cli.main import main
 from cascade_clip.data.registry import SandboxScenes
-from cascade_clip.evaluation.bootstrap import figures
+from cascade_clip.evaluation.bootstrap import collect_tallies, figures
 from cascade_clip.evaluation.evaluator import evaluate
 from cascade_clip.evaluation.ranks import Ranks
-from cascade_clip.evaluation.tallies import collect_tallies
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.inference.loading import load_predictor
 from conftest import build_tiny
 
 WORDS = ["--data", "sandbox", "--limit", "3", "--device", "cpu"]

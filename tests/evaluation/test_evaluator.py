@@ -22,7 +22,8 @@ from cascade_clip.data.folder import LabelledFiles, Sample
 from cascade_clip.data.registry import SandboxScenes, build_dataset, describe_data
 from cascade_clip.evaluation.evaluator import default_calibration, evaluate
 from cascade_clip.evaluation.fingerprints import hash_checkpoint, hash_dataset
-from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.vocabulary import Vocabulary, load_vocabulary
 
 

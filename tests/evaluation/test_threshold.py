@@ -21,7 +21,8 @@ from cascade_clip.evaluation.threshold import (
     count_scores,
     mious_by_threshold,
 )
-from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.vocabulary import IGNORED, Vocabulary, parse_classes
 
 

@@ -14,7 +14,7 @@ from cascade_clip.cli.main import main
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.evaluation.evaluator import evaluate, evaluation_record, read_evaluation
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.inference.loading import load_predictor
 
 DATA = DataConfig(name="sandbox", seed=3, limit=2, size=64)
 

@@ -20,9 +20,11 @@ from torch.nn import functional as F
 
 from cascade_clip.checkpoints.checkpoint import save_checkpoint
 from cascade_clip.cli.main import main
-from cascade_clip.data.transforms import load_image, resize_image
 from cascade_clip.export import runner as export_runner
-from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.files.image_tensors import load_image
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import Predictor
+from cascade_clip.ops.resize import resize_image
 from conftest import TINY_CLIP, TINY_MODEL, build_tiny
 from paths import ROOT
 

@@ -21,7 +21,8 @@ from PIL import Image
 from cascade_clip.cli.main import main
 from cascade_clip.inference import image_batch as batch
 from cascade_clip.inference.image_batch import Source, find_sources, read_frames, segment_sources
-from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results.segmentation import Segmentation, file_name
 
 

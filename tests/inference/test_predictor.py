@@ -12,7 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade_clip.inference.predictor import Predictor, find_device, list_windows, load_predictor
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import Predictor
+from cascade_clip.inference.windows import list_windows
+from cascade_clip.ops.devices import find_device
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 
 

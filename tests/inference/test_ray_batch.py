@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from cascade_clip.cli.main import main
-from cascade_clip.cli.terminal import RunOptions
 from cascade_clip.inference.image_batch import Source, request_fingerprint, segment_sources
-from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.inference.loading import RunOptions, load_predictor
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.inference.ray_batch import (
     BlockWorker,
     Recipe,

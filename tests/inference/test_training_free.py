@@ -18,7 +18,8 @@ from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.encoders.towers import OpenClipTower
 from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
-from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.inference.training_free import parse_clip
 from cascade_clip.models.decoders.transformer import Similarity
 from conftest import TINY_CLIP

@@ -15,7 +15,7 @@ from torchmetrics.image import StructuralSimilarityIndexMeasure
 from cascade_clip.config import Config, LossConfig, TrainConfig
 from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.losses.objective import image_terms, step_loss
-from cascade_clip.models.segmenter import build_segmenter
+from cascade_clip.models.builder import build_segmenter
 from cascade_clip.ops.ssim import similarity_map
 from cascade_clip.training.fit import SegmentationTask
 from conftest import TINY_MODEL

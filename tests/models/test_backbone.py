@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from cascade_clip.config import ClipConfig, ModelConfig, PromptConfig
 from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.encoders.clip import load_clip
-from cascade_clip.encoders.towers import MOST_GRIDS
-from cascade_clip.models.backbone import PositionEmbedding, resize_positions
-from cascade_clip.models.segmenter import Segmenter, build_segmenter
+from cascade_clip.encoders.positions import MOST_GRIDS, PositionEmbedding, resize_positions
+from cascade_clip.models.builder import build_segmenter
+from cascade_clip.models.segmenter import Segmenter
 
 
 def shallow_tower(name: str, **vision: Any) -> dict[str, Any]:

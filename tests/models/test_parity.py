@@ -19,9 +19,11 @@ from torch import Tensor
 
 from cascade_clip.checkpoints.released import convert_released
 from cascade_clip.config import Config, OptimizerConfig
-from cascade_clip.inference.predictor import Predictor, list_windows, load_predictor
+from cascade_clip.encoders.positions import resize_positions
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import Predictor
+from cascade_clip.inference.windows import list_windows
 from cascade_clip.losses.mask_losses import mask_loss, present_pairs, upsample
-from cascade_clip.models.backbone import resize_positions
 from cascade_clip.models.segmenter import relation_descriptor
 from cascade_clip.training.fit import SegmentationTask, learning_rate
 from conftest import TINY_SETTINGS, import_reference, read_reference, tensor

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cascade_clip.config import Config
 from cascade_clip.data.registry import build_dataset
-from cascade_clip.models.backbone import OpenClipTower
+from cascade_clip.encoders.towers import OpenClipTower
 from cascade_clip.training.fit import SegmentationTask, fit, prepare
 from cascade_clip.training.resume import list_states
 from tiny_runs import DROPOUT, largest_gap, tiny_config, weights, write_folders

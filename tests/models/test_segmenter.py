@@ -13,8 +13,9 @@ from cascade_clip.config import AggregationConfig, DecoderConfig, ModelConfig
 from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.encoders.clip import load_clip
 from cascade_clip.models.aggregation import WeightedSum, build_aggregation, gaussian_weights
+from cascade_clip.models.builder import build_segmenter
 from cascade_clip.models.decoders.transformer import Decoder, MaskAttention
-from cascade_clip.models.segmenter import Segmenter, build_segmenter, relation_descriptor
+from cascade_clip.models.segmenter import Segmenter, relation_descriptor
 from conftest import TINY_CLIP, TINY_MODEL
 
 COMPOSITIONS: dict[str, dict[str, Any]] = {

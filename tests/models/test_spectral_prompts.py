@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from cascade_clip.config import ModelConfig, PromptConfig
 from cascade_clip.config.serialization import config_from_dict
-from cascade_clip.models.segmenter import Segmenter, build_filter, build_segmenter
+from cascade_clip.models.builder import build_filter, build_segmenter
+from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.models.spectral_prompts import SpectralFilter, resize_filter
 from conftest import TINY_MODEL
 

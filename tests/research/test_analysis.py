@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from cascade_clip.cli.analyse import _name_colors
 from cascade_clip.cli.main import main
-from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.research.analysis import (
     block_alignment,
     compare_stages,

@@ -17,7 +17,8 @@ from torch.nn.functional import normalize
 from cascade_clip.cli.main import main
 from cascade_clip.config import Config, InferenceConfig
 from cascade_clip.losses.mask_losses import Places, mask_loss, upsample
-from cascade_clip.models.segmenter import Segmenter, build_segmenter
+from cascade_clip.models.builder import build_segmenter
+from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.ops.running_argmax import first_best
 from cascade_clip.research.benchmark import reference as textbook
 from cascade_clip.research.benchmark.cases import (

@@ -23,7 +23,8 @@ from cascade_clip.config import Config, InferenceConfig, LossConfig
 from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.inference.class_binding import background_words
-from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.losses.objective import step_loss
 from cascade_clip.models.segmenter import StageMasks
 from cascade_clip.ops.upsampling import (

@@ -595,7 +595,7 @@ def test_what_exists_is_not_made_again(
         "cascade_clip.training.fit.fit", lambda *_, **__: pytest.fail("trained again")
     )
     monkeypatch.setattr(
-        "cascade_clip.inference.predictor.load_predictor",
+        "cascade_clip.inference.loading.load_predictor",
         lambda *_, **__: pytest.fail("scored again"),
     )
     job_process.run_job(job)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from cascade_clip.checkpoints.checkpoint import find_checkpoint, load_checkpoint
 from cascade_clip.evaluation.bootstrap import Tallies, compare_paired
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.inference.loading import load_predictor
 from cascade_clip.models.cost import Cost
 from cascade_clip.research.reproduction import counts, figures
 from cascade_clip.research.reproduction.charts import (

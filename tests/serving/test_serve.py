@@ -27,7 +27,8 @@ pytest.importorskip("prometheus_client")
 from fastapi.testclient import TestClient
 
 from cascade_clip.cli.main import main
-from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results.rle import decode_mask
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene

@@ -21,7 +21,7 @@ import schemathesis
 from fastapi.testclient import TestClient
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.inference.loading import load_predictor
 from cascade_clip.serving.http.app import Service, build_app
 from cascade_clip.serving.http.options import ServiceOptions
 

@@ -25,7 +25,7 @@ pytest.importorskip("prometheus_client")
 import httpx
 
 from cascade_clip.cli.main import main
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.inference.loading import load_predictor
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 
 WORDS = "water, snow, fabric, umbrella"

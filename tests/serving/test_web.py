@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from cascade_clip.cli.main import main
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.inference.loading import load_predictor
 from cascade_clip.sandbox.scenes import CLASS_NAMES, PALETTE, SceneConfig, make_scene
 from cascade_clip.serving.web.guard import FORM_OVERHEAD, LOOPBACK, MOST_JSON, Guard
 from cascade_clip.serving.web.studio import (

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.inference.loading import load_predictor
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 from cascade_clip.serving.web.studio import parse_words, with_known_colors
 

@@ -21,7 +21,7 @@ from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.encoders.text import TextEncoder
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.inference.loading import load_predictor
 from cascade_clip.training.fit import SegmentationTask, fit, prepare
 from conftest import build_tiny
 from paths import TESTS

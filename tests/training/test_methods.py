@@ -15,8 +15,9 @@ import yaml
 from cascade_clip.cli.train import start_from
 from cascade_clip.config import Config, ModelConfig
 from cascade_clip.config.serialization import config_from_dict, config_to_dict, read_yaml
+from cascade_clip.models.builder import build_segmenter
 from cascade_clip.models.cost import count_cost
-from cascade_clip.models.segmenter import Segmenter, build_segmenter
+from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.training.fit import SegmentationTask
 from conftest import TINY_CLIP
 from paths import ROOT

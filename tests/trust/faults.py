@@ -30,7 +30,7 @@ from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.data.prepare import recipes as prepare_recipes
 from cascade_clip.data.prepare.preparation import find_source, prepare_dataset
 from cascade_clip.inference.image_batch import find_sources, segment_sources
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.inference.loading import load_predictor
 from cascade_clip.training.fit import fit
 from children import (
     READ_ONLY,

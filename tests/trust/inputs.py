@@ -336,7 +336,7 @@ def try_names(folder: Path, wanted: Iterable[str]) -> Figure:
     """Class names become file names and JSON: everything written stays in its folder, everything
     refused is one line."""
     from cascade_clip.inference.class_binding import as_vocabulary
-    from cascade_clip.inference.predictor import load_predictor
+    from cascade_clip.inference.loading import load_predictor
     from cascade_clip.results.segmentation import Segmentation
 
     predictor = load_predictor("mini", device="cpu")

@@ -30,7 +30,7 @@ import psutil
 import torch
 from PIL import Image
 
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.inference.loading import load_predictor
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 from cascade_clip.serving.web.studio import Question, Studio, heat_map
 from figures import Figure, main

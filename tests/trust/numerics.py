@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from cascade_clip.checkpoints.checkpoint import save_checkpoint
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.inference.loading import load_predictor
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 from cascade_clip.training.fit import fit
 from cascade_clip.training.progress import quiet_engine

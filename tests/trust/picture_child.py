@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from cascade_clip.data.folder import LabelledFiles
-from cascade_clip.data.transforms import load_image
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.files.image_tensors import load_image
+from cascade_clip.inference.loading import load_predictor
 from cascade_clip.research.benchmark.work import peak_memory
 from cascade_clip.vocabulary import parse_classes
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cascade_clip.config import LossConfig
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.inference.loading import load_predictor
 from cascade_clip.losses.mask_losses import mask_loss
 
 NAMES = ("sky", "grass", "water", "sand", "snow", "star", "tree")

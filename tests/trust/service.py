@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 
 from cascade_clip.cli.main import main as cascade_clip
-from cascade_clip.inference.predictor import load_predictor
+from cascade_clip.inference.loading import load_predictor
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 from figures import Figure, main
 from load_service import LEAST_AGREEMENT, PATIENCE, WORDS, Case, build_cases, load

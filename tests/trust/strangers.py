@@ -34,9 +34,10 @@ from cascade_clip.config import ClipConfig
 from cascade_clip.data.prepare.archives import list_members
 from cascade_clip.data.prepare.masks import context_mask, sbd_mask
 from cascade_clip.data.prepare.preparation import Source, prepare_dataset
-from cascade_clip.data.transforms import load_image
-from cascade_clip.encoders.clip import file_sha256, load_clip
+from cascade_clip.encoders.clip import load_clip
 from cascade_clip.encoders.text import load_embeddings
+from cascade_clip.files.hashing import file_sha256
+from cascade_clip.files.image_tensors import load_image
 from cascade_clip.research.benchmark.work import peak_memory
 from cascade_clip.results.rle import decode_mask
 from cascade_clip.training.fit import fit

@@ -37,7 +37,8 @@ from cascade_clip.config.serialization import config_from_dict, config_to_dict, 
 from cascade_clip.encoders.clip import LoadedClip, load_clip
 from cascade_clip.encoders.text import TextEncoder, build_text_encoder
 from cascade_clip.files.partial import exchange, partial_name
-from cascade_clip.models.segmenter import Segmenter, build_segmenter
+from cascade_clip.models.builder import build_segmenter
+from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.vocabulary import Vocabulary
 
 FORMAT = 1

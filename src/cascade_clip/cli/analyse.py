@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, progress_bar, say
+from cascade_clip.cli.terminal import progress_bar, say
+from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +41,7 @@ def similarity(
         out: where to draw.
         run: how to load and run.
     """
-    from cascade_clip.data.transforms import load_image
+    from cascade_clip.files.image_tensors import load_image
     from cascade_clip.research.analysis import patch_similarity
 
     predictor = _load(model, run)
@@ -83,7 +84,7 @@ def stages(
         out: where to draw.
         run: how to load and run.
     """
-    from cascade_clip.data.transforms import load_image
+    from cascade_clip.files.image_tensors import load_image
     from cascade_clip.research.analysis import compare_stages
     from cascade_clip.vocabulary import load_words
 
@@ -126,7 +127,7 @@ def cka(
         out: where to draw.
         run: how to load and run.
     """
-    from cascade_clip.data.transforms import load_image
+    from cascade_clip.files.image_tensors import load_image
     from cascade_clip.inference.image_batch import find_sources
     from cascade_clip.research.analysis import block_alignment
     from cascade_clip.sandbox.scenes import SceneConfig, make_scene
@@ -162,7 +163,7 @@ def cka(
 
 
 def _load(model: str, run: RunOptions) -> Predictor:
-    from cascade_clip.inference.predictor import load_predictor
+    from cascade_clip.inference.loading import load_predictor
 
     return load_predictor(
         model, run.device, run.precision, run.clip_weights or None, run.last_block
@@ -175,7 +176,7 @@ def _squares(
     """The middle squares of pictures, of the window's size, normalised."""
     import torch
 
-    from cascade_clip.data.transforms import normalise, resize_image
+    from cascade_clip.ops.resize import normalise, resize_image
 
     side, config = predictor.settings.window, predictor.checkpoint.config.model
     for number, picture in enumerate(pictures):

@@ -10,20 +10,9 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from cascade_clip.cli.evaluate import (
-    DEFAULT_INFERENCE,
-    FolderOptions,
-    InferenceOptions,
-    given_embeddings,
-)
-from cascade_clip.cli.terminal import (
-    DEFAULT_RUN,
-    RunOptions,
-    check_folder,
-    console,
-    progress_bar,
-    say,
-)
+from cascade_clip.cli.evaluate import DEFAULT_INFERENCE, FolderOptions, InferenceOptions
+from cascade_clip.cli.terminal import check_folder, console, progress_bar, say
+from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions, given_embeddings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +51,7 @@ def calibration(
     from cascade_clip.data.registry import build_dataset
     from cascade_clip.evaluation.calibration import VALUES, sweep_calibration
     from cascade_clip.evaluation.ranks import join_ranks
-    from cascade_clip.inference.predictor import load_predictor
+    from cascade_clip.inference.loading import load_predictor
 
     if out is not None:
         check_folder(out)
@@ -125,7 +114,7 @@ def show(found: CalibrationSweep) -> None:
 
 def write_sweep(found: CalibrationSweep, out: Path) -> list[Path]:
     """Write calibration.json and calibration.png into a folder, which is made."""
-    from cascade_clip.evaluation.evaluator import write_whole
+    from cascade_clip.files.atomic import write_whole
 
     written = [
         write_whole(

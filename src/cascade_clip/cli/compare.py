@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from cascade_clip.cli.evaluate import FolderOptions, given_embeddings
-from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
+from cascade_clip.cli.evaluate import FolderOptions
+from cascade_clip.cli.terminal import console, progress_bar, say
+from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions, given_embeddings
 
 if TYPE_CHECKING:
     from cascade_clip.config import DataConfig
@@ -77,7 +78,7 @@ def _conclude(
 ) -> None:
     """Compare, print and write."""
     from cascade_clip.evaluation.bootstrap import compare_paired
-    from cascade_clip.evaluation.evaluator import write_whole
+    from cascade_clip.files.atomic import write_whole
 
     (ours, vocabulary), (theirs, other) = found
     if vocabulary.unseen != other.unseen:
@@ -110,8 +111,8 @@ def _collect(
     ranks: Ranks,
 ) -> tuple[Tallies, Vocabulary]:
     """The counts of one model on every image; the first process shows a progress bar."""
-    from cascade_clip.evaluation.tallies import collect_tallies
-    from cascade_clip.inference.predictor import load_predictor
+    from cascade_clip.evaluation.bootstrap import collect_tallies
+    from cascade_clip.inference.loading import load_predictor
 
     predictor = load_predictor(
         checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
-from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
+from cascade_clip.cli.terminal import console, progress_bar, say
 from cascade_clip.config import DataConfig, InferenceConfig
 from cascade_clip.config.data import DataName
+from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from cascade_clip.data.registry import LabelledImages
     from cascade_clip.evaluation.comparison import Comparison, Row
     from cascade_clip.evaluation.evaluator import Report
     from cascade_clip.evaluation.ranks import Ranks
-    from cascade_clip.inference.predictor import Predictor
+from cascade_clip.inference.loading import given_embeddings
 
 
 @dataclass(frozen=True)
@@ -276,7 +275,7 @@ def _score(
     from cascade_clip.evaluation.evaluator import Origin
     from cascade_clip.evaluation.evaluator import evaluate as run_evaluation
     from cascade_clip.evaluation.fingerprints import hash_checkpoint
-    from cascade_clip.inference.predictor import load_predictor
+    from cascade_clip.inference.loading import load_predictor
     from cascade_clip.inference.training_free import PREFIX
 
     predictor = load_predictor(
@@ -291,15 +290,6 @@ def _score(
         return run_evaluation(predictor, dataset, calibration, text, None, keep, origin, ranks)
     with progress_bar(f"evaluating {Path(checkpoint).name}") as step:
         return run_evaluation(predictor, dataset, calibration, text, step, keep, origin, ranks)
-
-
-def given_embeddings(config: DataConfig, classes: int, predictor: Predictor) -> Tensor | None:
-    """Text embeddings from the file that the settings name, if any."""
-    from cascade_clip.encoders.text import load_embeddings
-
-    if not config.text_embeddings:
-        return None
-    return load_embeddings(Path(config.text_embeddings), classes, predictor.model.joint_width)
 
 
 def print_report(report: Report) -> None:

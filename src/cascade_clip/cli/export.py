@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 
 from cascade_clip.cli.evaluate import FolderOptions
-from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, console, progress_bar, say
+from cascade_clip.cli.terminal import console, progress_bar, say
+from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions
 
 if TYPE_CHECKING:
-    from cascade_clip.inference.predictor import Predictor, Target
+    from cascade_clip.inference.class_binding import Target
+    from cascade_clip.inference.predictor import Predictor
 
 DEFAULT_DATA = FolderOptions()
 
@@ -214,7 +216,7 @@ def _score(predictor: Predictor, data: FolderOptions, labelled: bool) -> tuple[s
 
 def _load(model: str, run: RunOptions) -> Predictor:
     """The model on the CPU in float32, where graphs are recorded."""
-    from cascade_clip.inference.predictor import load_predictor
+    from cascade_clip.inference.loading import load_predictor
 
     if run.device not in ("auto", "cpu") or run.precision != "fp32":
         raise ValueError(

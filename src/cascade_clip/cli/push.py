@@ -27,7 +27,7 @@ def push(
         full: store CLIP's own weights too; done anyway where they came from a file of this machine.
         half: store float16, half the size and slightly rounded.
     """
-    from cascade_clip.inference.predictor import load_predictor
+    from cascade_clip.inference.loading import load_predictor
     from cascade_clip.inference.training_free import PREFIX
 
     if model.startswith(PREFIX):

@@ -28,7 +28,8 @@ from cascade_clip.checkpoints.checkpoint import find_checkpoint, read_config
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import LabelledImages, build_dataset
 from cascade_clip.evaluation.evaluator import Report, evaluate
-from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.training.fit import fit
 from cascade_clip.training.progress import TrainingProgress, quiet_engine
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
-from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, check_folder, progress_bar, say, warn
+from cascade_clip.cli.terminal import check_folder, progress_bar, say, warn
+from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions
 from cascade_clip.results.segmentation import Output, Segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cascade_clip.inference.class_binding import Target
     from cascade_clip.inference.image_batch import Done, Source
-    from cascade_clip.inference.predictor import Predictor, Target
+    from cascade_clip.inference.predictor import Predictor
     from cascade_clip.inference.ray_batch import Recipe
 
 REAL_MODELS = (
@@ -243,7 +245,7 @@ def _parse_outputs(text: str, out: Path) -> tuple[Output, ...]:
 
 
 def _load(model: str, options: SegmentOptions, run: RunOptions) -> Predictor:
-    from cascade_clip.inference.predictor import load_predictor
+    from cascade_clip.inference.loading import load_predictor
     from cascade_clip.sandbox.scenes import CLASS_NAMES
 
     predictor = load_predictor(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, say, warn
+from cascade_clip.cli.terminal import say, warn
+from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions
 from cascade_clip.serving.http.options import ServiceOptions
 
 DEFAULT_OPTIONS = ServiceOptions()
@@ -38,7 +39,7 @@ def serve(
         run: how to load and run.
     """
     from cascade_clip.cli.web import open_socket
-    from cascade_clip.inference.predictor import load_predictor
+    from cascade_clip.inference.loading import load_predictor
     from cascade_clip.serving.http.app import LOCAL_HOSTS, Service
     from cascade_clip.serving.http.app import run as answer
 

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -19,28 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from cascade_clip.config import Device, LastBlock, Precision
-
 console = Console()
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a model is loaded and run."""
-
-    device: Device = "auto"
-    """Where to run: auto takes CUDA, then Apple's MPS, then the CPU."""
-    precision: Precision = "fp32"
-    """Number format of the network; similarities and scores stay float32."""
-    clip_weights: str = ""
-    """Place of CLIP's weights (file or tag) instead of the recorded one; their hash must agree with
-    the checkpoint's."""
-    last_block: LastBlock | None = None
-    """Of a clip:... model, how the last block makes patch features: clearclip (default), sclip,
-    maskclip, or standard."""
-
-
-DEFAULT_RUN = RunOptions()
 
 
 def warn(text: str) -> None:

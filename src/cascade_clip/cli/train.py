@@ -312,16 +312,12 @@ def _evaluate(
 ) -> None:
     """Score the trained model, and keep the figures beside it and in its record."""
     from cascade_clip.checkpoints.checkpoint import save_checkpoint
-    from cascade_clip.cli.evaluate import given_embeddings, print_report
-    from cascade_clip.evaluation.evaluator import (
-        Origin,
-        evaluate,
-        evaluation_record,
-        summarise,
-        write_whole,
-    )
+    from cascade_clip.cli.evaluate import print_report
+    from cascade_clip.evaluation.evaluator import Origin, evaluate, evaluation_record, summarise
     from cascade_clip.evaluation.fingerprints import hash_checkpoint
     from cascade_clip.evaluation.report import build_page
+    from cascade_clip.files.atomic import write_whole
+    from cascade_clip.inference.loading import given_embeddings
     from cascade_clip.inference.predictor import Predictor
     from cascade_clip.training.run_report import EVALUATION
 

@@ -7,7 +7,8 @@ import socket
 import tempfile
 from pathlib import Path
 
-from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions, say, warn
+from cascade_clip.cli.terminal import say, warn
+from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions
 
 MEBIBYTE = 2**20
 

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cascade_clip.config import ClipConfig
+from cascade_clip.files.hashing import file_sha256
 from cascade_clip.files.torch_files import read_pickle
 
 logger = logging.getLogger(__name__)
@@ -121,15 +122,6 @@ def fingerprint_weights(state: Mapping[str, Tensor]) -> str:
 def cache_folder() -> Path:
     """Where downloaded weights lie: CASCADE_CLIP_CACHE, or open_clip's own ~/.cache/clip."""
     return Path(os.environ.get("CASCADE_CLIP_CACHE") or Path.home() / ".cache" / "clip")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # Folders in open_clip's format

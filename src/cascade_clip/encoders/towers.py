@@ -15,17 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_clip.config import LastBlock
+from cascade_clip.encoders.positions import Grid, PositionEmbedding, resize_positions
 from cascade_clip.ops.attention import attend
-
-Grid = tuple[int, int]
 
 QUICK = 1.702
 """OpenAI's activation is x * sigmoid(QUICK * x), which is silu(QUICK * x) / QUICK: one pass over
 the hidden values instead of three."""
-
-MOST_GRIDS = 8
-"""Grids whose resized positions are kept: images given to the network directly may each bring
-another one."""
 
 
 class Tower(Protocol):
@@ -65,53 +60,6 @@ class Tower(Protocol):
     def final_matrix(self) -> Tensor:
         """The projection into the joint space as a matrix (W, D)."""
         ...
-
-
-class PositionEmbedding(nn.Module):
-    """Learned positions of one grid, resized bilinearly for other grids and kept for the last new
-    ones, MOST_GRIDS at most.
-
-    The cache holds values that follow from the parameter alone; it is emptied when the parameter
-    changes. A parameter made under inference mode does not say when it changes: then nothing is
-    kept.
-    """
-
-    def __init__(self, positions: Tensor, grid: Grid) -> None:
-        """Hold `positions` of shape (rows * columns, W)."""
-        super().__init__()
-        self.grid = grid
-        self.positions = nn.Parameter(positions.detach().clone(), requires_grad=False)
-        self._cache: dict[tuple[object, ...], Tensor] = {}
-
-    def forward(self, grid: Grid) -> Tensor:
-        """Positions (N, W) of a grid of patches."""
-        if grid == self.grid:
-            return self.positions  # (N, W)
-        if self.positions.is_inference():
-            return resize_positions(self.positions, self.grid, grid)
-        key = (
-            grid,
-            self.positions.device,
-            self.positions.dtype,
-            self.positions._version,
-            self.positions.data_ptr(),
-        )
-        found = self._cache.get(key)
-        if found is None:
-            valid = [(known, value) for known, value in self._cache.items() if known[1:] == key[1:]]
-            self._cache = dict(valid[1 - MOST_GRIDS :])
-            with torch.inference_mode(False), torch.no_grad():
-                found = resize_positions(self.positions.clone(), self.grid, grid)
-            self._cache[key] = found
-        return found
-
-
-def resize_positions(positions: Tensor, old: Grid, new: Grid) -> Tensor:
-    """Resize position embeddings (old rows * columns, W) to another grid: bilinear, align_corners
-    False, no antialias."""
-    table = positions.T.reshape(1, -1, *old)  # (1, W, rows, columns)
-    table = F.interpolate(table, size=new, mode="bilinear", align_corners=False)
-    return table.flatten(2)[0].T.contiguous()  # (N, W)
 
 
 def run_whole(block: nn.Module, tokens: Tensor, prompt: Tensor | None) -> Tensor:
@@ -282,79 +230,3 @@ class OpenClipTower(nn.Module):
     def final_matrix(self) -> Tensor:
         """CLIP's `proj`, (W, D)."""
         return cast(Tensor, self.visual.proj)
-
-
-class TimmTower(nn.Module):
-    """A timm ViT inside open_clip, such as SigLIP's: no class token, the image embedding is pooled
-    from the patches."""
-
-    visual: Any
-
-    def __init__(self, visual: Any, position_grid: Grid | None) -> None:
-        """Take over open_clip's `TimmModel`; its position embedding is resized once to
-        `position_grid`, unless that is None."""
-        super().__init__()
-        trunk = visual.trunk
-        if getattr(trunk, "pos_embed", None) is None or getattr(trunk, "rope", None) is not None:
-            raise ValueError(
-                f"{type(trunk).__name__} has no learned position embedding; only plain timm ViTs"
-                " are supported"
-            )
-        if trunk.num_prefix_tokens:
-            raise ValueError(
-                f"timm trunks with {trunk.num_prefix_tokens} prefix tokens are not supported;"
-                " choose a SigLIP model"
-            )
-        self.width = int(trunk.embed_dim)
-        self.joint_width = int(visual.head.proj.out_features) if len(visual.head) else self.width
-        self.patch_size = int(trunk.patch_embed.patch_size[0])
-        native = cast(Grid, tuple(trunk.patch_embed.grid_size))
-        table = cast(Tensor, trunk.pos_embed).detach()[0]  # (N, W)
-        grid = position_grid or native
-        spatial = table if grid == native else resize_positions(table, native, grid)
-        self.position_embedding = PositionEmbedding(spatial, grid)
-        trunk.pos_embed = None  # held in the tensor above
-        self.visual = visual
-
-    @property
-    def trunk(self) -> Any:
-        """timm's model."""
-        return self.visual.trunk
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The transformer blocks."""
-        return cast(nn.ModuleList, self.trunk.blocks)
-
-    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """No class token, (B, 0, W), and patch tokens (B, N, W)."""
-        embed = self.trunk.patch_embed
-        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
-        patches = embed.norm(embed.proj(images).flatten(2).transpose(1, 2))  # (B, N, W)
-        patches = self.trunk.norm_pre(patches + self.position_embedding(grid))  # (B, N, W)
-        return patches[:, :0], patches
-
-    def run_block(self, block: nn.Module, tokens: Tensor, prompt: Tensor | None = None) -> Tensor:
-        """One block as timm computes it."""
-        return run_whole(block, tokens, prompt)
-
-    def run_dense(self, block: nn.Module, tokens: Tensor, kind: LastBlock) -> Tensor:
-        """Not for these towers."""
-        raise ValueError(f"last_block {kind} needs one of open_clip's own ViT towers")
-
-    def project(self, class_token: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Final norm, then the tower's own pooling (B, D) and the projection of the patches (B, N,
-        D)."""
-        normed = self.trunk.norm(patches)  # (B, N, W)
-        pooled = self.visual.head(self.trunk.forward_head(normed))  # (B, D)
-        return pooled, self.visual.head(normed)
-
-    def final_norm(self) -> nn.Module:
-        """The trunk's `norm`."""
-        return cast(nn.Module, self.trunk.norm)
-
-    def final_matrix(self) -> Tensor:
-        """The head's projection, (W, D); the identity when there is none."""
-        if len(self.visual.head):
-            return cast(Tensor, self.visual.head.proj.weight).T
-        return torch.eye(self.width)

@@ -28,7 +28,8 @@ from cascade_clip.evaluation.evaluator import (
 )
 from cascade_clip.evaluation.metrics import ConfusionMatrix, Scores, scores
 from cascade_clip.evaluation.ranks import Ranks
-from cascade_clip.inference.predictor import LabelMap, Predictor, Target
+from cascade_clip.inference.class_binding import Target
+from cascade_clip.inference.predictor import LabelMap, Predictor
 from cascade_clip.results.segmentation import UNLABELLED
 from cascade_clip.vocabulary import IGNORED, Vocabulary
 

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,9 @@ from cascade_clip.evaluation.examples import Gallery, ImageRecord, image_scores
 from cascade_clip.evaluation.fingerprints import hash_dataset
 from cascade_clip.evaluation.metrics import ConfusionMatrix, Scores, scores
 from cascade_clip.evaluation.ranks import Ranks
-from cascade_clip.inference.predictor import Predictor, Target
+from cascade_clip.files.atomic import write_whole
+from cascade_clip.inference.class_binding import Target
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results.segmentation import UNLABELLED
 from cascade_clip.vocabulary import Color, Vocabulary
 
@@ -117,16 +117,6 @@ class Report:
         rows = ",\n".join(f"  {json.dumps(row)}" for row in values.pop("confusion"))
         text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
         return write_whole(path, f'{text[:-2]},\n "confusion": [\n{rows}\n ]\n}}\n')
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a text file so that nobody ever finds half of it; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        part = Path(folder) / path.name
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    return path
 
 
 def summarise(found: Scores) -> dict[str, float | None]:

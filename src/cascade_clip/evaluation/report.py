@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cascade_clip.evaluation.comparison import FIGURES, Comparison, Row
-from cascade_clip.evaluation.evaluator import Report, summarise, write_whole
+from cascade_clip.evaluation.evaluator import Report, summarise
 from cascade_clip.evaluation.examples import LONGEST_SIDE, ImageRecord
 from cascade_clip.evaluation.metrics import Scores
 from cascade_clip.evaluation.report_page import PAGE
+from cascade_clip.files.atomic import write_whole
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.vocabulary import Color
 

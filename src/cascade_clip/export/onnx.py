@@ -29,11 +29,11 @@ from torch import Tensor, nn
 
 from cascade_clip.checkpoints.checkpoint import read_versions
 from cascade_clip.config import InferenceConfig
-from cascade_clip.encoders.clip import file_sha256
-from cascade_clip.encoders.towers import PositionEmbedding, resize_positions
+from cascade_clip.encoders.positions import Grid, PositionEmbedding, resize_positions
+from cascade_clip.files.hashing import file_sha256
 from cascade_clip.files.partial import partial_name
-from cascade_clip.inference.predictor import Predictor, Target
-from cascade_clip.models.backbone import Grid
+from cascade_clip.inference.class_binding import Target
+from cascade_clip.inference.predictor import Predictor
 
 FORMAT = 1
 OPSET = 20

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TextIO
 import torch
 from torch import Tensor
 
-from cascade_clip.data.transforms import load_image
+from cascade_clip.files.image_tensors import load_image
 from cascade_clip.files.images import is_large
 from cascade_clip.inference.class_binding import Target
 from cascade_clip.inference.predictor import Predictor

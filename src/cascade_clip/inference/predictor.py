@@ -8,7 +8,6 @@ patches, H x W pixels.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,17 +19,22 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from cascade_clip.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from cascade_clip.checkpoints.checkpoint import Checkpoint
 from cascade_clip.checkpoints.publishing import Publishable
-from cascade_clip.config import Device, InferenceConfig, LastBlock, Precision
-from cascade_clip.data.transforms import load_image, normalise, resize_image, short_side_shape
-from cascade_clip.inference.class_binding import Target as Target
-from cascade_clip.inference.class_binding import Threshold, Words, as_vocabulary, build_target
-from cascade_clip.inference.training_free import DEFAULT_BLOCK, PREFIX, build_training_free
-from cascade_clip.inference.windows import Window, cut_windows
-from cascade_clip.inference.windows import list_windows as list_windows
-from cascade_clip.models.backbone import Grid
+from cascade_clip.config import Device, InferenceConfig
+from cascade_clip.encoders.positions import Grid
+from cascade_clip.files.image_tensors import load_image
+from cascade_clip.inference.class_binding import (
+    Target,
+    Threshold,
+    Words,
+    as_vocabulary,
+    build_target,
+)
+from cascade_clip.inference.windows import Window, cut_windows, list_windows
 from cascade_clip.models.segmenter import Segmenter
+from cascade_clip.ops.devices import autocast_type, find_device
+from cascade_clip.ops.resize import normalise, resize_image, short_side_shape
 from cascade_clip.ops.running_argmax import RunningBest, best_by_label, coarse_size
 from cascade_clip.ops.upsampling import upsample_bilinear, upsample_guided, window_guide
 from cascade_clip.results.segmentation import Segmentation
@@ -445,65 +449,3 @@ class Predictor(Publishable):
 def area(size: Grid) -> int:
     """Number of pixels."""
     return size[0] * size[1]
-
-
-def find_device(device: Device) -> torch.device:
-    """The device of that name; `auto` takes CUDA, then Apple's MPS, then the CPU.
-
-    Raises:
-        ValueError: a device that this machine or this build of torch does not have.
-    """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if device == "auto":
-        return torch.device(next(name for name, there in available.items() if there))
-    if device not in available:
-        raise ValueError(f"unknown device {device!r}; choose auto, cpu, cuda or mps")
-    if not available[device]:
-        raise ValueError(
-            f"device {device} is not available here; choose one of"
-            f" {[name for name, there in available.items() if there]}"
-        )
-    return torch.device(device)
-
-
-def autocast_type(precision: Precision) -> torch.dtype:
-    """The type of matrix products for a precision setting."""
-    return torch.float16 if precision == "fp16" else torch.bfloat16
-
-
-def load_predictor(
-    source: str | Path,
-    device: Device = "auto",
-    precision: Precision | None = None,
-    clip_weights: str | None = None,
-    last_block: LastBlock | None = None,
-) -> Predictor:
-    """Load a checkpoint folder, ready to segment.
-
-    Args:
-        source: a checkpoint folder, a run folder, a packaged model (`mini`, `mini-last`), or CLIP
-            alone without training: `clip:ViT-B-16-quickgelu/openai`, `clip:local-dir:FOLDER`,
-            `clip:mini`.
-        device: where to run; `auto` takes CUDA, then MPS, then the CPU.
-        precision: number format of the network instead of the checkpoint's own.
-        clip_weights: CLIP weights (file or tag) instead of the place that the checkpoint names; the
-            hash is still compared.
-        last_block: of a training-free model, how the last block makes patch features (see
-            `ModelConfig.last_block`).
-    """
-    if str(source).startswith(PREFIX):
-        checkpoint = build_training_free(str(source), last_block or DEFAULT_BLOCK)
-    elif last_block is not None:
-        raise ValueError(
-            f"last_block is for training-free models ({PREFIX}NAME/WEIGHTS); {source} has its own"
-        )
-    else:
-        checkpoint = load_checkpoint(source, clip_weights)
-    settings = checkpoint.config.inference
-    if precision is not None:
-        settings = dataclasses.replace(settings, precision=precision)
-    return Predictor(checkpoint, settings, device)

@@ -22,7 +22,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cascade_clip.cli.terminal import RunOptions
 from cascade_clip.config import Device, InferenceConfig
 from cascade_clip.inference.class_binding import Target
 from cascade_clip.inference.image_batch import (
@@ -32,7 +31,8 @@ from cascade_clip.inference.image_batch import (
     request_fingerprint,
     segment_sources,
 )
-from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.inference.loading import RunOptions, load_predictor
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.inference.ray_manifest import (
     FOLDER,
     Block,

@@ -20,7 +20,7 @@ from cascade_clip.config import (
 )
 from cascade_clip.encoders.clip import LoadedClip, load_clip
 from cascade_clip.encoders.text import build_text_encoder
-from cascade_clip.models.segmenter import build_segmenter
+from cascade_clip.models.builder import build_segmenter
 from cascade_clip.vocabulary import load_templates, load_vocabulary
 
 PREFIX = "clip:"

@@ -19,12 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
 from cascade_clip.config import LastBlock, ProjectionConfig, PromptConfig
-from cascade_clip.encoders.towers import Grid as Grid
-from cascade_clip.encoders.towers import OpenClipTower as OpenClipTower
-from cascade_clip.encoders.towers import PositionEmbedding as PositionEmbedding
-from cascade_clip.encoders.towers import TimmTower as TimmTower
-from cascade_clip.encoders.towers import Tower as Tower
-from cascade_clip.encoders.towers import resize_positions as resize_positions
+from cascade_clip.encoders.positions import Grid
+from cascade_clip.encoders.towers import OpenClipTower, Tower
 from cascade_clip.models.spectral_prompts import SpectralFilter
 
 

@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cascade_clip.config import ModelConfig
 from cascade_clip.encoders.clip import load_clip
-from cascade_clip.models.backbone import OpenClipTower
-from cascade_clip.models.segmenter import Segmenter, build_segmenter
+from cascade_clip.encoders.towers import OpenClipTower
+from cascade_clip.models.builder import build_segmenter
+from cascade_clip.models.segmenter import Segmenter
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ from cascade_clip.encoders.clip import load_clip
 from cascade_clip.encoders.text import build_text_encoder, load_embeddings
 from cascade_clip.losses.mask_losses import present_pairs
 from cascade_clip.losses.objective import StepLoss, step_loss
-from cascade_clip.models.segmenter import Segmenter, build_segmenter
+from cascade_clip.models.builder import build_segmenter
+from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.training.data_module import TrainingBatches
 from cascade_clip.training.ema import EmaTeacher
 from cascade_clip.training.engine import build_trainer, check_launch, is_first_process, run_engine

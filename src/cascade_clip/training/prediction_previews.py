@@ -26,7 +26,8 @@ from cascade_clip.checkpoints.checkpoint import Checkpoint
 from cascade_clip.data.registry import LabelledImages
 from cascade_clip.encoders.text import load_embeddings
 from cascade_clip.evaluation.evaluator import default_calibration
-from cascade_clip.inference.predictor import Predictor, Target
+from cascade_clip.inference.class_binding import Target
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results.segmentation import Segmentation
 
 FOLDER = "sheets"

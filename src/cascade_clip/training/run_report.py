@@ -25,8 +25,8 @@ from PIL import Image
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.evaluation.comparison import FIGURES
-from cascade_clip.evaluation.evaluator import write_whole
 from cascade_clip.evaluation.report_page import PAGE
+from cascade_clip.files.atomic import write_whole
 from cascade_clip.training.progress import read_metrics
 from cascade_clip.training.provenance import read_run_file
 

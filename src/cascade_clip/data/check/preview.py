@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cascade_clip.data.check.facts import Count, PairFacts, Tally
 from cascade_clip.data.folder import UNKNOWN, MaskReader
-from cascade_clip.data.transforms import load_image, resize_mask
+from cascade_clip.files.image_tensors import load_image
+from cascade_clip.ops.resize import resize_mask
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.vocabulary import IGNORED, Color, Vocabulary
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_clip.config import DecoderConfig
-from cascade_clip.encoders.towers import Grid
+from cascade_clip.encoders.positions import Grid
 from cascade_clip.ops.attention import attend
 
 

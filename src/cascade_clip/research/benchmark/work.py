@@ -34,10 +34,12 @@ from cascade_clip.config import (
     Precision,
     PromptConfig,
 )
-from cascade_clip.inference.predictor import Predictor, autocast_type
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.inference.windows import list_windows
 from cascade_clip.losses.mask_losses import mask_loss
-from cascade_clip.models.segmenter import Segmenter, build_segmenter
+from cascade_clip.models.builder import build_segmenter
+from cascade_clip.models.segmenter import Segmenter
+from cascade_clip.ops.devices import autocast_type
 from cascade_clip.research.benchmark import reference
 from cascade_clip.vocabulary import parse_classes
 

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, read_versions
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.data.registry import build_dataset
-from cascade_clip.evaluation.evaluator import write_whole
+from cascade_clip.files.atomic import write_whole
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.models.aggregation import WeightedSum, gaussian_weights
 from cascade_clip.models.cost import count_cost

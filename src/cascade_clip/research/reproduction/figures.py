@@ -22,9 +22,10 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
 from cascade_clip.data.registry import LabelledImages, build_dataset
-from cascade_clip.data.transforms import normalise, resize_image
 from cascade_clip.evaluation.evaluator import default_calibration
-from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.inference.loading import load_predictor
+from cascade_clip.inference.predictor import Predictor
+from cascade_clip.ops.resize import normalise, resize_image
 from cascade_clip.research.analysis import block_alignment, compare_stages, patch_similarity
 from cascade_clip.research.reproduction.charts import draw_lengths, save_picture
 from cascade_clip.research.reproduction.entries import Entry

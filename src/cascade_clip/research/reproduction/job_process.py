@@ -81,11 +81,10 @@ def _score(job: Job) -> None:
     """Make the scores and choices that are missing."""
     import numpy as np
 
-    from cascade_clip.cli.evaluate import given_embeddings
     from cascade_clip.data.registry import build_dataset
+    from cascade_clip.evaluation.bootstrap import collect_tallies
     from cascade_clip.evaluation.calibration import sweep_calibration
-    from cascade_clip.evaluation.tallies import collect_tallies
-    from cascade_clip.inference.predictor import load_predictor
+    from cascade_clip.inference.loading import given_embeddings, load_predictor
 
     if job.done:
         return

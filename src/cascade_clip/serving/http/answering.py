@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from cascade_clip.data.transforms import load_image, short_side_shape
+from cascade_clip.files.image_tensors import load_image
 from cascade_clip.inference.class_binding import SCENERY, SCENERY_WORD
 from cascade_clip.inference.predictor import Predictor
+from cascade_clip.ops.resize import short_side_shape
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.serving.http.batching import RememberedText, segment_together
 from cascade_clip.serving.http.options import ServiceOptions

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from cascade_clip.checkpoints.checkpoint import PACKAGED, find_checkpoint, read_record
-from cascade_clip.cli.terminal import DEFAULT_RUN, RunOptions
-from cascade_clip.data.transforms import load_image, short_side_shape
-from cascade_clip.inference.predictor import Predictor, load_predictor
+from cascade_clip.files.image_tensors import load_image
+from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions, load_predictor
+from cascade_clip.inference.predictor import Predictor
 from cascade_clip.inference.training_free import PREFIX, parse_clip
+from cascade_clip.ops.resize import short_side_shape
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.sandbox.scenes import CLASS_NAMES, SceneConfig, make_scene
 from cascade_clip.vocabulary import Vocabulary, parse_classes

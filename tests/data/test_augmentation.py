@@ -18,22 +18,21 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from cascade_clip.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
-from cascade_clip.data import transforms
-from cascade_clip.data.transforms import (
+from cascade_clip.data import augmentation
+from cascade_clip.data.augmentation import (
     Distortion,
     TrainTransform,
     draw_crop,
     draw_distortion,
     hsv_to_rgb,
-    is_color_mask,
-    load_color_mask,
-    load_image,
-    load_mask,
+    rgb_to_hsv,
+)
+from cascade_clip.files.image_tensors import is_color_mask, load_color_mask, load_image, load_mask
+from cascade_clip.ops.resize import (
     normalise,
     resize_image,
     resize_mask,
     resize_shape,
-    rgb_to_hsv,
     short_side_shape,
 )
 
@@ -460,7 +459,7 @@ def test_crops_of_small_pictures(size: tuple[int, int], expected: tuple[int, int
     ],
 )
 def test_share_rule(labels: list[int], share: float, expected: bool) -> None:
-    assert transforms._is_mixed(torch.tensor([labels]), share) is expected
+    assert augmentation._is_mixed(torch.tensor([labels]), share) is expected
 
 
 def test_crops_are_drawn_again_while_one_class_fills_them() -> None:
@@ -478,7 +477,7 @@ def test_the_tenth_draw_stands() -> None:
     draws, again = generator(3), generator(3)
     crop = draw_crop(labels, 10, 0.75, draws)
     offsets = [
-        (transforms._integer(0, 40, again), transforms._integer(0, 40, again)) for _ in range(10)
+        (augmentation._integer(0, 40, again), augmentation._integer(0, 40, again)) for _ in range(10)
     ]
     assert (crop.top, crop.left) == offsets[-1]
     assert torch.equal(draws.get_state(), again.get_state())
