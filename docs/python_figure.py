@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 import cascade_clip
-from cascade_clip.data.registry import SandboxScenes
+from cascade_clip.data import SandboxScenes
 
 scene = SandboxScenes(count=40, seed=5, size=128).sample(3).image.permute(1, 2, 0).numpy()
 picture = Image.fromarray(scene).resize((320, 320), Image.Resampling.BICUBIC)

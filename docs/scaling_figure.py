@@ -23,7 +23,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import psutil
 
-from cascade_clip.inference.ray_manifest import read_manifest
+from cascade_clip.inference import read_manifest
 
 COMMAND = [sys.executable, "-m", "cascade_clip"]
 RUNS = {

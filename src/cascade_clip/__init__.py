@@ -16,11 +16,11 @@ from cascade_clip.moved import accept_moved_modules
 
 if TYPE_CHECKING:
     from cascade_clip.config import Config as Config
-    from cascade_clip.inference.loading import load_predictor as load
-    from cascade_clip.inference.predictor import Predictor as Predictor
-    from cascade_clip.models.builder import build_segmenter as build_segmenter
-    from cascade_clip.models.segmenter import Segmenter as Segmenter
-    from cascade_clip.results.segmentation import Segmentation as Segmentation
+    from cascade_clip.inference import Predictor as Predictor
+    from cascade_clip.inference import load_predictor as load
+    from cascade_clip.models import Segmenter as Segmenter
+    from cascade_clip.models import build_segmenter as build_segmenter
+    from cascade_clip.results import Segmentation as Segmentation
     from cascade_clip.vocabulary import Vocabulary as Vocabulary
 
 _PLACES = {

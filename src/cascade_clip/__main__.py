@@ -2,7 +2,7 @@
 
 import sys
 
-from cascade_clip.cli.main import main
+from cascade_clip.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -477,7 +477,8 @@ def test_the_tenth_draw_stands() -> None:
     draws, again = generator(3), generator(3)
     crop = draw_crop(labels, 10, 0.75, draws)
     offsets = [
-        (augmentation._integer(0, 40, again), augmentation._integer(0, 40, again)) for _ in range(10)
+        (augmentation._integer(0, 40, again), augmentation._integer(0, 40, again))
+        for _ in range(10)
     ]
     assert (crop.top, crop.left) == offsets[-1]
     assert torch.equal(draws.get_state(), again.get_state())

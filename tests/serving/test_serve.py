@@ -27,6 +27,7 @@ pytest.importorskip("prometheus_client")
 from fastapi.testclient import TestClient
 
 from cascade_clip.cli.main import main
+from cascade_clip.config.service import ServiceOptions
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results.rle import decode_mask
@@ -41,7 +42,6 @@ from cascade_clip.serving.http.answering import (
     read_words,
 )
 from cascade_clip.serving.http.app import LOCAL_HOSTS, Service, build_app
-from cascade_clip.serving.http.options import ServiceOptions
 
 WORDS = "water, snow, fabric, umbrella"
 OPTIONS = ServiceOptions(max_upload=1, max_pixels=40_000, max_words=12, queue=1)

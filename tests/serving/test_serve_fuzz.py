@@ -21,9 +21,9 @@ import schemathesis
 from fastapi.testclient import TestClient
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from cascade_clip.config.service import ServiceOptions
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.serving.http.app import Service, build_app
-from cascade_clip.serving.http.options import ServiceOptions
 
 DOCUMENTED = {200, 400, 403, 408, 413, 422, 429, 503, 504}
 PHASES = (Phase.explicit, Phase.generate)

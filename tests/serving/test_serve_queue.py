@@ -17,13 +17,13 @@ import torch
 
 pytest.importorskip("uvicorn")
 
+from cascade_clip.config.service import ServiceOptions
 from cascade_clip.encoders.text import _cache_folder
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.serving.http.batching import RememberedText, SharedForward, segment_together
 from cascade_clip.serving.http.guard import UPLOADS_AT_ONCE, Guard, PatientProtocol, Refusal
-from cascade_clip.serving.http.options import ServiceOptions
 from cascade_clip.serving.http.queue import JobQueue, Slots, Stopped
 
 

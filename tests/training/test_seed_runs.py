@@ -12,8 +12,9 @@ from cascade_clip.cli import train as train_commands
 from cascade_clip.cli.train import TrainOptions, train
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_from_dict
+from cascade_clip.results import SUMMARY_METRICS
 from cascade_clip.training.seed_runs import (
-    FIGURES,
+    NAMES,
     Spread,
     claim_seeds,
     parse_seeds,
@@ -32,7 +33,7 @@ HIOU = {0: 0.1, 1: 0.2, 2: 0.4}
 def write_run(folder: Path, hiou: float | None) -> None:
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "checkpoint.json").write_text("{}")
-    summary = {key: 0.5 for key in FIGURES.values()} | {"hiou": hiou}
+    summary = {metric.key: 0.5 for metric in SUMMARY_METRICS} | {"hiou": hiou}
     (folder / "report.json").write_text(json.dumps({"summary": summary}))
 
 
@@ -90,8 +91,7 @@ def test_other_settings_need_another_folder(tmp_path: Path) -> None:
 
 def test_what_is_written(tmp_path: Path) -> None:
     figures = {
-        seed: dict.fromkeys(FIGURES, 0.5) | {"hIoU": value, "U": None}
-        for seed, value in HIOU.items()
+        seed: dict.fromkeys(NAMES, 0.5) | {"hIoU": value, "U": None} for seed, value in HIOU.items()
     }
     path = write_seeds(tmp_path, {"a": 1}, figures)
     found = json.loads(path.read_text())

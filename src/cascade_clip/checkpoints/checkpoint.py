@@ -32,13 +32,10 @@ from torch import Tensor, nn
 from cascade_clip.checkpoints.hub import SCHEME as HUB
 from cascade_clip.checkpoints.hub import download_checkpoint, parse_hub_name
 from cascade_clip.checkpoints.model_card import build_card
-from cascade_clip.config import ClipConfig, Config
-from cascade_clip.config.serialization import config_from_dict, config_to_dict, read_yaml
-from cascade_clip.encoders.clip import LoadedClip, load_clip
-from cascade_clip.encoders.text import TextEncoder, build_text_encoder
-from cascade_clip.files.partial import exchange, partial_name
-from cascade_clip.models.builder import build_segmenter
-from cascade_clip.models.segmenter import Segmenter
+from cascade_clip.config import ClipConfig, Config, config_from_dict, config_to_dict, read_yaml
+from cascade_clip.encoders import LoadedClip, TextEncoder, build_text_encoder, load_clip
+from cascade_clip.files import exchange, partial_name
+from cascade_clip.models import Segmenter, build_segmenter
 from cascade_clip.vocabulary import Vocabulary
 
 FORMAT = 1

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import yaml
 
-from cascade_clip.files.hashing import file_sha256
+from cascade_clip.files import file_sha256
 
 logger = logging.getLogger(__name__)
 

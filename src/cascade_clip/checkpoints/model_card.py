@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cascade_clip.config import ClipConfig, Config, DataConfig
+from cascade_clip.results import SUMMARY_METRICS
 from cascade_clip.vocabulary import Vocabulary
 
 KNOWN_LICENCES = (
@@ -22,13 +23,7 @@ KNOWN_LICENCES = (
 )
 """Licences that the hub knows by identifier; any other is `other`."""
 NO_LICENCE = "as the CLIP weights and the training data; none is granted here"
-FIGURES = {
-    "seen_miou": "mIoU, seen classes",
-    "unseen_miou": "mIoU, unseen classes",
-    "hiou": "hIoU (harmonic mean of the two)",
-    "miou": "mIoU, all classes",
-    "pixel_accuracy": "pixel accuracy",
-}
+_LABELS = {metric.key: metric.label for metric in SUMMARY_METRICS}
 _DATA_LICENCES = {
     "sandbox": "drawn by cascade-clip itself, Apache-2.0",
     "voc": "PASCAL VOC: images under Flickr's terms of use",
@@ -115,7 +110,7 @@ def _metadata(config: Config, record: Mapping[str, Any], repository: str) -> str
             title,
             "mean_iou" if key.endswith("iou") else "accuracy",
             value,
-            metric_name=FIGURES[key],
+            metric_name=_LABELS[key],
         )
         for key, value in found.items()
     ]
@@ -187,7 +182,7 @@ def _figures(record: Mapping[str, Any]) -> str:
         notes.append(f"{evaluation['images']} images")
     if evaluation.get("calibration") is not None:
         notes.append(f"calibration {evaluation['calibration']:g}")
-    rows = [(FIGURES[key], f"{100 * value:.2f}") for key, value in found.items()]
+    rows = [(_LABELS[key], f"{100 * value:.2f}") for key, value in found.items()]
     again = "`cascade-clip verify` measures it again."
     return f"## Figures\n\n{', '.join(notes)}. {again}\n\n{_table(('figure', '%'), rows)}"
 
@@ -223,7 +218,7 @@ def _summary(record: Mapping[str, Any]) -> dict[str, float]:
     evaluation = record.get("evaluation")
     summary = evaluation.get("summary", {}) if isinstance(evaluation, dict) else {}
     return {
-        key: float(summary[key]) for key in FIGURES if isinstance(summary.get(key), (int, float))
+        key: float(summary[key]) for key in _LABELS if isinstance(summary.get(key), (int, float))
     }
 
 

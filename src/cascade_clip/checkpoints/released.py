@@ -22,11 +22,15 @@ from cascade_clip.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from cascade_clip.config import Config
-from cascade_clip.encoders.clip import LoadedClip, fingerprint_weights, load_clip
-from cascade_clip.encoders.text import build_text_encoder, load_embeddings
-from cascade_clip.files.torch_files import read_pickle
-from cascade_clip.models.builder import build_segmenter
-from cascade_clip.models.segmenter import Segmenter
+from cascade_clip.encoders import (
+    LoadedClip,
+    build_text_encoder,
+    fingerprint_weights,
+    load_clip,
+    load_embeddings,
+)
+from cascade_clip.files import read_pickle
+from cascade_clip.models import Segmenter, build_segmenter
 from cascade_clip.vocabulary import Vocabulary, default_templates, load_templates, load_vocabulary
 
 _LAYER = r"decode_head\.(?:cascade_decoders\.(\d+)|decoder_1)\.layers\.(\d+)\."

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cascade_clip.cli.terminal import progress_bar, say
-from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions
+from cascade_clip.inference import DEFAULT_RUN, RunOptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from cascade_clip.inference.predictor import Predictor
-    from cascade_clip.results.segmentation import Segmentation
+    from cascade_clip.inference import Predictor
+    from cascade_clip.results import Segmentation
 
 _NAMED = 12
 """Classes that a legend names at most."""
@@ -41,8 +41,8 @@ def similarity(
         out: where to draw.
         run: how to load and run.
     """
-    from cascade_clip.files.image_tensors import load_image
-    from cascade_clip.research.analysis import patch_similarity
+    from cascade_clip.files import load_image
+    from cascade_clip.research import patch_similarity
 
     predictor = _load(model, run)
     pixels = load_image(image)  # (3, H, W)
@@ -84,8 +84,8 @@ def stages(
         out: where to draw.
         run: how to load and run.
     """
-    from cascade_clip.files.image_tensors import load_image
-    from cascade_clip.research.analysis import compare_stages
+    from cascade_clip.files import load_image
+    from cascade_clip.research import compare_stages
     from cascade_clip.vocabulary import load_words
 
     predictor = _load(model, run)
@@ -127,10 +127,10 @@ def cka(
         out: where to draw.
         run: how to load and run.
     """
-    from cascade_clip.files.image_tensors import load_image
-    from cascade_clip.inference.image_batch import find_sources
-    from cascade_clip.research.analysis import block_alignment
-    from cascade_clip.sandbox.scenes import SceneConfig, make_scene
+    from cascade_clip.files import load_image
+    from cascade_clip.inference import find_sources
+    from cascade_clip.research import block_alignment
+    from cascade_clip.sandbox import SceneConfig, make_scene
 
     predictor = _load(model, run)
     if images is None:
@@ -163,7 +163,7 @@ def cka(
 
 
 def _load(model: str, run: RunOptions) -> Predictor:
-    from cascade_clip.inference.loading import load_predictor
+    from cascade_clip.inference import load_predictor
 
     return load_predictor(
         model, run.device, run.precision, run.clip_weights or None, run.last_block
@@ -176,7 +176,7 @@ def _squares(
     """The middle squares of pictures, of the window's size, normalised."""
     import torch
 
-    from cascade_clip.ops.resize import normalise, resize_image
+    from cascade_clip.ops import normalise, resize_image
 
     side, config = predictor.settings.window, predictor.checkpoint.config.model
     for number, picture in enumerate(pictures):

@@ -22,8 +22,7 @@ import docstring_parser
 import jsonargparse
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-from cascade_clip.config import Config
-from cascade_clip.config.serialization import config_from_dict, read_yaml
+from cascade_clip.config import Config, config_from_dict, read_yaml
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 

@@ -13,8 +13,7 @@ from cascade_clip.cli.terminal import console, say, warn
 from cascade_clip.config import Precision
 
 if TYPE_CHECKING:
-    from cascade_clip.research.benchmark.cases import Row
-    from cascade_clip.research.benchmark.machine import Measurement
+    from cascade_clip.research.benchmark import Measurement, Row
 
 Case = Literal[
     "inference", "sliding", "classes", "train", "scaling", "data", "startup", "gpu", "all"
@@ -47,7 +46,7 @@ def benchmark(
         picture: scaling: where to draw time and memory over classes and pixels.
         out: the figures as JSON.
     """
-    from cascade_clip.research.benchmark.machine import describe_machine
+    from cascade_clip.research.benchmark import describe_machine
 
     for name, value, least in (("rounds", rounds, 1), ("workers", workers, 0)):
         if value < least:
@@ -91,7 +90,7 @@ def profile(
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as watch
 
-    from cascade_clip.research.benchmark.work import Work, prepare
+    from cascade_clip.research.benchmark import Work, prepare
 
     side = Work("inference", size=size).window
     run = prepare(
@@ -129,7 +128,7 @@ def profile(
 
 def _compare(case: str, rounds: int, size: Size) -> dict[str, Any]:
     """Measure and print the rows of one case."""
-    from cascade_clip.research.benchmark.cases import list_cases, measure_peak, measure_rows
+    from cascade_clip.research.benchmark import list_cases, measure_peak, measure_rows
 
     rows = list_cases(case, size)
     peak = measure_peak()
@@ -176,8 +175,7 @@ def _faster(row: Row, rows: list[Row]) -> str:
 
 def _scale(rounds: int, size: Size, picture: Path) -> dict[str, Any]:
     """Measure and draw how time and memory grow."""
-    from cascade_clip.research.benchmark.cases import list_scaling, measure_rows
-    from cascade_clip.research.benchmark.scaling import draw_scaling
+    from cascade_clip.research.benchmark import draw_scaling, list_scaling, measure_rows
 
     rows = list_scaling(size)
     measure_rows(rows, rounds, lambda text: warn(f"measuring: {text}"), flops=False)
@@ -203,14 +201,14 @@ def _single_figures(case: str, rounds: int, seconds: float, workers: int) -> lis
         warn(f"measuring: {text}")
 
     if case == "data":
-        from cascade_clip.research.benchmark.machine import measure_data
+        from cascade_clip.research.benchmark import measure_data
 
         return measure_data(seconds, workers, tell)
     if case == "gpu":
-        from cascade_clip.research.benchmark.gpu import GpuPlan, measure_gpu
+        from cascade_clip.research.benchmark import GpuPlan, measure_gpu
 
         return measure_gpu(GpuPlan(seconds=seconds), tell)
-    from cascade_clip.research.benchmark.startup import measure_startup
+    from cascade_clip.research.benchmark import measure_startup
 
     return measure_startup(rounds, tell)
 

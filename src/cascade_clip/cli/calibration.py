@@ -12,12 +12,12 @@ from rich.table import Table
 
 from cascade_clip.cli.evaluate import DEFAULT_INFERENCE, FolderOptions, InferenceOptions
 from cascade_clip.cli.terminal import check_folder, console, progress_bar, say
-from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions, given_embeddings
+from cascade_clip.inference import DEFAULT_RUN, RunOptions, given_embeddings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cascade_clip.evaluation.calibration import CalibrationSweep
+    from cascade_clip.evaluation import CalibrationSweep
 
 
 def calibration(
@@ -48,10 +48,9 @@ def calibration(
             here play the unseen classes; its other unseen classes neither compete nor count.
         out: folder for calibration.json and calibration.png; by default nothing is written.
     """
-    from cascade_clip.data.registry import build_dataset
-    from cascade_clip.evaluation.calibration import VALUES, sweep_calibration
-    from cascade_clip.evaluation.ranks import join_ranks
-    from cascade_clip.inference.loading import load_predictor
+    from cascade_clip.data import build_dataset
+    from cascade_clip.evaluation import VALUES, join_ranks, sweep_calibration
+    from cascade_clip.inference import load_predictor
 
     if out is not None:
         check_folder(out)
@@ -114,7 +113,7 @@ def show(found: CalibrationSweep) -> None:
 
 def write_sweep(found: CalibrationSweep, out: Path) -> list[Path]:
     """Write calibration.json and calibration.png into a folder, which is made."""
-    from cascade_clip.files.atomic import write_whole
+    from cascade_clip.files import write_whole
 
     written = [
         write_whole(

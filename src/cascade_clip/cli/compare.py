@@ -11,13 +11,12 @@ from rich.table import Table
 
 from cascade_clip.cli.evaluate import FolderOptions
 from cascade_clip.cli.terminal import console, progress_bar, say
-from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions, given_embeddings
+from cascade_clip.inference import DEFAULT_RUN, RunOptions, given_embeddings
 
 if TYPE_CHECKING:
     from cascade_clip.config import DataConfig
-    from cascade_clip.data.registry import LabelledImages
-    from cascade_clip.evaluation.bootstrap import Difference, Tallies
-    from cascade_clip.evaluation.ranks import Ranks
+    from cascade_clip.data import LabelledImages
+    from cascade_clip.evaluation import Difference, Ranks, Tallies
     from cascade_clip.vocabulary import Vocabulary
 
 
@@ -52,8 +51,8 @@ def compare(
         bootstrap_seed: seed of the draws.
         out: JSON file for the figures; by default nothing is written.
     """
-    from cascade_clip.data.registry import build_dataset
-    from cascade_clip.evaluation.ranks import join_ranks
+    from cascade_clip.data import build_dataset
+    from cascade_clip.evaluation import join_ranks
 
     if resamples < 1:  # before hours are spent
         raise ValueError(f"--resamples must be at least 1, got {resamples}")
@@ -77,8 +76,8 @@ def _conclude(
     out: Path | None,
 ) -> None:
     """Compare, print and write."""
-    from cascade_clip.evaluation.bootstrap import compare_paired
-    from cascade_clip.files.atomic import write_whole
+    from cascade_clip.evaluation import compare_paired
+    from cascade_clip.files import write_whole
 
     (ours, vocabulary), (theirs, other) = found
     if vocabulary.unseen != other.unseen:
@@ -111,8 +110,8 @@ def _collect(
     ranks: Ranks,
 ) -> tuple[Tallies, Vocabulary]:
     """The counts of one model on every image; the first process shows a progress bar."""
-    from cascade_clip.evaluation.bootstrap import collect_tallies
-    from cascade_clip.inference.loading import load_predictor
+    from cascade_clip.evaluation import collect_tallies
+    from cascade_clip.inference import load_predictor
 
     predictor = load_predictor(
         checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block

@@ -13,9 +13,8 @@ from rich.text import Text
 from cascade_clip.cli.terminal import check_folder, console, progress_bar, say
 
 if TYPE_CHECKING:
-    from cascade_clip.data.check.checker import CheckReport
-    from cascade_clip.data.check.facts import Count
-    from cascade_clip.data.folder import FoundFiles
+    from cascade_clip.data import FoundFiles
+    from cascade_clip.data.check import CheckReport, Count
     from cascade_clip.vocabulary import Vocabulary
 
 BAR = 24
@@ -71,7 +70,7 @@ def check(*, data: CheckOptions, out: Path | None = None) -> int:
         out: folder for a preview sheet (check.png) and the report as JSON (check.json); by default
             nothing is written.
     """
-    from cascade_clip.data.check.checker import check_data
+    from cascade_clip.data.check import check_data
 
     if out is not None:
         check_folder(out)
@@ -86,8 +85,7 @@ def check(*, data: CheckOptions, out: Path | None = None) -> int:
 
 def _find(options: CheckOptions) -> tuple[FoundFiles, Vocabulary]:
     """The files and the class list that the options name."""
-    from cascade_clip.data.folder import FoundFiles, find_files
-    from cascade_clip.data.layouts import data_root, layout_vocabulary, list_layout
+    from cascade_clip.data import FoundFiles, data_root, find_files, layout_vocabulary, list_layout
     from cascade_clip.vocabulary import load_vocabulary, split_classes
 
     if options.data == "folder":

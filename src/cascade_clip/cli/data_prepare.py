@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from cascade_clip.cli.terminal import progress_bar, say
 
 if TYPE_CHECKING:
-    from cascade_clip.data.prepare.preparation import Source
-    from cascade_clip.data.prepare.recipes import Download, Recipe
+    from cascade_clip.data.prepare import Download, Recipe, Source
 
 
 def prepare(
@@ -34,8 +33,7 @@ def prepare(
         workers: processes that convert masks.
         no_verify: do not compare sizes and hashes of the downloads with the published ones.
     """
-    from cascade_clip.data.prepare.preparation import check_download, prepare_dataset
-    from cascade_clip.data.prepare.recipes import RECIPES
+    from cascade_clip.data.prepare import RECIPES, check_download, prepare_dataset
 
     recipe = RECIPES[name]
     raw, out = raw.expanduser(), out.expanduser()
@@ -59,7 +57,7 @@ def _find_downloads(recipe: Recipe, raw: Path) -> list[Source]:
     Raises:
         FileNotFoundError: something is missing; the message names every missing file and its place.
     """
-    from cascade_clip.data.prepare.preparation import find_source
+    from cascade_clip.data.prepare import find_source
 
     say(f"{recipe.title} needs, in {raw}:")
     sources, missing = [], []

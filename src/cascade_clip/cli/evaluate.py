@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 
 from cascade_clip.cli.terminal import console, progress_bar, say
-from cascade_clip.config import DataConfig, InferenceConfig
-from cascade_clip.config.data import DataName
-from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions
+from cascade_clip.config import DataConfig, DataName, InferenceConfig
+from cascade_clip.inference import DEFAULT_RUN, RunOptions
 
 if TYPE_CHECKING:
-    from cascade_clip.data.registry import LabelledImages
-    from cascade_clip.evaluation.comparison import Comparison, Row
-    from cascade_clip.evaluation.evaluator import Report
-    from cascade_clip.evaluation.ranks import Ranks
-from cascade_clip.inference.loading import given_embeddings
+    from cascade_clip.data import LabelledImages
+    from cascade_clip.evaluation import Comparison, Ranks, Report, Row
+from cascade_clip.inference import given_embeddings
 
 
 @dataclass(frozen=True)
@@ -141,10 +138,8 @@ def evaluate(
             what has changed since.
         pictures: how many of the worst and of the best images report.html shows.
     """
-    from cascade_clip.data.registry import build_dataset, describe_data
-    from cascade_clip.evaluation.comparison import check_same_data, compare
-    from cascade_clip.evaluation.fingerprints import hash_dataset
-    from cascade_clip.evaluation.ranks import join_ranks
+    from cascade_clip.data import build_dataset, describe_data
+    from cascade_clip.evaluation import check_same_data, compare, hash_dataset, join_ranks
 
     check_out(out)
     keep = pictures if out is not None and out.suffix != ".json" else 0
@@ -193,7 +188,7 @@ def _conclude(report: Report, out: Path | None, comparison: Comparison | None) -
     if comparison is not None:
         print_comparison(comparison)
     if out is not None:
-        from cascade_clip.evaluation.report import write_report
+        from cascade_clip.evaluation import write_report
 
         written = (
             [report.save(out)] if out.suffix == ".json" else write_report(report, out, comparison)
@@ -226,10 +221,8 @@ def verify(
         root: folder of the named data set, where it now lies elsewhere.
         tolerance: largest difference that still agrees, as a share (0.001 is 0.1 points of mIoU).
     """
-    from cascade_clip.data.registry import build_dataset
-    from cascade_clip.evaluation.comparison import compare_figures
-    from cascade_clip.evaluation.evaluator import read_evaluation, summarise
-    from cascade_clip.evaluation.ranks import join_ranks
+    from cascade_clip.data import build_dataset
+    from cascade_clip.evaluation import compare_figures, join_ranks, read_evaluation, summarise
 
     if tolerance < 0:
         raise ValueError(f"--tolerance must be 0 or more, got {tolerance}")
@@ -272,11 +265,9 @@ def _score(
     keep: int = 0,
 ) -> Report:
     """Load a checkpoint and evaluate it; the first process shows a progress bar."""
-    from cascade_clip.evaluation.evaluator import Origin
-    from cascade_clip.evaluation.evaluator import evaluate as run_evaluation
-    from cascade_clip.evaluation.fingerprints import hash_checkpoint
-    from cascade_clip.inference.loading import load_predictor
-    from cascade_clip.inference.training_free import PREFIX
+    from cascade_clip.evaluation import Origin, hash_checkpoint
+    from cascade_clip.evaluation import evaluate as run_evaluation
+    from cascade_clip.inference import PREFIX, load_predictor
 
     predictor = load_predictor(
         checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block
@@ -335,9 +326,9 @@ def _row_table(title: str, heads: tuple[str, ...], rows: tuple[Row, ...]) -> Tab
 
 def _find_report(source: str) -> dict[str, Any] | None:
     """The report that `--against` names; None where it names a checkpoint."""
-    from cascade_clip.checkpoints.checkpoint import find_checkpoint
-    from cascade_clip.evaluation.comparison import read_report
-    from cascade_clip.inference.training_free import PREFIX
+    from cascade_clip.checkpoints import find_checkpoint
+    from cascade_clip.evaluation import read_report
+    from cascade_clip.inference import PREFIX
 
     path = Path(source).expanduser()
     if path.suffix == ".json":

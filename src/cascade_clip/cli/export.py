@@ -10,11 +10,10 @@ from rich.table import Table
 
 from cascade_clip.cli.evaluate import FolderOptions
 from cascade_clip.cli.terminal import console, progress_bar, say
-from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions
+from cascade_clip.inference import DEFAULT_RUN, RunOptions
 
 if TYPE_CHECKING:
-    from cascade_clip.inference.class_binding import Target
-    from cascade_clip.inference.predictor import Predictor
+    from cascade_clip.inference import Predictor, Target
 
 DEFAULT_DATA = FolderOptions()
 
@@ -60,7 +59,7 @@ def onnx(
         names: which pixels get which name.
         run: how to load.
     """
-    from cascade_clip.export.onnx import export_onnx, require
+    from cascade_clip.export import export_onnx, require
 
     require("onnx", "onnxscript", "onnxruntime")
     predictor = _load(model, run)
@@ -82,7 +81,7 @@ def torch(model: str, *, out: Path, classes: str = "", run: RunOptions = DEFAULT
         classes: class names to bake in; without, text embeddings are an input.
         run: how to load.
     """
-    from cascade_clip.export.onnx import export_torch
+    from cascade_clip.export import export_torch
 
     predictor = _load(model, run)
     export_torch(predictor, out, _bind(predictor, classes, DEFAULT_NAMES) if classes else None)
@@ -109,7 +108,7 @@ def text(
         names: which pixels get which name.
         run: how to load.
     """
-    from cascade_clip.export.onnx import export_text
+    from cascade_clip.export import export_text
 
     predictor = _load(model, run)
     written = export_text(predictor, out, _bind(predictor, classes, names))
@@ -138,14 +137,14 @@ def check(
         picture: PNG to draw: the first labelled image and what every model makes of it.
         run: how to load.
     """
-    from cascade_clip.export.compare import (
+    from cascade_clip.export import (
         compare_logits,
         exported_predictor,
         random_text,
         read_facts,
+        require,
         windows_per_second,
     )
-    from cascade_clip.export.onnx import require
 
     require("onnxruntime")
     predictor = _load(model, run)
@@ -192,8 +191,8 @@ def check(
 
 
 def _draw(predictors: dict[str, Predictor], data: FolderOptions, picture: Path) -> None:
-    from cascade_clip.data.registry import build_dataset
-    from cascade_clip.export.compare import draw_models
+    from cascade_clip.data import build_dataset
+    from cascade_clip.export import draw_models
 
     dataset = build_dataset(data.to_config(), "val")
     say(f"wrote {draw_models(predictors, dataset.sample(0).image, dataset.vocabulary, picture)}")
@@ -203,8 +202,8 @@ def _score(predictor: Predictor, data: FolderOptions, labelled: bool) -> tuple[s
     """mIoU and hIoU of a predictor in percent."""
     if not labelled:
         return "-", "-"
-    from cascade_clip.data.registry import build_dataset
-    from cascade_clip.evaluation.evaluator import evaluate
+    from cascade_clip.data import build_dataset
+    from cascade_clip.evaluation import evaluate
 
     with progress_bar("evaluating") as step:
         found = evaluate(predictor, build_dataset(data.to_config(), "val"), progress=step).scores
@@ -216,7 +215,7 @@ def _score(predictor: Predictor, data: FolderOptions, labelled: bool) -> tuple[s
 
 def _load(model: str, run: RunOptions) -> Predictor:
     """The model on the CPU in float32, where graphs are recorded."""
-    from cascade_clip.inference.loading import load_predictor
+    from cascade_clip.inference import load_predictor
 
     if run.device not in ("auto", "cpu") or run.precision != "fp32":
         raise ValueError(

@@ -23,7 +23,7 @@ def import_file(file: Path, *, config: Path, out: Path, match_clip: bool = False
         match_clip: store only a reference to CLIP when the file's CLIP equals the weights that
             model.clip names.
     """
-    from cascade_clip.checkpoints.released import import_released
+    from cascade_clip.checkpoints import import_released
 
     checkpoint = import_released(file, config, out, match_clip=match_clip)
     trained = sum(
@@ -48,8 +48,8 @@ def cost(*, settings: Path | None = None, classes: int = 171, side: int = 512) -
         classes: number of class names.
         side: side of the image, in pixels.
     """
-    from cascade_clip.checkpoints.checkpoint import load_config
-    from cascade_clip.models.cost import count_cost
+    from cascade_clip.checkpoints import load_config
+    from cascade_clip.models import count_cost
 
     model = (
         load_config(settings).model if settings else ModelConfig(prompts=PromptConfig(tokens=50))
@@ -79,7 +79,7 @@ def env() -> int:
 
     import torch
 
-    from cascade_clip.checkpoints.checkpoint import read_versions
+    from cascade_clip.checkpoints import read_versions
 
     rows = {
         **read_versions(),

@@ -27,8 +27,7 @@ def push(
         full: store CLIP's own weights too; done anyway where they came from a file of this machine.
         half: store float16, half the size and slightly rounded.
     """
-    from cascade_clip.inference.loading import load_predictor
-    from cascade_clip.inference.training_free import PREFIX
+    from cascade_clip.inference import PREFIX, load_predictor
 
     if model.startswith(PREFIX):
         raise ValueError(

@@ -24,14 +24,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from cascade_clip.checkpoints.checkpoint import find_checkpoint, read_config
+from cascade_clip.checkpoints import find_checkpoint, read_config
 from cascade_clip.config import DataConfig
-from cascade_clip.data.registry import LabelledImages, build_dataset
-from cascade_clip.evaluation.evaluator import Report, evaluate
-from cascade_clip.inference.loading import load_predictor
-from cascade_clip.inference.predictor import Predictor
-from cascade_clip.training.fit import fit
-from cascade_clip.training.progress import TrainingProgress, quiet_engine
+from cascade_clip.data import LabelledImages, build_dataset
+from cascade_clip.evaluation import Report, evaluate
+from cascade_clip.inference import Predictor, load_predictor
+from cascade_clip.training import TrainingProgress, fit, quiet_engine
 
 TITLES = {"mini-last": "last layer", "mini": "cascade"}
 LOSS_FILE = "loss.csv"

@@ -17,10 +17,9 @@ from rich.text import Text
 from cascade_clip.cli.terminal import check_folder, console, say, warn
 
 if TYPE_CHECKING:
+    from cascade_clip.research.reproduction import Failure, Job, World
+    from cascade_clip.research.reproduction import Table as CellTable
     from cascade_clip.research.reproduction.entries import Entry
-    from cascade_clip.research.reproduction.jobs import Failure, Job
-    from cascade_clip.research.reproduction.settings import World
-    from cascade_clip.research.reproduction.tables import Table as CellTable
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Where Linux says how many microseconds of processor time a control group has in how many (cgroup
@@ -59,9 +58,8 @@ def reproduce(
         plan: list the runs and do nothing else.
         show: print and write what is there already, and train nothing.
     """
+    from cascade_clip.research.reproduction import load_world, plan_jobs
     from cascade_clip.research.reproduction.entries import find_entries
-    from cascade_clip.research.reproduction.jobs import plan_jobs
-    from cascade_clip.research.reproduction.settings import load_world
 
     entries, place = find_entries(what), load_world(world, root)
     if jobs < 0:
@@ -88,7 +86,7 @@ def choose_seeds(entries: Sequence[Entry], world: World, given: str) -> dict[str
     Raises:
         ValueError: `given` is no list of seeds.
     """
-    from cascade_clip.training.seed_runs import parse_seeds
+    from cascade_clip.training import parse_seeds
 
     if given:
         return dict.fromkeys((entry.key for entry in entries), parse_seeds(given))
@@ -127,7 +125,7 @@ def count_jobs() -> int:
 
 def print_plan(entries: Sequence[Entry], runs: Sequence[Job], at_once: int) -> None:
     """Every run, what is done of it, and how long the rest may take."""
-    from cascade_clip.research.reproduction.jobs import estimate_seconds
+    from cascade_clip.research.reproduction import estimate_seconds
 
     left = estimate_seconds(runs)
     table = Table(title=f"{len(runs)} runs")
@@ -162,7 +160,7 @@ def print_plan(entries: Sequence[Entry], runs: Sequence[Job], at_once: int) -> N
 
 def describe_state(run: Job) -> str:
     """How far a run is."""
-    from cascade_clip.research.reproduction.runs import is_trained
+    from cascade_clip.research.reproduction import is_trained
 
     if run.done:
         return "done"
@@ -177,8 +175,8 @@ def make_runs(runs: Sequence[Job], at_once: int, world: World) -> Sequence[Failu
     Raises:
         ValueError, FileNotFoundError: the data of another world than the built-in one is not there.
     """
-    from cascade_clip.data.registry import build_dataset
-    from cascade_clip.research.reproduction.jobs import run_jobs
+    from cascade_clip.data import build_dataset
+    from cascade_clip.research.reproduction import run_jobs
 
     missing = [run for run in runs if not run.done]
     if not missing:
@@ -237,8 +235,7 @@ def show_results(
         given: flags that a command needs again.
         count: whether costs may be counted and timed.
     """
-    from cascade_clip.research.reproduction.page import write_page
-    from cascade_clip.research.reproduction.sections import build_section
+    from cascade_clip.research.reproduction import build_section, write_page
 
     sections = []
     for entry in entries:

@@ -31,8 +31,8 @@ def pretrain(
         workers: processes that draw pictures.
         save_every: steps between saved states, each with the class mAP on fresh scenes.
     """
-    from cascade_clip.sandbox.pretrain import PretrainConfig
-    from cascade_clip.sandbox.pretrain import pretrain as run
+    from cascade_clip.sandbox import PretrainConfig
+    from cascade_clip.sandbox import pretrain as run
 
     logging.getLogger("cascade_clip").setLevel(logging.INFO)
     config = PretrainConfig(
@@ -61,7 +61,7 @@ def preview(
     """
     from rich.console import Console
 
-    from cascade_clip.sandbox.preview import preview_sheet
+    from cascade_clip.sandbox import preview_sheet
 
     sheet = preview_sheet(seed, count, size)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def export(
     """
     from rich.console import Console
 
-    from cascade_clip.sandbox.preview import export_world
+    from cascade_clip.sandbox import export_world
 
     export_world(out, train, val, size, seed)
     text = f"wrote {out}: images/{{train,val}}, masks/{{train,val}}, classes.txt, unseen.txt"

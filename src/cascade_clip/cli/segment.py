@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 from cascade_clip.cli.terminal import check_folder, progress_bar, say, warn
-from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions
-from cascade_clip.results.segmentation import Output, Segmentation
+from cascade_clip.inference import DEFAULT_RUN, RunOptions
+from cascade_clip.results import Output, Segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cascade_clip.inference.class_binding import Target
-    from cascade_clip.inference.image_batch import Done, Source
-    from cascade_clip.inference.predictor import Predictor
-    from cascade_clip.inference.ray_batch import Recipe
+    from cascade_clip.inference import Done, Predictor, Recipe, Source, Target
 
 REAL_MODELS = (
     "for your own photos take --model clip:ViT-B-16-quickgelu/openai, or train a model (README,"
@@ -100,13 +97,13 @@ def segment(
         options: what to do.
         run: how to load and run.
     """
-    from cascade_clip.inference.image_batch import find_sources, write_coco
+    from cascade_clip.inference import find_sources, write_coco
     from cascade_clip.vocabulary import load_words
 
     outputs = _parse_outputs(options.outputs, out)
     on_cluster = options.engine == "ray"
     if on_cluster:
-        from cascade_clip.inference.ray_batch import require_ray
+        from cascade_clip.inference import require_ray
 
         require_ray()
     sources = find_sources(images, sys.stdin, options.every)
@@ -153,7 +150,7 @@ def _segment_here(
     options: SegmentOptions,
     step: Callable[[int, int], None],
 ) -> _Counts:
-    from cascade_clip.inference.image_batch import segment_sources
+    from cascade_clip.inference import segment_sources
 
     done, skipped, failed = 0, 0, 0
     for one in segment_sources(
@@ -172,8 +169,7 @@ def _segment_here(
 def _segment_on_cluster(
     recipe: Recipe, sources: list[Source], options: SegmentOptions, step: Callable[[int, int], None]
 ) -> _Counts:
-    from cascade_clip.inference.ray_batch import segment_on_cluster
-    from cascade_clip.inference.ray_manifest import FOLDER
+    from cascade_clip.inference import FOLDER, segment_on_cluster
 
     done, skipped, failed = 0, 0, 0
     for report in segment_on_cluster(recipe, sources, options.actors, step):
@@ -200,8 +196,7 @@ def _write_recipe(
     overwrite: bool,
 ) -> Recipe:
     """What the actors need to do the same as this process would."""
-    from cascade_clip.inference.image_batch import request_fingerprint
-    from cascade_clip.inference.ray_batch import Recipe
+    from cascade_clip.inference import Recipe, request_fingerprint
 
     request = request_fingerprint(predictor, target, outputs)
     labels = None if target.labels is None else target.labels.cpu()
@@ -245,8 +240,8 @@ def _parse_outputs(text: str, out: Path) -> tuple[Output, ...]:
 
 
 def _load(model: str, options: SegmentOptions, run: RunOptions) -> Predictor:
-    from cascade_clip.inference.loading import load_predictor
-    from cascade_clip.sandbox.scenes import CLASS_NAMES
+    from cascade_clip.inference import load_predictor
+    from cascade_clip.sandbox import CLASS_NAMES
 
     predictor = load_predictor(
         model, run.device, run.precision, run.clip_weights or None, run.last_block

@@ -6,8 +6,8 @@ import os
 import sys
 
 from cascade_clip.cli.terminal import say, warn
-from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions
-from cascade_clip.serving.http.options import ServiceOptions
+from cascade_clip.config import ServiceOptions
+from cascade_clip.inference import DEFAULT_RUN, RunOptions
 
 DEFAULT_OPTIONS = ServiceOptions()
 
@@ -39,9 +39,9 @@ def serve(
         run: how to load and run.
     """
     from cascade_clip.cli.web import open_socket
-    from cascade_clip.inference.loading import load_predictor
-    from cascade_clip.serving.http.app import LOCAL_HOSTS, Service
-    from cascade_clip.serving.http.app import run as answer
+    from cascade_clip.inference import load_predictor
+    from cascade_clip.serving.http import LOCAL_HOSTS, Service
+    from cascade_clip.serving.http import run as answer
 
     service = Service(
         lambda: load_predictor(

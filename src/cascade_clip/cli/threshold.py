@@ -10,10 +10,10 @@ from rich.table import Table
 
 from cascade_clip.cli.evaluate import DEFAULT_INFERENCE, FolderOptions, InferenceOptions
 from cascade_clip.cli.terminal import console, progress_bar, say
-from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions, given_embeddings
+from cascade_clip.inference import DEFAULT_RUN, RunOptions, given_embeddings
 
 if TYPE_CHECKING:
-    from cascade_clip.evaluation.threshold import ThresholdChoice
+    from cascade_clip.evaluation import ThresholdChoice
 
 
 def threshold(
@@ -43,11 +43,10 @@ def threshold(
         ignored_is_background: pixels without a label are none of the classes.
         out: file for all thresholds as JSON; by default none is written.
     """
-    from cascade_clip.data.registry import build_dataset
-    from cascade_clip.evaluation.evaluator import choose_calibration
-    from cascade_clip.evaluation.threshold import choose_threshold
-    from cascade_clip.files.atomic import write_whole
-    from cascade_clip.inference.loading import load_predictor
+    from cascade_clip.data import build_dataset
+    from cascade_clip.evaluation import choose_calibration, choose_threshold
+    from cascade_clip.files import write_whole
+    from cascade_clip.inference import load_predictor
 
     if inference.threshold is not None:
         raise ValueError("--threshold is what this command chooses; leave it out")

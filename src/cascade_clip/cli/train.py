@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascade_clip.cli.terminal import check_folder, progress_bar
-from cascade_clip.config import AugmentConfig, Config, InferenceConfig, ModelConfig, Resume
-from cascade_clip.config.serialization import config_to_dict
-from cascade_clip.training.run_log import LOG_FILE, RunLog, RunScreen
-from cascade_clip.training.seed_runs import FIGURES
+from cascade_clip.config import (
+    AugmentConfig,
+    Config,
+    InferenceConfig,
+    ModelConfig,
+    Resume,
+    config_to_dict,
+)
+from cascade_clip.results import SUMMARY_METRICS
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
-    from cascade_clip.checkpoints.checkpoint import Checkpoint
-    from cascade_clip.data.registry import LabelledImages
+    from cascade_clip.checkpoints import Checkpoint
+    from cascade_clip.data import LabelledImages
+    from cascade_clip.training import RunLog, RunScreen
 
 _PICTURES = 6
 """Worst and best images on the evaluation's page."""
@@ -83,7 +89,7 @@ def train(
         full: store CLIP's own weights in the checkpoint too, so that it needs no other file.
         options: what is done and shown.
     """
-    from cascade_clip.training.progress import quiet_engine
+    from cascade_clip.training import RunScreen, quiet_engine
 
     quiet_engine()
     check_folder(out)
@@ -123,7 +129,7 @@ def start_from(config: Config, source: str) -> Config:
     source = source or named
     if not source:
         return config
-    from cascade_clip.checkpoints.checkpoint import find_checkpoint, read_config
+    from cascade_clip.checkpoints import find_checkpoint, read_config
 
     start = read_config(find_checkpoint(source))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, init_from=source))
@@ -172,8 +178,8 @@ def _shape_differences(model: ModelConfig, start: ModelConfig) -> list[str]:
 
 
 def _look_ahead(config: Config, screen: RunScreen) -> int:
-    from cascade_clip.data.registry import build_dataset
-    from cascade_clip.training.dry_run import describe_dry_run, dry_run
+    from cascade_clip.data import build_dataset
+    from cascade_clip.training import describe_dry_run, dry_run
 
     found = dry_run(config)
     for line in describe_dry_run(found, build_dataset(config.data).vocabulary.unseen):
@@ -186,9 +192,9 @@ def _train_seeds(
     config: Config, out: Path, screen: RunScreen, options: TrainOptions, *, full: bool
 ) -> int:
     """Run every seed that is not finished, then sum up."""
-    from cascade_clip.training.engine import is_first_process
-    from cascade_clip.training.seed_runs import (
+    from cascade_clip.training import (
         claim_seeds,
+        is_first_process,
         parse_seeds,
         read_figures,
         seed_folder,
@@ -243,10 +249,14 @@ def _train_one(
     full: bool,
 ) -> None:
     """Train, evaluate and report one run; its messages go into its log file."""
-    from cascade_clip.data.registry import build_dataset
-    from cascade_clip.training.engine import is_first_process, stopping_at_once
-    from cascade_clip.training.fit import fit
-    from cascade_clip.training.provenance import command_line
+    from cascade_clip.data import build_dataset
+    from cascade_clip.training import (
+        LOG_FILE,
+        command_line,
+        fit,
+        is_first_process,
+        stopping_at_once,
+    )
 
     with stopping_at_once(), screen.logging_to(out / LOG_FILE) as log:
         # found before anything runs
@@ -274,10 +284,8 @@ def _build_callbacks(
     evaluation: LabelledImages | None,
 ) -> list[Callback]:
     """What watches the run."""
-    from cascade_clip.data.registry import build_dataset
-    from cascade_clip.training.prediction_previews import SheetWriter
-    from cascade_clip.training.progress import StepEvents, TrainingProgress
-    from cascade_clip.training.wandb_run import WandbRun
+    from cascade_clip.data import build_dataset
+    from cascade_clip.training import SheetWriter, StepEvents, TrainingProgress, WandbRun
 
     def sheet_written(step: int, path: Path) -> None:
         screen.note(f"wrote {path}")
@@ -311,15 +319,19 @@ def _evaluate(
     full: bool,
 ) -> None:
     """Score the trained model, and keep the figures beside it and in its record."""
-    from cascade_clip.checkpoints.checkpoint import save_checkpoint
+    from cascade_clip.checkpoints import save_checkpoint
     from cascade_clip.cli.evaluate import print_report
-    from cascade_clip.evaluation.evaluator import Origin, evaluate, evaluation_record, summarise
-    from cascade_clip.evaluation.fingerprints import hash_checkpoint
-    from cascade_clip.evaluation.report import build_page
-    from cascade_clip.files.atomic import write_whole
-    from cascade_clip.inference.loading import given_embeddings
-    from cascade_clip.inference.predictor import Predictor
-    from cascade_clip.training.run_report import EVALUATION
+    from cascade_clip.evaluation import (
+        Origin,
+        build_page,
+        evaluate,
+        evaluation_record,
+        hash_checkpoint,
+        summarise,
+    )
+    from cascade_clip.files import write_whole
+    from cascade_clip.inference import Predictor, given_embeddings
+    from cascade_clip.training import EVALUATION
 
     assert config.evaluation is not None
     predictor = Predictor(checkpoint, device=config.train.device)
@@ -332,7 +344,9 @@ def _evaluate(
     if screen.mode == "normal":
         print_report(report)
     summary = summarise(report.scores)
-    line = "  ".join(f"{name} {_percent(summary[key])}" for name, key in FIGURES.items())
+    line = "  ".join(
+        f"{metric.short} {_percent(summary[metric.key])}" for metric in SUMMARY_METRICS
+    )
     _tell(screen, f"{report.images} images: {line}")
     for assumption in report.assumptions:
         screen.note(f"- {assumption}")
@@ -352,7 +366,7 @@ def _tell(screen: RunScreen, figures: str) -> None:
 
 
 def _write_run_report(out: Path, screen: RunScreen) -> None:
-    from cascade_clip.training.run_report import write_run_report
+    from cascade_clip.training import write_run_report
 
     path = write_run_report(out)
     screen.conclude(f"wrote {path}")

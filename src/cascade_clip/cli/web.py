@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from cascade_clip.cli.terminal import say, warn
-from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions
+from cascade_clip.inference import DEFAULT_RUN, RunOptions
 
 MEBIBYTE = 2**20
 
@@ -36,9 +36,7 @@ def web(
         max_pixels: most pixels of a picture.
         run: how to load and run.
     """
-    from cascade_clip.serving.web.guard import LOOPBACK
-    from cascade_clip.serving.web.page import serve
-    from cascade_clip.serving.web.studio import Studio
+    from cascade_clip.serving.web import LOOPBACK, Studio, serve
 
     if not 1 <= max_upload <= 1024:
         raise ValueError(f"--max-upload must lie in 1..1024 MiB, got {max_upload}")

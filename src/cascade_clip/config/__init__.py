@@ -4,11 +4,7 @@ Block numbers count from 1, as in the paper. A checkpoint folder stores these se
 `config.yaml`; reading it back refuses keys that do not exist.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field, replace
-
-from cascade_clip.config.data import DataConfig
+from cascade_clip.config.data import DataConfig, DataName
 from cascade_clip.config.inference import InferenceConfig
 from cascade_clip.config.model import (
     AggregationConfig,
@@ -19,6 +15,9 @@ from cascade_clip.config.model import (
     ProjectionConfig,
     PromptConfig,
 )
+from cascade_clip.config.run import Config
+from cascade_clip.config.serialization import config_from_dict, config_to_dict, read_yaml
+from cascade_clip.config.service import MEBIBYTE, ServiceOptions
 from cascade_clip.config.train import AugmentConfig, LossConfig, OptimizerConfig, TrainConfig
 from cascade_clip.config.values import (
     IMAGENET_MEAN,
@@ -32,11 +31,13 @@ from cascade_clip.config.values import (
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "MEBIBYTE",
     "AggregationConfig",
     "AugmentConfig",
     "ClipConfig",
     "Config",
     "DataConfig",
+    "DataName",
     "DecoderConfig",
     "Device",
     "InferenceConfig",
@@ -49,26 +50,9 @@ __all__ = [
     "PromptConfig",
     "Protocol",
     "Resume",
+    "ServiceOptions",
     "TrainConfig",
+    "config_from_dict",
+    "config_to_dict",
+    "read_yaml",
 ]
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything about one run; a YAML file states only what differs from these defaults."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """The model."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """Training data."""
-    evaluation: DataConfig | None = None
-    """Data of the final evaluation; null skips it."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """Training."""
-    inference: InferenceConfig = field(default_factory=InferenceConfig)
-    """Inference, stored with the checkpoint as its default."""
-
-    def __post_init__(self) -> None:
-        """Look for the evaluation data where the training data lie, unless another place is set."""
-        if self.evaluation is not None and self.data.root and not self.evaluation.root:
-            object.__setattr__(self, "evaluation", replace(self.evaluation, root=self.data.root))

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from cascade_clip.config import AugmentConfig
-from cascade_clip.ops.resize import normalise, resize_shape
+from cascade_clip.ops import normalise, resize_shape
 from cascade_clip.vocabulary import IGNORED
 
 CROP_DRAWS = 10

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from cascade_clip.data.augmentation import TrainTransform
-from cascade_clip.files.image_tensors import is_color_mask, load_color_mask, load_image, load_mask
+from cascade_clip.files import is_color_mask, load_color_mask, load_image, load_mask
 from cascade_clip.vocabulary import Vocabulary, color_name
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

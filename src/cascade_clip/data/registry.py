@@ -12,7 +12,7 @@ import torch
 from cascade_clip.config import DataConfig
 from cascade_clip.data.folder import LabelledFiles, Sample, SegmentationFolder
 from cascade_clip.data.layouts import Split, data_root, layout_vocabulary, list_layout
-from cascade_clip.sandbox.scenes import CLASS_NAMES, PALETTE, UNSEEN_NAMES, SceneConfig, make_scene
+from cascade_clip.sandbox import CLASS_NAMES, PALETTE, UNSEEN_NAMES, SceneConfig, make_scene
 from cascade_clip.vocabulary import (
     IGNORED,
     Vocabulary,

@@ -27,8 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cascade_clip.config import ClipConfig
-from cascade_clip.files.hashing import file_sha256
-from cascade_clip.files.torch_files import read_pickle
+from cascade_clip.files import file_sha256, read_pickle
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from cascade_clip.config import LastBlock
 from cascade_clip.encoders.positions import Grid, PositionEmbedding, resize_positions
-from cascade_clip.ops.attention import attend
+from cascade_clip.ops import attend
 
 QUICK = 1.702
 """OpenAI's activation is x * sigmoid(QUICK * x), which is silu(QUICK * x) / QUICK: one pass over

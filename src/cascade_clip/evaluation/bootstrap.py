@@ -19,15 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cascade_clip.data.registry import LabelledImages
+from cascade_clip.data import LabelledImages
 from cascade_clip.evaluation.evaluator import ALONE, bind_classes, count_image
 from cascade_clip.evaluation.examples import Gallery
 from cascade_clip.evaluation.ranks import Ranks
-from cascade_clip.inference.predictor import Predictor
+from cascade_clip.inference import Predictor
+from cascade_clip.results import PAIRED_METRICS
 from cascade_clip.vocabulary import Vocabulary
 
-FIGURES = ("S", "U", "hIoU")
-"""Mean IoU over seen classes, over unseen classes, and their harmonic mean."""
 _AT_ONCE = 100
 """Resamples whose sums are held at once."""
 
@@ -174,7 +173,7 @@ def compare_paired(
     ]
     return tuple(
         _summarise(name, points[0][index], points[1][index], differences[:, index], level)
-        for index, name in enumerate(FIGURES)
+        for index, name in enumerate(PAIRED_METRICS)
     )
 
 

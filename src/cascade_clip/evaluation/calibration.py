@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cascade_clip.data.folder import Sample
-from cascade_clip.data.registry import LabelledImages
+from cascade_clip.data import LabelledImages, Sample
 from cascade_clip.evaluation.evaluator import (
     ALONE,
     bind_classes,
@@ -28,9 +27,8 @@ from cascade_clip.evaluation.evaluator import (
 )
 from cascade_clip.evaluation.metrics import ConfusionMatrix, Scores, scores
 from cascade_clip.evaluation.ranks import Ranks
-from cascade_clip.inference.class_binding import Target
-from cascade_clip.inference.predictor import LabelMap, Predictor
-from cascade_clip.results.segmentation import UNLABELLED
+from cascade_clip.inference import LabelMap, Predictor, Target
+from cascade_clip.results import UNLABELLED
 from cascade_clip.vocabulary import IGNORED, Vocabulary
 
 VALUES = tuple(step / 40 for step in range(21))

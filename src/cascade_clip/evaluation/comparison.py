@@ -8,14 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FIGURES = {
-    "seen_miou": "S: mIoU of seen classes",
-    "unseen_miou": "U: mIoU of unseen classes",
-    "hiou": "hIoU",
-    "miou": "mIoU",
-    "pixel_accuracy": "pixel accuracy",
-}
-"""What every report sums up, and how it is called."""
+from cascade_clip.results import SUMMARY_METRICS
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,10 @@ class Comparison:
 
 def compare_figures(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[Row, ...]:
     """The figures of two summaries (see `evaluate.summarise`) side by side."""
-    return tuple(Row(label, first.get(key), second.get(key)) for key, label in FIGURES.items())
+    return tuple(
+        Row(metric.label, first.get(metric.key), second.get(metric.key))
+        for metric in SUMMARY_METRICS
+    )
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -88,7 +84,8 @@ def _wrong_values(values: Mapping[str, Any]) -> list[str]:
     fits = {
         "images": type(values["images"]) is int,
         "summary": (
-            isinstance(summary, dict) and all(_is_figure(summary.get(key)) for key in FIGURES)
+            isinstance(summary, dict)
+            and all(_is_figure(summary.get(metric.key)) for metric in SUMMARY_METRICS)
         ),
         "classes": (
             isinstance(classes, list)

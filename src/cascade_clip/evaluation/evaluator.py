@@ -13,25 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cascade_clip.checkpoints.checkpoint import (
+from cascade_clip.checkpoints import (
     Checkpoint,
     find_checkpoint,
     read_config,
     read_record,
     read_versions,
 )
-from cascade_clip.config import DataConfig, InferenceConfig
-from cascade_clip.config.serialization import config_from_dict, config_to_dict
-from cascade_clip.data.folder import LabelledFiles
-from cascade_clip.data.registry import LabelledImages, SandboxScenes
+from cascade_clip.config import DataConfig, InferenceConfig, config_from_dict, config_to_dict
+from cascade_clip.data import LabelledFiles, LabelledImages, SandboxScenes
 from cascade_clip.evaluation.examples import Gallery, ImageRecord, image_scores
 from cascade_clip.evaluation.fingerprints import hash_dataset
 from cascade_clip.evaluation.metrics import ConfusionMatrix, Scores, scores
 from cascade_clip.evaluation.ranks import Ranks
-from cascade_clip.files.atomic import write_whole
-from cascade_clip.inference.class_binding import Target
-from cascade_clip.inference.predictor import Predictor
-from cascade_clip.results.segmentation import UNLABELLED
+from cascade_clip.files import write_whole
+from cascade_clip.inference import Predictor, Target
+from cascade_clip.results import UNLABELLED
 from cascade_clip.vocabulary import Color, Vocabulary
 
 ALONE = Ranks()

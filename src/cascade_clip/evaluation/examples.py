@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cascade_clip.data.folder import Sample
+from cascade_clip.data import Sample
 from cascade_clip.evaluation.metrics import ConfusionMatrix
 
 LONGEST_SIDE = 384

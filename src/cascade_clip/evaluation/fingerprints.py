@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cascade_clip.checkpoints.checkpoint import WEIGHTS, find_checkpoint
-from cascade_clip.data.folder import LabelledFiles
-from cascade_clip.data.registry import LabelledImages, SandboxScenes
-from cascade_clip.sandbox.scenes import SCENES_VERSION
+from cascade_clip.checkpoints import WEIGHTS, find_checkpoint
+from cascade_clip.data import LabelledFiles, LabelledImages, SandboxScenes
+from cascade_clip.sandbox import SCENES_VERSION
 from cascade_clip.vocabulary import Vocabulary
 
 

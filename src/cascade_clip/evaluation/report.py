@@ -19,13 +19,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from cascade_clip.evaluation.comparison import FIGURES, Comparison, Row
+from cascade_clip.evaluation.comparison import Comparison, Row
 from cascade_clip.evaluation.evaluator import Report, summarise
 from cascade_clip.evaluation.examples import LONGEST_SIDE, ImageRecord
 from cascade_clip.evaluation.metrics import Scores
 from cascade_clip.evaluation.report_page import PAGE
-from cascade_clip.files.atomic import write_whole
-from cascade_clip.results.segmentation import Segmentation
+from cascade_clip.files import write_whole
+from cascade_clip.results import SUMMARY_METRICS, Segmentation
 from cascade_clip.vocabulary import Color
 
 MOST_CLASSES = 150
@@ -127,7 +127,7 @@ def build_page(report: Report, comparison: Comparison | None = None) -> str:
         title=html.escape(f"Evaluation of {name}"),
         lead=f"{report.images} images, {len(report.scores.names)} classes. Figures in percent.",
         cards="".join(
-            _card(label, summarise(report.scores)[key]) for key, label in FIGURES.items()
+            _card(metric.label, summarise(report.scores)[metric.key]) for metric in SUMMARY_METRICS
         ),
         body="\n".join(part for part in sections if part),
     )

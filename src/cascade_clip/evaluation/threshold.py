@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cascade_clip.data.registry import LabelledImages
-from cascade_clip.inference.class_binding import BACKGROUND
-from cascade_clip.inference.predictor import Predictor
+from cascade_clip.data import LabelledImages
+from cascade_clip.inference import BACKGROUND, Predictor
 from cascade_clip.vocabulary import IGNORED, Vocabulary
 
 STEPS = 200

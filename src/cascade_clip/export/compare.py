@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_clip.export.onnx import check_exportable, new_file, require
-from cascade_clip.inference.class_binding import Words
-from cascade_clip.inference.predictor import Predictor
-from cascade_clip.models.segmenter import Segmenter
+from cascade_clip.inference import Predictor, Words
+from cascade_clip.models import Segmenter
 
 CHECKED_PATCHES = ((4, 4), (7, 5), (9, 16))
 """Rows and columns of patches of the sizes at which logits are compared: square, tall, wide."""

@@ -27,13 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cascade_clip.checkpoints.checkpoint import read_versions
+from cascade_clip.checkpoints import read_versions
 from cascade_clip.config import InferenceConfig
-from cascade_clip.encoders.positions import Grid, PositionEmbedding, resize_positions
-from cascade_clip.files.hashing import file_sha256
-from cascade_clip.files.partial import partial_name
-from cascade_clip.inference.class_binding import Target
-from cascade_clip.inference.predictor import Predictor
+from cascade_clip.encoders import Grid, PositionEmbedding, resize_positions
+from cascade_clip.files import file_sha256, partial_name
+from cascade_clip.inference import Predictor, Target
 
 FORMAT = 1
 OPSET = 20

@@ -1,1 +1,49 @@
-"""files."""
+"""Reading and writing files safely.
+
+In: paths. Out: images, image and mask tensors, unpickled weights that execute nothing, hashes,
+and files that are written whole or not at all.
+"""
+
+from typing import TYPE_CHECKING
+
+from cascade_clip.files.atomic import write_whole
+from cascade_clip.files.hashing import file_sha256
+from cascade_clip.files.images import LARGEST_PICTURE, is_large, open_picture, read_picture
+from cascade_clip.files.partial import exchange, partial_name
+from cascade_clip.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from cascade_clip.files.image_tensors import (
+        is_color_mask,
+        load_color_mask,
+        load_image,
+        load_mask,
+    )
+    from cascade_clip.files.torch_files import read_pickle
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "is_color_mask": "image_tensors",
+        "load_color_mask": "image_tensors",
+        "load_image": "image_tensors",
+        "load_mask": "image_tensors",
+        "read_pickle": "torch_files",
+    },
+)
+
+__all__ = [
+    "LARGEST_PICTURE",
+    "exchange",
+    "file_sha256",
+    "is_color_mask",
+    "is_large",
+    "load_color_mask",
+    "load_image",
+    "load_mask",
+    "open_picture",
+    "partial_name",
+    "read_pickle",
+    "read_picture",
+    "write_whole",
+]

@@ -20,11 +20,10 @@ from typing import Any, NamedTuple, TextIO
 import torch
 from torch import Tensor
 
-from cascade_clip.files.image_tensors import load_image
-from cascade_clip.files.images import is_large
+from cascade_clip.files import is_large, load_image
 from cascade_clip.inference.class_binding import Target
 from cascade_clip.inference.predictor import Predictor
-from cascade_clip.results.segmentation import Output, Segmentation
+from cascade_clip.results import Output, Segmentation
 
 IMAGE_SUFFIXES = (
     ".jpg",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from cascade_clip.checkpoints.checkpoint import load_checkpoint
 from cascade_clip.config import DataConfig, Device, LastBlock, Precision
-from cascade_clip.encoders.text import load_embeddings
-from cascade_clip.inference.predictor import Predictor
-from cascade_clip.inference.training_free import DEFAULT_BLOCK, PREFIX, build_training_free
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascade_clip.inference.predictor import Predictor
 
 
 def load_predictor(
@@ -35,6 +35,10 @@ def load_predictor(
         last_block: of a training-free model, how the last block makes patch features (see
             `ModelConfig.last_block`).
     """
+    from cascade_clip.checkpoints import load_checkpoint
+    from cascade_clip.inference.predictor import Predictor
+    from cascade_clip.inference.training_free import DEFAULT_BLOCK, PREFIX, build_training_free
+
     if str(source).startswith(PREFIX):
         checkpoint = build_training_free(str(source), last_block or DEFAULT_BLOCK)
     elif last_block is not None:
@@ -70,6 +74,8 @@ DEFAULT_RUN = RunOptions()
 
 def given_embeddings(config: DataConfig, classes: int, predictor: Predictor) -> Tensor | None:
     """Text embeddings from the file that the settings name, if any."""
+    from cascade_clip.encoders import load_embeddings
+
     if not config.text_embeddings:
         return None
     return load_embeddings(Path(config.text_embeddings), classes, predictor.model.joint_width)

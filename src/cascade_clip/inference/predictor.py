@@ -19,11 +19,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from cascade_clip.checkpoints.checkpoint import Checkpoint
-from cascade_clip.checkpoints.publishing import Publishable
+from cascade_clip.checkpoints import Checkpoint, Publishable
 from cascade_clip.config import Device, InferenceConfig
-from cascade_clip.encoders.positions import Grid
-from cascade_clip.files.image_tensors import load_image
+from cascade_clip.encoders import Grid
+from cascade_clip.files import load_image
 from cascade_clip.inference.class_binding import (
     Target,
     Threshold,
@@ -32,12 +31,21 @@ from cascade_clip.inference.class_binding import (
     build_target,
 )
 from cascade_clip.inference.windows import Window, cut_windows, list_windows
-from cascade_clip.models.segmenter import Segmenter
-from cascade_clip.ops.devices import autocast_type, find_device
-from cascade_clip.ops.resize import normalise, resize_image, short_side_shape
-from cascade_clip.ops.running_argmax import RunningBest, best_by_label, coarse_size
-from cascade_clip.ops.upsampling import upsample_bilinear, upsample_guided, window_guide
-from cascade_clip.results.segmentation import Segmentation
+from cascade_clip.models import Segmenter
+from cascade_clip.ops import (
+    RunningBest,
+    autocast_type,
+    best_by_label,
+    coarse_size,
+    find_device,
+    normalise,
+    resize_image,
+    short_side_shape,
+    upsample_bilinear,
+    upsample_guided,
+    window_guide,
+)
+from cascade_clip.results import Segmentation
 from cascade_clip.vocabulary import Vocabulary
 
 Picture = str | Path | Image.Image | NDArray[Any]

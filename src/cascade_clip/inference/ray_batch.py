@@ -43,7 +43,7 @@ from cascade_clip.inference.ray_manifest import (
     make_row,
     write_part,
 )
-from cascade_clip.results.segmentation import Output
+from cascade_clip.results import Output
 
 TRIES = 2
 """Deaths of an actor, alone with one picture, after which the picture counts as failed."""

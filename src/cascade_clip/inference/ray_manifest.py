@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cascade_clip.files.hashing import file_sha256
+from cascade_clip.files import file_sha256
 
 if TYPE_CHECKING:
     from cascade_clip.inference.image_batch import Source

@@ -7,7 +7,7 @@ from typing import cast
 
 import open_clip
 
-from cascade_clip.checkpoints.checkpoint import Checkpoint
+from cascade_clip.checkpoints import Checkpoint
 from cascade_clip.config import (
     AggregationConfig,
     ClipConfig,
@@ -18,9 +18,8 @@ from cascade_clip.config import (
     ModelConfig,
     PromptConfig,
 )
-from cascade_clip.encoders.clip import LoadedClip, load_clip
-from cascade_clip.encoders.text import build_text_encoder
-from cascade_clip.models.builder import build_segmenter
+from cascade_clip.encoders import LoadedClip, build_text_encoder, load_clip
+from cascade_clip.models import build_segmenter
 from cascade_clip.vocabulary import load_templates, load_vocabulary
 
 PREFIX = "clip:"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cascade_clip.config import LossConfig
 from cascade_clip.losses.mask_losses import mask_loss, upsample
-from cascade_clip.ops.ssim import similarity_map
+from cascade_clip.ops import similarity_map
 from cascade_clip.vocabulary import IGNORED
 
 

@@ -1,1 +1,26 @@
-"""models."""
+"""Cascade-CLIP as a network (paper Figure 3).
+
+In: a `ModelConfig`, images (B, 3, H, W) and text embeddings (C, D). Out: mask logits (B, C, h, w),
+per stage and summed. `build_segmenter` is the only place where parts are chosen and joined.
+"""
+
+from cascade_clip.models.aggregation import WeightedSum, gaussian_weights
+from cascade_clip.models.backbone import BlockFeatures
+from cascade_clip.models.builder import build_segmenter
+from cascade_clip.models.cost import Cost, count_cost
+from cascade_clip.models.decoders.transformer import CrossAttention, Decoder, DecoderLayer
+from cascade_clip.models.segmenter import Segmenter, relation_descriptor
+
+__all__ = [
+    "BlockFeatures",
+    "Cost",
+    "CrossAttention",
+    "Decoder",
+    "DecoderLayer",
+    "Segmenter",
+    "WeightedSum",
+    "build_segmenter",
+    "count_cost",
+    "gaussian_weights",
+    "relation_descriptor",
+]

@@ -19,8 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
 from cascade_clip.config import LastBlock, ProjectionConfig, PromptConfig
-from cascade_clip.encoders.positions import Grid
-from cascade_clip.encoders.towers import OpenClipTower, Tower
+from cascade_clip.encoders import Grid, OpenClipTower, Tower
 from cascade_clip.models.spectral_prompts import SpectralFilter
 
 

@@ -6,10 +6,7 @@ import torch
 from torch import nn
 
 from cascade_clip.config import ModelConfig, PromptConfig
-from cascade_clip.encoders.clip import LoadedClip, load_clip
-from cascade_clip.encoders.positions import Grid
-from cascade_clip.encoders.timm_tower import TimmTower
-from cascade_clip.encoders.towers import OpenClipTower, Tower
+from cascade_clip.encoders import Grid, LoadedClip, OpenClipTower, TimmTower, Tower, load_clip
 from cascade_clip.models.aggregation import build_aggregation
 from cascade_clip.models.backbone import ImageBackbone, TapProjections, VisualPrompts
 from cascade_clip.models.decoders.spectral import SpectralDecoder

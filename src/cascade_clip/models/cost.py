@@ -17,8 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cascade_clip.config import ModelConfig
-from cascade_clip.encoders.clip import load_clip
-from cascade_clip.encoders.towers import OpenClipTower
+from cascade_clip.encoders import OpenClipTower, load_clip
 from cascade_clip.models.builder import build_segmenter
 from cascade_clip.models.segmenter import Segmenter
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cascade_clip.encoders.positions import Grid
+from cascade_clip.encoders import Grid
 
 DEVIATION = 0.02
 """Standard deviation of the first real and imaginary parts."""

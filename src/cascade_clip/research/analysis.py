@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cascade_clip.files.image_tensors import load_image
-from cascade_clip.inference.class_binding import Target
-from cascade_clip.inference.predictor import Picture, Predictor
-from cascade_clip.models.segmenter import Segmenter
-from cascade_clip.ops.resize import normalise, resize_image, short_side_shape
-from cascade_clip.results.segmentation import Segmentation
+from cascade_clip.files import load_image
+from cascade_clip.inference import Picture, Predictor, Target
+from cascade_clip.models import Segmenter
+from cascade_clip.ops import normalise, resize_image, short_side_shape
+from cascade_clip.results import Segmentation
 
 
 class StageResult(NamedTuple):

@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from cascade_clip.files.images import open_picture, read_picture
-from cascade_clip.files.partial import partial_name
+from cascade_clip.files import open_picture, partial_name, read_picture
 from cascade_clip.results.fonts import drawable, font_for
 from cascade_clip.results.polygons import outline_mask
 from cascade_clip.results.rle import encode_mask

@@ -4,3 +4,42 @@ about them.
 `scenes` draws the pictures, `preview` shows and exports them, `pretrain` makes the small CLIP
 again, `commands` holds what the command line calls. Importing this package imports none of them.
 """
+
+from typing import TYPE_CHECKING
+
+from cascade_clip.lazy import lazy_names
+from cascade_clip.sandbox.scenes import (
+    CLASS_NAMES,
+    PALETTE,
+    SCENES_VERSION,
+    UNSEEN_NAMES,
+    SceneConfig,
+    make_scene,
+)
+
+if TYPE_CHECKING:
+    from cascade_clip.sandbox.pretrain import PretrainConfig, pretrain
+    from cascade_clip.sandbox.preview import export_world, preview_sheet
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "PretrainConfig": "pretrain",
+        "export_world": "preview",
+        "pretrain": "pretrain",
+        "preview_sheet": "preview",
+    },
+)
+
+__all__ = [
+    "CLASS_NAMES",
+    "PALETTE",
+    "SCENES_VERSION",
+    "UNSEEN_NAMES",
+    "PretrainConfig",
+    "SceneConfig",
+    "export_world",
+    "make_scene",
+    "pretrain",
+    "preview_sheet",
+]

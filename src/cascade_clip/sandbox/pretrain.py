@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multilabel_average_precision
 
-from cascade_clip.files.torch_files import read_pickle
+from cascade_clip.files import read_pickle
 from cascade_clip.sandbox.scenes import (
     CLASS_NAMES,
     UNSEEN_NAMES,

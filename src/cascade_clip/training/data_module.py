@@ -15,9 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from cascade_clip.config import Config
-from cascade_clip.data.augmentation import TrainTransform
-from cascade_clip.data.folder import Sample, StepSampler, TrainingSet
-from cascade_clip.data.registry import LabelledImages
+from cascade_clip.data import LabelledImages, Sample, StepSampler, TrainingSet, TrainTransform
 from cascade_clip.training.protocols import TrainingProtocol
 
 

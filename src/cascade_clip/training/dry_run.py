@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from cascade_clip.config import Config
-from cascade_clip.data.folder import StepSampler
-from cascade_clip.data.registry import LabelledImages, build_dataset
-from cascade_clip.models.cost import Cost, count_cost
-from cascade_clip.ops.devices import autocast_type, find_device
+from cascade_clip.data import LabelledImages, StepSampler, build_dataset
+from cascade_clip.models import Cost, count_cost
+from cascade_clip.ops import autocast_type, find_device
 from cascade_clip.training.data_module import training_set
 from cascade_clip.training.fit import SegmentationTask, inductive_half, prepare
 from cascade_clip.training.progress import used_memory

@@ -31,7 +31,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cascade_clip.config import Config, TrainConfig
-from cascade_clip.ops.devices import find_device
+from cascade_clip.ops import find_device
 from cascade_clip.training.progress import MetricsFile
 from cascade_clip.training.resume import StateFiles, state_path
 

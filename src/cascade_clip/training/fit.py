@@ -22,7 +22,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
-from cascade_clip.checkpoints.checkpoint import (
+from cascade_clip.checkpoints import (
     Checkpoint,
     load_checkpoint,
     load_config,
@@ -30,15 +30,11 @@ from cascade_clip.checkpoints.checkpoint import (
     read_record,
     save_checkpoint,
 )
-from cascade_clip.config import Config, OptimizerConfig, Resume, TrainConfig
-from cascade_clip.config.serialization import config_to_dict
-from cascade_clip.data.registry import LabelledImages, build_dataset, data_templates, describe_data
-from cascade_clip.encoders.clip import load_clip
-from cascade_clip.encoders.text import build_text_encoder, load_embeddings
-from cascade_clip.losses.mask_losses import present_pairs
-from cascade_clip.losses.objective import StepLoss, step_loss
-from cascade_clip.models.builder import build_segmenter
-from cascade_clip.models.segmenter import Segmenter
+from cascade_clip.config import Config, OptimizerConfig, Resume, TrainConfig, config_to_dict
+from cascade_clip.data import LabelledImages, build_dataset, data_templates, describe_data
+from cascade_clip.encoders import build_text_encoder, load_clip, load_embeddings
+from cascade_clip.losses import StepLoss, present_pairs, step_loss
+from cascade_clip.models import Segmenter, build_segmenter
 from cascade_clip.training.data_module import TrainingBatches
 from cascade_clip.training.ema import EmaTeacher
 from cascade_clip.training.engine import build_trainer, check_launch, is_first_process, run_engine

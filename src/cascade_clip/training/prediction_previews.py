@@ -22,13 +22,12 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cascade_clip.checkpoints.checkpoint import Checkpoint
-from cascade_clip.data.registry import LabelledImages
-from cascade_clip.encoders.text import load_embeddings
-from cascade_clip.evaluation.evaluator import default_calibration
-from cascade_clip.inference.class_binding import Target
-from cascade_clip.inference.predictor import Predictor
-from cascade_clip.results.segmentation import Segmentation
+from cascade_clip.checkpoints import Checkpoint
+from cascade_clip.data import LabelledImages
+from cascade_clip.encoders import load_embeddings
+from cascade_clip.evaluation import default_calibration
+from cascade_clip.inference import Predictor, Target
+from cascade_clip.results import Segmentation
 
 FOLDER = "sheets"
 _LEGEND_ROWS = 8

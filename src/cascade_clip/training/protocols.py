@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cascade_clip.config import Protocol
-from cascade_clip.losses.mask_losses import upsample
+from cascade_clip.losses import upsample
 from cascade_clip.vocabulary import IGNORED
 
 

@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 
-from cascade_clip.checkpoints.checkpoint import read_versions
-from cascade_clip.config import Config, TrainConfig
-from cascade_clip.config.serialization import config_to_dict
-from cascade_clip.evaluation.fingerprints import hash_dataset
+from cascade_clip.checkpoints import read_versions
+from cascade_clip.config import Config, TrainConfig, config_to_dict
+from cascade_clip.evaluation import hash_dataset
 
 RUN_FILE = "run.json"
 

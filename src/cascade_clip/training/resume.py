@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from cascade_clip.files.torch_files import read_pickle
+from cascade_clip.files import read_pickle
 
 KEPT = 2
 """States that are kept: the newest, and the one before it in case the newest is damaged."""

@@ -22,11 +22,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from cascade_clip.config import Config
-from cascade_clip.config.serialization import config_to_dict
-from cascade_clip.evaluation.comparison import FIGURES
-from cascade_clip.evaluation.report_page import PAGE
-from cascade_clip.files.atomic import write_whole
+from cascade_clip.config import Config, config_to_dict
+from cascade_clip.evaluation import PAGE
+from cascade_clip.files import write_whole
+from cascade_clip.results import SUMMARY_METRICS
 from cascade_clip.training.progress import read_metrics
 from cascade_clip.training.provenance import read_run_file
 
@@ -169,8 +168,8 @@ def _cards(metrics: Sequence[Mapping[str, float]], evaluation: Mapping[str, Any]
     cards = []
     if evaluation:
         cards += [
-            (_percent(evaluation["summary"].get(key)), *_halves(label))
-            for key, label in FIGURES.items()
+            (_percent(evaluation["summary"].get(metric.key)), *_halves(metric.label))
+            for metric in SUMMARY_METRICS
         ]
     if metrics:
         last = metrics[-1]

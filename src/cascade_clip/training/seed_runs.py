@@ -12,14 +12,9 @@ from typing import Any
 
 from rich.table import Table
 
-FIGURES = {
-    "S": "seen_miou",
-    "U": "unseen_miou",
-    "hIoU": "hiou",
-    "mIoU": "miou",
-    "pAcc": "pixel_accuracy",
-}
-"""Names in papers, and in the reports of this program."""
+from cascade_clip.results import SUMMARY_METRICS
+
+NAMES = tuple(metric.short for metric in SUMMARY_METRICS)
 SEEDS_FILE = "seeds.json"
 
 
@@ -75,7 +70,7 @@ def read_figures(folder: Path) -> dict[str, float | None] | None:
         return None
     try:
         summary = json.loads((folder / "report.json").read_text(encoding="utf-8"))["summary"]
-        return {name: summary[key] for name, key in FIGURES.items()}
+        return {metric.short: summary[metric.key] for metric in SUMMARY_METRICS}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -124,7 +119,10 @@ def write_seeds(
 
 def spread_of(figures: Mapping[int, Mapping[str, float | None]]) -> dict[str, Spread]:
     """Every figure over the seeds."""
-    return {name: Spread(tuple(found[name] for found in figures.values())) for name in FIGURES}
+    return {
+        metric.short: Spread(tuple(found[metric.short] for found in figures.values()))
+        for metric in SUMMARY_METRICS
+    }
 
 
 def seeds_table(figures: Mapping[int, Mapping[str, float | None]]) -> Table:
@@ -132,10 +130,10 @@ def seeds_table(figures: Mapping[int, Mapping[str, float | None]]) -> Table:
     spreads = spread_of(figures)
     table = Table(title=f"{len(figures)} seeds, percent")
     table.add_column("seed")
-    for name in FIGURES:
+    for name in NAMES:
         table.add_column(name, justify="right")
     for seed, found in figures.items():
-        table.add_row(str(seed), *[_percent(found[name]) for name in FIGURES])
+        table.add_row(str(seed), *[_percent(found[name]) for name in NAMES])
     table.add_section()
     table.add_row("mean", *[_percent(spread.mean) for spread in spreads.values()], style="bold")
     table.add_row("std (n - 1)", *[_percent(spread.deviation) for spread in spreads.values()])

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
-from cascade_clip.config.serialization import config_to_dict
+from cascade_clip.config import config_to_dict
 
 _logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cascade_clip.data.folder import UNKNOWN, MaskReader, RawMask
-from cascade_clip.files.image_tensors import load_image
+from cascade_clip.files import load_image
 from cascade_clip.vocabulary import IGNORED, Vocabulary
 
 Step = Callable[[int, int], None]

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cascade_clip.data.check.facts import Count, PairFacts, Tally
 from cascade_clip.data.folder import UNKNOWN, MaskReader
-from cascade_clip.files.image_tensors import load_image
-from cascade_clip.ops.resize import resize_mask
-from cascade_clip.results.segmentation import Segmentation
+from cascade_clip.files import load_image
+from cascade_clip.ops import resize_mask
+from cascade_clip.results import Segmentation
 from cascade_clip.vocabulary import IGNORED, Color, Vocabulary
 
 SHOWN = 12

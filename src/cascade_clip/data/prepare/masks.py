@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from cascade_clip.data.prepare.matlab import load_matlab
-from cascade_clip.files.images import LARGEST_PICTURE
-from cascade_clip.results.rle import decode_mask
+from cascade_clip.files import LARGEST_PICTURE
+from cascade_clip.results import decode_mask
 from cascade_clip.vocabulary import load_vocabulary
 
 TRAIN_IDS_ENDING = "_labelTrainIds"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_clip.config import DecoderConfig
-from cascade_clip.encoders.positions import Grid
+from cascade_clip.encoders import Grid
 
 
 class SpectralValues(nn.Module):

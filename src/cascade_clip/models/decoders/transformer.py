@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_clip.config import DecoderConfig
-from cascade_clip.encoders.positions import Grid
-from cascade_clip.ops.attention import attend
+from cascade_clip.encoders import Grid
+from cascade_clip.ops import attend
 
 
 class MaskAttention(nn.Module):

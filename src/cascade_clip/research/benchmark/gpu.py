@@ -18,11 +18,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from cascade_clip.config import Config, InferenceConfig, Precision
-from cascade_clip.losses.mask_losses import mask_loss
-from cascade_clip.models.builder import build_segmenter
-from cascade_clip.models.segmenter import Segmenter
-from cascade_clip.ops.devices import autocast_type
-from cascade_clip.ops.running_argmax import first_best
+from cascade_clip.losses import mask_loss
+from cascade_clip.models import Segmenter, build_segmenter
+from cascade_clip.ops import autocast_type, first_best
 from cascade_clip.research.benchmark.machine import Measurement
 from cascade_clip.research.benchmark.work import (
     Work,

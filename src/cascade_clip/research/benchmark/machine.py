@@ -19,11 +19,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from cascade_clip.config import AugmentConfig
-from cascade_clip.config.values import IMAGENET_MEAN, IMAGENET_STD
-from cascade_clip.data.augmentation import TrainTransform
-from cascade_clip.data.folder import SegmentationFolder, StepSampler, TrainingSet
-from cascade_clip.sandbox.scenes import CLASS_NAMES, SceneConfig, make_scene
+from cascade_clip.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
+from cascade_clip.data import SegmentationFolder, StepSampler, TrainingSet, TrainTransform
+from cascade_clip.sandbox import CLASS_NAMES, SceneConfig, make_scene
 from cascade_clip.vocabulary import parse_classes
 
 PHOTOS = 24

@@ -16,12 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_clip.config import LossConfig
-from cascade_clip.encoders.positions import Grid
-from cascade_clip.inference.windows import cut_windows, list_windows
-from cascade_clip.losses.mask_losses import present_pairs
-from cascade_clip.models.backbone import BlockFeatures
-from cascade_clip.models.decoders.transformer import CrossAttention, Decoder, DecoderLayer
-from cascade_clip.models.segmenter import Segmenter, relation_descriptor
+from cascade_clip.encoders import Grid
+from cascade_clip.inference import cut_windows, list_windows
+from cascade_clip.losses import present_pairs
+from cascade_clip.models import (
+    BlockFeatures,
+    CrossAttention,
+    Decoder,
+    DecoderLayer,
+    Segmenter,
+    relation_descriptor,
+)
 
 
 class Textbook(nn.Module):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from cascade_clip.research.benchmark.cases import Row
 
 AXES = {"classes": "classes, 1 window", "pixels": "pixels of the input, 171 classes"}
-FIGURES = {"processor": "processor time (s)", "memory": "peak memory (MiB)"}
+AXIS_LABELS = {"processor": "processor time (s)", "memory": "peak memory (MiB)"}
 
 
 def draw_scaling(rows: Sequence[Row], path: Path) -> None:
@@ -25,7 +25,7 @@ def draw_scaling(rows: Sequence[Row], path: Path) -> None:
             row.work.classes if name == "classes" else row.work.height * row.work.width
             for row in found
         ]
-        for line, (key, label) in enumerate(FIGURES.items()):
+        for line, (key, label) in enumerate(AXIS_LABELS.items()):
             axes = grid[line, column]
             axes.plot(places, [row.median(key) for row in found], marker="o")
             axes.set_xscale("log")

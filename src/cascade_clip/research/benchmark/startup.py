@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from cascade_clip.research.benchmark.machine import Measurement
-from cascade_clip.sandbox.scenes import SceneConfig, make_scene
+from cascade_clip.sandbox import SceneConfig, make_scene
 
 
 def measure_startup(rounds: int, progress: Callable[[str], None]) -> list[Measurement]:

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
-from cascade_clip.checkpoints.checkpoint import Checkpoint
+from cascade_clip.checkpoints import Checkpoint
 from cascade_clip.config import (
     ClipConfig,
     Config,
@@ -34,12 +34,10 @@ from cascade_clip.config import (
     Precision,
     PromptConfig,
 )
-from cascade_clip.inference.predictor import Predictor
-from cascade_clip.inference.windows import list_windows
-from cascade_clip.losses.mask_losses import mask_loss
-from cascade_clip.models.builder import build_segmenter
-from cascade_clip.models.segmenter import Segmenter
-from cascade_clip.ops.devices import autocast_type
+from cascade_clip.inference import Predictor, list_windows
+from cascade_clip.losses import mask_loss
+from cascade_clip.models import Segmenter, build_segmenter
+from cascade_clip.ops import autocast_type
 from cascade_clip.research.benchmark import reference
 from cascade_clip.vocabulary import parse_classes
 

@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from cascade_clip.evaluation.bootstrap import FIGURES
 from cascade_clip.research.reproduction.verdicts import Verdict
+from cascade_clip.results import PAIRED_METRICS
 
 CERTAIN, UNSURE, PAPER = "#2f6db3", "#8a94a0", "#c7651a"
 _DPI = 160
@@ -48,8 +48,8 @@ def draw_differences(verdicts: Sequence[Verdict]) -> Figure:
     labels = [_wrap(f"{row}, minus {against}" if several else row) for row, against in rows]
     lines = sum(label.count("\n") + 2 for label in labels)
     figure = Figure(figsize=(7.4, 1.25 + 0.17 * lines), layout="constrained")
-    panels = figure.subplots(1, len(FIGURES), sharey=True, squeeze=False)[0]
-    for panel, name in zip(panels, FIGURES, strict=True):
+    panels = figure.subplots(1, len(PAIRED_METRICS), sharey=True, squeeze=False)[0]
+    for panel, name in zip(panels, PAIRED_METRICS, strict=True):
         own = [verdict for verdict in verdicts if verdict.figure == name]
         for verdict in own:
             _draw_one(panel, rows.index((verdict.row, verdict.against)), verdict)

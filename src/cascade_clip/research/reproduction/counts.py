@@ -12,18 +12,17 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from cascade_clip.checkpoints.checkpoint import load_checkpoint, read_versions
-from cascade_clip.config.serialization import config_to_dict
-from cascade_clip.data.registry import build_dataset
-from cascade_clip.files.atomic import write_whole
-from cascade_clip.inference.predictor import Predictor
-from cascade_clip.models.aggregation import WeightedSum, gaussian_weights
-from cascade_clip.models.cost import count_cost
+from cascade_clip.checkpoints import load_checkpoint, read_versions
+from cascade_clip.config import config_to_dict
+from cascade_clip.data import build_dataset
+from cascade_clip.files import write_whole
+from cascade_clip.inference import Predictor
+from cascade_clip.models import WeightedSum, count_cost, gaussian_weights
 from cascade_clip.research.reproduction.entries import Entry, Row, find_entries
 from cascade_clip.research.reproduction.runs import collect_results, hash_settings, is_trained
 from cascade_clip.research.reproduction.settings import World, load_world
 from cascade_clip.research.reproduction.tables import Cell, Table
-from cascade_clip.training.fit import prepare
+from cascade_clip.training import prepare
 
 PUBLISHED_COSTS: dict[str, tuple[float, float | None, float, float]] = {
     "ZegFormer": (210.0, 60.3, 1875.1, 7.4),

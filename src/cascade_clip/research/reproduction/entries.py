@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cascade_clip.config.serialization import read_yaml
+from cascade_clip.config import read_yaml
 
 FOLDER = Path(__file__).parent / "entries"
 Kind = Literal["table", "figure", "question", "count"]

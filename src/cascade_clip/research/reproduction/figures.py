@@ -21,18 +21,17 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
-from cascade_clip.data.registry import LabelledImages, build_dataset
-from cascade_clip.evaluation.evaluator import default_calibration
-from cascade_clip.inference.loading import load_predictor
-from cascade_clip.inference.predictor import Predictor
-from cascade_clip.ops.resize import normalise, resize_image
+from cascade_clip.data import LabelledImages, build_dataset
+from cascade_clip.evaluation import default_calibration
+from cascade_clip.inference import Predictor, load_predictor
+from cascade_clip.ops import normalise, resize_image
 from cascade_clip.research.analysis import block_alignment, compare_stages, patch_similarity
 from cascade_clip.research.reproduction.charts import draw_lengths, save_picture
 from cascade_clip.research.reproduction.entries import Entry
 from cascade_clip.research.reproduction.runs import collect_results, is_trained
 from cascade_clip.research.reproduction.settings import World
-from cascade_clip.results.segmentation import Segmentation
-from cascade_clip.training.fit import prepare
+from cascade_clip.results import Segmentation
+from cascade_clip.training import prepare
 
 FRESH_SEED = 7
 """Of the scenes of the built-in world that are drawn; training and evaluation have 1 and 2."""

@@ -29,12 +29,12 @@ from cascade_clip.research.reproduction.runs import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cascade_clip.data.registry import LabelledImages
+    from cascade_clip.data import LabelledImages
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one job; its exit code is 0, or 1 with one line on standard error that says why."""
-    from cascade_clip.training.progress import quiet_engine
+    from cascade_clip.training import quiet_engine
 
     _end_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -71,7 +71,7 @@ def run_job(job: Job) -> None:
 
 
 def _train(job: Job) -> None:
-    from cascade_clip.training.fit import fit
+    from cascade_clip.training import fit
 
     if not is_trained(job.folder):
         fit(job.config, job.folder, resume="auto")
@@ -81,10 +81,9 @@ def _score(job: Job) -> None:
     """Make the scores and choices that are missing."""
     import numpy as np
 
-    from cascade_clip.data.registry import build_dataset
-    from cascade_clip.evaluation.bootstrap import collect_tallies
-    from cascade_clip.evaluation.calibration import sweep_calibration
-    from cascade_clip.inference.loading import given_embeddings, load_predictor
+    from cascade_clip.data import build_dataset
+    from cascade_clip.evaluation import collect_tallies, sweep_calibration
+    from cascade_clip.inference import given_embeddings, load_predictor
 
     if job.done:
         return

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cascade_clip.config import Config
-from cascade_clip.config.serialization import config_from_dict, config_to_dict
+from cascade_clip.config import Config, config_from_dict, config_to_dict
 from cascade_clip.research.reproduction.entries import Entry, Row
 from cascade_clip.research.reproduction.runs import (
     PARENT,
@@ -33,7 +32,7 @@ from cascade_clip.research.reproduction.runs import (
     training_seconds,
 )
 from cascade_clip.research.reproduction.settings import World
-from cascade_clip.training.progress import read_metrics
+from cascade_clip.training import read_metrics
 
 LOG = "log.txt"
 _TRAINING_SHARE = 0.9

@@ -9,7 +9,6 @@ import statistics
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
-from cascade_clip.evaluation.bootstrap import FIGURES
 from cascade_clip.research.reproduction.charts import describe_picture
 from cascade_clip.research.reproduction.entries import Row
 from cascade_clip.research.reproduction.runs import Result, inference_of
@@ -18,6 +17,7 @@ from cascade_clip.research.reproduction.settings import World
 from cascade_clip.research.reproduction.tables import NOT_RUN, Cell, Table
 from cascade_clip.research.reproduction.verdicts import LEANING, LEANING_P, LEVEL, Outcome, Verdict
 from cascade_clip.research.reproduction.wording import count_outcomes
+from cascade_clip.results import PAIRED_METRICS
 
 _TWO_SEEDS = 1.96 * math.sqrt(2)
 """Standard deviations within which the difference of two runs lies in 95 % of the cases."""
@@ -168,7 +168,7 @@ def seed_spread(sections: Sequence[Section]) -> dict[str, float]:
             if len(runs) > 1 and not row.choices:
                 groups.setdefault(tuple(run.checkpoint for run in runs), runs)
     found = {}
-    for name in FIGURES:
+    for name in PAIRED_METRICS:
         series = [[run.scores[name] for run in runs] for runs in groups.values()]
         known = [values for values in series if all(value == value for value in values)]
         if known:
@@ -185,7 +185,7 @@ def overview(sections: Sequence[Section]) -> Table:
     for section in sections:
         seeds = sorted({run.seed for runs in section.results.values() for run in runs})
         shown = [Cell(entry_name(section)), Cell(str(len(seeds)) if seeds else "-")]
-        for name in FIGURES:
+        for name in PAIRED_METRICS:
             counts = count_outcomes(section.verdicts, name)
             shown.append(
                 Cell(
@@ -193,7 +193,9 @@ def overview(sections: Sequence[Section]) -> Table:
                 )
             )
         rows.append(tuple(shown))
-    return Table("Does the paper's ordering hold here?", ("entry", "seeds", *FIGURES), tuple(rows))
+    return Table(
+        "Does the paper's ordering hold here?", ("entry", "seeds", *PAIRED_METRICS), tuple(rows)
+    )
 
 
 def _short(verdict: Verdict) -> str:

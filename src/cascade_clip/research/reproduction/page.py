@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cascade_clip.evaluation.report_page import PAGE
-from cascade_clip.files.atomic import write_whole
+from cascade_clip.evaluation import PAGE
+from cascade_clip.files import write_whole
 from cascade_clip.research.reproduction.charts import describe_picture
 from cascade_clip.research.reproduction.markdown import (
     build_markdown,

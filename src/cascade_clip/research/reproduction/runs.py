@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade_clip.config import Config, DataConfig, InferenceConfig
-from cascade_clip.config.serialization import config_to_dict
-from cascade_clip.evaluation.bootstrap import FIGURES, Tallies, figures
+from cascade_clip.config import Config, DataConfig, InferenceConfig, config_to_dict
+from cascade_clip.evaluation import Tallies, figures
 from cascade_clip.research.reproduction.entries import Entry, Row
 from cascade_clip.research.reproduction.settings import World
-from cascade_clip.training.progress import read_metrics
+from cascade_clip.results import PAIRED_METRICS
+from cascade_clip.training import read_metrics
 
 PARENT = "CASCADE_CLIP_REPRODUCE_PARENT"
 """Environment variable with the process that a run must not outlive."""
@@ -322,7 +322,7 @@ def score(tallies: Tallies, seen: NDArray[np.bool_]) -> dict[str, float]:
     # a wrong pixel is in two unions, a right one in one
     pixels = (union.sum() + intersection.sum()) / 2
     return {
-        **dict(zip(FIGURES, map(float, figures(intersection, union, seen)), strict=True)),
+        **dict(zip(PAIRED_METRICS, map(float, figures(intersection, union, seen)), strict=True)),
         "mIoU": (
             float((intersection[present] / union[present]).mean())
             if present.any()

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cascade_clip.config import Config
-from cascade_clip.config.serialization import config_from_dict, read_yaml
+from cascade_clip.config import Config, config_from_dict, read_yaml
 from cascade_clip.research.reproduction.entries import Row
 
 FOLDER = Path(__file__).parent / "worlds"

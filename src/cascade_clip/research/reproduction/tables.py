@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from cascade_clip.evaluation.bootstrap import FIGURES
 from cascade_clip.research.reproduction.verdicts import Verdict
+from cascade_clip.results import PAIRED_METRICS
 
 if TYPE_CHECKING:
     from cascade_clip.research.reproduction.entries import Entry, Row
@@ -45,11 +45,11 @@ def main_table(
     differences with their intervals."""
     published = any(row.published.get(published_on) for row in entry.rows)
     against = {verdict.against for verdict in verdicts}
-    heads = ["row", *([f"paper, {published_on}"] if published else []), *FIGURES, "seeds"]
+    heads = ["row", *([f"paper, {published_on}"] if published else []), *PAIRED_METRICS, "seeds"]
     if len(against) == 1:
-        heads += [f"{name}, minus {next(iter(against))}" for name in FIGURES]
+        heads += [f"{name}, minus {next(iter(against))}" for name in PAIRED_METRICS]
     elif against:
-        heads += ["compared with", *(f"{name}, difference" for name in FIGURES)]
+        heads += ["compared with", *(f"{name}, difference" for name in PAIRED_METRICS)]
     rows = []
     for row in entry.rows:
         cells = [Cell(row.name), *([Cell(published_cell(row, published_on))] if published else [])]
@@ -60,7 +60,7 @@ def main_table(
 
 def _own_cells(runs: Sequence[Result]) -> Iterator[Cell]:
     """Means and seeds of a row."""
-    for name in FIGURES:
+    for name in PAIRED_METRICS:
         yield Cell(mean_cell([run.scores[name] for run in runs]))
     yield Cell(", ".join(str(run.seed) for run in runs) or "-")
 
@@ -71,7 +71,7 @@ def _difference_cells(row: Row, verdicts: Sequence[Verdict], *, named: bool) -> 
     if named:
         yield Cell(next((verdict.against for verdict in own.values()), ""))
     if verdicts:
-        for name in FIGURES:
+        for name in PAIRED_METRICS:
             yield difference_cell(own[name]) if name in own else Cell("")
 
 

@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from cascade_clip.evaluation.bootstrap import FIGURES, Difference, compare_paired
+from cascade_clip.evaluation import Difference, compare_paired
+from cascade_clip.results import PAIRED_METRICS
 
 if TYPE_CHECKING:
     from cascade_clip.research.reproduction.entries import Entry, Row
@@ -145,7 +146,7 @@ def judge(
     pairs = [
         (row, other) for row, other in pairs if results.get(row.name) and results.get(other.name)
     ]
-    tests = len(pairs) * len(FIGURES)
+    tests = len(pairs) * len(PAIRED_METRICS)
     found = []
     for row, other in pairs:
         found += _compare(row, other, (results[row.name], results[other.name]), published_on, tests)
@@ -174,7 +175,7 @@ def compare_seeds(first: Sequence[float], second: Sequence[float], *, paired: bo
 def published_difference(row: Row, other: Row, figure: str, world: str) -> float | None:
     """The paper's difference between two rows on a world, in percentage points; None where it
     prints none."""
-    place = FIGURES.index(figure)
+    place = PAIRED_METRICS.index(figure)
     values = [found[place] if (found := one.published.get(world)) else None for one in (row, other)]
     first, second = values
     return None if first is None or second is None else round(first - second, 1)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from cascade_clip.evaluation.bootstrap import FIGURES
 from cascade_clip.research.reproduction.tables import points
 from cascade_clip.research.reproduction.verdicts import (
     LEANING,
@@ -17,6 +16,7 @@ from cascade_clip.research.reproduction.verdicts import (
     Outcome,
     Verdict,
 )
+from cascade_clip.results import PAIRED_METRICS
 
 if TYPE_CHECKING:
     from cascade_clip.research.reproduction.entries import Entry
@@ -104,7 +104,7 @@ def describe_choices(entry: Entry, results: Mapping[str, Sequence[Result]]) -> l
 def summarise(verdicts: Sequence[Verdict]) -> str:
     """How often each outcome occurs, figure by figure."""
     parts = []
-    for name in FIGURES:
+    for name in PAIRED_METRICS:
         counts = count_outcomes(verdicts, name)
         total = sum(count for _, count in counts)
         shown = [
@@ -133,7 +133,7 @@ def compare_orders(entry: Entry, results: Mapping[str, Sequence[Result]], publis
     if paired or len(entry.rows) < 3 or not all(results.get(row.name) for row in entry.rows):
         return ""
     for name in ("hIoU", "U"):
-        place = FIGURES.index(name)
+        place = PAIRED_METRICS.index(name)
         paper = {
             row.name: found[place]
             for row in entry.rows

@@ -14,13 +14,12 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from cascade_clip.files.image_tensors import load_image
-from cascade_clip.inference.class_binding import SCENERY, SCENERY_WORD
-from cascade_clip.inference.predictor import Predictor
-from cascade_clip.ops.resize import short_side_shape
-from cascade_clip.results.segmentation import Segmentation
+from cascade_clip.config import ServiceOptions
+from cascade_clip.files import load_image
+from cascade_clip.inference import SCENERY, SCENERY_WORD, Predictor
+from cascade_clip.ops import short_side_shape
+from cascade_clip.results import Segmentation
 from cascade_clip.serving.http.batching import RememberedText, segment_together
-from cascade_clip.serving.http.options import ServiceOptions
 from cascade_clip.serving.web.studio import LONGEST_TEXT, open_upload
 from cascade_clip.vocabulary import Vocabulary, parse_classes
 

@@ -41,7 +41,8 @@ except ImportError as error:
         "the service needs FastAPI and prometheus_client: pip install 'cascade-clip[serve]'"
     ) from error
 
-from cascade_clip.inference.predictor import Predictor
+from cascade_clip.config import ServiceOptions
+from cascade_clip.inference import Predictor
 from cascade_clip.serving.http.answering import (
     Answer,
     Answerer,
@@ -51,7 +52,6 @@ from cascade_clip.serving.http.answering import (
     read_question,
 )
 from cascade_clip.serving.http.docs_page import describe_service
-from cascade_clip.serving.http.options import ServiceOptions
 from cascade_clip.serving.http.queue import JobQueue, Slots, Stopped
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")

@@ -14,11 +14,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from cascade_clip.encoders.text import TextEncoder
-from cascade_clip.inference.class_binding import Target
-from cascade_clip.inference.predictor import Predictor
-from cascade_clip.models.segmenter import Segmenter
-from cascade_clip.results.segmentation import Segmentation
+from cascade_clip.encoders import TextEncoder
+from cascade_clip.inference import Predictor, Target
+from cascade_clip.models import Segmenter
+from cascade_clip.results import Segmentation
 
 
 class RememberedText(TextEncoder):

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cascade_clip.serving.http.options import MEBIBYTE, ServiceOptions
+from cascade_clip.config import MEBIBYTE, ServiceOptions
 from cascade_clip.serving.http.queue import Slot, Slots
 
 SLOT = "cascade_clip.slot"

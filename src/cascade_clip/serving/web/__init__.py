@@ -1,1 +1,7 @@
-"""web."""
+"""The web page: an upload and class names in, an overlay and files out."""
+
+from cascade_clip.serving.web.guard import LOOPBACK
+from cascade_clip.serving.web.page import serve
+from cascade_clip.serving.web.studio import Studio
+
+__all__ = ["LOOPBACK", "Studio", "serve"]

@@ -22,14 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from cascade_clip.checkpoints.checkpoint import PACKAGED, find_checkpoint, read_record
-from cascade_clip.files.image_tensors import load_image
-from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions, load_predictor
-from cascade_clip.inference.predictor import Predictor
-from cascade_clip.inference.training_free import PREFIX, parse_clip
-from cascade_clip.ops.resize import short_side_shape
-from cascade_clip.results.segmentation import Segmentation
-from cascade_clip.sandbox.scenes import CLASS_NAMES, SceneConfig, make_scene
+from cascade_clip.checkpoints import PACKAGED, find_checkpoint, read_record
+from cascade_clip.files import load_image
+from cascade_clip.inference import (
+    DEFAULT_RUN,
+    PREFIX,
+    Predictor,
+    RunOptions,
+    load_predictor,
+    parse_clip,
+)
+from cascade_clip.ops import short_side_shape
+from cascade_clip.results import Segmentation
+from cascade_clip.sandbox import CLASS_NAMES, SceneConfig, make_scene
 from cascade_clip.vocabulary import Vocabulary, parse_classes
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")

@@ -1,0 +1,20 @@
+"""Package names that are imported when they are first used, so that light rooms stay light."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def lazy_names(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a package whose names are in `places`, by name: `module` below
+    the package, or `module:attribute` where it has another name there."""
+
+    def find(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module, _, attribute = places[name].partition(":")
+        return getattr(importlib.import_module(f"{package}.{module}"), attribute or name)
+
+    return find
