@@ -34,6 +34,7 @@ from cascade_clip.checkpoints.hub import download_checkpoint, parse_hub_name
 from cascade_clip.checkpoints.model_card import build_card
 from cascade_clip.config import ClipConfig, Config, config_from_dict, config_to_dict, read_yaml
 from cascade_clip.encoders import LoadedClip, TextEncoder, build_text_encoder, load_clip
+from cascade_clip.errors import CheckpointError, MissingFileError, StorageError
 from cascade_clip.files import exchange, partial_name
 from cascade_clip.models import Segmenter, build_segmenter
 from cascade_clip.vocabulary import Vocabulary
@@ -92,7 +93,7 @@ def find_checkpoint(source: str | Path) -> Path:
         if isinstance(source, str) and not folder.exists() and parse_hub_name(source) is not None:
             return download_checkpoint(source)
         packaged = ", ".join(PACKAGED)
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no checkpoint at {source}: give a folder that holds {WEIGHTS}, {SETTINGS} and"
             f" {RECORD}, one of {packaged}, or OWNER/NAME on the hub"
         )
@@ -144,9 +145,7 @@ def save_checkpoint(
         write_card(new, checkpoint)
         if folder.exists():
             if not (folder / RECORD).is_file():
-                raise FileExistsError(
-                    f"{folder} exists and is not a checkpoint; choose another place"
-                )
+                raise StorageError(f"{folder} exists and is not a checkpoint; choose another place")
             # where it can, a kill never finds the name without a folder
             if not exchange(new, folder):
                 _replace_folder(new, folder)
@@ -208,7 +207,7 @@ def load_checkpoint(source: str | Path, clip_weights: str | None = None) -> Chec
         _compare_stored(config, settings, state, folder)
     clip = load_clip(settings)
     if not record["clip_stored"] and clip.fingerprint != record["clip_fingerprint"]:
-        raise ValueError(
+        raise CheckpointError(
             f"{folder} was trained on another CLIP: its weights have hash"
             f" {record['clip_fingerprint'][:16]}..., those of {config.model.clip.name}"
             f" {clip_weights or config.model.clip.weights} have {clip.fingerprint[:16]}..."
@@ -257,18 +256,18 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The provenance record of a checkpoint folder, checked."""
     missing = [name for name in (WEIGHTS, SETTINGS, RECORD) if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"{folder} is not a whole checkpoint: {missing} missing")
+        raise MissingFileError(f"{folder} is not a whole checkpoint: {missing} missing")
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{folder / RECORD} is damaged: {error}") from error
+        raise CheckpointError(f"{folder / RECORD} is damaged: {error}") from error
     wanted = {"format", "vocabulary", "templates", "clip_fingerprint", "clip_stored"}
     if not isinstance(record, dict) or not wanted <= record.keys():
-        raise ValueError(
+        raise CheckpointError(
             f"{folder / RECORD} is not a record of this program: {sorted(wanted)} expected"
         )
     if record["format"] != FORMAT:
-        raise ValueError(
+        raise CheckpointError(
             f"{folder} has format {record['format']}, this version reads {FORMAT}; update"
             " cascade-clip"
         )
@@ -296,7 +295,7 @@ def compare_weights(
         if state[name].shape != own[name].shape
     ]
     if missing or unexpected or shapes:
-        raise ValueError(
+        raise CheckpointError(
             f"{source} does not fit its settings: missing {_few(missing)}, unexpected"
             f" {_few(unexpected)}, other shapes {_few(shapes)}"
         )
@@ -335,7 +334,7 @@ def vocabulary_from_dict(values: Mapping[str, Any], where: str) -> Vocabulary:
             unseen=tuple(values["unseen"]),
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"the vocabulary in {where} is damaged: {error}") from error
+        raise CheckpointError(f"the vocabulary in {where} is damaged: {error}") from error
 
 
 def _few(names: list[str]) -> str:
@@ -346,7 +345,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}); get it again") from error
+        raise CheckpointError(f"{path} is truncated or damaged ({error}); get it again") from error
     refuse_non_finite(state, path)
     return state
 
@@ -359,7 +358,7 @@ def refuse_non_finite(state: Mapping[str, Tensor], source: Path) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
     ]
     if wrong:
-        raise ValueError(
+        raise CheckpointError(
             f"{source} holds values that are no numbers (NaN or infinite) in {_few(wrong)}; get it"
             " again, or train again"
         )
@@ -396,7 +395,7 @@ def _compare_stored(
     try:
         _check_architecture(settings.architecture or {}, folder)
     except (TypeError, AttributeError) as error:
-        raise ValueError(f"{folder} does not describe a CLIP: {error}") from error
+        raise CheckpointError(f"{folder} does not describe a CLIP: {error}") from error
     own = {
         name: tensor
         for name, tensor in state.items()
@@ -424,7 +423,7 @@ def _check_architecture(architecture: Mapping[str, Any], folder: Path) -> None:
         elif isinstance(value, (int, float)) and not abs(value) <= (
             MOST_BLOCKS if "layer" in name else LARGEST_SIDE
         ):
-            raise ValueError(
+            raise CheckpointError(
                 f"{folder} describes a CLIP with {name} {value:g}; no CLIP is so large"
             )
     text = architecture.get("text_cfg", {})
@@ -434,7 +433,7 @@ def _check_architecture(architecture: Mapping[str, Any], folder: Path) -> None:
     )
     size = words * width + 12 * layers * width**2
     if size > LARGEST_TEXT_TOWER:
-        raise ValueError(
+        raise CheckpointError(
             f"{folder} describes a text tower of {size:,} numbers; no CLIP is so large"
         )
 
@@ -457,12 +456,12 @@ def _load_text(clip: LoadedClip, state: dict[str, Tensor], folder: Path) -> Text
             name for name, value in state.items() if name in own and own[name].shape != value.shape
         ]
         if other:
-            raise ValueError(
+            raise CheckpointError(
                 f"{folder}: the text tower does not fit: other shapes of {_few(other)}"
             )
         missing, unexpected = encoder.tower.load_state_dict(state, strict=False)
         if missing or unexpected:
-            raise ValueError(
+            raise CheckpointError(
                 f"{folder}: the text tower does not fit: missing {_few(missing)}, unexpected"
                 f" {_few(unexpected)}"
             )

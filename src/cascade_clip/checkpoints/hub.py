@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import yaml
 
+from cascade_clip.errors import CheckpointError, MissingFileError
 from cascade_clip.files import file_sha256
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def parse_hub_name(source: str) -> HubName | None:
     found = _NAME.fullmatch(source.removeprefix(SCHEME))
     if found is None or ".." in source:
         if source.startswith(SCHEME):
-            raise ValueError(
+            raise CheckpointError(
                 f"{source} is not a name on the hub; write hub:OWNER/NAME or"
                 " hub:OWNER/NAME@REVISION"
             )
@@ -73,11 +74,11 @@ def download_checkpoint(source: str, revision: str | None = None) -> Path:
     """
     name = parse_hub_name(source)
     if name is None:
-        raise ValueError(
+        raise CheckpointError(
             f"{source} is not a name on the hub; write OWNER/NAME or OWNER/NAME@REVISION"
         )
     if revision and name.revision and revision != name.revision:
-        raise ValueError(
+        raise CheckpointError(
             f"{source} names revision {name.revision}, but {revision} was asked for; name one"
         )
     name = HubName(name.repository, name.revision or revision)
@@ -85,7 +86,7 @@ def download_checkpoint(source: str, revision: str | None = None) -> Path:
     _check_place(folder)
     missing = [file for file in NEEDED if not (folder / file).is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{name.repository} on the hub is not a whole checkpoint: {missing}"
             f" missing{_unsafe_files(name)}"
         )
@@ -118,19 +119,19 @@ def _fetch(name: HubName) -> Path:
             )
         )
     except HFValidationError as error:
-        raise ValueError(f"{name.repository} is not a name on the hub (OWNER/NAME)") from error
+        raise CheckpointError(f"{name.repository} is not a name on the hub (OWNER/NAME)") from error
     except RevisionNotFoundError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{name.repository} on the hub has no revision {name.revision or 'main'}"
         ) from error
     except (RepositoryNotFoundError, GatedRepoError) as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no checkpoint at {name.repository}: no such folder here, and no model of that name"
             f" for you on {constants.ENDPOINT}. A private or gated one needs `hf auth login` or"
             " HF_TOKEN"
         ) from error
     except Exception as error:  # the hub client raises many kinds
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no checkpoint at {name.repository}: no such folder here, not in the hub cache, and"
             f" {constants.ENDPOINT} cannot be reached ({first_line(error)}). HF_ENDPOINT names a"
             " mirror; or copy the folder here"
@@ -146,7 +147,7 @@ def _check_place(folder: Path) -> None:
         if (folder / file).exists() and not (folder / file).resolve().is_relative_to(storage)
     ]
     if outside or not _COMMIT.fullmatch(folder.name):
-        raise ValueError(
+        raise CheckpointError(
             f"{folder} is not a proper entry of the hub cache ({outside or folder.name}); delete"
             " it, and do not trust that server"
         )
@@ -156,7 +157,7 @@ def _check_hash(weights: Path) -> None:
     """Compare with the SHA-256 that the hub's cache names large files by."""
     blob = weights.resolve()
     if re.fullmatch(r"[0-9a-f]{64}", blob.name) and file_sha256(blob) != blob.name:
-        raise ValueError(
+        raise CheckpointError(
             f"{weights} is damaged: its SHA-256 is not {blob.name}; delete {blob} and start again"
         )
 
@@ -169,7 +170,7 @@ def _check_settings(file: Path, name: HubName) -> None:
     except Exception:  # damaged text and odd tags raise many kinds
         return  # loading says what is wrong
     if trust == "any":
-        raise ValueError(
+        raise CheckpointError(
             f"{name.repository} asks to trust CLIP weights unseen (model.clip.sha256: any); refused"
         )
 

@@ -20,6 +20,7 @@ from cascade_clip.checkpoints.hub import (
     first_line,
     parse_hub_name,
 )
+from cascade_clip.errors import CheckpointError, StorageError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,7 +50,7 @@ class Publishable:
         if revision is None:
             return cls(load_checkpoint(source), **options)  # type: ignore[call-arg]
         if Path(source).is_dir():
-            raise ValueError(
+            raise CheckpointError(
                 f"{source} is a folder here, which has no revision {revision}; write hub:OWNER/NAME"
                 " for a model on the hub"
             )
@@ -96,7 +97,7 @@ class Publishable:
         """
         name = parse_hub_name(repository)
         if name is None or name.revision:
-            raise ValueError(
+            raise CheckpointError(
                 f"{repository} is not a name on the hub; write OWNER/NAME (and the branch as"
                 " `revision`)"
             )
@@ -129,7 +130,7 @@ def _upload(folder: Path, name: HubName, *, private: bool, token: str | None) ->
             revision=name.revision,
         )
     except Exception as error:  # the hub client raises many kinds
-        raise OSError(
+        raise StorageError(
             f"cannot upload to {name.repository} on {constants.ENDPOINT} ({first_line(error)}). Log"
             " in with `hf auth login` or set HF_TOKEN to a token with write permission"
         ) from error

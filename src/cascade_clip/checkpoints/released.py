@@ -29,6 +29,7 @@ from cascade_clip.encoders import (
     load_clip,
     load_embeddings,
 )
+from cascade_clip.errors import CheckpointError, MissingFileError
 from cascade_clip.files import read_pickle
 from cascade_clip.models import Segmenter, build_segmenter
 from cascade_clip.vocabulary import Vocabulary, default_templates, load_templates, load_vocabulary
@@ -60,7 +61,7 @@ def read_released(path: Path) -> dict[str, Tensor]:
             tensors.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
+        raise MissingFileError(f"no file {path}")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -68,18 +69,18 @@ def read_released(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is truncated or damaged ({error})") from error
+            raise CheckpointError(f"{path} is truncated or damaged ({error})") from error
     try:
         loaded = read_pickle(path)
     except ValueError as error:
-        raise ValueError(f"{path} is not a plain PyTorch state dict: {error}") from error
+        raise CheckpointError(f"{path} is not a plain PyTorch state dict: {error}") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if (
         not isinstance(state, Mapping)
         or not state
         or not all(isinstance(tensor, Tensor) for tensor in state.values())
     ):
-        raise ValueError(
+        raise CheckpointError(
             f"{path} holds no state dict: a mapping of names to tensors is expected, alone or under"
             " `state_dict`"
         )
@@ -149,7 +150,7 @@ def _aggregated_stage(number: int, config: Config) -> int:
     weights."""
     several = [index for index, stage in enumerate(config.model.stages) if len(stage) > 1]
     if number > len(several):
-        raise ValueError(
+        raise CheckpointError(
             f"the file holds weights of {number} aggregated stages, but model.stages"
             f" {config.model.stages} has {len(several)}"
         )
@@ -186,7 +187,7 @@ def import_released(
     refuse_non_finite(released, file)
     state, text_state = convert_released(released, config)
     if not config.data.classes:
-        raise ValueError(
+        raise CheckpointError(
             f"{config_file} must name the class list: data.classes, and data.unseen for the split"
         )
     vocabulary = load_vocabulary(config.data.classes, config.data.unseen)
@@ -243,7 +244,7 @@ def _load_text(clip: LoadedClip, state: Mapping[str, Tensor], file: Path) -> Non
     missing, unexpected = target.load_state_dict(renamed, strict=False)
     missing = [name for name in missing if name not in ("logit_scale", "logit_bias")]
     if missing or unexpected:
-        raise ValueError(
+        raise CheckpointError(
             f"the text tower in {file} does not fit model.clip: missing {missing[:5]}, unexpected"
             f" {unexpected[:5]}"
         )

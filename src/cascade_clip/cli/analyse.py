@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cascade_clip.cli.terminal import progress_bar, say
+from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def similarity(
     pixels = load_image(image)  # (3, H, W)
     place = _numbers(point, "--point") if point else [pixels.shape[2] // 2, pixels.shape[1] // 2]
     if len(place) != 2:
-        raise ValueError(f"--point wants X,Y, got {point!r}")
+        raise SettingError(f"--point wants X,Y, got {point!r}")
     depth = predictor.model.backbone.depth
     chosen = (
         _numbers(blocks, "--blocks")
@@ -196,7 +197,9 @@ def _numbers(text: str, flag: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{flag} wants whole numbers separated by commas, got {text!r}") from None
+        raise SettingError(
+            f"{flag} wants whole numbers separated by commas, got {text!r}"
+        ) from None
 
 
 def _figure(count: int, size: float = 2.4) -> tuple[Figure, list[Any]]:

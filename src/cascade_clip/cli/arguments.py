@@ -23,6 +23,7 @@ import jsonargparse
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from cascade_clip.config import Config, config_from_dict, read_yaml
+from cascade_clip.errors import SettingError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -41,7 +42,7 @@ _MISFIT = re.compile(r'Parser key "(?P<key>[^"]+)":.*(?:Got|Given) value:\s*(?P<
 """What jsonargparse says of a value of the wrong type."""
 
 
-class ArgumentError(ValueError):
+class ArgumentError(SettingError):
     """Words of a command line that do not fit; the message is one line."""
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cascade_clip.cli.terminal import console, say, warn
 from cascade_clip.config import Precision
+from cascade_clip.errors import SettingError
 
 if TYPE_CHECKING:
     from cascade_clip.research.benchmark import Measurement, Row
@@ -50,9 +51,9 @@ def benchmark(
 
     for name, value, least in (("rounds", rounds, 1), ("workers", workers, 0)):
         if value < least:
-            raise ValueError(f"--{name} must be {least} or more, got {value}")
+            raise SettingError(f"--{name} must be {least} or more, got {value}")
     if seconds <= 0:
-        raise ValueError(f"--seconds must be positive, got {seconds}")
+        raise SettingError(f"--seconds must be positive, got {seconds}")
     machine = describe_machine()
     values: dict[str, Any] = {"case": case, "machine": machine}
     wanted = (*AGAINST_TEXTBOOK, "scaling", "data", "startup") if case == "all" else (case,)

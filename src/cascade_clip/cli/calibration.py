@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cascade_clip.cli.evaluate import DEFAULT_INFERENCE, FolderOptions, InferenceOptions
 from cascade_clip.cli.terminal import check_folder, console, progress_bar, say
+from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions, given_embeddings
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _read_values(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(
+        raise SettingError(
             f'--values must be numbers separated by commas, such as "0, 0.05, 0.1", got {text!r}'
         ) from None
 

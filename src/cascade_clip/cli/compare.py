@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cascade_clip.cli.evaluate import FolderOptions
 from cascade_clip.cli.terminal import console, progress_bar, say
+from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions, given_embeddings
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def compare(
     from cascade_clip.evaluation import join_ranks
 
     if resamples < 1:  # before hours are spent
-        raise ValueError(f"--resamples must be at least 1, got {resamples}")
+        raise SettingError(f"--resamples must be at least 1, got {resamples}")
     config = data.to_config()
     dataset = build_dataset(config, "val")
     with join_ranks() as ranks:
@@ -81,7 +82,7 @@ def _conclude(
 
     (ours, vocabulary), (theirs, other) = found
     if vocabulary.unseen != other.unseen:
-        raise ValueError(
+        raise SettingError(
             f"{names[0]} and {names[1]} count other classes as unseen; say which with --unseen"
         )
     differences = compare_paired(

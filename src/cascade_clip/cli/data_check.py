@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cascade_clip.cli.terminal import check_folder, console, progress_bar, say
+from cascade_clip.errors import SettingError
 
 if TYPE_CHECKING:
     from cascade_clip.data import FoundFiles
@@ -54,7 +55,7 @@ class CheckOptions:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.limit < 0 or self.workers < 0:
-            raise ValueError(
+            raise SettingError(
                 f"--limit and --workers must be 0 or more, got {self.limit} and {self.workers}"
             )
 
@@ -93,7 +94,7 @@ def _find(options: CheckOptions) -> tuple[FoundFiles, Vocabulary]:
             f"--{name}" for name in ("images", "masks", "classes") if not getattr(options, name)
         ]
         if missing:
-            raise ValueError(
+            raise SettingError(
                 f"{', '.join(missing)} missing: give the image folder, the mask folder and the"
                 " class list, or --data NAME"
             )
@@ -102,7 +103,7 @@ def _find(options: CheckOptions) -> tuple[FoundFiles, Vocabulary]:
     else:
         given = [f"--{name}" for name in ("images", "masks", "classes") if getattr(options, name)]
         if given:
-            raise ValueError(
+            raise SettingError(
                 f"--data {options.data} finds its files and classes below --root; leave out"
                 f" {', '.join(given)}"
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cascade_clip.cli.terminal import progress_bar, say
+from cascade_clip.errors import MissingFileError
 
 if TYPE_CHECKING:
     from cascade_clip.data.prepare import Download, Recipe, Source
@@ -69,7 +70,7 @@ def _find_downloads(recipe: Recipe, raw: Path) -> list[Source]:
         else:
             sources.append(source)
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"not in {raw}: {', '.join(missing)}; download what is missing and put it there"
         )
     return sources

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cascade_clip.cli.terminal import console, progress_bar, say
 from cascade_clip.config import DataConfig, DataName, InferenceConfig
+from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
 
 if TYPE_CHECKING:
@@ -169,14 +170,14 @@ def check_out(out: Path | None) -> None:
         return
     is_json = out.suffix == ".json"
     if is_json and out.is_dir():
-        raise ValueError(
+        raise SettingError(
             f"--out {out} is a folder; give a file name, or a folder whose name does not end with"
             " .json"
         )
     folder = out.parent if is_json else out
     there = next(place for place in (folder, *folder.parents) if place.exists())
     if not there.is_dir():
-        raise ValueError(
+        raise SettingError(
             f"--out: {there} is a file and no folder; give a folder, or a file name that ends with"
             " .json"
         )
@@ -225,7 +226,7 @@ def verify(
     from cascade_clip.evaluation import compare_figures, join_ranks, read_evaluation, summarise
 
     if tolerance < 0:
-        raise ValueError(f"--tolerance must be 0 or more, got {tolerance}")
+        raise SettingError(f"--tolerance must be 0 or more, got {tolerance}")
     stored = read_evaluation(checkpoint)
     moved = {"images": images, "masks": masks, "classes": classes, "root": root}
     config = dataclasses.replace(stored.data, **_given(moved))
@@ -353,7 +354,7 @@ def _read_scales(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(
+        raise SettingError(
             f'--scales must be numbers separated by commas, such as "0.75, 1, 1.25", got {text!r}'
         ) from None
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cascade_clip.cli.evaluate import FolderOptions
 from cascade_clip.cli.terminal import console, progress_bar, say
+from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def check(
     speeds = windows_per_second([predictor, *others], embeddings)
     labelled = data.data != "folder" or bool(data.images)
     if picture is not None and not labelled:
-        raise ValueError(
+        raise SettingError(
             "--picture needs labelled images: --data sandbox, or --images, --masks and --classes"
         )
     table = Table(title=f"{model}, window {predictor.settings.window}, 20 classes")
@@ -218,7 +219,7 @@ def _load(model: str, run: RunOptions) -> Predictor:
     from cascade_clip.inference import load_predictor
 
     if run.device not in ("auto", "cpu") or run.precision != "fp32":
-        raise ValueError(
+        raise SettingError(
             "models are exported on the CPU in fp32; leave --device and --precision out"
         )
     return load_predictor(model, "cpu", "fp32", run.clip_weights or None, run.last_block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cascade_clip.cli.terminal import say
+from cascade_clip.errors import SettingError
 
 
 def push(
@@ -30,7 +31,7 @@ def push(
     from cascade_clip.inference import PREFIX, load_predictor
 
     if model.startswith(PREFIX):
-        raise ValueError(
+        raise SettingError(
             f"{model} is CLIP alone, with nothing trained to upload; others can write {model}"
             " themselves"
         )

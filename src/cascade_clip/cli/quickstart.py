@@ -27,6 +27,7 @@ from rich.table import Table
 from cascade_clip.checkpoints import find_checkpoint, read_config
 from cascade_clip.config import DataConfig
 from cascade_clip.data import LabelledImages, build_dataset
+from cascade_clip.errors import SettingError, StorageError
 from cascade_clip.evaluation import Report, evaluate
 from cascade_clip.inference import Predictor, load_predictor
 from cascade_clip.training import TrainingProgress, fit, quiet_engine
@@ -66,7 +67,7 @@ def quickstart(
         pictures: number of scenes on the page.
     """
     if scenes < 1 or pictures < 1 or minutes < 0:
-        raise ValueError(
+        raise SettingError(
             f"--scenes and --pictures must be at least 1 and --minutes 0 or more, got {scenes},"
             f" {pictures}, {minutes}"
         )
@@ -123,7 +124,7 @@ def train_for(
     (step, loss) curve."""
     if folder.exists():
         if not ((folder / "config.yaml").is_file() and (folder / "metrics.csv").is_file()):
-            raise FileExistsError(
+            raise StorageError(
                 f"{folder} exists and is not a run of an earlier tour; choose another --out"
             )
         shutil.rmtree(folder)

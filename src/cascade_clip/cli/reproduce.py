@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cascade_clip.cli.terminal import check_folder, console, say, warn
+from cascade_clip.errors import SettingError
 
 if TYPE_CHECKING:
     from cascade_clip.research.reproduction import Failure, Job, World
@@ -63,7 +64,7 @@ def reproduce(
 
     entries, place = find_entries(what), load_world(world, root)
     if jobs < 0:
-        raise ValueError(f"--jobs must be 0 (by itself) or more, got {jobs}")
+        raise SettingError(f"--jobs must be 0 (by itself) or more, got {jobs}")
     check_folder(out)
     chosen = choose_seeds(entries, place, seeds)
     runs = plan_jobs(entries, place, chosen, out)
@@ -72,7 +73,7 @@ def reproduce(
         print_plan(entries, runs, at_once)
         return 0
     if show and not out.is_dir():
-        raise ValueError(
+        raise SettingError(
             f"--show: there is no folder {out}; give the one that `reproduce` wrote to with --out"
         )
     failures = [] if show else make_runs(runs, at_once, place)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 from cascade_clip.cli.terminal import check_folder, progress_bar, say, warn
+from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
 from cascade_clip.results import Output, Segmentation
 
@@ -59,9 +60,9 @@ class SegmentOptions:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.every < 1:
-            raise ValueError(f"--every must be at least 1, got {self.every}")
+            raise SettingError(f"--every must be at least 1, got {self.every}")
         if self.actors < 0 or (self.actors and self.engine != "ray"):
-            raise ValueError(
+            raise SettingError(
                 f"--actors is a positive number that goes with --engine ray, got {self.actors} with"
                 f" --engine {self.engine}"
             )
@@ -232,7 +233,7 @@ def _parse_outputs(text: str, out: Path) -> tuple[Output, ...]:
     words = tuple(word.strip() for word in text.split(",") if word.strip())
     unknown = [word for word in words if word not in get_args(Output)]
     if unknown:
-        raise ValueError(
+        raise SettingError(
             f"--outputs does not know {', '.join(unknown)}; choose from"
             f" {', '.join(get_args(Output))}"
         )

@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from cascade_clip.errors import SettingError
+
 console = Console()
 
 
@@ -64,7 +66,7 @@ def check_folder(out: Path) -> None:
     """
     there = next((place for place in (out, *out.absolute().parents) if place.exists()), out)
     if there.exists() and not there.is_dir():
-        raise ValueError(f"--out: {there} is a file and no folder; give a folder for the results")
+        raise SettingError(f"--out: {there} is a file and no folder; give a folder for the results")
 
 
 def say(text: str) -> None:

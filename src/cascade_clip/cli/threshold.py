@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cascade_clip.cli.evaluate import DEFAULT_INFERENCE, FolderOptions, InferenceOptions
 from cascade_clip.cli.terminal import console, progress_bar, say
+from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions, given_embeddings
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def threshold(
     from cascade_clip.inference import load_predictor
 
     if inference.threshold is not None:
-        raise ValueError("--threshold is what this command chooses; leave it out")
+        raise SettingError("--threshold is what this command chooses; leave it out")
     config = data.to_config()
     dataset = build_dataset(config, "val")
     predictor = load_predictor(

@@ -17,6 +17,7 @@ from cascade_clip.config import (
     Resume,
     config_to_dict,
 )
+from cascade_clip.errors import SettingError
 from cascade_clip.results import SUMMARY_METRICS
 
 if TYPE_CHECKING:
@@ -60,9 +61,9 @@ class TrainOptions:
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         if self.quiet and self.json_lines:
-            raise ValueError("--quiet and --json-lines contradict each other; choose one")
+            raise SettingError("--quiet and --json-lines contradict each other; choose one")
         if self.dry_run and self.seeds:
-            raise ValueError("--dry-run looks at one run; leave out --seeds")
+            raise SettingError("--dry-run looks at one run; leave out --seeds")
 
 
 DEFAULT_OPTIONS = TrainOptions()
@@ -123,7 +124,7 @@ def start_from(config: Config, source: str) -> Config:
     """
     named = config.train.init_from
     if source and named and source != named:
-        raise ValueError(
+        raise SettingError(
             f"--init-from {source} and train.init_from {named} name two checkpoints; leave one out"
         )
     source = source or named
@@ -143,7 +144,7 @@ def start_from(config: Config, source: str) -> Config:
         config = dataclasses.replace(config, inference=start.inference)
     wrong = _shape_differences(config.model, start.model)
     if wrong:
-        raise ValueError(
+        raise SettingError(
             f"{source} does not fit these settings: {'; '.join(wrong)}. Leave model settings out to"
             " take the checkpoint's"
         )
@@ -205,7 +206,7 @@ def _train_seeds(
 
     seeds = parse_seeds(options.seeds)
     if config.evaluation is None:
-        raise ValueError(
+        raise SettingError(
             "--seeds compares the figures of the evaluation after training; set evaluation (its"
             " images, masks and classes)"
         )

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from cascade_clip.cli.terminal import say, warn
+from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
 
 MEBIBYTE = 2**20
@@ -39,7 +40,7 @@ def web(
     from cascade_clip.serving.web import LOOPBACK, Studio, serve
 
     if not 1 <= max_upload <= 1024:
-        raise ValueError(f"--max-upload must lie in 1..1024 MiB, got {max_upload}")
+        raise SettingError(f"--max-upload must lie in 1..1024 MiB, got {max_upload}")
     # stopped in either way, uploads are deleted
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -70,13 +71,13 @@ def open_socket(host: str, port: int) -> socket.socket:
         ValueError: no such port or address, or one that is in use.
     """
     if not 0 <= port <= 65535:
-        raise ValueError(f"--port must lie in 0..65535, got {port}")
+        raise SettingError(f"--port must lie in 0..65535, got {port}")
     try:
         return socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
         )
     except OSError as error:
-        raise ValueError(
+        raise SettingError(
             f"cannot listen on {host}, port {port} ({error.strerror}); choose others with --host"
             " and --port"
         ) from error

@@ -13,10 +13,12 @@ from typing import Any, Literal, TypeVar, cast
 
 import yaml
 
+from cascade_clip.errors import MissingFileError, SettingError
+
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise SettingError(message)
 
 
 Settings = TypeVar("Settings")
@@ -44,7 +46,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         FileNotFoundError, ValueError: no such file, not YAML, or not a mapping.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no settings file {path}")
+        raise MissingFileError(f"no settings file {path}")
     _check(
         path.stat().st_size <= LARGEST_FILE,
         f"{path} is no settings file: it has {path.stat().st_size:,} bytes",
@@ -53,7 +55,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(content.decode("utf-8")) or {}
     except Exception as error:  # damaged text and odd tags raise many kinds
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
+        raise SettingError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
     _check(
         isinstance(values, dict),
         f"{path} must hold a mapping of settings, got {type(values).__name__}",
@@ -169,7 +171,7 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
         try:
             return float(value)
         except ValueError:
-            raise ValueError(f"{where} must be a number, got {_short.repr(value)}") from None
+            raise SettingError(f"{where} must be a number, got {_short.repr(value)}") from None
     matches = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
     _check(matches, f"{where} must be {hint.__name__}, got {_short.repr(value)}")
     return value

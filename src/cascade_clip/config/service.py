@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cascade_clip.errors import SettingError
+
 MEBIBYTE = 2**20
 MOST_MAX_PIXELS = 100_000_000
 
@@ -49,6 +51,6 @@ class ServiceOptions:
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if not low <= value <= high:
-                raise ValueError(
+                raise SettingError(
                     f"--{name.replace('_', '-')} must lie in {low}..{high}, got {value}"
                 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from cascade_clip.errors import SettingError
+
 IMAGENET_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 IMAGENET_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 
@@ -20,4 +22,4 @@ def check(condition: bool, message: str) -> None:
         ValueError: the condition does not hold.
     """
     if not condition:
-        raise ValueError(message)
+        raise SettingError(message)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from cascade_clip.data.augmentation import TrainTransform
+from cascade_clip.errors import DataError, MissingFileError
 from cascade_clip.files import is_color_mask, load_color_mask, load_image, load_mask
 from cascade_clip.vocabulary import Vocabulary, color_name
 
@@ -114,14 +115,14 @@ class MaskReader:
         more = f" and {len(values) - LISTED} more" if len(values) > LISTED else ""
         found, kind = ", ".join(named) + more, "colours" if raw.colored else "values"
         if raw.colored and self.vocabulary.mask_colors is None:
-            raise ValueError(
+            raise DataError(
                 f"mask {path} is a colour picture, but the class list gives no colours; write it as"
                 " one `R G B NAME` or `#rrggbb NAME` a line (name `ignore` for colours to leave"
                 f" out), or give index masks; the colours here: {found}"
             )
         form = "`R G B NAME`" if raw.colored else "`VALUE NAME`"
         other = "" if raw.colored else f", or set the ignore value, now {self.vocabulary.ignore}"
-        raise ValueError(
+        raise DataError(
             f"mask {path} holds {kind} that name no class: {found}; write the class list with one"
             f" {form} a line (name `ignore` for {kind} to leave out){other}"
         )
@@ -167,7 +168,7 @@ class LabelledFiles(Dataset[Sample]):
         image, raw = load_image(image_path), self._reader.read(mask_path)
         labels = self._reader.labels(raw)  # (H, W)
         if image.shape[1:] != labels.shape:
-            raise ValueError(
+            raise DataError(
                 f"image {image_path} has {image.shape[2]} x {image.shape[1]} pixels (width x"
                 f" height, turned as its EXIF says) but mask {mask_path} has {labels.shape[1]} x"
                 f" {labels.shape[0]}; they must be the same"
@@ -195,7 +196,7 @@ class SegmentationFolder(LabelledFiles):
             ValueError: images have no mask, or two images have one name.
         """
         if limit < 0:
-            raise ValueError(f"limit must be 0 (all) or more, got {limit}")
+            raise DataError(f"limit must be 0 (all) or more, got {limit}")
         super().__init__(list_pairs(images, masks), vocabulary, limit)
 
 
@@ -219,7 +220,7 @@ def list_pairs(images: str | Path, masks: str | Path) -> list[tuple[Path, Path]]
     `SegmentationFolder`."""
     found = find_files(images, masks)
     for first, second in found.clashes:
-        raise ValueError(
+        raise DataError(
             f"{first} and {second} have one name, so that masks and images cannot be paired; remove"
             " or rename one"
         )
@@ -230,7 +231,7 @@ def list_pairs(images: str | Path, masks: str | Path) -> list[tuple[Path, Path]]
             listed(found.masks_alone),
         )
     if found.images_alone:
-        raise ValueError(
+        raise DataError(
             f"{len(found.images_alone)} of {found.images} images in {images} have no mask in"
             f" {masks}: {listed(found.images_alone)}; a mask has the image's name and one of the"
             f" suffixes {', '.join(MASK_SUFFIXES)}"
@@ -248,7 +249,7 @@ def find_files(images: str | Path, masks: str | Path) -> FoundFiles:
     image_files, image_clashes = _list_files(image_folder, IMAGE_SUFFIXES, mask_folder)
     mask_files, mask_clashes = _list_files(mask_folder, MASK_SUFFIXES, image_folder)
     if not image_files:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no images in {image_folder}: looked for {', '.join(IMAGE_SUFFIXES)}, also in folders"
             " below it"
         )
@@ -275,7 +276,7 @@ def _folder(path: str | Path, kind: str) -> Path:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         state = "is a file" if folder.exists() else "does not exist"
-        raise FileNotFoundError(f"the {kind} folder {folder} {state}; give a folder of {kind}s")
+        raise MissingFileError(f"the {kind} folder {folder} {state}; give a folder of {kind}s")
     return folder
 
 
@@ -375,16 +376,16 @@ class StepSampler(Sampler[tuple[int, int]]):
             world: number of ranks.
         """
         if length < 1:
-            raise ValueError(f"the data set must hold at least 1 image, got {length}")
+            raise DataError(f"the data set must hold at least 1 image, got {length}")
         if batch_size < 1 or world < 1 or batch_size % world:
-            raise ValueError(
+            raise DataError(
                 f"a batch of {batch_size} images cannot be shared by {world} ranks; make it a"
                 " multiple of them"
             )
         if not 0 <= rank < world:
-            raise ValueError(f"rank must lie in 0..{world - 1}, got {rank}")
+            raise DataError(f"rank must lie in 0..{world - 1}, got {rank}")
         if steps < 0:
-            raise ValueError(f"steps must be 0 (without end) or more, got {steps}")
+            raise DataError(f"steps must be 0 (without end) or more, got {steps}")
         self.length, self.batch_size, self.seed, self.steps = length, batch_size, seed, steps
         self.rank, self.world = rank, world
         self.start = start
@@ -397,7 +398,7 @@ class StepSampler(Sampler[tuple[int, int]]):
     @start.setter
     def start(self, value: int) -> None:
         if value < 0 or value % self.batch_size:
-            raise ValueError(
+            raise DataError(
                 f"start must be a multiple of the batch size {self.batch_size}, got {value}; runs"
                 " resume between two steps"
             )

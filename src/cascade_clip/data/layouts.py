@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cascade_clip.data.folder import MASK_ENDING, list_pairs
+from cascade_clip.errors import DataError, MissingFileError
 from cascade_clip.vocabulary import Vocabulary, load_vocabulary
 
 Split = Literal["train", "val"]
@@ -56,16 +57,16 @@ def list_layout(name: str, root: str | Path, split: Split) -> Pairs:
         ValueError: unknown name or split.
     """
     if name not in LAYOUTS:
-        raise ValueError(f"no data set {name!r}; the named ones are {', '.join(LAYOUTS)}")
+        raise DataError(f"no data set {name!r}; the named ones are {', '.join(LAYOUTS)}")
     if split not in ("train", "val"):
-        raise ValueError(f"no split {split!r} of {name}; choose train or val")
+        raise DataError(f"no split {split!r} of {name}; choose train or val")
     layout = LAYOUTS[name]
     folder = Path(root).expanduser()
     base = next(
         (folder / part for part in layout.bases if (folder / part / layout.sign).is_dir()), None
     )
     if base is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{name} is not in {folder}: looked for {layout.bases[0]}/{layout.sign} there; "
             "`cascade-clip data prepare` makes this layout from the original archives"
         )
@@ -78,7 +79,7 @@ def layout_vocabulary(name: str, pairs: Pairs) -> Vocabulary:
     vocabulary = load_vocabulary(name)
     converted = {mask.stem.endswith(MASK_ENDING) for _, mask in pairs}
     if len(converted) == 2:
-        raise ValueError(
+        raise DataError(
             f"some masks of {name} end in {MASK_ENDING}.png and some do not; finish the conversion"
             " first"
         )
@@ -89,16 +90,14 @@ def _listed(base: Path, list_file: str, masks: str) -> Pairs:
     """The images that a list file names, with masks of the same stem."""
     path = base / list_file
     if not path.is_file():
-        raise FileNotFoundError(
-            f"the list {path} is missing; `cascade-clip data prepare` writes it"
-        )
+        raise MissingFileError(f"the list {path} is missing; `cascade-clip data prepare` writes it")
     stems = [
         line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
     ]
     pairs = [(base / "JPEGImages" / f"{stem}.jpg", base / masks / f"{stem}.png") for stem in stems]
     missing = [file for pair in pairs for file in pair if not file.is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path} names {len(missing)} files that are missing:"
             f" {', '.join(str(file) for file in missing[:3])}, ..."
         )
@@ -132,7 +131,7 @@ def _cityscapes(base: Path, split: Split) -> Pairs:
     label ids."""
     images = sorted((base / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
     if not images:
-        raise FileNotFoundError(f"no CITY/*_leftImg8bit.png in {base / 'leftImg8bit' / split}")
+        raise MissingFileError(f"no CITY/*_leftImg8bit.png in {base / 'leftImg8bit' / split}")
     found: Pairs = []
     for kind in ("labelTrainIds", "labelIds"):
         masks = [
@@ -147,7 +146,7 @@ def _cityscapes(base: Path, split: Split) -> Pairs:
         if all(mask.is_file() for mask in masks):
             return found
     missing = [mask for _, mask in found if not mask.is_file()]
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"{len(missing)} of {len(images)} Cityscapes frames have no mask, for example {missing[0]}"
     )
 

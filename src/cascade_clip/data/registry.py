@@ -12,6 +12,7 @@ import torch
 from cascade_clip.config import DataConfig
 from cascade_clip.data.folder import LabelledFiles, Sample, SegmentationFolder
 from cascade_clip.data.layouts import Split, data_root, layout_vocabulary, list_layout
+from cascade_clip.errors import SettingError
 from cascade_clip.sandbox import CLASS_NAMES, PALETTE, UNSEEN_NAMES, SceneConfig, make_scene
 from cascade_clip.vocabulary import (
     IGNORED,
@@ -105,7 +106,9 @@ def _refuse_settings(config: DataConfig) -> None:
     idle = ("", None, Vocabulary.ignore)
     given = [f"data.{name}" for name in others if getattr(config, name) not in idle]
     if given:
-        raise ValueError(f"{', '.join(given)} cannot be set with data.name {config.name}, {reason}")
+        raise SettingError(
+            f"{', '.join(given)} cannot be set with data.name {config.name}, {reason}"
+        )
 
 
 def data_templates(config: DataConfig) -> tuple[str, ...]:
@@ -124,7 +127,7 @@ def _build_folder(config: DataConfig) -> LabelledImages:
         f"data.{name}" for name in ("images", "masks", "classes") if not getattr(config, name)
     ]
     if missing:
-        raise ValueError(
+        raise SettingError(
             f"{', '.join(missing)} not set: give the image folder, the mask folder and the class"
             " list"
         )

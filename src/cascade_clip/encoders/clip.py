@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cascade_clip.config import ClipConfig
+from cascade_clip.errors import MissingFileError, MissingPackageError, WeightsError
 from cascade_clip.files import file_sha256, read_pickle
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def _check_numbers(model: nn.Module, config: ClipConfig) -> None:
         if not bool(torch.isfinite(parameter).all())
     ]
     if wrong:
-        raise ValueError(
+        raise WeightsError(
             f"the weights of {config.name} hold values that are no numbers, in {wrong[:3]}: the"
             " file is damaged; get it again"
         )
@@ -140,11 +141,11 @@ def _find_folder(name: str) -> Path | None:
         return None
     folder = finders[scheme](rest).expanduser()
     if not (folder / "open_clip_config.json").is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} is not a folder in open_clip's format: it holds no open_clip_config.json"
         )
     if not any((folder / file).is_file() for file in _FOLDER_FILES[1:]):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} holds no weights; expected one of {list(_FOLDER_FILES[1:])}"
         )
     return folder
@@ -153,7 +154,7 @@ def _find_folder(name: str) -> Path | None:
 def _packaged_folder(name: str) -> Path:
     folder = Path(str(importlib.resources.files("cascade_clip"))) / "sandbox" / name
     if not folder.is_dir():
-        raise FileNotFoundError(f"this package carries no CLIP named {name!r}")
+        raise MissingFileError(f"this package carries no CLIP named {name!r}")
     return folder
 
 
@@ -171,11 +172,11 @@ def _download_folder(repository: str) -> Path:
     try:
         return Path(snapshot_download(owner_name, revision=revision or None, allow_patterns=wanted))
     except HFValidationError as error:
-        raise ValueError(
+        raise WeightsError(
             f"hf-hub:{repository} is not a repository name (OWNER/NAME or OWNER/NAME@REVISION)"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"cannot reach the hub for {owner_name} ({_first_line(error)}). On a machine with a"
             f" connection run `hf download {owner_name} --local-dir FOLDER`, copy FOLDER here and"
             " set model.clip.name to local-dir:FOLDER; HF_ENDPOINT names a mirror"
@@ -188,7 +189,7 @@ def _load_folder(folder: Path, *, tokenizer: bool) -> tuple[Any, Tokenizer | Non
             "model_cfg"
         ]
         if "trust_remote_code" in settings.get("text_cfg", {}).get("tokenizer_kwargs", {}):
-            raise ValueError("its tokenizer asks to run code of its own (trust_remote_code)")
+            raise WeightsError("its tokenizer asks to run code of its own (trust_remote_code)")
         if not (folder / _FOLDER_FILES[1]).is_file():
             # refuses a pickle with code in it before open_clip opens it
             _read_state(folder / _FOLDER_FILES[2])
@@ -200,7 +201,7 @@ def _load_folder(folder: Path, *, tokenizer: bool) -> tuple[Any, Tokenizer | Non
         )
         return model, found, settings
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"the CLIP in {folder} needs a package that is missing ({_first_line(error)}): pip"
             " install transformers; or set model.clip.tokenizer to false and give text embeddings"
             " as an array"
@@ -208,7 +209,7 @@ def _load_folder(folder: Path, *, tokenizer: bool) -> tuple[Any, Tokenizer | Non
     except MemoryError:
         raise
     except Exception as error:  # readers of files from elsewhere raise many kinds
-        raise ValueError(f"cannot load the CLIP in {folder}: {_first_line(error)}") from error
+        raise WeightsError(f"cannot load the CLIP in {folder}: {_first_line(error)}") from error
 
 
 # Models by name
@@ -219,12 +220,12 @@ def _model_settings(config: ClipConfig) -> dict[str, Any]:
     settings = config.architecture or open_clip.get_model_config(config.name)
     if settings is None:
         close = [name for name in open_clip.list_models() if name.startswith(config.name[:5])]
-        raise ValueError(
+        raise WeightsError(
             f"open_clip knows no model {config.name!r}; close names: {close[:12]} (all:"
             " open_clip.list_models())"
         )
     if "multimodal_cfg" in settings or "hf_model_name" in settings.get("text_cfg", {}):
-        raise ValueError(
+        raise WeightsError(
             f"{config.name} is not a plain two-tower CLIP; choose a ViT model such as"
             " ViT-B-16-quickgelu"
         )
@@ -238,7 +239,7 @@ def _build_named(settings: dict[str, Any]) -> Any:
         try:
             model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
         except Exception as error:  # of a configuration from elsewhere, open_clip raises many kinds
-            raise ValueError(
+            raise WeightsError(
                 "model.clip.architecture is not an open_clip model configuration:"
                 f" {_first_line(error)}"
             ) from error
@@ -250,7 +251,7 @@ def _find_tokenizer(config: ClipConfig) -> Tokenizer | None:
         return None
     text = (config.architecture or {}).get("text_cfg", {})
     if "trust_remote_code" in text.get("tokenizer_kwargs", {}):
-        raise ValueError(
+        raise WeightsError(
             f"the tokenizer of {config.name} asks to run code of its own (trust_remote_code);"
             " refused"
         )
@@ -267,7 +268,7 @@ def _find_tokenizer(config: ClipConfig) -> Tokenizer | None:
             )
         return cast(Tokenizer, open_clip.get_tokenizer(config.name))
     except Exception as error:  # the hub client raises many kinds
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"the tokenizer of {config.name} must be downloaded and cannot be reached"
             f" ({_first_line(error)}); use a local-dir: folder that holds it, or set"
             " model.clip.tokenizer to false and give text embeddings as an array"
@@ -285,7 +286,7 @@ def resolve_weights(config: ClipConfig) -> Path:
     tags = (
         open_clip.list_pretrained_tags_by_model(config.name) if config.architecture is None else []
     )
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"model.clip.weights {config.weights!r} is neither a file nor one of {config.name}'s tags"
         f" {tags} nor `random`"
     )
@@ -299,7 +300,7 @@ def _resolve_tag(name: str, tag: str) -> Path:
     )
     if wants != has:
         fitting = f"{name}-quickgelu" if wants else name.removesuffix("-quickgelu")
-        raise ValueError(
+        raise WeightsError(
             f"weights {tag!r} were trained with {'QuickGELU' if wants else 'GELU'}, but {name}"
             f" computes {'QuickGELU' if has else 'GELU'}; set model.clip.name to {fitting}"
         )
@@ -329,7 +330,7 @@ def _download_url(url: str, digest: str, hub: str) -> Path:
     if target.is_file():
         if file_sha256(target).startswith(digest):
             return target
-        raise ValueError(
+        raise WeightsError(
             f"{target} is damaged: its SHA-256 does not start with {digest[:16]}...; delete it and"
             " start again"
         )
@@ -353,7 +354,7 @@ def _download_url(url: str, digest: str, hub: str) -> Path:
         try:
             return _download_hub_file(hub)
         except FileNotFoundError:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"cannot download {target.name} ({size}): {_first_line(error)}. Get it from {url}"
                 f" on a machine with a connection and put it at {target}, or give its place with"
                 " model.clip.weights"
@@ -367,7 +368,7 @@ def _download_hub_file(place: str) -> Path:
 
     repository = place.rstrip("/") if place.endswith("/") else place.rpartition("/")[0]
     if not repository:
-        raise FileNotFoundError("these weights have no place on the hub")
+        raise MissingFileError("these weights have no place on the hub")
     logger.warning(
         "looking for the weights in the hub repository %s (size and licence: its model page)",
         repository,
@@ -375,14 +376,14 @@ def _download_hub_file(place: str) -> Path:
     try:
         path = Path(download_pretrained({"hf_hub": place}))
     except Exception as error:  # the hub client raises many kinds
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"cannot download weights from the hub ({_first_line(error)}). Get"
             f" open_clip_model.safetensors from the hub repository {repository} on a machine with a"
             " connection, and give its place with model.clip.weights; HF_ENDPOINT names a mirror"
         ) from error
     stored = path.resolve()
     if len(stored.name) == 64 and stored.suffix == "" and file_sha256(stored) != stored.name:
-        raise ValueError(
+        raise WeightsError(
             f"{path} is damaged: its SHA-256 is not {stored.name}; delete it and start again"
         )
     return path
@@ -401,7 +402,7 @@ def load_weights(model: nn.Module, path: Path, config: ClipConfig) -> None:
     archive = is_torchscript(path)
     _check_hash(path, config, required=archive)
     if archive and not _model_settings(config).get("quick_gelu", False):
-        raise ValueError(
+        raise WeightsError(
             f"{path} is an OpenAI archive, trained with QuickGELU; set model.clip.name to"
             f" {config.name}-quickgelu"
         )
@@ -415,7 +416,7 @@ def load_weights(model: nn.Module, path: Path, config: ClipConfig) -> None:
     except (MemoryError, OSError):
         raise
     except Exception as error:  # readers of files from elsewhere raise many kinds
-        raise ValueError(
+        raise WeightsError(
             f"{path} does not hold weights of {config.name}: {_first_line(error)}"
         ) from error
 
@@ -447,7 +448,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         and state
         and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
     ):
-        raise ValueError(
+        raise WeightsError(
             f"it holds a {type(state).__name__} that is no state dict of named tensors"
         )
     return state
@@ -460,7 +461,7 @@ def _check_shapes(state: Mapping[str, Tensor], model: nn.Module) -> None:
     for name, tensor in state.items():
         expected = own.get(name.removeprefix("module."))
         if expected is not None and expected.numel() != tensor.numel():
-            raise ValueError(
+            raise WeightsError(
                 f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}"
             )
 
@@ -479,12 +480,12 @@ def _check_hash(path: Path, config: ClipConfig, *, required: bool) -> None:
         return
     found = file_sha256(path)
     if not expected and found not in _known_hashes().values():
-        raise ValueError(
+        raise WeightsError(
             f"{path} is a TorchScript archive whose SHA-256 {found} is not a published one; if you"
             " trust it, set model.clip.sha256 to that value (or to `any`)"
         )
     if expected and found != expected:
-        raise ValueError(
+        raise WeightsError(
             f"{path} has SHA-256 {found}, expected {expected}: it is damaged or another file. Get"
             " it again, or set model.clip.sha256 if you trust it"
         )

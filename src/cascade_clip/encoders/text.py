@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_clip.encoders.clip import LoadedClip, Tokenizer, fingerprint_weights
+from cascade_clip.errors import DataError, MissingFileError
 
 logger = logging.getLogger(__name__)
 
@@ -93,15 +94,15 @@ def load_embeddings(path: Path, classes: int, width: int) -> Tensor:
     """Text embeddings from a .npy file, shape (classes, width), float16 or float32, as float32 and
     not normalised again."""
     if not path.is_file():
-        raise FileNotFoundError(f"no text embeddings at {path}")
+        raise MissingFileError(f"no text embeddings at {path}")
     array = _read_array(path)
     if array.shape != (classes, width) or array.dtype.kind != "f":
-        raise ValueError(
+        raise DataError(
             f"{path} must hold floats of shape ({classes}, {width}), one row per class name, got"
             f" {array.dtype} {array.shape}"
         )
     if not np.isfinite(array).all():
-        raise ValueError(f"{path} holds values that are no numbers")
+        raise DataError(f"{path} holds values that are no numbers")
     return torch.from_numpy(array.astype(np.float32))
 
 
@@ -113,9 +114,9 @@ def _read_array(path: Path) -> np.ndarray:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # numpy's reader lets errors of zipfile and tokenize through
-        raise ValueError(f"{path} is not a .npy file of numbers: {error}") from error
+        raise DataError(f"{path} is not a .npy file of numbers: {error}") from error
     if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path} is not a .npy file of numbers but an .npz archive")
+        raise DataError(f"{path} is not a .npy file of numbers but an .npz archive")
     return np.array(array)
 
 

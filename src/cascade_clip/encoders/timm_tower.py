@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cascade_clip.config import LastBlock
 from cascade_clip.encoders.positions import Grid, PositionEmbedding, resize_positions
 from cascade_clip.encoders.towers import run_whole
+from cascade_clip.errors import SettingError
 
 
 class TimmTower(nn.Module):
@@ -24,12 +25,12 @@ class TimmTower(nn.Module):
         super().__init__()
         trunk = visual.trunk
         if getattr(trunk, "pos_embed", None) is None or getattr(trunk, "rope", None) is not None:
-            raise ValueError(
+            raise SettingError(
                 f"{type(trunk).__name__} has no learned position embedding; only plain timm ViTs"
                 " are supported"
             )
         if trunk.num_prefix_tokens:
-            raise ValueError(
+            raise SettingError(
                 f"timm trunks with {trunk.num_prefix_tokens} prefix tokens are not supported;"
                 " choose a SigLIP model"
             )
@@ -68,7 +69,7 @@ class TimmTower(nn.Module):
 
     def run_dense(self, block: nn.Module, tokens: Tensor, kind: LastBlock) -> Tensor:
         """Not for these towers."""
-        raise ValueError(f"last_block {kind} needs one of open_clip's own ViT towers")
+        raise SettingError(f"last_block {kind} needs one of open_clip's own ViT towers")
 
     def project(self, class_token: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Final norm, then the tower's own pooling (B, D) and the projection of the patches (B, N,

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from cascade_clip.config import LastBlock
 from cascade_clip.encoders.positions import Grid, PositionEmbedding, resize_positions
+from cascade_clip.errors import SettingError
 from cascade_clip.ops import attend
 
 QUICK = 1.702
@@ -90,11 +91,11 @@ class OpenClipTower(nn.Module):
         that is None."""
         super().__init__()
         if getattr(visual, "attn_pool", None) is not None:
-            raise ValueError(
+            raise SettingError(
                 "towers with attentional pooling (CoCa) are not plain ViTs; choose another model"
             )
         if visual.positional_embedding is None:
-            raise ValueError(
+            raise SettingError(
                 "this CLIP carries another model already; load it again with load_clip"
             )
         self.class_embedding_twice = class_embedding_twice

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cascade_clip.data import LabelledImages
+from cascade_clip.errors import DataError
 from cascade_clip.evaluation.evaluator import ALONE, bind_classes, count_image
 from cascade_clip.evaluation.examples import Gallery
 from cascade_clip.evaluation.ranks import Ranks
@@ -46,7 +47,7 @@ class Tallies:
     def __post_init__(self) -> None:
         """Check the shapes."""
         if self.intersection.ndim != 2 or self.intersection.shape != self.union.shape:
-            raise ValueError(
+            raise DataError(
                 f"tallies must both have shape (images, classes), got {self.intersection.shape} and"
                 f" {self.union.shape}"
             )
@@ -141,7 +142,7 @@ def compare_paired(
     """
     _check(first, second, seen, resamples, level)
     if paired_runs and len(first) != len(second):
-        raise ValueError(
+        raise DataError(
             f"paired runs must be as many for both methods, got {len(first)} and {len(second)}"
         )
     generator = np.random.default_rng(seed)
@@ -220,19 +221,19 @@ def _check(
     level: float,
 ) -> None:
     if not first or not second:
-        raise ValueError("each method needs at least one run")
+        raise DataError("each method needs at least one run")
     shapes = {run.union.shape for run in (*first, *second)}
     if len(shapes) > 1 or next(iter(shapes))[1] != len(seen):
-        raise ValueError(
+        raise DataError(
             f"runs must rest on the same images and classes, got {sorted(shapes)} and {len(seen)}"
             " seen flags"
         )
     if not next(iter(shapes))[0]:
-        raise ValueError("there are no images to compare on")
+        raise DataError("there are no images to compare on")
     if resamples < 1:
-        raise ValueError(f"the number of resamples must be at least 1, got {resamples}")
+        raise DataError(f"the number of resamples must be at least 1, got {resamples}")
     if not 0 < level < 1:
-        raise ValueError(f"the level must lie between 0 and 1, got {level}")
+        raise DataError(f"the level must lie between 0 and 1, got {level}")
 
 
 def collect_tallies(

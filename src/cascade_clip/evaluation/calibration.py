@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cascade_clip.data import LabelledImages, Sample
+from cascade_clip.errors import DataError
 from cascade_clip.evaluation.evaluator import (
     ALONE,
     bind_classes,
@@ -63,7 +64,7 @@ class CalibrationSweep:
             if found.hiou is not None
         ]
         if not known:
-            raise ValueError(
+            raise DataError(
                 "there is no hIoU to choose by: seen or unseen classes are absent from these"
                 " images; give more of them"
             )
@@ -163,7 +164,7 @@ def sweep_calibration(
     vocabulary, target = bind_classes(predictor, dataset, 0.0, text)
     if bool(target.seen.all()) or not bool(target.seen.any()):
         known = "all" if bool(target.seen.all()) else "none"
-        raise ValueError(
+        raise DataError(
             f"{known} of these class names had masks in the model's training, so a calibration"
             " changes nothing here"
         )
@@ -192,16 +193,16 @@ def hold_out(predictor: Predictor, dataset: LabelledImages, names: Sequence[str]
     hidden = {name.casefold() for name in predictor.vocabulary.unseen}
     missing = [name for name in names if name.casefold() not in there]
     if missing:
-        raise ValueError(f"held-out names {missing} are no class names of this data set")
+        raise DataError(f"held-out names {missing} are no class names of this data set")
     if training_protocol(predictor.checkpoint) == "supervised":
-        raise ValueError(
+        raise DataError(
             "this model was trained with masks of every class, so nothing can be held out; train"
             " one with --data.unseen"
         )
     learned = [name for name in names if name.casefold() not in hidden]
     if learned:
         wanted = ", ".join([*predictor.vocabulary.unseen, *learned])
-        raise ValueError(
+        raise DataError(
             f"this model was trained without hiding {learned}; train another one for the choice,"
             f' with --data.unseen "{wanted}"'
         )
@@ -245,5 +246,5 @@ def _count(
 def _check_values(values: Sequence[float]) -> tuple[float, ...]:
     wrong = [value for value in values if not math.isfinite(value)]
     if wrong or not values:
-        raise ValueError(f"calibration values must be numbers, got {wrong or 'none'}")
+        raise DataError(f"calibration values must be numbers, got {wrong or 'none'}")
     return tuple(sorted(set(map(float, values))))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cascade_clip.errors import DataError, MissingFileError
 from cascade_clip.results import SUMMARY_METRICS
 
 
@@ -56,22 +57,22 @@ def read_report(path: Path) -> dict[str, Any]:
         FileNotFoundError, ValueError: no such file, or no report of this program.
     """
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no report {path}; `cascade-clip evaluate CHECKPOINT --out FOLDER` writes one"
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise DataError(f"{path} is not JSON: {error}") from error
     wanted = {"images", "summary", "classes", "data", "checkpoint"}
     if not isinstance(values, dict) or not wanted <= values.keys():
-        raise ValueError(
+        raise DataError(
             f"{path} is not a report of this version: {sorted(wanted)} expected; make it again with"
             " `cascade-clip evaluate`"
         )
     wrong = _wrong_values(values)
     if wrong:
-        raise ValueError(
+        raise DataError(
             f"{path} is not a report of this version: {', '.join(wrong)} hold other values; make it"
             " again"
         )
@@ -155,7 +156,7 @@ def check_same_data(
             (title, images, sha256),
         )
     ]
-    raise ValueError(
+    raise DataError(
         f"the reports rest on different data and cannot be compared ({'; '.join(parts)}); evaluate"
         " both on the same images"
     )
@@ -164,7 +165,7 @@ def check_same_data(
 def _check_same_split(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
     names = [[entry["name"] for entry in values["classes"]] for values in (first, second)]
     if names[0] != names[1]:
-        raise ValueError(
+        raise DataError(
             f"the reports list other classes ({len(names[0])} and {len(names[1])}) and cannot be"
             " compared; make them again"
         )
@@ -173,7 +174,7 @@ def _check_same_split(first: Mapping[str, Any], second: Mapping[str, Any]) -> No
     ]
     differing = [name for name, seen in splits[0].items() if splits[1].get(name) is not seen]
     if differing:
-        raise ValueError(
+        raise DataError(
             "the reports count other classes as unseen and cannot be compared"
             f" ({', '.join(differing[:5])}); set --unseen for both"
         )

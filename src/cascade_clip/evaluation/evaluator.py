@@ -22,6 +22,7 @@ from cascade_clip.checkpoints import (
 )
 from cascade_clip.config import DataConfig, InferenceConfig, config_from_dict, config_to_dict
 from cascade_clip.data import LabelledFiles, LabelledImages, SandboxScenes
+from cascade_clip.errors import DataError
 from cascade_clip.evaluation.examples import Gallery, ImageRecord, image_scores
 from cascade_clip.evaluation.fingerprints import hash_dataset
 from cascade_clip.evaluation.metrics import ConfusionMatrix, Scores, scores
@@ -160,7 +161,7 @@ def read_evaluation(source: str | Path) -> StoredEvaluation:
     folder = find_checkpoint(source)
     stored = read_record(folder).get("evaluation")
     if not isinstance(stored, dict) or not isinstance(stored.get("summary"), dict):
-        raise ValueError(
+        raise DataError(
             f"{source} stores no figures to verify: it was not evaluated after training (setting"
             " `evaluation`)"
         )
@@ -172,7 +173,7 @@ def read_evaluation(source: str | Path) -> StoredEvaluation:
         else read_config(folder).evaluation
     )
     if config is None:
-        raise ValueError(f"{where} does not say on which data its figures rest")
+        raise DataError(f"{where} does not say on which data its figures rest")
     return StoredEvaluation(
         config, stored["summary"], stored.get("calibration"), str(stored.get("data_sha256", ""))
     )

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cascade_clip.errors import SettingError
+
 Value = TypeVar("Value")
 
 
@@ -28,7 +30,7 @@ class Ranks:
     def __post_init__(self) -> None:
         """Check the range."""
         if not 0 <= self.rank < self.world:
-            raise ValueError(f"rank must lie in 0..{self.world - 1}, got {self.rank}")
+            raise SettingError(f"rank must lie in 0..{self.world - 1}, got {self.rank}")
 
     def share(self, length: int) -> range:
         """The indices below `length` that are this process's: every world-th, so that no part is
@@ -82,7 +84,7 @@ def _read(name: str, default: int | None = None) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(
+        raise SettingError(
             f"the environment variable {name} must be a whole number, got {text!r}; start with"
             " torchrun"
         ) from None

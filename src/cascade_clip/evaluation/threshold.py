@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cascade_clip.data import LabelledImages
+from cascade_clip.errors import DataError
 from cascade_clip.inference import BACKGROUND, Predictor
 from cascade_clip.vocabulary import IGNORED, Vocabulary
 
@@ -67,7 +68,7 @@ def choose_threshold(
     names = [name.casefold() for name in vocabulary.names]
     if BACKGROUND not in names:
         if not ignored_is_background:
-            raise ValueError(
+            raise DataError(
                 f"no class of this data set is named {BACKGROUND!r}, so nothing says which pixels"
                 " are none of the others; name it in the class list, or say that pixels without a"
                 " label are (--ignored-is-background)"

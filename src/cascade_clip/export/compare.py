@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cascade_clip.errors import SettingError
 from cascade_clip.export.onnx import check_exportable, new_file, require
 from cascade_clip.inference import Predictor, Words
 from cascade_clip.models import Segmenter
@@ -65,7 +66,7 @@ class ExportedNetwork(nn.Module):
             str(file), options, providers=["CPUExecutionProvider"]
         )
         if [entry.name for entry in self.session.get_inputs()] != ["pixels", "text"]:
-            raise ValueError(
+            raise SettingError(
                 f"{file} does not take text embeddings, so it cannot be compared; export it without"
                 " --classes"
             )

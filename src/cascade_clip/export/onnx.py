@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from cascade_clip.checkpoints import read_versions
 from cascade_clip.config import InferenceConfig
 from cascade_clip.encoders import Grid, PositionEmbedding, resize_positions
+from cascade_clip.errors import MissingPackageError, SettingError, StorageError
 from cascade_clip.files import file_sha256, partial_name
 from cascade_clip.inference import Predictor, Target
 
@@ -70,7 +71,7 @@ def check_exportable(settings: InferenceConfig) -> None:
     plain = {"combine": "sum", "upsampler": "bilinear"}
     for name, value in plain.items():
         if getattr(settings, name) != value:
-            raise ValueError(
+            raise SettingError(
                 f"inference.{name} {getattr(settings, name)} cannot be exported; set it to {value}"
                 " in the checkpoint's config.yaml"
             )
@@ -177,7 +178,7 @@ def export_onnx(
     model = ExportedModel(predictor, target.text if bake else None)
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if size > LARGEST_FILE:
-        raise ValueError(
+        raise SettingError(
             f"this model has {size / 1e9:.1f} GB of weights, one ONNX file holds 2 GB; use"
             " `cascade-clip export torch`"
         )
@@ -300,7 +301,7 @@ def require(*packages: str) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise ImportError(
+            raise MissingPackageError(
                 f"exporting to ONNX needs {package}: pip install 'cascade-clip[export]'"
             ) from error
 
@@ -326,12 +327,12 @@ def _write_graph(model: ExportedModel, file: Path, *, int8: bool) -> None:
     except (MemoryError, OSError):
         raise
     except Exception as error:  # the exporter raises many kinds
-        raise ValueError(
+        raise SettingError(
             f"this model has a part that cannot be written as ONNX ({_reason(error)}); try"
             " `cascade-clip export torch`"
         ) from error
     if not difference < TOLERANCE:
-        raise ValueError(
+        raise SettingError(
             f"nothing was written: mask logits of the ONNX graph differ by {difference:.1e} from"
             " PyTorch's"
         )
@@ -370,7 +371,7 @@ def _quantise(file: Path) -> None:
         except (MemoryError, OSError):
             raise
         except Exception as error:  # onnxruntime has exceptions of its own
-            raise OSError(
+            raise StorageError(
                 f"{file}: its weights could not be written in 8 bits ({_reason(error)}); is the"
                 " disk full?"
             ) from error
@@ -439,4 +440,4 @@ def _quiet() -> Iterator[None]:
 
 def _check_ending(file: Path, ending: str) -> None:
     if file.suffix != ending:
-        raise ValueError(f"--out must end in {ending}, got {file}")
+        raise SettingError(f"--out must end in {ending}, got {file}")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from cascade_clip.errors import ImageError
 from cascade_clip.files.images import DAMAGE, open_picture, read_picture
 
 _INDEX_MODES = ("1", "L", "P")  # and those of 16 and 32 bits, which begin with I
@@ -40,7 +41,7 @@ def load_image(source: str | Path | Image.Image | NDArray[Any]) -> Tensor:
         name = "the image" if isinstance(source, Image.Image) else f"image {source}"
         picture = read_picture(source, name)
     if 0 in picture.size:
-        raise ValueError(
+        raise ImageError(
             f"{name} has no pixels (width x height {picture.width} x {picture.height}); give at"
             " least 1 x 1"
         )
@@ -59,7 +60,7 @@ def load_mask(path: str | Path) -> Tensor:
     """
     mask = read_picture(path, f"mask {path}", mask=True)
     if mask.mode not in _INDEX_MODES and not mask.mode.startswith("I"):
-        raise ValueError(
+        raise ImageError(
             f"mask {path} is a picture of mode {mask.mode}; masks must be index images (8- or"
             " 16-bit grey, or palette PNG) whose pixel values are the labels, unless the class"
             " list says what each colour means: one `R G B NAME` or `#rrggbb NAME` a line"
@@ -68,7 +69,7 @@ def load_mask(path: str | Path) -> Tensor:
     if mask.mode == "L":
         values //= _grey_step(path)
     if values.min() < 0 or values.max() > 65535:
-        raise ValueError(
+        raise ImageError(
             f"mask {path} has values from {values.min()} to {values.max()}; labels must lie in"
             " 0..65535"
         )
@@ -96,7 +97,7 @@ def load_color_mask(path: str | Path) -> Tensor:
     """
     mask = read_picture(path, f"mask {path}", mask=True)
     if mask.mode not in _COLOR_MODES:
-        raise ValueError(
+        raise ImageError(
             f"mask {path} is a picture of mode {mask.mode}, which the colour table of a class list"
             " cannot name; convert it to RGB"
         )
@@ -118,11 +119,11 @@ def _array_as_8bit(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
-        raise ValueError(
+        raise ImageError(
             f"an image array must have shape (H, W), (H, W, 3) or (H, W, 4), got {array.shape}"
         )
     if array.size == 0:
-        raise ValueError(f"the image array has no pixels: shape {array.shape}; give at least 1 x 1")
+        raise ImageError(f"the image array has no pixels: shape {array.shape}; give at least 1 x 1")
     return np.ascontiguousarray(_as_8bit(array, "the image array"))
 
 
@@ -134,13 +135,13 @@ def _as_8bit(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if values.dtype.kind == "f":
         if not ((values >= 0) & (values <= 1)).all():  # false for NaN too
-            raise ValueError(
+            raise ImageError(
                 f"{name} holds floats outside 0..1; divide by its largest value, or give uint8"
             )
         rounded: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
         return rounded
     if values.dtype != np.uint8:
-        raise ValueError(
+        raise ImageError(
             f"{name} has values of type {values.dtype}; give uint8, uint16, bool, or floats in 0..1"
         )
     unchanged: NDArray[np.uint8] = values
@@ -153,7 +154,7 @@ def _rgb(picture: Image.Image, name: str) -> NDArray[np.uint8]:
         grey = np.array(picture)  # (H, W)
         if grey.dtype.kind in "iu":
             if grey.min() < 0 or grey.max() > 65535:
-                raise ValueError(
+                raise ImageError(
                     f"{name} holds integers outside the 16-bit range; convert it to 8 or 16 bits"
                 )
             grey = grey.astype(np.uint16)
@@ -164,7 +165,7 @@ def _rgb(picture: Image.Image, name: str) -> NDArray[np.uint8]:
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         return np.array(picture.convert("RGB"))
     except DAMAGE as error:
-        raise ValueError(
+        raise ImageError(
             f"{name} of mode {picture.mode} cannot be turned into RGB ({error}); convert it to RGB"
             " first"
         ) from error

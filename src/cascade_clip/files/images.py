@@ -12,6 +12,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cascade_clip.errors import ImageError, MissingFileError
+
 FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM",
     "QOI", "SGI", "TGA", "TIFF", "WEBP",
@@ -52,7 +54,7 @@ _RAISING = threading.Lock()
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class TooLarge(ValueError):
+class TooLarge(ImageError):
     """A picture that claims more pixels than the limit."""
 
 
@@ -100,24 +102,24 @@ def read_picture(source: str | Path | Image.Image, name: str, *, mask: bool = Fa
     except TooLarge:
         raise
     except FileNotFoundError:
-        raise FileNotFoundError(f"{name} does not exist; check the path") from None
+        raise MissingFileError(f"{name} does not exist; check the path") from None
     except IsADirectoryError:
-        raise ValueError(f"{name} is a folder; give a file") from None
+        raise ImageError(f"{name} is a folder; give a file") from None
     except Image.DecompressionBombError:  # of a picture within the file
         raise _beyond_pillow(name) from None
     except UnidentifiedImageError:
         kind = "" if isinstance(source, Image.Image) else _closed_kind(source)
         if kind:
-            raise ValueError(
+            raise ImageError(
                 f"{name} is of the kind {kind}, which is not read here; convert it to PNG or JPEG"
             ) from None
-        raise ValueError(
+        raise ImageError(
             f"{name} is not a picture that Pillow can read: damaged, or of a kind to convert to PNG"
             " or JPEG"
         ) from None
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(
+        raise ImageError(
             f"{name} cannot be read ({reason}); the file may be damaged, get it again"
         ) from error
 
@@ -145,7 +147,7 @@ def _pixel_limit(*, mask: bool) -> int:
     if not given:
         return usual
     if not re.fullmatch("[1-9][0-9]{0,17}", given):
-        raise ValueError(
+        raise ImageError(
             f"the environment variable {_VARIABLE} must be a whole number of pixels, such as"
             f" 100000000, got {given!r}"
         )

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cascade_clip.errors import WeightsError
+
 MOST_REPEATED = 2**28
 """Values of a tensor at most that holds one stored value several times, as `expand` makes them."""
 
@@ -38,7 +40,7 @@ def read_pickle(path: Path, *, mmap: bool = False) -> Any:
         # what PyTorch says behind long advice to trust the file
         known = re.search(r"Unsupported \w+:? [\w. ]*\w", text)
         reason = known[0] if known else text[:160]
-        raise ValueError(
+        raise WeightsError(
             "damaged, or it holds objects that are never executed here; nothing in it was run"
             f" ({reason})"
         ) from error
@@ -56,14 +58,14 @@ def _check_container(path: Path) -> None:
                 parts = archive.infolist()
             unpacked, size = sum(part.file_size for part in parts), path.stat().st_size
             if unpacked > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-                raise ValueError(
+                raise WeightsError(
                     f"its parts claim {unpacked:,} bytes, compressed, in a file of {size:,};"
                     " PyTorch writes none of that kind"
                 )
         elif tarfile.is_tarfile(path):
-            raise ValueError("a tar archive of an old PyTorch, which is never executed here")
+            raise WeightsError("a tar archive of an old PyTorch, which is never executed here")
     except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, EOFError) as error:
-        raise ValueError(f"a damaged archive ({error})") from error
+        raise WeightsError(f"a damaged archive ({error})") from error
 
 
 def _tensors(loaded: Any) -> Iterator[Tensor]:
@@ -81,7 +83,7 @@ def _tensors(loaded: Any) -> Iterator[Tensor]:
 def _check_tensor(tensor: Tensor) -> None:
     """Refuse tensors that reach beyond what is stored, and repeat it (stride 0) without measure."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        raise ValueError(
+        raise WeightsError(
             f"a tensor of kind {tensor.layout} on {tensor.device}; plain ones are expected"
         )
     stored, size, values = tensor.untyped_storage().nbytes(), tensor.element_size(), tensor.numel()
@@ -90,4 +92,4 @@ def _check_tensor(tensor: Tensor) -> None:
     )
     end = tensor.storage_offset() + 1 + steps if values else 0  # of the last value
     if end * size > stored or values > max(MOST_REPEATED, stored // size):
-        raise ValueError(f"a tensor claims shape {tuple(tensor.shape)} and stores {stored} bytes")
+        raise WeightsError(f"a tensor claims shape {tuple(tensor.shape)} and stores {stored} bytes")

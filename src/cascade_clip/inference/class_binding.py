@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cascade_clip.errors import SettingError
 from cascade_clip.vocabulary import Vocabulary, build_palette, load_words, parse_classes
 
 _logger = logging.getLogger(__name__)
@@ -69,10 +70,12 @@ class Target:
     def __post_init__(self) -> None:
         """Check that everything counts the same."""
         if self.threshold is not None and not -1 <= self.threshold <= 1:
-            raise ValueError(f"the threshold is compared with scores in 0..1, got {self.threshold}")
+            raise SettingError(
+                f"the threshold is compared with scores in 0..1, got {self.threshold}"
+            )
         rows = len(self.names) if self.labels is None else len(self.labels)
         if not (rows == len(self.text) == len(self.seen) and len(self.names) == len(self.colors)):
-            raise ValueError(
+            raise SettingError(
                 f"{len(self.names)} names need as many colours and {rows} rows of text, got"
                 f" {len(self.colors)} and {len(self.text)}"
             )
@@ -148,12 +151,12 @@ def build_target(
     words = background_words(background, names)
     place = next((index for index, name in enumerate(names) if name.casefold() == BACKGROUND), None)
     if text is not None and len(text) != len(names):
-        raise ValueError(f"{len(names)} class names need as many rows of text, got {len(text)}")
+        raise SettingError(f"{len(names)} class names need as many rows of text, got {len(text)}")
     own = list(range(len(names)))
     if place is not None and (words is not None or threshold is not None):
         own.remove(place)  # the words, or what falls below the threshold, stand for it
     if not own:
-        raise ValueError(f"{BACKGROUND!r} is the only class name; name at least one thing")
+        raise SettingError(f"{BACKGROUND!r} is the only class name; name at least one thing")
     kept = _take(vocabulary, own)
     rows, row_names, labels = (
         (embed(kept) if text is None else text[own]),
@@ -180,7 +183,7 @@ def _as_level(threshold: Threshold | None) -> float | None:
     if not isinstance(threshold, str):
         return threshold
     if threshold != NONE:
-        raise ValueError(f"a threshold is a number or {NONE!r}, got {threshold!r}")
+        raise SettingError(f"a threshold is a number or {NONE!r}, got {threshold!r}")
     return None
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TextIO
 import torch
 from torch import Tensor
 
+from cascade_clip.errors import MissingFileError, MissingPackageError, SettingError
 from cascade_clip.files import is_large, load_image
 from cascade_clip.inference.class_binding import Target
 from cascade_clip.inference.predictor import Predictor
@@ -92,7 +93,7 @@ def find_sources(
         if word == "-":
             lines = [line.strip() for line in stream or () if line.strip()]
             if not lines:
-                raise FileNotFoundError(
+                raise MissingFileError(
                     "the list of pictures on standard input is empty; give one path a line"
                 )
             found += [Source(Path(line), Path(line).stem) for line in lines]
@@ -114,7 +115,7 @@ def _expand(word: str) -> list[Source]:
             if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and file.is_file()
         )
         if not files:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no pictures in the folder {path}: looked for"
                 f" {', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}"
             )
@@ -124,7 +125,7 @@ def _expand(word: str) -> list[Source]:
             Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file()
         )
         if not files:
-            raise FileNotFoundError(f"no file fits the pattern {word}")
+            raise MissingFileError(f"no file fits the pattern {word}")
         return [Source(file, file.stem) for file in files]
     return [Source(path, path.stem)]
 
@@ -171,7 +172,7 @@ def read_frames(path: Path) -> Iterator[Any]:
     try:
         import av
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"reading the video {path} needs PyAV: pip install 'cascade-clip[video]'"
         ) from error
     try:
@@ -179,7 +180,7 @@ def read_frames(path: Path) -> Iterator[Any]:
             for frame in container.decode(video=0):
                 yield frame.to_ndarray(format="rgb24")
     except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"video {path} cannot be read: {error}") from error
+        raise SettingError(f"video {path} cannot be read: {error}") from error
 
 
 def segment_sources(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascade_clip.config import DataConfig, Device, LastBlock, Precision
+from cascade_clip.errors import SettingError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,7 @@ def load_predictor(
     if str(source).startswith(PREFIX):
         checkpoint = build_training_free(str(source), last_block or DEFAULT_BLOCK)
     elif last_block is not None:
-        raise ValueError(
+        raise SettingError(
             f"last_block is for training-free models ({PREFIX}NAME/WEIGHTS); {source} has its own"
         )
     else:

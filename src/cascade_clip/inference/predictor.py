@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from cascade_clip.checkpoints import Checkpoint, Publishable
 from cascade_clip.config import Device, InferenceConfig
 from cascade_clip.encoders import Grid
+from cascade_clip.errors import SettingError
 from cascade_clip.files import load_image
 from cascade_clip.inference.class_binding import (
     Target,
@@ -297,7 +298,7 @@ class Predictor(Publishable):
         if self.text_encoder is not None and (stored is None or missing):
             return self.text_encoder.embed(vocabulary.synonyms, self.checkpoint.templates)
         if stored is None or missing:
-            raise ValueError(
+            raise SettingError(
                 "this model was stored without a text tower and knows no embedding of"
                 f" {missing or list(vocabulary.names)}; it knows"
                 f" {list(self.vocabulary.names) if stored is not None else 'none'}. Give text"
@@ -311,12 +312,12 @@ class Predictor(Publishable):
         height, width = pixels.shape[-2:]
         patch = self.model.patch_size
         if min(height, width) < patch:
-            raise ValueError(
+            raise SettingError(
                 f"an image of {width} x {height} pixels is smaller than one patch ({patch} pixels);"
                 " give a larger one"
             )
         if self.settings.resize and max(height, width) > NARROWEST * min(height, width):
-            raise ValueError(
+            raise SettingError(
                 f"an image of {width} x {height} pixels is narrower than 1 : {NARROWEST}; cut it to"
                 " pieces"
             )

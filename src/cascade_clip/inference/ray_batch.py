@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cascade_clip.config import Device, InferenceConfig
+from cascade_clip.errors import MissingPackageError, SettingError, StorageError
 from cascade_clip.inference.class_binding import Target
 from cascade_clip.inference.image_batch import (
     Done,
@@ -99,7 +100,7 @@ class BlockWorker:
         )
         predictor.settings = recipe.settings
         if request_fingerprint(predictor, recipe.target, recipe.outputs) != recipe.request:
-            raise ValueError(
+            raise SettingError(
                 f"the model {recipe.model} on {socket.gethostname()} differs from the one on the"
                 " machine of the command; copy it"
             )
@@ -219,7 +220,7 @@ def share_devices(actors: int, device: Device, cpus: int, gpus: int) -> tuple[in
         ValueError: cuda is wanted and the cluster has no GPU.
     """
     if device == "cuda" and not gpus:
-        raise ValueError(
+        raise SettingError(
             "--device cuda, but the Ray cluster has no GPU; choose --device cpu or start the"
             " cluster with GPUs"
         )
@@ -244,7 +245,9 @@ def require_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise ImportError("--engine ray needs Ray Data: pip install 'cascade-clip[ray]'") from error
+        raise MissingPackageError(
+            "--engine ray needs Ray Data: pip install 'cascade-clip[ray]'"
+        ) from error
     return ray
 
 
@@ -304,7 +307,7 @@ def segment_on_cluster(
         clear_folder(recipe.out / FOLDER, blocks)
         for report in _reports(ray, recipe, blocks, actors):
             if report.stopped:
-                raise OSError(report.stopped)
+                raise StorageError(report.stopped)
             total += report.done + report.skipped + len(report.errors)
             yield report
             if progress is not None:
@@ -338,7 +341,7 @@ def _reports(ray: Any, recipe: Recipe, blocks: list[Block], actors: int) -> Iter
             yield Report(done, skipped, tuple(errors), stopped)
     except ray.exceptions.RayError as error:
         text = (str(error).splitlines() or [""])[0]
-        raise OSError(
+        raise StorageError(
             f"the Ray cluster failed ({type(error).__name__}: {text}); the same command goes on"
             " where this one stopped"
         ) from error

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cascade_clip.errors import MissingFileError
 from cascade_clip.files import file_sha256
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def read_manifest(out: Path) -> list[dict[str, Any]]:
 
     files = sorted((out / FOLDER).glob("part-*.parquet"))
     if not files:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no manifest in {out / FOLDER}; segment with --engine ray writes one"
         )
     return sorted(

@@ -19,6 +19,7 @@ from cascade_clip.config import (
     PromptConfig,
 )
 from cascade_clip.encoders import LoadedClip, build_text_encoder, load_clip
+from cascade_clip.errors import SettingError
 from cascade_clip.models import build_segmenter
 from cascade_clip.vocabulary import load_templates, load_vocabulary
 
@@ -46,7 +47,7 @@ def parse_clip(source: str) -> ClipConfig:
         return ClipConfig(name=rest)
     name, slash, weights = rest.partition("/")
     if not slash or not name or not weights:
-        raise ValueError(
+        raise SettingError(
             f"{source} does not say which weights: write clip:NAME/WEIGHTS, for example"
             " clip:ViT-B-16-quickgelu/openai, or clip:local-dir:FOLDER, clip:hf-hub:OWNER/NAME,"
             " clip:mini"
@@ -103,7 +104,7 @@ def len_of_tower(clip: LoadedClip) -> int:
     """Number of blocks of CLIP's image tower."""
     transformer = getattr(clip.visual, "transformer", None)
     if transformer is None:
-        raise ValueError(
+        raise SettingError(
             "training-free segmentation needs one of open_clip's own ViT towers; choose a model"
             " such as ViT-B-16-quickgelu"
         )

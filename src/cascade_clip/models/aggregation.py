@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cascade_clip.config import AggregationConfig
+from cascade_clip.errors import SettingError
 
 
 class LastBlock(nn.Module):
@@ -69,7 +70,7 @@ class BlockAttention(nn.Module):
         """Attend with `heads` heads, which must divide the width."""
         super().__init__()
         if width % heads:
-            raise ValueError(
+            raise SettingError(
                 f"model.aggregation.kind attention has {heads} heads, which must divide the joint"
                 f" width {width}"
             )

@@ -20,6 +20,7 @@ from torchvision.ops import stochastic_depth
 
 from cascade_clip.config import LastBlock, ProjectionConfig, PromptConfig
 from cascade_clip.encoders import Grid, OpenClipTower, Tower
+from cascade_clip.errors import SettingError
 from cascade_clip.models.spectral_prompts import SpectralFilter
 
 
@@ -100,7 +101,7 @@ class ImageBackbone(nn.Module):
         used."""
         super().__init__()
         if last_block != "standard" and not isinstance(tower, OpenClipTower):
-            raise ValueError(
+            raise SettingError(
                 f"model.last_block {last_block} needs one of open_clip's own ViT towers, not"
                 f" {type(tower).__name__}"
             )
@@ -234,13 +235,13 @@ class ImageBackbone(nn.Module):
     def _check_blocks(self, wanted: set[int], *, projected: bool) -> None:
         outside = sorted(block for block in wanted if not 1 <= block <= self.depth)
         if outside:
-            raise ValueError(
+            raise SettingError(
                 f"blocks {outside} do not exist: this tower has blocks 1 to {self.depth}"
             )
         known = [*(self.taps.blocks if self.taps is not None else ()), self.depth]
         missing = sorted(wanted.difference(known)) if projected else []
         if missing:
-            raise ValueError(
+            raise SettingError(
                 f"blocks {missing} have no projection (those of {known} do); ask for"
                 " projected=False"
             )
@@ -249,7 +250,7 @@ class ImageBackbone(nn.Module):
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Pad (B, 3, H, W) right and bottom with zeros to sides that `multiple` divides."""
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise ValueError(
+        raise SettingError(
             f"images must have shape (B, 3, H, W) with no empty side, got {tuple(images.shape)}"
         )
     bottom, right = -images.shape[-2] % multiple, -images.shape[-1] % multiple

@@ -7,6 +7,7 @@ from torch import nn
 
 from cascade_clip.config import ModelConfig, PromptConfig
 from cascade_clip.encoders import Grid, LoadedClip, OpenClipTower, TimmTower, Tower, load_clip
+from cascade_clip.errors import SettingError
 from cascade_clip.models.aggregation import build_aggregation
 from cascade_clip.models.backbone import ImageBackbone, TapProjections, VisualPrompts
 from cascade_clip.models.decoders.spectral import SpectralDecoder
@@ -31,7 +32,7 @@ def build_tower(
         and hasattr(visual.trunk, "patch_embed")
     ):
         return TimmTower(visual, position_grid)
-    raise ValueError(
+    raise SettingError(
         f"{type(visual).__name__} is not a plain ViT; choose a ViT model of open_clip such as"
         " ViT-B-16-quickgelu"
     )
@@ -51,7 +52,7 @@ def build_segmenter(config: ModelConfig, clip: LoadedClip | None = None) -> Segm
     depth, width = len(tower.blocks), tower.joint_width
     used = sorted({block for stage in config.stages for block in stage})
     if used[-1] > depth:
-        raise ValueError(
+        raise SettingError(
             f"model.stages names block {used[-1]}, but {config.clip.name} has blocks 1 to {depth}"
         )
     prompts = None
@@ -78,11 +79,11 @@ def build_filter(config: PromptConfig, tower: Tower) -> SpectralFilter:
         ValueError: the tower has no class token or not the blocks.
     """
     if not isinstance(tower, OpenClipTower):
-        raise ValueError(
+        raise SettingError(
             f"model.prompts.spectral needs a tower with a class token, not {type(tower).__name__}"
         )
     if max(config.spectral_blocks) > len(tower.blocks):
-        raise ValueError(
+        raise SettingError(
             f"model.prompts.spectral_blocks names block {max(config.spectral_blocks)}, but there"
             f" are {len(tower.blocks)}"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from cascade_clip.config import Device, Precision
+from cascade_clip.errors import SettingError
 
 
 def find_device(device: Device) -> torch.device:
@@ -21,9 +22,9 @@ def find_device(device: Device) -> torch.device:
     if device == "auto":
         return torch.device(next(name for name, there in available.items() if there))
     if device not in available:
-        raise ValueError(f"unknown device {device!r}; choose auto, cpu, cuda or mps")
+        raise SettingError(f"unknown device {device!r}; choose auto, cpu, cuda or mps")
     if not available[device]:
-        raise ValueError(
+        raise SettingError(
             f"device {device} is not available here; choose one of"
             f" {[name for name, there in available.items() if there]}"
         )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from cascade_clip.errors import SettingError
 from cascade_clip.files import load_image
 from cascade_clip.inference import Picture, Predictor, Target
 from cascade_clip.models import Segmenter
@@ -51,7 +52,9 @@ def patch_similarity(
     height, width = pixels.shape[-2:]
     x, y = point
     if not (0 <= x < width and 0 <= y < height):
-        raise ValueError(f"the point {x},{y} lies outside the picture of {width} x {height} pixels")
+        raise SettingError(
+            f"the point {x},{y} lies outside the picture of {width} x {height} pixels"
+        )
     resized = resize_image(pixels, short_side_shape(height, width, predictor.settings.window))
     config = predictor.checkpoint.config.model
     with torch.inference_mode():
@@ -71,7 +74,7 @@ def keep_stages(predictor: Predictor, stages: Sequence[int]) -> Predictor:
     model = predictor.model
     index = [stage - 1 for stage in stages]
     if not index or min(index) < 0 or max(index) >= len(model.stages):
-        raise ValueError(f"this model has stages 1 to {len(model.stages)}, got {list(stages)}")
+        raise SettingError(f"this model has stages 1 to {len(model.stages)}, got {list(stages)}")
     part = Segmenter(
         model.backbone,
         [model.stages[stage] for stage in index],
@@ -118,7 +121,7 @@ def block_alignment(
         ValueError: not one whole minibatch.
     """
     if batch < 4:
-        raise ValueError(
+        raise SettingError(
             f"the unbiased estimator needs at least 4 images in a minibatch, got {batch}"
         )
     depth = predictor.model.backbone.depth
@@ -131,7 +134,7 @@ def block_alignment(
         total += minibatch_hsic(_features(predictor, torch.stack(waiting), depth))
         count, waiting = count + 1, []
     if count == 0:
-        raise ValueError(f"centred kernel alignment needs at least {batch} images")
+        raise SettingError(f"centred kernel alignment needs at least {batch} images")
     scale = np.sqrt(np.maximum(np.diag(total), 1e-30))
     alignment: NDArray[np.float64] = total / scale[:, None] / scale[None]
     return alignment

@@ -15,6 +15,8 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade_clip.errors import DataError
+
 _GROUP = 5
 _MORE, _SIGN, _FIRST_CHARACTER = 0x20, 0x10, 48
 LARGEST_MASK = 1 << 27
@@ -40,7 +42,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> RunLengths:
         ValueError: the mask has another type or number of dimensions, or no pixels.
     """
     if mask.ndim != 2 or mask.dtype != np.bool_ or mask.size == 0:
-        raise ValueError(
+        raise DataError(
             f"a mask to encode must be a boolean array (H, W) with pixels, got {mask.dtype} of"
             f" shape {mask.shape}"
         )
@@ -73,11 +75,11 @@ def decode_mask(encoded: Mapping[str, Any]) -> NDArray[np.bool_]:
         height, width = (int(side) for side in encoded["size"])
         counts = encoded["counts"]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(
+        raise DataError(
             "a run-length encoding needs `size` [height, width] and `counts`"
         ) from error
     if height < 1 or width < 1 or height * width > LARGEST_MASK:
-        raise ValueError(
+        raise DataError(
             f"run lengths must fill {height} x {width} pixels, but a mask has 1 to {LARGEST_MASK:,}"
         )
     if isinstance(counts, (str, bytes)):
@@ -86,7 +88,7 @@ def decode_mask(encoded: Mapping[str, Any]) -> NDArray[np.bool_]:
         lengths = _listed(counts)
     outside = (lengths < 0) | (lengths > height * width)  # sums of larger ones could wrap around
     if outside.any() or int(lengths.sum()) != height * width:
-        raise ValueError(
+        raise DataError(
             f"run lengths must fill {height} x {width} pixels, these add up to {int(lengths.sum())}"
         )
     values = np.arange(len(lengths)) % 2 == 1
@@ -96,7 +98,7 @@ def decode_mask(encoded: Mapping[str, Any]) -> NDArray[np.bool_]:
 def _listed(counts: Any) -> NDArray[np.int64]:
     lengths = np.asarray(counts)
     if lengths.ndim != 1 or (lengths.size and lengths.dtype.kind not in "iu"):
-        raise ValueError("run lengths must be a string or a list of whole numbers")
+        raise DataError("run lengths must be a string or a list of whole numbers")
     return lengths.astype(np.int64)
 
 
@@ -120,7 +122,7 @@ def _compress(counts: NDArray[np.int64]) -> str:
 def _decompress(text: bytes) -> NDArray[np.int64]:
     codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - _FIRST_CHARACTER
     if codes.size == 0 or codes.min() < 0 or codes.max() >= 2 * _MORE or codes[-1] & _MORE:
-        raise ValueError(
+        raise DataError(
             "damaged run-length string: it is empty, cut off, or holds characters that do not"
             " belong there"
         )
@@ -128,7 +130,7 @@ def _decompress(text: bytes) -> NDArray[np.int64]:
     first = np.concatenate([[0], last[:-1] + 1])
     sizes = last - first + 1
     if sizes.max() > _MOST_GROUPS:
-        raise ValueError("damaged run-length string: one run has more than 60 bits")
+        raise DataError("damaged run-length string: one run has more than 60 bits")
     position = np.arange(len(codes)) - np.repeat(first, sizes)
     values = np.add.reduceat((codes & (_MORE - 1)) << (_GROUP * position), first)
     values = values - np.where(codes[last] & _SIGN, np.int64(1) << (_GROUP * sizes), 0)

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multilabel_average_precision
 
+from cascade_clip.errors import SettingError
 from cascade_clip.files import read_pickle
 from cascade_clip.sandbox.scenes import (
     CLASS_NAMES,
@@ -91,12 +92,12 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.steps < 1 or self.batch_size < 2 or self.save_every < 1 or self.workers < 0:
-            raise ValueError(
+            raise SettingError(
                 "steps and save_every must be at least 1, batch_size at least 2, workers 0 or"
                 f" more, got {asdict(self)}"
             )
         if not 0 <= self.curriculum[0] <= self.curriculum[1] <= 1:
-            raise ValueError(
+            raise SettingError(
                 f"curriculum must be two rising parts of the run in 0..1, got {self.curriculum}"
             )
 
@@ -173,7 +174,7 @@ def pretrain(config: PretrainConfig) -> Path:
     if state.is_file():
         saved = read_pickle(state)
         if saved["config"] != json.dumps(asdict(config)):
-            raise ValueError(
+            raise SettingError(
                 f"{folder} holds a run with other settings; choose another folder, or delete"
                 f" {state}"
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cascade_clip.errors import SettingError
 from cascade_clip.sandbox.scenes import (
     CLASS_NAMES,
     IGNORE,
@@ -26,7 +27,7 @@ _GAP = 6
 def preview_sheet(seed: int = 0, count: int = 8, size: int = 128) -> Image.Image:
     """Pictures of the world beside their coloured masks, with the names of the classes below."""
     if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+        raise SettingError(f"count must be at least 1, got {count}")
     config = SceneConfig(size=size)
     cells = [_cell(make_scene(seed, index, config)) for index in range(count)]
     columns = min(count, 4)

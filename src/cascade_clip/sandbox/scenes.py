@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from cascade_clip.errors import SettingError
 from cascade_clip.sandbox.shapes import THINGS, Part, thing_colours
 from cascade_clip.sandbox.textures import TEXTURES, WORLD, FloatArray, View, blend, jitter, shade
 
@@ -83,20 +84,20 @@ class SceneConfig:
     def __post_init__(self) -> None:
         """Refuse settings that no picture can have."""
         if self.size < 16:
-            raise ValueError(f"size must be at least 16 pixels, got {self.size}")
+            raise SettingError(f"size must be at least 16 pixels, got {self.size}")
         if not 0 <= self.min_things <= self.max_things <= len(THING_NAMES):
-            raise ValueError(
+            raise SettingError(
                 f"need 0 <= min_things <= max_things <= {len(THING_NAMES)}, got {self.min_things}"
                 f" and {self.max_things}"
             )
         if not 1 <= self.max_regions <= 3:
-            raise ValueError(f"max_regions must be 1, 2 or 3, got {self.max_regions}")
+            raise SettingError(f"max_regions must be 1, 2 or 3, got {self.max_regions}")
         if not 0 < self.min_radius <= self.max_radius:
-            raise ValueError(
+            raise SettingError(
                 f"need 0 < min_radius <= max_radius, got {self.min_radius} and {self.max_radius}"
             )
         if self.max_zoom < 1:
-            raise ValueError(f"max_zoom must be at least 1, got {self.max_zoom}")
+            raise SettingError(f"max_zoom must be at least 1, got {self.max_zoom}")
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def make_single(seed: int, index: int, config: SceneConfig | None = None) -> Sce
 def choose_names(present: Sequence[str], rng: np.random.Generator) -> tuple[str, ...]:
     """Draw one to three of the classes present, in random order."""
     if not present:
-        raise ValueError("a caption needs at least one class that is present, got none")
+        raise SettingError("a caption needs at least one class that is present, got none")
     count = min(len(present), int(rng.choice((1, 2, 3), p=(0.6, 0.25, 0.15))))
     return tuple(str(name) for name in rng.permutation(np.array(present, dtype=object))[:count])
 

@@ -31,6 +31,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cascade_clip.config import Config, TrainConfig
+from cascade_clip.errors import SettingError
 from cascade_clip.ops import find_device
 from cascade_clip.training.progress import MetricsFile
 from cascade_clip.training.resume import StateFiles, state_path
@@ -69,7 +70,7 @@ def check_launch(train: TrainConfig) -> None:
     else:
         return
     if started != train.processes:
-        raise ValueError(
+        raise SettingError(
             f"{launcher} started {started} processes, but the settings share a batch among"
             f" {train.num_nodes} nodes x {train.devices} devices = {train.processes}; set --devices"
             f" and --num-nodes to what {launcher} starts"
@@ -220,7 +221,7 @@ def run_engine(
             if "in DataLoader worker process" not in str(error):
                 raise
             last = [line for line in str(error).splitlines() if line.strip()][-1]
-            raise ValueError(last.partition("Error: ")[2] or last) from error
+            raise SettingError(last.partition("Error: ")[2] or last) from error
         except SIGTERMException as error:
             # asked between two hooks; the state of the last step is saved all the same
             if not saver.stopped:

@@ -33,6 +33,7 @@ from cascade_clip.checkpoints import (
 from cascade_clip.config import Config, OptimizerConfig, Resume, TrainConfig, config_to_dict
 from cascade_clip.data import LabelledImages, build_dataset, data_templates, describe_data
 from cascade_clip.encoders import build_text_encoder, load_clip, load_embeddings
+from cascade_clip.errors import MissingFileError, NonFiniteError, SettingError
 from cascade_clip.losses import StepLoss, present_pairs, step_loss
 from cascade_clip.models import Segmenter, build_segmenter
 from cascade_clip.training.data_module import TrainingBatches
@@ -229,7 +230,7 @@ class SegmentationTask(lightning.LightningModule):
         )
         paths = cast(TrainingBatches, cast(Any, self.trainer).datamodule).paths(self.global_step)
         cause, paths = merge_causes(self._gather((cause, paths)))  # the same words on every rank
-        raise FloatingPointError(
+        raise NonFiniteError(
             f"{describe(cause, value, self.global_step, paths)}; states saved before are kept"
         )
 
@@ -374,7 +375,7 @@ def prepare(config: Config, dataset: LabelledImages) -> Checkpoint:
         if not first.clip_fingerprint:
             encoder, clip = first.text_encoder, dataclasses.replace(clip, fingerprint="")
         elif first.clip_fingerprint != clip.fingerprint:
-            raise ValueError(
+            raise SettingError(
                 f"{config.train.init_from} stands on another CLIP than {config.model.clip.name}"
                 f" {config.model.clip.weights}"
             )
@@ -385,7 +386,7 @@ def prepare(config: Config, dataset: LabelledImages) -> Checkpoint:
             Path(config.data.text_embeddings), len(vocabulary.names), model.joint_width
         )
     elif encoder is None:
-        raise ValueError(
+        raise SettingError(
             "this CLIP has no text tower here; give text embeddings with data.text_embeddings"
         )
     else:
@@ -431,7 +432,7 @@ def _run_first_stage(
         )
     _run_stage(first, stage, dataset, resume, callbacks)
     if not _has_ended(first, stage):
-        raise ValueError(
+        raise SettingError(
             f"the self-training stage needs all {train.steps} steps of stage 1 in {stage}; go on"
             " with --resume auto"
         )
@@ -451,7 +452,9 @@ def _has_ended(config: Config, out: Path) -> bool:
     try:
         return int(read_record(out / "model").get("steps", 0)) >= config.train.steps
     except (FileNotFoundError, ValueError) as error:
-        raise ValueError(f"{error}; remove {out / 'model'} and go on with --resume auto") from error
+        raise SettingError(
+            f"{error}; remove {out / 'model'} and go on with --resume auto"
+        ) from error
 
 
 def _claim_folder(config: Config, out: Path, resume: Resume) -> None:
@@ -468,7 +471,7 @@ def _claim_folder(config: Config, out: Path, resume: Resume) -> None:
     begun_now = steps.is_file() and len(steps.read_text(encoding="utf-8").splitlines()) > 1
     if settings.is_file() and (begun or begun_now):  # else it was refused before its first step
         if resume == "never":
-            raise ValueError(
+            raise SettingError(
                 f"{out} holds a run already; continue it with --resume auto, or choose another"
                 " --out"
             )
@@ -476,13 +479,13 @@ def _claim_folder(config: Config, out: Path, resume: Resume) -> None:
         # another device goes on with the same run
         changed = [name for name in found if name != "train.device"]
         if changed:
-            raise ValueError(
+            raise SettingError(
                 f"{out} holds a run with other settings ({', '.join(changed)}); choose another"
                 f" --out, or use {settings}"
             )
         text = settings.read_text(encoding="utf-8")
     if resume == "always" and not begun:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{out} holds no state to go on from; start with --resume auto or without --resume"
         )
     out.mkdir(parents=True, exist_ok=True)

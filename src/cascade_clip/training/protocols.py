@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cascade_clip.config import Protocol
+from cascade_clip.errors import SettingError
 from cascade_clip.losses import upsample
 from cascade_clip.vocabulary import IGNORED
 
@@ -28,9 +29,9 @@ class TrainingProtocol:
             ValueError: a protocol that needs unseen classes without any, or nothing seen at all.
         """
         if not bool(seen.any()):
-            raise ValueError("every class is unseen; at least one seen class is needed to train")
+            raise SettingError("every class is unseen; at least one seen class is needed to train")
         if name == "transductive" and bool(seen.all()):
-            raise ValueError(
+            raise SettingError(
                 "protocol transductive needs unseen classes; name them with data.unseen, or choose"
                 " supervised"
             )

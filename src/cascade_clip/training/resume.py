@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from cascade_clip.errors import CheckpointError, StorageError
 from cascade_clip.files import read_pickle
 
 KEPT = 2
@@ -44,7 +45,7 @@ def saved_step(state: Path) -> int:
     """The number of optimiser steps behind a state, from its name."""
     match = _NAME.fullmatch(state.name)
     if match is None:
-        raise ValueError(f"{state} is no state of a run; its name must be step-NUMBER.ckpt")
+        raise CheckpointError(f"{state} is no state of a run; its name must be step-NUMBER.ckpt")
     return int(match[1])
 
 
@@ -62,7 +63,7 @@ def newest_state(folder: Path) -> Path | None:
             return state
         _logger.warning("%s is damaged (%s) and is passed over", state, damage)
     if states:
-        raise ValueError(
+        raise CheckpointError(
             f"every state in {folder} is damaged, so that the run cannot go on; remove the folder"
             " to start again"
         )
@@ -106,7 +107,7 @@ class StateFiles(TorchCheckpointIO):
                 (f"{state} is kept" for state in list_states(final.parent)),
                 "there is none before it",
             )
-            raise OSError(
+            raise StorageError(
                 f"the state of the run could not be written to {final} ({error.strerror or error});"
                 f" {kept}: make room and go on with --resume auto"
             ) from error
@@ -130,9 +131,9 @@ class StateFiles(TorchCheckpointIO):
         try:
             loaded = read_pickle(Path(path))
         except ValueError as error:
-            raise ValueError(f"{path} is no state of this program: {error}") from error
+            raise CheckpointError(f"{path} is no state of this program: {error}") from error
         if not isinstance(loaded, dict):
-            raise ValueError(
+            raise CheckpointError(
                 f"{path} is no state of this program: it holds a {type(loaded).__name__}"
             )
         return loaded

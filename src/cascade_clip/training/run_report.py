@@ -23,6 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from cascade_clip.config import Config, config_to_dict
+from cascade_clip.errors import MissingFileError
 from cascade_clip.evaluation import PAGE
 from cascade_clip.files import write_whole
 from cascade_clip.results import SUMMARY_METRICS
@@ -55,7 +56,7 @@ def write_run_report(out: Path) -> Path:
 def build_run_page(out: Path) -> str:
     """The HTML of a run folder's report; what the folder does not hold is left out."""
     if not (out / "config.yaml").is_file():
-        raise FileNotFoundError(f"{out} holds no run: config.yaml is missing")
+        raise MissingFileError(f"{out} holds no run: config.yaml is missing")
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     metrics, run, evaluation = (
         read_metrics(out / "metrics.csv"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from cascade_clip.errors import SettingError
 from cascade_clip.results import SUMMARY_METRICS
 
 NAMES = tuple(metric.short for metric in SUMMARY_METRICS)
@@ -49,12 +50,12 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise ValueError(
+        raise SettingError(
             f"--seeds must be whole numbers separated by commas, such as 0,1,2, got {text!r}"
         )
     seeds = tuple(int(part) for part in parts)
     if len(set(seeds)) != len(seeds):
-        raise ValueError(f"--seeds names a seed twice: {text}")
+        raise SettingError(f"--seeds names a seed twice: {text}")
     return seeds
 
 
@@ -82,17 +83,17 @@ def claim_seeds(out: Path, settings: Mapping[str, Any]) -> None:
         ValueError: it holds seeds of other settings, or a run.
     """
     if (out / "config.yaml").is_file():
-        raise ValueError(f"{out} holds a single run; choose another --out for --seeds")
+        raise SettingError(f"{out} holds a single run; choose another --out for --seeds")
     path = out / SEEDS_FILE
     if path.is_file():
         try:
             known = json.loads(path.read_text(encoding="utf-8"))["config"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise SettingError(
                 f"{path} is damaged ({error}); remove it, or choose another --out"
             ) from error
         if known != json.loads(json.dumps(settings)):
-            raise ValueError(f"{out} holds seeds of other settings; choose another --out")
+            raise SettingError(f"{out} holds seeds of other settings; choose another --out")
         return
     out.mkdir(parents=True, exist_ok=True)
     _write(path, {"config": settings, "seeds": {}})

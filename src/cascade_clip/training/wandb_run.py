@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
 from cascade_clip.config import config_to_dict
+from cascade_clip.errors import MissingPackageError, SettingError
 
 _logger = logging.getLogger(__name__)
 
@@ -31,7 +32,9 @@ class WandbRun(Callback):
         try:
             self.wandb: Any = importlib.import_module("wandb")
         except ImportError as error:
-            raise ImportError("--wandb needs Weights & Biases: pip install wandb") from error
+            raise MissingPackageError(
+                "--wandb needs Weights & Biases: pip install wandb"
+            ) from error
         self.project, self.out, self.silent = project, out, silent
 
     def setup(self, trainer: Any, task: Any, stage: str) -> None:
@@ -62,7 +65,7 @@ class WandbRun(Callback):
         except self.wandb.Error as error:
             text = " ".join(str(error).split())[:200]
             if offline:
-                raise ValueError(f"Weights & Biases does not start: {text}") from error
+                raise SettingError(f"Weights & Biases does not start: {text}") from error
             _logger.warning(
                 "Weights & Biases is not reached (%s); the run is kept in %s",
                 text,

@@ -14,6 +14,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade_clip.errors import SettingError
+
 IGNORED = -1
 """Label of pixels that do not count, in arrays and tensors; files have an ignore value of their
 own, mostly 255."""
@@ -55,30 +57,30 @@ class Vocabulary:
         """Check names, split and colours."""
         check_names(self.names)
         if not len(self.names) == len(self.synonyms) == len(self.colors):
-            raise ValueError(
+            raise SettingError(
                 f"{len(self.names)} names need as many synonyms and colours, got"
                 f" {len(self.synonyms)} and {len(self.colors)}"
             )
         unknown = [name for name in self.unseen if name not in self.names]
         if unknown:
-            raise ValueError(
+            raise SettingError(
                 f"unseen names {unknown} are not in the class list of {len(self.names)}:"
                 f" {', '.join(self.names[:12])}, ..."
             )
         if any(not 0 <= raw <= 65535 for raw, _ in self.raw_values or ()):
-            raise ValueError("raw mask values must lie in 0..65535")
+            raise SettingError("raw mask values must lie in 0..65535")
         if not 0 <= self.ignore <= 65535:
-            raise ValueError(f"the ignore value must lie in 0..65535, got {self.ignore}")
+            raise SettingError(f"the ignore value must lie in 0..65535, got {self.ignore}")
         keys = [color for color, _ in self.mask_colors or ()]
         if any(
             len(color) != 3 or not 0 <= part <= 255
             for color in (*self.colors, *keys)
             for part in color
         ):
-            raise ValueError("colours must be (red, green, blue) in 0..255")
+            raise SettingError("colours must be (red, green, blue) in 0..255")
         if len(set(keys)) < len(keys):
             twice = sorted({color for color in keys if keys.count(color) > 1})
-            raise ValueError(
+            raise SettingError(
                 f"mask colours are given twice: {', '.join(map(color_name, twice[:5]))}; a colour"
                 " means one class"
             )
@@ -117,7 +119,7 @@ class Vocabulary:
         )
         clash = [label for raw, label in pairs if raw == self.ignore and label != IGNORED]
         if clash:
-            raise ValueError(
+            raise SettingError(
                 f"mask value {self.ignore} means both `ignored` and class {self.names[clash[0]]!r}"
                 f" of {len(self.names)}; set the ignore value (data.ignore) to one that no class"
                 " has, such as 65535"
@@ -175,21 +177,23 @@ def clean_name(name: str) -> str:
 def check_names(names: Sequence[str]) -> None:
     """Refuse names that are empty, too long, given twice or no text."""
     if not names:
-        raise ValueError("no class names given; name at least one")
+        raise SettingError("no class names given; name at least one")
     for name in names:
         if not name.strip():
-            raise ValueError(f"a class name is empty in {list(names)[:12]}")
+            raise SettingError(f"a class name is empty in {list(names)[:12]}")
         if len(name) > LONGEST_NAME:
-            raise ValueError(
+            raise SettingError(
                 f"the class name {name[:40]!r}... has {len(name)} characters, {LONGEST_NAME} at"
                 " most are allowed"
             )
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-            raise ValueError(
+            raise SettingError(
                 f"the class name {name!r} holds control characters or halves of characters; remove"
                 " them"
             )
     counts = Counter(name.casefold() for name in names)
     twice = sorted({name for name in names if counts[name.casefold()] > 1})
     if twice:
-        raise ValueError(f"class names are given twice: {twice[:8]}; every name must be different")
+        raise SettingError(
+            f"class names are given twice: {twice[:8]}; every name must be different"
+        )

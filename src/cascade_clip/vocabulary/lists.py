@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from cascade_clip.errors import MissingFileError, SettingError
 from cascade_clip.vocabulary.classes import IGNORED, Color, Vocabulary, build_palette, clean_name
 
 VOID_NAMES = ("null", "ignore", "void", "unlabelled", "unlabeled")
@@ -104,7 +105,7 @@ def load_vocabulary(source: str, unseen: str = "") -> Vocabulary:
     elif "," in source:
         vocabulary = _plain_list(source.split(","), "the class list")
     else:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no class list {source!r}: it is no file, and the packaged lists are"
             f" {', '.join(list_vocabularies())}; names are separated by commas"
         )
@@ -150,13 +151,13 @@ def load_templates(source: str) -> tuple[str, ...]:
     path = Path(source).expanduser()
     if not _is_file(path):
         known = ", ".join(sorted([*packaged, "imagenet80"]))
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no prompt templates {source!r}: choose one of {known}, or give a text file"
         )
     templates = tuple(_read_lines(path))
     wrong = [template for template in templates if template.count("{}") != 1]
     if wrong or not templates:
-        raise ValueError(
+        raise SettingError(
             f"{path}: every template must hold {{}} exactly once, got {wrong[:1] or 'no line'}"
         )
     return templates
@@ -189,14 +190,14 @@ def _from_lines(lines: Sequence[str], path: Path) -> Vocabulary:
         return _plain_list(lines, str(path))
     odd = next((line for line, match in zip(lines, numbered, strict=True) if match is None), None)
     if odd is not None:
-        raise ValueError(
+        raise SettingError(
             f"{path}: {odd!r} is not `VALUE NAME` as most lines are; give every line a mask value,"
             " or none"
         )
     pairs = [(int(match[1]), match[2]) for match in numbered if match]
     raw = [value for value, _ in pairs]
     if len(set(raw)) != len(raw) or max(raw) > 65535:
-        raise ValueError(f"{path}: mask values must differ and lie in 0..65535")
+        raise SettingError(f"{path}: mask values must differ and lie in 0..65535")
     kept = [(value, entry) for value, entry in pairs if entry.strip().casefold() not in VOID_NAMES]
     vocabulary = _build_from([entry for _, entry in kept], str(path))
     labels = {value: label for label, (value, _) in enumerate(kept)}
@@ -213,7 +214,7 @@ def _from_color_lines(lines: Sequence[str], path: Path) -> Vocabulary:
     for line in lines:
         match = _COLOR_LINE.match(line)
         if match is None:
-            raise ValueError(
+            raise SettingError(
                 f"{path}: {line!r} is not `R G B NAME` or `#rrggbb NAME` as most lines are (a"
                 " comment begins with `# `)"
             )
@@ -229,7 +230,7 @@ def _parse_color(text: str) -> Color:
     """The colour that a text begins with: `#rrggbb` or three numbers."""
     match = _COLOR.match(text)
     if match is None:
-        raise ValueError(f"{text!r} is no colour; write #rrggbb or three numbers in 0..255")
+        raise SettingError(f"{text!r} is no colour; write #rrggbb or three numbers in 0..255")
     return cast(
         Color,
         (
@@ -248,14 +249,14 @@ def _with_mask_colors(
     labels = {name: label for label, name in enumerate(vocabulary.names)}
     unknown = [name for _, name in pairs if name is not None and name not in labels]
     if unknown:
-        raise ValueError(f"{where}: mask_colors name {unknown[:5]}, which are not in names")
+        raise SettingError(f"{where}: mask_colors name {unknown[:5]}, which are not in names")
     table = tuple((color, IGNORED if name is None else labels[name]) for color, name in pairs)
     first = {label: color for color, label in reversed(table)}
     shown = tuple(first.get(label, color) for label, color in enumerate(vocabulary.colors))
     try:
         return dataclasses.replace(vocabulary, colors=shown, mask_colors=table)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise SettingError(f"{where}: {error}") from error
 
 
 def _plain_list(entries: Sequence[str], where: str) -> Vocabulary:
@@ -264,7 +265,7 @@ def _plain_list(entries: Sequence[str], where: str) -> Vocabulary:
         (entry.strip() for entry in entries if entry.strip().casefold() in VOID_NAMES), None
     )
     if void is not None:
-        raise ValueError(
+        raise SettingError(
             f"{where}: {void!r} marks pixels that do not count, but a list of names alone gives"
             f" every name a class; write a file of `VALUE NAME` lines (such as `0 {void}`, `1"
             " sky`), or leave it out and set the ignore value"
@@ -276,7 +277,7 @@ def _build_from(entries: Sequence[str], where: str) -> Vocabulary:
     try:
         return _build(entries)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise SettingError(f"{where}: {error}") from error
 
 
 def _load_unseen(source: str) -> list[str]:
@@ -303,7 +304,7 @@ def _read_lines(path: Path, keep: re.Pattern[str] | None = None) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file in UTF-8") from error
+        raise SettingError(f"{path} is not a text file in UTF-8") from error
     stripped = [line.strip() for line in lines if line.strip()]
     return [
         line
@@ -321,7 +322,7 @@ def _read_json(path: Path) -> Vocabulary:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise SettingError(f"{path} is not JSON: {error}") from error
     return _from_json(values, str(path))
 
 
@@ -330,14 +331,14 @@ def _from_json(values: Any, where: str) -> Vocabulary:
         return _vocabulary_from(values, where)
     except (TypeError, AttributeError, ValueError, OverflowError) as error:
         text = str(error)
-        raise ValueError(
+        raise SettingError(
             text if text.startswith(where) else f"{where} is not a class list: {text}"
         ) from error
 
 
 def _vocabulary_from(values: Any, where: str) -> Vocabulary:
     if not isinstance(values, dict) or not isinstance(values.get("names"), list):
-        raise ValueError(
+        raise SettingError(
             f'{where} must hold a mapping with "names", and may hold "synonyms", "palette",'
             ' "unseen", "raw_values", "mask_colors", "ignore"'
         )
@@ -354,7 +355,7 @@ def _vocabulary_from(values: Any, where: str) -> Vocabulary:
             if name is not None and name not in labels
         ]
         if unknown:
-            raise ValueError(f"{where}: raw_values name {unknown[:5]}, which are not in names")
+            raise SettingError(f"{where}: raw_values name {unknown[:5]}, which are not in names")
         raw = tuple(
             (int(value), IGNORED if name is None else labels[name])
             for value, name in values["raw_values"].items()
@@ -376,9 +377,11 @@ def _with_synonyms(vocabulary: Vocabulary, words: Any, where: str) -> Vocabulary
     """Add the words of `{name: [word, ...]}`."""
     unknown = [name for name in words if name not in vocabulary.names]
     if unknown:
-        raise ValueError(f"{where}: synonyms name {unknown[:5]}, which are not in names")
+        raise SettingError(f"{where}: synonyms name {unknown[:5]}, which are not in names")
     if any(not isinstance(group, list) for group in words.values()):
-        raise ValueError(f'{where}: synonyms must be lists, as in {{"sofa": ["couch", "settee"]}}')
+        raise SettingError(
+            f'{where}: synonyms must be lists, as in {{"sofa": ["couch", "settee"]}}'
+        )
     groups = zip(vocabulary.names, vocabulary.synonyms, strict=True)
     merged = (
         tuple(dict.fromkeys([*group, *(clean_name(str(word)) for word in words.get(name, ()))]))

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from cascade_clip.errors import DataError, StorageError
+
 LARGEST_MEMBER = 256 << 20
 """Bytes that one member may declare at most; images and masks are far smaller."""
 SPARE_SPACE = 64 << 20
@@ -65,17 +67,17 @@ class Member(NamedTuple):
             or "\\" in str(self.name)
             or ":" in self.name.parts[0]
         ):
-            raise ValueError(f"{where} is an unsafe name; this is not the original archive")
+            raise DataError(f"{where} is an unsafe name; this is not the original archive")
         if not self.is_file:
-            raise ValueError(f"{where} is a link or a device; this is not the original archive")
+            raise DataError(f"{where} is a link or a device; this is not the original archive")
         if self.size > LARGEST_MEMBER:
-            raise ValueError(
+            raise DataError(
                 f"{where} declares {self.size} bytes; nothing in these data sets is so large"
             )
         with _reading(self.source):
             content = self.load()
         if len(content) != self.size:
-            raise ValueError(
+            raise DataError(
                 f"{where} has {len(content)} bytes and declares {self.size}; download the archive"
                 " again"
             )
@@ -125,7 +127,7 @@ def check_space(folder: Path, needed: int) -> None:
     """Raise OSError when the disk that holds `folder` has not `needed` bytes and a little more."""
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_SPACE:
-        raise OSError(
+        raise StorageError(
             f"the disk of {folder} has {free / 1e9:.1f} GB free and needs"
             f" {(needed + SPARE_SPACE) / 1e9:.1f} GB; free some space"
         )
@@ -148,13 +150,13 @@ def _reading(source: Path) -> Iterator[None]:
         yield
     except _DAMAGED as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(
+        raise DataError(
             f"{source} cannot be read to its end ({reason}); download it again"
         ) from error
     except OSError as error:
         if error.errno is not None:  # the disk's, not that of a damaged archive
             raise
-        raise ValueError(
+        raise DataError(
             f"{source} cannot be read to its end ({error}); download it again"
         ) from error
 
@@ -217,6 +219,6 @@ def _tar(source: Path) -> Iterator[Member]:
 def _tar_content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(info)
     if file is None:
-        raise ValueError(f"{info.name} has no content")
+        raise DataError(f"{info.name} has no content")
     with file:
         return file.read()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from cascade_clip.data.prepare.matlab import load_matlab
+from cascade_clip.errors import DataError
 from cascade_clip.files import LARGEST_PICTURE
 from cascade_clip.results import decode_mask
 from cascade_clip.vocabulary import load_vocabulary
@@ -53,7 +54,7 @@ def sbd_mask(content: bytes) -> bytes:
     try:
         mask = np.asarray(found["GTcls"][0, 0]["Segmentation"])
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(
+        raise DataError(
             "no field GTcls.Segmentation; is this a file of SBD's folder cls?"
         ) from error
     return _png(_checked(mask, VOC_CLASSES))
@@ -64,7 +65,7 @@ def context_mask(content: bytes) -> bytes:
     values 0..459."""
     found = load_matlab(content)
     if "LabelMap" not in found:
-        raise ValueError("no array LabelMap; is this a file of the 459-class archive?")
+        raise DataError("no array LabelMap; is this a file of the 459-class archive?")
     return _png(_context_table()[_checked(np.asarray(found["LabelMap"]), CONTEXT_NAMES)])
 
 
@@ -75,16 +76,14 @@ def detail_mask(masks: DetailMasks) -> bytes:
         ValueError: unknown category, damaged encoding, or a region of another size than its image.
     """
     if not 0 < masks.height * masks.width <= LARGEST_PICTURE:
-        raise ValueError(f"an image of {masks.width} x {masks.height} pixels")
+        raise DataError(f"an image of {masks.width} x {masks.height} pixels")
     labels = np.zeros((masks.height, masks.width), dtype=np.int64)
     for category, encoded in masks.regions:
         region = decode_mask(encoded)
         if region.shape != labels.shape:
-            raise ValueError(
-                f"a region of shape {region.shape} in an image of shape {labels.shape}"
-            )
+            raise DataError(f"a region of shape {region.shape} in an image of shape {labels.shape}")
         if not 0 <= category <= CONTEXT_NAMES:
-            raise ValueError(f"category {category}; PASCAL Context has 1..{CONTEXT_NAMES}")
+            raise DataError(f"category {category}; PASCAL Context has 1..{CONTEXT_NAMES}")
         labels[region] = category
     return _png(_context_table()[labels])
 
@@ -94,16 +93,16 @@ def train_id_mask(content: bytes) -> bytes:
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if image.mode not in ("L", "P"):
-                raise ValueError(
+                raise DataError(
                     f"a PNG of mode {image.mode}; stuffthingmaps have one channel of 8 bits"
                 )
             mask = np.asarray(image)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ValueError(f"not a readable PNG ({error})") from error
+        raise DataError(f"not a readable PNG ({error})") from error
     table, unknown = _train_id_table()
     strange = np.unique(mask[unknown[mask]])
     if strange.size:
-        raise ValueError(
+        raise DataError(
             f"mask values {strange.tolist()} that COCO-Stuff does not use; are these the pixel maps"
             " of stuffthingmaps_trainval2017?"
         )
@@ -112,11 +111,11 @@ def train_id_mask(content: bytes) -> bytes:
 
 def _checked(mask: NDArray[Any], largest: int) -> NDArray[Any]:
     if mask.ndim != 2 or mask.dtype.kind not in "iu" or mask.size == 0:
-        raise ValueError(
+        raise DataError(
             f"a mask must be whole numbers of shape (H, W), got {mask.dtype} of shape {mask.shape}"
         )
     if int(mask.min()) < 0 or int(mask.max()) > largest:
-        raise ValueError(
+        raise DataError(
             f"mask values must lie in 0..{largest}, got {int(mask.min())}..{int(mask.max())}"
         )
     return mask

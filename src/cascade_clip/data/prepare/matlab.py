@@ -12,6 +12,8 @@ import struct
 import zlib
 from typing import Any, Literal
 
+from cascade_clip.errors import DataError
+
 LARGEST_FILE = 1 << 26
 """Bytes that a file may have when it is unpacked; a mask of 500 x 500 pixels has 2 MB at most."""
 MOST_MATRICES = 100_000
@@ -44,7 +46,7 @@ def load_matlab(content: bytes) -> dict[str, Any]:
     try:
         found: dict[str, Any] = loadmat(io.BytesIO(unpack_matlab(content)))
     except Exception as error:  # on damaged bytes the reader raises almost anything
-        raise ValueError(f"not a readable MATLAB file ({' '.join(str(error).split())})") from error
+        raise DataError(f"not a readable MATLAB file ({' '.join(str(error).split())})") from error
     return found
 
 
@@ -61,7 +63,7 @@ def unpack_matlab(content: bytes) -> bytes:
         kind, size = _read_tag(content, place, order)
         after = place + _TAG + size
         if after > len(content):
-            raise ValueError("it is cut off")
+            raise DataError("it is cut off")
         if kind == _COMPRESSED:
             parts.append(_decompress(content[place + _TAG : after], room))
         else:
@@ -69,7 +71,7 @@ def unpack_matlab(content: bytes) -> bytes:
         room -= len(parts[-1])
         place = after
         if room < 0:
-            raise ValueError(f"it unpacks to more than {LARGEST_FILE:,} bytes")
+            raise DataError(f"it unpacks to more than {LARGEST_FILE:,} bytes")
     whole = b"".join(parts)
     walk = _Walk(whole, order)
     for end in _ends(parts):
@@ -82,14 +84,14 @@ def _byte_order(content: bytes) -> Order:
     ends: dict[bytes, Order] = {b"\x00\x01IM": "<", b"\x01\x00MI": ">"}
     found = ends.get(content[124:_HEADER])
     if found is None or 0 in content[:4]:  # a zero among the first four bytes means version 4
-        raise ValueError("the header of MATLAB 5 files is missing")
+        raise DataError("the header of MATLAB 5 files is missing")
     return found
 
 
 def _read_tag(content: bytes, place: int, order: Order) -> tuple[int, int]:
     """Type and bytes of the element at a place."""
     if place + _TAG > len(content):
-        raise ValueError("it is cut off")
+        raise DataError("it is cut off")
     kind, size = struct.unpack_from(f"{order}II", content, place)
     return kind, size
 
@@ -99,11 +101,11 @@ def _decompress(content: bytes, room: int) -> bytes:
     try:
         found = stream.decompress(content, room + 1)
     except zlib.error as error:
-        raise ValueError(f"its compressed part is damaged: {error}") from error
+        raise DataError(f"its compressed part is damaged: {error}") from error
     if len(found) > room:
-        raise ValueError(f"it unpacks to more than {LARGEST_FILE:,} bytes")
+        raise DataError(f"it unpacks to more than {LARGEST_FILE:,} bytes")
     if not stream.eof or stream.unused_data:
-        raise ValueError("its compressed part is not whole")
+        raise DataError("its compressed part is not whole")
     return found
 
 
@@ -126,24 +128,24 @@ class _Walk:
         """Check the matrix that begins here and ends by `limit`, and all that lies in it."""
         self.matrices += 1
         if self.matrices > MOST_MATRICES or depth > DEEPEST:
-            raise ValueError(
+            raise DataError(
                 f"it has more than {MOST_MATRICES:,} matrices or {DEEPEST} inside one another"
             )
         kind, size = _read_tag(self.content, self.place, self.order)
         self.place += _TAG
         end = self.place + size
         if kind != _MATRIX or end > limit:
-            raise ValueError(f"an element of type {kind} and {size} bytes where a matrix should be")
+            raise DataError(f"an element of type {kind} and {size} bytes where a matrix should be")
         if size == 0 and depth > 1:  # an empty cell
             return
         flags = self._integers(end, (_UINT32,), 2)[0]
         shape = self._integers(end, (_INT32, _UINT32))
         self._element(end, (_INT8, _UTF8))  # its name
         if not 2 <= len(shape) <= 32 or min(shape) < 0:
-            raise ValueError(f"a matrix of shape {shape}")
+            raise DataError(f"a matrix of shape {shape}")
         self._check_content(flags, shape, end, depth)
         if self.place != end or (depth == 1 and end != limit):
-            raise ValueError("a matrix does not end where it says")
+            raise DataError("a matrix does not end where it says")
 
     def _check_content(self, flags: int, shape: tuple[int, ...], end: int, depth: int) -> None:
         kind, parts, count = flags & 0xFF, 2 if flags & _COMPLEX else 1, math.prod(shape)
@@ -161,18 +163,18 @@ class _Walk:
         elif kind in (_CELL, _STRUCT):
             fields = self._count_fields(end) if kind == _STRUCT else 1
             if count * fields * _TAG > end - self.place or (count > 1 and not fields):
-                raise ValueError(f"{count} x {fields} matrices in {end - self.place} bytes")
+                raise DataError(f"{count} x {fields} matrices in {end - self.place} bytes")
             for _ in range(count * fields):
                 self.check_matrix(end, depth + 1)
         else:
-            raise ValueError(f"a matrix of class {kind} and shape {shape}")
+            raise DataError(f"a matrix of class {kind} and shape {shape}")
 
     def _count_fields(self, end: int) -> int:
         """The number of fields of a struct, from the bytes of one name and those of all."""
         length = self._integers(end, (_INT32,), 1)[0]
         _, names = self._element(end, (_INT8,))
         if length < 1 or len(names) % length:
-            raise ValueError(f"{len(names)} bytes of field names of {length} bytes each")
+            raise DataError(f"{len(names)} bytes of field names of {length} bytes each")
         return len(names) // length
 
     def _values(self, end: int, types: dict[int, int], least: int, most: int) -> None:
@@ -180,14 +182,14 @@ class _Walk:
         kind, content = self._element(end, tuple(types))
         count, rest = divmod(len(content), types[kind])
         if rest or not least <= count <= most:
-            raise ValueError(f"{len(content)} bytes of type {kind} for {least} values")
+            raise DataError(f"{len(content)} bytes of type {kind} for {least} values")
 
     def _integers(
         self, end: int, types: tuple[int, ...], count: int | None = None
     ) -> tuple[int, ...]:
         kind, content = self._element(end, types)
         if len(content) % 4 or (count is not None and len(content) != 4 * count):
-            raise ValueError(f"{len(content)} bytes of type {kind}")
+            raise DataError(f"{len(content)} bytes of type {kind}")
         found: tuple[int, ...] = struct.unpack(
             f"{self.order}{len(content) // 4}{'i' if kind == _INT32 else 'I'}", content
         )
@@ -204,6 +206,6 @@ class _Walk:
         else:
             after = start + size + -size % 8
         if kind not in types or after > end or start + size > after:
-            raise ValueError(f"an element of type {kind} and {size} bytes in a wrong place")
+            raise DataError(f"an element of type {kind} and {size} bytes in a wrong place")
         self.place = after
         return kind, self.content[start : start + size]

@@ -31,6 +31,7 @@ from cascade_clip.data.prepare.archives import (
 )
 from cascade_clip.data.prepare.masks import DetailMasks
 from cascade_clip.data.prepare.recipes import Check, Convert, Download, Recipe, Rule, read_list
+from cascade_clip.errors import DataError, StorageError
 
 Step = Callable[[int, int], None]
 _AHEAD = 8
@@ -86,12 +87,12 @@ def check_download(source: Source, step: Step) -> None:
     )
     size = path.stat().st_size
     if download.size and size != download.size:
-        raise ValueError(f"{path} has {size:,} bytes and should have {download.size:,}: {again}")
+        raise DataError(f"{path} has {size:,} bytes and should have {download.size:,}: {again}")
     kind, _, expected = download.digest.partition(":")
     if expected:
         found = file_digest(path, kind, step)
         if found != expected:
-            raise ValueError(f"{path} has the {kind} {found} and should have {expected}: {again}")
+            raise DataError(f"{path} has the {kind} {found} and should have {expected}: {again}")
 
 
 def prepare_dataset(
@@ -115,7 +116,7 @@ def prepare_dataset(
         OSError: the disk is full, a worker process died.
     """
     if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+        raise DataError(f"workers must be at least 1, got {workers}")
     parts = out / ".prepare" / f"{recipe.name}-parts"
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True, exist_ok=True)
@@ -151,7 +152,7 @@ def check_pairs(out: Path, check: Check) -> int:
     wanted = set(read_list(out / check.listed)) if check.listed else images
     where = out / (check.listed or check.images)
     if len(wanted) < check.count or (check.listed and len(wanted) != check.count):
-        raise ValueError(
+        raise DataError(
             f"{where} has {len(wanted):,} images and must have {check.count:,}: a download is"
             " incomplete or another version"
         )
@@ -178,7 +179,7 @@ def _unpack(source: Source, writer: _Writer) -> None:
     writer.drain()
     for rule in download.rules:
         if counts[rule] < rule.count:
-            raise ValueError(
+            raise DataError(
                 f"{source.path} holds {counts[rule]:,} files {rule.pattern} and should hold"
                 f" {rule.count:,}: it is incomplete or another version; download it again from"
                 f" {download.url}"
@@ -234,7 +235,7 @@ def _detail_tasks(source: Source) -> Iterator[_Task]:
             for identity, image in images.items()
         }
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ValueError(
+        raise DataError(
             f"{source.path} is no PASCAL in Detail file ({type(error).__name__}: {error}); download"
             " it again"
         ) from error
@@ -273,7 +274,7 @@ class _Journal:
         )
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
         if lines and lines[0] != self.header:
-            raise ValueError(
+            raise DataError(
                 f"this output folder was begun from other downloads, {lines[0]}; delete {path} to"
                 " write everything again"
             )
@@ -379,7 +380,7 @@ class _Writer:
             try:
                 future.result()
             except BrokenProcessPool as error:
-                raise OSError(
+                raise StorageError(
                     "a worker process ended (out of memory?); start again, with fewer --workers: it"
                     " goes on where it stopped"
                 ) from error
@@ -404,7 +405,7 @@ def _convert(convert: Convert, payload: Any, path: Path, parts: Path, label: str
     try:
         content = convert(payload)
     except ValueError as error:
-        raise ValueError(f"{label}: {error}") from error
+        raise DataError(f"{label}: {error}") from error
     write_file(path, content, parts)
 
 
@@ -429,7 +430,7 @@ def _names(folder: Path) -> list[str]:
 def _require(missing: set[str], what: str, folder: Path) -> None:
     if missing:
         some = ", ".join(sorted(missing)[:_LISTED])
-        raise ValueError(
+        raise DataError(
             f"{len(missing):,} {what} are not in {folder}:"
             f" {some}{', ...' if len(missing) > _LISTED else ''}"
         )

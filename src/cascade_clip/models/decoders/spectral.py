@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from cascade_clip.config import DecoderConfig
 from cascade_clip.encoders import Grid
+from cascade_clip.errors import SettingError
 
 
 class SpectralValues(nn.Module):
@@ -27,11 +28,11 @@ class SpectralValues(nn.Module):
         super().__init__()
         low = int(config.heads * config.low_share)
         if width % config.heads:
-            raise ValueError(
+            raise SettingError(
                 f"model.decoder.heads must divide the joint width {width}, got {config.heads}"
             )
         if not 0 < low < config.heads:
-            raise ValueError(
+            raise SettingError(
                 f"model.decoder.kind spectral needs a head of each kind, but {low} of"
                 f" {config.heads} are low (low_share {config.low_share})"
             )

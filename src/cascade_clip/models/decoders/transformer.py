@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from cascade_clip.config import DecoderConfig
 from cascade_clip.encoders import Grid
+from cascade_clip.errors import SettingError
 from cascade_clip.ops import attend
 
 
@@ -26,7 +27,7 @@ class MaskAttention(nn.Module):
         """Compare queries and patches of the given width in `heads` heads."""
         super().__init__()
         if width % heads:
-            raise ValueError(
+            raise SettingError(
                 f"model.decoder.heads must divide the joint width {width}, got {heads}"
             )
         self.heads = heads

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cascade_clip.config import read_yaml
+from cascade_clip.errors import SettingError
 
 FOLDER = Path(__file__).parent / "entries"
 Kind = Literal["table", "figure", "question", "count"]
@@ -104,11 +105,11 @@ def find_entries(words: str) -> tuple[Entry, ...]:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}? There are " if close else "choose from "
-            raise ValueError(
+            raise SettingError(
                 f"nothing to reproduce is called {name!r}; {hint}all, {', '.join(known)}"
             )
     if not names:
-        raise ValueError(f"say what to reproduce: all, {', '.join(known)}")
+        raise SettingError(f"say what to reproduce: all, {', '.join(known)}")
     return tuple(known[name] for name in dict.fromkeys(names))
 
 
@@ -124,15 +125,15 @@ def build_entry(key: str, values: Mapping[str, Any]) -> Entry:
     try:
         entry = Entry(key=key, rows=rows, seeds=tuple(given.pop("seeds")), **given)
     except TypeError as error:
-        raise ValueError(f"entry {key}: {error}") from error
+        raise SettingError(f"entry {key}: {error}") from error
     names = [row.name for row in rows]
     if len(set(names)) != len(names):
-        raise ValueError(f"entry {key} names a row twice: {names}")
+        raise SettingError(f"entry {key} names a row twice: {names}")
     wanted = {entry.reference, *(row.against for row in rows)} - {"", *names}
     if wanted:
-        raise ValueError(f"entry {key} compares with rows that do not exist: {sorted(wanted)}")
+        raise SettingError(f"entry {key} compares with rows that do not exist: {sorted(wanted)}")
     if entry.kind not in get_args(Kind):
-        raise ValueError(
+        raise SettingError(
             f"entry {key}: kind must be one of {list(get_args(Kind))}, got {entry.kind!r}"
         )
     return entry
@@ -152,10 +153,10 @@ def _build_row(key: str, values: Mapping[str, Any]) -> Row:
     try:
         return Row(published=published, **{"settings": {}, **given})
     except TypeError as error:
-        raise ValueError(f"entry {key}, row {values.get('name')!r}: {error}") from error
+        raise SettingError(f"entry {key}, row {values.get('name')!r}: {error}") from error
 
 
 def _figures(key: str, values: list[float | None]) -> Figures:
     if len(values) != 3:
-        raise ValueError(f"entry {key}: published figures are S, U and hIoU, got {values}")
+        raise SettingError(f"entry {key}: published figures are S, U and hIoU, got {values}")
     return (values[0], values[1], values[2])

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade_clip.config import Config, DataConfig, InferenceConfig, config_to_dict
+from cascade_clip.errors import SettingError
 from cascade_clip.evaluation import Tallies, figures
 from cascade_clip.research.reproduction.entries import Entry, Row
 from cascade_clip.research.reproduction.settings import World
@@ -147,7 +148,7 @@ def inference_of(world: World, row: Row) -> Inference:
     """
     config = world.config(row)
     if config.evaluation is None:
-        raise ValueError(f"the world {world.name} names no evaluation data")
+        raise SettingError(f"the world {world.name} names no evaluation data")
     return Inference(config.inference, config.evaluation, config.train.protocol)
 
 
@@ -337,7 +338,7 @@ def collect_results(
 ) -> list[Result]:
     """The results of a row that exist already, in the order of the seeds; nothing is trained."""
     if row not in entry.rows:
-        raise ValueError(f"{row.name!r} is no row of {entry.key}")
+        raise SettingError(f"{row.name!r} is no row of {entry.key}")
     return list(_existing(row, world, seeds, out))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade_clip.config import Config, config_from_dict, read_yaml
+from cascade_clip.errors import SettingError
 from cascade_clip.research.reproduction.entries import Row
 
 FOLDER = Path(__file__).parent / "worlds"
@@ -86,7 +87,7 @@ def load_world(name: str, root: str = "") -> World:
         ValueError: no such world.
     """
     if name not in list_worlds():
-        raise ValueError(f"unknown world {name!r}; choose one of {', '.join(list_worlds())}")
+        raise SettingError(f"unknown world {name!r}; choose one of {', '.join(list_worlds())}")
     values = read_yaml(FOLDER / f"{name}.yaml")
     base = merge(values.pop("base"), {"data": {"root": root}} if root else {})
     held_out = values.pop("held_out")

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from cascade_clip.config import ServiceOptions
+from cascade_clip.errors import SettingError
 from cascade_clip.files import load_image
 from cascade_clip.inference import SCENERY, SCENERY_WORD, Predictor
 from cascade_clip.ops import short_side_shape
@@ -131,7 +132,7 @@ def read_words(text: str, limit: int) -> Vocabulary:
         ValueError: none, one twice, more than `limit` words, or too long.
     """
     if len(text) > LONGEST_TEXT:
-        raise ValueError(
+        raise SettingError(
             f"the words have {len(text)} characters; {LONGEST_TEXT} at most are allowed"
         )
     entries = [
@@ -139,9 +140,9 @@ def read_words(text: str, limit: int) -> Vocabulary:
     ]
     count = len(entries) + sum(entry.count(";") + entry.count("=") for entry in entries)
     if count > limit:
-        raise ValueError(f"{count} words are given; {limit} at most are allowed")
+        raise SettingError(f"{count} words are given; {limit} at most are allowed")
     if not entries:
-        raise ValueError("no words given; name at least one, separated by commas")
+        raise SettingError("no words given; name at least one, separated by commas")
     return parse_classes(",".join(entries))
 
 
@@ -178,7 +179,7 @@ def read_picture(file: bytes, limit: int, predictor: Predictor) -> Tensor:
         opened = open_upload(io.BytesIO(file))
     except (OSError, struct.error, LookupError, ArithmeticError):
         # what Pillow's readers raise at damaged headers
-        raise ValueError("this picture file is damaged; save it again") from None
+        raise SettingError("this picture file is damaged; save it again") from None
     with opened as picture:
         width, height = picture.size
         if width * height > limit:

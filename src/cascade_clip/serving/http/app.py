@@ -18,6 +18,8 @@ from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, Any
 
+from cascade_clip.errors import MissingPackageError
+
 try:
     import uvicorn
     from fastapi import FastAPI, File, Form, Request, UploadFile
@@ -37,7 +39,7 @@ try:
 
     from cascade_clip.serving.http.guard import SLOT, Guard, Meter, PatientProtocol
 except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
         "the service needs FastAPI and prometheus_client: pip install 'cascade-clip[serve]'"
     ) from error
 

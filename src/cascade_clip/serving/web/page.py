@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cascade_clip.errors import MissingPackageError, SettingError
 from cascade_clip.serving.web.guard import LOOPBACK, Guard
 from cascade_clip.serving.web.studio import (
     LONGEST_TEXT,
@@ -30,7 +31,9 @@ try:
     import uvicorn
     from fastapi import FastAPI
 except ImportError as error:
-    raise ImportError("the web page needs gradio: pip install 'cascade-clip[web]'") from error
+    raise MissingPackageError(
+        "the web page needs gradio: pip install 'cascade-clip[web]'"
+    ) from error
 
 QUEUE_SIZE = 32
 """Questions that may wait; more are told that the page is busy."""
@@ -175,10 +178,10 @@ def select(shown: Shown | None, event: gr.EventData) -> list[Any]:
     """Status, heat map and legend after a click on an entry of the legend."""
     try:
         if shown is None:
-            raise ValueError("this result is not kept any more; press Segment again")
+            raise SettingError("this result is not kept any more; press Segment again")
         index = event._data.get("index") if isinstance(event._data, dict) else None
         if type(index) is not int:
-            raise ValueError("choose an entry of the legend")
+            raise SettingError("choose an entry of the legend")
         heat, caption = heat_map(shown, index)
     except ValueError as error:
         return [_note(str(error), wrong=True), gr.skip(), gr.skip()]

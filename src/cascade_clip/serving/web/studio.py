@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from cascade_clip.checkpoints import PACKAGED, find_checkpoint, read_record
+from cascade_clip.errors import SettingError
 from cascade_clip.files import load_image
 from cascade_clip.inference import (
     DEFAULT_RUN,
@@ -117,7 +118,9 @@ class Studio:
                 range.
         """
         if not 1 <= max_pixels <= MOST_MAX_PIXELS:
-            raise ValueError(f"the pixel limit must lie in 1..{MOST_MAX_PIXELS}, got {max_pixels}")
+            raise SettingError(
+                f"the pixel limit must lie in 1..{MOST_MAX_PIXELS}, got {max_pixels}"
+            )
         self.folder, self.max_pixels, self.run = folder, max_pixels, run
         self.sources = _name_models([*sources, *(name for name in PACKAGED if name not in sources)])
         self._loaded: dict[str, Predictor] = {}
@@ -138,7 +141,7 @@ class Studio:
             ValueError: a name that is not offered.
         """
         if name not in self.sources:
-            raise ValueError(f"no model {name!r}; choose one of {', '.join(self.sources)}")
+            raise SettingError(f"no model {name!r}; choose one of {', '.join(self.sources)}")
         with self._lock:
             if name not in self._loaded:
                 source, run = self.sources[name], self.run
@@ -158,7 +161,7 @@ class Studio:
         report = progress or (lambda part, text: None)
         started = time.perf_counter()
         if not question.image:
-            raise ValueError("no picture yet: upload one, or choose an example")
+            raise SettingError("no picture yet: upload one, or choose an example")
         vocabulary = parse_words(question.words)
         report(0.1, "loading the model")
         predictor = self.predictor(question.model)
@@ -195,14 +198,14 @@ class Studio:
             width, height = picture.size
             limit = self.max_pixels
             if width * height > limit:
-                raise ValueError(
+                raise SettingError(
                     f"the picture has {width} x {height} pixels, more than the limit of {limit:,};"
                     " make it smaller"
                 )
             if predictor.settings.resize and min(width, height):
                 side = short_side_shape(height, width, predictor.settings.window)
                 if side[0] * side[1] > max(limit, predictor.settings.window**2):
-                    raise ValueError(
+                    raise SettingError(
                         f"a picture of {width} x {height} pixels is too narrow for this model; cut"
                         " it to pieces"
                     )
@@ -219,9 +222,9 @@ def open_upload(path: str | IO[bytes]) -> Image.Image:
     try:
         return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.DecompressionBombError:
-        raise ValueError("the picture has far too many pixels; make it smaller") from None
+        raise SettingError("the picture has far too many pixels; make it smaller") from None
     except (UnidentifiedImageError, SyntaxError, ValueError, EOFError):
-        raise ValueError(
+        raise SettingError(
             "this file is not a picture that can be read: give a PNG, JPEG, WebP, GIF, BMP or TIFF"
             " file"
         ) from None
@@ -235,14 +238,14 @@ def parse_words(text: str) -> Vocabulary:
         ValueError: no name, too many, or one twice.
     """
     if len(text) > LONGEST_TEXT:
-        raise ValueError(
+        raise SettingError(
             f"the class names have {len(text):,} characters; {LONGEST_TEXT:,} at most are allowed"
         )
     entries = [entry for entry in text.replace("\n", ",").split(",") if entry.strip()]
     if not entries:
-        raise ValueError("no class names yet: type some, separated by commas")
+        raise SettingError("no class names yet: type some, separated by commas")
     if len(entries) > MOST_NAMES:
-        raise ValueError(
+        raise SettingError(
             f"{len(entries)} class names are given; {MOST_NAMES} at most are allowed here"
         )
     return parse_classes(",".join(entries))
@@ -268,7 +271,7 @@ def heat_map(shown: Shown, index: int) -> tuple[Image.Image, str]:
         ValueError: there is no such class.
     """
     if not 0 <= index < len(shown.names):
-        raise ValueError("no such class in this result; press Segment again")
+        raise SettingError("no such class in this result; press Segment again")
     scores = shown.maps[index].astype(np.float32)  # (h, w)
     full = Image.fromarray(scores).resize(shown.picture.size, Image.Resampling.BILINEAR)
     # (256, 3)
