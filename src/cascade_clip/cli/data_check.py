@@ -53,7 +53,6 @@ class CheckOptions:
     """Processes that read; 0 reads in this one."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         if self.limit < 0 or self.workers < 0:
             raise SettingError(
                 f"--limit and --workers must be 0 or more, got {self.limit} and {self.workers}"

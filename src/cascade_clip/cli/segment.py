@@ -58,7 +58,6 @@ class SegmentOptions:
     GPUs."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         if self.every < 1:
             raise SettingError(f"--every must be at least 1, got {self.every}")
         if self.actors < 0 or (self.actors and self.engine != "ray"):

@@ -59,7 +59,6 @@ class TrainOptions:
     every event."""
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself."""
         if self.quiet and self.json_lines:
             raise SettingError("--quiet and --json-lines contradict each other; choose one")
         if self.dry_run and self.seeds:

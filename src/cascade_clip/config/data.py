@@ -54,7 +54,6 @@ class DataConfig:
     """Processes that load and augment images."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check(self.size >= 16, f"data.size must be at least 16, got {self.size}")
         check(self.limit >= 0, f"data.limit must be 0 (all) or more, got {self.limit}")
         check(self.workers >= 0, f"data.workers must be 0 or more, got {self.workers}")

@@ -63,7 +63,6 @@ class InferenceConfig:
     every pixel gets a name."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check(self.window >= 1, f"inference.window must be at least 1, got {self.window}")
         sides = (self.window, self.score_size, self.window * max(self.scales, default=1))
         check(

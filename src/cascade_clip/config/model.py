@@ -49,7 +49,6 @@ class PromptConfig:
     random."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check(
             len(self.spectral_blocks) > 0,
             "model.prompts.spectral_blocks is empty; for no spectral prompts set spectral: false",
@@ -81,7 +80,6 @@ class AggregationConfig:
     """Whether the weights of `nga` and `sum` are trained or stay fixed."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check(self.sigma > 0, f"model.aggregation.sigma must be positive, got {self.sigma}")
 
 
@@ -122,7 +120,6 @@ class DecoderConfig:
     lets them learn."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check(
             1 <= self.layers <= 64,
             f"model.decoder.layers must be at least 1 and at most 64, got {self.layers}",
@@ -198,7 +195,6 @@ class ModelConfig:
     """Standard deviation of the red, green and blue input."""
 
     def __post_init__(self) -> None:
-        """Check the stages."""
         check(0 <= self.drop_path < 1, f"model.drop_path must lie in [0, 1), got {self.drop_path}")
         check(
             len(self.stages) > 0,

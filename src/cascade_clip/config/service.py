@@ -40,7 +40,6 @@ class ServiceOptions:
     """Open connections; more are closed at once."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         ranges = {
             "workers": (1, 64), "batch": (0, 64), "queue": (0, 10_000), "max_upload": (1, 1024),
             "max_pixels": (1, MOST_MAX_PIXELS),

@@ -28,7 +28,6 @@ class AugmentConfig:
     """Whether brightness, contrast, saturation and hue are distorted."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check(self.crop >= 1, f"train.augment.crop must be at least 1, got {self.crop}")
         check(
             0 < self.ratio[0] <= self.ratio[1] < math.inf,
@@ -76,7 +75,6 @@ class LossConfig:
     """Number of classes whose full-size mask is held at once; changes memory, never the result."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check(
             self.class_chunk >= 1,
             f"train.loss.class_chunk must be at least 1, got {self.class_chunk}",
@@ -120,7 +118,6 @@ class OptimizerConfig:
     """Part of the learning rate at step 0."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check(
             0 < self.learning_rate < math.inf,
             f"train.optimizer.learning_rate must be positive, got {self.learning_rate}",
@@ -206,7 +203,6 @@ class TrainConfig:
     """Steps between sheets of predictions (`sheets/*.png`); null: a tenth of the run, 0: none."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check(self.steps >= 1, f"train.steps must be at least 1, got {self.steps}")
         check(self.batch_size >= 1, f"train.batch_size must be at least 1, got {self.batch_size}")
         check(self.micro_batch >= 0, f"train.micro_batch must be 0 or more, got {self.micro_batch}")

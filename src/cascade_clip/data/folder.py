@@ -43,9 +43,7 @@ class Sample:
 class HasSamples(Protocol):
     """What `TrainingSet` needs of a data set."""
 
-    def __len__(self) -> int:
-        """Number of samples."""
-        ...
+    def __len__(self) -> int: ...
 
     def sample(self, index: int) -> Sample:
         """One image with its labels."""
@@ -73,7 +71,6 @@ class MaskReader:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        """Make the tables."""
         self.vocabulary = vocabulary
         self.by_color = vocabulary.mask_colors is not None and vocabulary.raw_values is None
         # (65536,), unused where masks are read by colour
@@ -150,7 +147,6 @@ class LabelledFiles(Dataset[Sample]):
         self._reader = MaskReader(vocabulary)
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
@@ -323,11 +319,9 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, dataset: HasSamples, transform: TrainTransform, seed: int = 0) -> None:
-        """Wrap anything that has samples."""
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
     def __len__(self) -> int:
-        """Number of images of the data set."""
         return len(self.dataset)
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -405,7 +399,6 @@ class StepSampler(Sampler[tuple[int, int]]):
         self._start = value
 
     def __len__(self) -> int:
-        """Pairs that are left for this rank."""
         if self.steps == 0:
             raise TypeError("a sampler without end has no length; set steps")
         return max(0, self.steps * self.batch_size - self.start) // self.world

@@ -33,9 +33,7 @@ class LabelledImages(Protocol):
 
     vocabulary: Vocabulary
 
-    def __len__(self) -> int:
-        """Number of images."""
-        ...
+    def __len__(self) -> int: ...
 
     def sample(self, index: int) -> Sample:
         """One image with its labels and its file name."""
@@ -52,7 +50,6 @@ class SandboxScenes:
         self.scene = SceneConfig(size=size)
 
     def __len__(self) -> int:
-        """Number of scenes."""
         return self.count
 
     def sample(self, index: int) -> Sample:

@@ -45,7 +45,6 @@ class Tallies:
     """(N, C): labelled pixels that are of a class or predicted as it."""
 
     def __post_init__(self) -> None:
-        """Check the shapes."""
         if self.intersection.ndim != 2 or self.intersection.shape != self.union.shape:
             raise DataError(
                 f"tallies must both have shape (images, classes), got {self.intersection.shape} and"

@@ -117,7 +117,6 @@ class HeldOut:
         self.table[self.kept] = torch.arange(len(self.kept))
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.dataset)
 
     def sample(self, index: int) -> Sample:

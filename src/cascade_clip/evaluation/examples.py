@@ -85,7 +85,6 @@ class Gallery:
     counts as the worse."""
 
     def __init__(self, keep: int) -> None:
-        """An empty gallery."""
         if keep < 0:
             raise ValueError(f"the number of worst and best images must be 0 or more, got {keep}")
         self.keep = keep

@@ -27,7 +27,6 @@ class ConfusionMatrix:
     """
 
     def __init__(self, classes: int, device: torch.device | str = "cpu") -> None:
-        """An empty matrix of `classes` x `classes`."""
         if classes < 1:
             raise ValueError(f"a confusion matrix needs at least 1 class, got {classes}")
         self.classes = classes
@@ -143,7 +142,6 @@ class Scores:
     """Classes absent from both prediction and labels: they are left out of the means."""
 
     def __post_init__(self) -> None:
-        """Check that there is one entry for each class."""
         if not len(self.names) == len(self.seen) == len(self.iou) == len(self.accuracy):
             raise ValueError(
                 f"{len(self.names)} names need as many entries, got {len(self.seen)},"

@@ -28,7 +28,6 @@ class Ranks:
     """Number of processes."""
 
     def __post_init__(self) -> None:
-        """Check the range."""
         if not 0 <= self.rank < self.world:
             raise SettingError(f"rank must lie in 0..{self.world - 1}, got {self.rank}")
 

@@ -51,7 +51,6 @@ class ExportedPositions(nn.Module):
     """Position embeddings resized inside the graph, for whatever grid comes."""
 
     def __init__(self, source: PositionEmbedding) -> None:
-        """Take the parameter of `source`."""
         super().__init__()
         self.grid = source.grid
         self.positions = source.positions

@@ -68,7 +68,6 @@ class Target:
     """The background policy in words, for reports."""
 
     def __post_init__(self) -> None:
-        """Check that everything counts the same."""
         if self.threshold is not None and not -1 <= self.threshold <= 1:
             raise SettingError(
                 f"the threshold is compared with scores in 0..1, got {self.threshold}"

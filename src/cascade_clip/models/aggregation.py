@@ -52,7 +52,6 @@ class Concatenation(nn.Module):
     """Concatenation along the width and a linear map back to D (our reading of Table 8)."""
 
     def __init__(self, blocks: int, width: int) -> None:
-        """Take `blocks` maps of width D."""
         super().__init__()
         self.linear = nn.Linear(blocks * width, width)
 

@@ -171,7 +171,6 @@ class TextProjection(TextQueries):
     (ZegCLIP's baseline; our reading)."""
 
     def __init__(self, width: int) -> None:
-        """Map width D to D."""
         super().__init__()
         self.linear = nn.Linear(width, width)
 

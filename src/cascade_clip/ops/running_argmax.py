@@ -44,7 +44,6 @@ class RunningBest:
     """(H, W), of the best row"""
 
     def __init__(self) -> None:
-        """Before the first chunk there are no scores."""
         self.count = 0
 
     @property

@@ -45,7 +45,6 @@ class Segmentation:
     """Scores of every class at lower resolution, shape (C, h, w), for heat maps."""
 
     def __post_init__(self) -> None:
-        """Check that everything fits together."""
         if self.labels.ndim != 2 or 0 in self.labels.shape:
             raise ValueError(
                 f"labels must have shape (H, W) with no empty side, got {self.labels.shape}"

@@ -90,7 +90,6 @@ class PretrainConfig:
     """Processes that draw pictures."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         if self.steps < 1 or self.batch_size < 2 or self.save_every < 1 or self.workers < 0:
             raise SettingError(
                 "steps and save_every must be at least 1, batch_size at least 2, workers 0 or"
@@ -107,7 +106,6 @@ class CaptionedPictures(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
     the caption names."""
 
     def __init__(self, config: PretrainConfig, size: int) -> None:
-        """Draw pictures of `size` pixels as `config` says."""
         self.config = config
         self.tokenizer = open_clip.SimpleTokenizer(
             context_length=ARCHITECTURE["text_cfg"]["context_length"]
@@ -116,7 +114,6 @@ class CaptionedPictures(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         self.singles = SceneConfig(size=size)
 
     def __len__(self) -> int:
-        """Pictures of the whole run."""
         return self.config.steps * self.config.batch_size
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -82,7 +82,6 @@ class SceneConfig:
     """A class with a smaller share of the pixels is not named among those present."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that no picture can have."""
         if self.size < 16:
             raise SettingError(f"size must be at least 16 pixels, got {self.size}")
         if not 0 <= self.min_things <= self.max_things <= len(THING_NAMES):

@@ -24,11 +24,9 @@ class HiddenLabels:
     unseen classes either."""
 
     def __init__(self, dataset: LabelledImages, protocol: TrainingProtocol) -> None:
-        """Show `dataset` as `protocol` may see it."""
         self.dataset, self.protocol = dataset, protocol
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.dataset)
 
     def sample(self, index: int) -> Sample:

@@ -105,7 +105,6 @@ class StateSaver(Checkpoint):
     """Saves the state of the run every few steps, and once more when the run is asked to stop."""
 
     def __init__(self, folder: Path, every: int) -> None:
-        """Save into `folder` every `every` steps."""
         self.folder, self.every = folder, every
         self.asked = False
         self.stopped = False

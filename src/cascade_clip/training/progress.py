@@ -264,7 +264,6 @@ class StepEvents(Callback):
     its folder."""
 
     def __init__(self, screen: RunScreen, log: RunLog) -> None:
-        """Write events to `screen`."""
         self.screen, self.run_log = screen, log
 
     def setup(self, trainer: Any, task: Any, stage: str) -> None:

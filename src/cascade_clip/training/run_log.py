@@ -33,7 +33,6 @@ class RunScreen:
     """One mode of output; every line also goes to the log file that is open."""
 
     def __init__(self, mode: Mode = "normal") -> None:
-        """Write to standard output as `mode` says."""
         self.mode = mode
         self.console = Console(quiet=mode != "normal")
         self._failed = False
@@ -134,7 +133,6 @@ class RunLog:
     """`log.txt`, held back until the run has its folder; a resumed run adds to it."""
 
     def __init__(self, path: Path) -> None:
-        """Collect records for `path`."""
         self.path = path
         self.buffer = logging.handlers.MemoryHandler(
             _CAPACITY, flushLevel=logging.CRITICAL + 1, flushOnClose=True

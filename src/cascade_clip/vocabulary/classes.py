@@ -54,7 +54,6 @@ class Vocabulary:
     that every class counts as seen."""
 
     def __post_init__(self) -> None:
-        """Check names, split and colours."""
         check_names(self.names)
         if not len(self.names) == len(self.synonyms) == len(self.colors):
             raise SettingError(
@@ -88,7 +87,6 @@ class Vocabulary:
             check_names(words)
 
     def __len__(self) -> int:
-        """Number of classes."""
         return len(self.names)
 
     @property

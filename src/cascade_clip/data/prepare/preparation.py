@@ -283,7 +283,6 @@ class _Journal:
         self._file: IO[str] = path.open("a", encoding="utf-8", newline="\n")
 
     def __enter__(self) -> _Journal:
-        """Nothing more to do."""
         return self
 
     def __exit__(
@@ -334,7 +333,6 @@ class _Writer:
         self._pool = ProcessPoolExecutor(workers, context, _begin_worker) if workers > 1 else None
 
     def __enter__(self) -> _Writer:
-        """Nothing more to do."""
         return self
 
     def __exit__(

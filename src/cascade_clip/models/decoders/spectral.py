@@ -104,7 +104,6 @@ class SpectralLayer(nn.Module):
     residuals and post-norms."""
 
     def __init__(self, width: int, config: DecoderConfig) -> None:
-        """Build a layer of the given width."""
         super().__init__()
         self.values = SpectralValues(width, config)
         self.output = nn.Linear(width, width)

@@ -74,7 +74,6 @@ class DecoderLayer(nn.Module):
     """Cross attention and feed-forward, each with residual and post-norm."""
 
     def __init__(self, width: int, config: DecoderConfig) -> None:
-        """Build a layer of the given width."""
         super().__init__()
         self.attention = CrossAttention(width, config.heads, config.dropout)
         self.attention_norm = nn.LayerNorm(width)

@@ -83,7 +83,6 @@ class Metrics:
     """Counters in the form of Prometheus."""
 
     def __init__(self, service: Service) -> None:
-        """Watch a service."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._requests = Counter(
@@ -122,7 +121,6 @@ class Service:
     """One predictor with its queue: loading, ready, stopping."""
 
     def __init__(self, load: Callable[[], Predictor], options: ServiceOptions) -> None:
-        """Load the model with `load` when started."""
         self.options, self._load = options, load
         self.slots = Slots(options.queue + options.workers * (options.batch or 1))
         self.metrics = Metrics(self)
@@ -390,7 +388,6 @@ class DrainingServer(uvicorn.Server):
     (503), then stops; on the second at once."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        """Serve `service`."""
         super().__init__(config)
         self.service = service
         self._deadline = math.inf

@@ -25,7 +25,6 @@ class RememberedText(TextEncoder):
     disk."""
 
     def __init__(self, encoder: TextEncoder, size: int) -> None:
-        """Keep `size` lists."""
         super().__init__(encoder.tower, encoder.tokenizer, encoder.fingerprint)
         self.keep = False
         self.remembered = lru_cache(size)(super().embed)

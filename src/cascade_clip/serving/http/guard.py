@@ -39,7 +39,6 @@ class Refusal(Exception):
     """A request that is not let in."""
 
     def __init__(self, status: int, reason: str, retry_after: int | None = None) -> None:
-        """Answer `status` and a line."""
         super().__init__(reason)
         self.status, self.reason, self.retry_after = status, reason, retry_after
 
@@ -48,7 +47,6 @@ class Meter:
     """The outermost layer: tells `report` the path, status and seconds of every request."""
 
     def __init__(self, app: App, report: Callable[[str, int, float], None]) -> None:
-        """Measure `app`."""
         self.app, self.report = app, report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -25,7 +25,6 @@ class Slots:
     """A bounded number of requests that are in the house: waiting, worked on, or being sent."""
 
     def __init__(self, limit: int) -> None:
-        """Allow `limit` of them at once."""
         self.limit = limit
         self.used = 0
         self._lock = threading.Lock()
@@ -48,7 +47,6 @@ class Slot:
     """One place in the house; free again when all who hold it have let go."""
 
     def __init__(self, slots: Slots) -> None:
-        """Be held once."""
         self._slots, self._holders, self._lock = slots, 1, threading.Lock()
 
     def hold(self) -> None:
