@@ -1,7 +1,7 @@
 # make install   a virtual environment in .venv with the package and its development tools
 # make demo      install, then the five-minute tour
 # make test      the fast tests            make test-all   the long ones too
-# make check     style and types
+# make check     style, types and the order of the rooms
 # make trust     measure every promise of docs/trust.md again and write that page (hours, 30 GB); make trust ONLY="faults leaks" for some
 # make test-oldest   the fast tests with the oldest supported version of every dependency, in .venv-oldest (6 GB)
 # make environments  .venv-oldest and an environment for each other supported Python that is found here, as make trust needs them
@@ -31,6 +31,7 @@ check: install
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 trust: environments
 	$(BIN)/python tests/trust/collect.py $(ONLY)
