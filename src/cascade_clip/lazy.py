@@ -13,7 +13,9 @@ def lazy_names(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
 
     def find(name: str) -> Any:
         if name not in places:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            raise AttributeError(
+                f"module {package!r} has no attribute {name!r}; it has {sorted(places)}"
+            )
         module, _, attribute = places[name].partition(":")
         return getattr(importlib.import_module(f"{package}.{module}"), attribute or name)
 

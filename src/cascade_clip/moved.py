@@ -30,11 +30,11 @@ class MovedModules(MetaPathFinder, Loader):
         """Take the usual empty module."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module every name of its room, and say where it is."""
+        """Look every name up in the room, and say where that is."""
         new = MOVED[module.__name__]
         warnings.warn(f"{module.__name__} is now {new}", DeprecationWarning, stacklevel=2)
-        names = vars(importlib.import_module(new)).items()
-        module.__dict__.update({name: value for name, value in names if not name.startswith("_")})
+        room = importlib.import_module(new)
+        module.__dict__["__getattr__"] = lambda name: getattr(room, name)
 
 
 def accept_moved_modules() -> None:
