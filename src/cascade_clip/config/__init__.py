@@ -27,6 +27,7 @@ from cascade_clip.config.values import (
     Precision,
     Protocol,
     Resume,
+    Upsampler,
 )
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "Resume",
     "ServiceOptions",
     "TrainConfig",
+    "Upsampler",
     "config_from_dict",
     "config_to_dict",
     "find_part",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 from cascade_clip.errors import SettingError
@@ -40,7 +40,7 @@ PARTS: dict[str, dict[str, str]] = {
     "protocols": {
         "inductive": "cascade_clip.training.protocols:Inductive",
         "transductive": "cascade_clip.training.protocols:Transductive",
-        "supervised": "cascade_clip.training.protocols:Supervised",
+        "supervised": "cascade_clip.training.protocols:TrainingProtocol",
     },
 }
 """Kind of part, then name, then `module:attribute`."""
@@ -72,11 +72,17 @@ def find_part(kind: str, name: str) -> Any:
     try:
         return added.load()
     except (ImportError, AttributeError) as error:
-        raise SettingError(f"the {noun} {name} ({added.value}) cannot be loaded: {error}") from error
+        raise SettingError(
+            f"the {noun} {name} ({added.value}) cannot be loaded: {error}"
+        ) from error
+
+
+def _added(kind: str) -> dict[str, EntryPoint]:
+    """The parts of other packages, by name."""
+    found = _installed().select(group=f"cascade_clip.{kind}")
+    return {point.name: point for point in found if point.name not in PARTS[kind]}
 
 
 @functools.cache
-def _added(kind: str) -> dict[str, EntryPoint]:
-    """The parts of other packages, by name."""
-    found = entry_points(group=f"cascade_clip.{kind}")
-    return {point.name: point for point in found if point.name not in PARTS[kind]}
+def _installed() -> EntryPoints:
+    return entry_points()  # reads a file of every installed package: once is enough
