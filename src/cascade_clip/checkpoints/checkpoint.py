@@ -33,7 +33,14 @@ from cascade_clip.checkpoints.hub import SCHEME as HUB
 from cascade_clip.checkpoints.hub import download_checkpoint, parse_hub_name
 from cascade_clip.checkpoints.model_card import build_card
 from cascade_clip.config import ClipConfig, Config, config_from_dict, config_to_dict, read_yaml
-from cascade_clip.encoders import LoadedClip, TextEncoder, build_text_encoder, load_clip
+from cascade_clip.encoders import (
+    LoadedClip,
+    TextEncoder,
+    build_text_encoder,
+    fingerprint_weights,
+    load_clip,
+    outline_clip,
+)
 from cascade_clip.errors import CheckpointError, MissingFileError, StorageError
 from cascade_clip.files import exchange, partial_name
 from cascade_clip.models import Segmenter, build_segmenter
@@ -402,13 +409,7 @@ def _compare_stored(
         if not name.startswith(_TEXT) and name != _EMBEDDINGS
     }
     with torch.device("meta"):
-        compare_weights(
-            build_segmenter(
-                config.model, load_clip(dataclasses.replace(settings, tokenizer=False))
-            ),
-            own,
-            folder,
-        )
+        compare_weights(build_segmenter(config.model, outline_clip(settings)), own, folder)
 
 
 def _check_architecture(architecture: Mapping[str, Any], folder: Path) -> None:
@@ -465,8 +466,7 @@ def _load_text(clip: LoadedClip, state: dict[str, Tensor], folder: Path) -> Text
                 f"{folder}: the text tower does not fit: missing {_few(missing)}, unexpected"
                 f" {_few(unexpected)}"
             )
-        # the fingerprint of the weights just loaded
-        encoder = TextEncoder(encoder.tower, encoder.tokenizer)
+        encoder.fingerprint = fingerprint_weights(encoder.tower.state_dict())
     return encoder
 
 

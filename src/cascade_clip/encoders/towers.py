@@ -78,7 +78,7 @@ def build_tower(visual: nn.Module, config: ModelConfig) -> Tower:
     Raises:
         SettingError: there is none.
     """
-    for name in names_of("towers"):
+    for name in reversed(names_of("towers")):  # those of other packages first
         tower = cast("type[Tower]", find_part("towers", name)).adapt(visual, config)
         if tower is not None:
             return tower
