@@ -32,11 +32,12 @@ def run(*words):
         except SystemExit as ended:
             return ended.code, out.getvalue()
 
+photo = sys.argv[1]
 found = {"help": run("train", "--help")[1]}
 for name in ("settings", "tower"):
     for words in (
         ["train", f"{name}.yaml", "--out", name, "--train.device", "cpu", "--quiet"],
-        ["segment", sys.argv[1], "--model", name, "--classes", "tree, sky", "--out", name + "-masks"],
+        ["segment", photo, "--model", name, "--classes", "tree, sky", "--out", name + "-masks"],
     ):
         code, text = run(*words)
         assert code == 0, text

@@ -130,7 +130,7 @@ def _upload(folder: Path, name: HubName, *, private: bool, token: str | None) ->
         )
     except Exception as error:  # the hub client raises many kinds
         raise StorageError(
-            f"cannot upload to {name.repository} on {constants.ENDPOINT} ({first_lines(error)}). Log"
-            " in with `hf auth login` or set HF_TOKEN to a token with write permission"
+            f"cannot upload to {name.repository} on {constants.ENDPOINT} ({first_lines(error)})."
+            " Log in with `hf auth login` or set HF_TOKEN to a token with write permission"
         ) from error
     return str(done.commit_url)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from cascade_clip.errors import SettingError
@@ -84,5 +84,5 @@ def _added(kind: str) -> dict[str, EntryPoint]:
 
 
 @functools.cache
-def _installed() -> EntryPoints:
+def _installed() -> Any:
     return entry_points()  # reads a file of every installed package: once is enough

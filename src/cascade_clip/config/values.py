@@ -16,7 +16,11 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Resume = Literal["never", "auto", "always"]
 
 if TYPE_CHECKING:  # names that other packages add are known only when the program runs
-    Aggregation = Decoder = Protocol = TextEncoder = Upsampler = str
+    Aggregation = str
+    Decoder = str
+    Protocol = str
+    TextEncoder = str
+    Upsampler = str
 else:
     Aggregation = Literal[names_of("aggregations")]
     Decoder = Literal[names_of("decoders")]

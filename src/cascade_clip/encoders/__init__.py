@@ -9,7 +9,7 @@ from cascade_clip.encoders.positions import Grid, PositionEmbedding, resize_posi
 from cascade_clip.encoders.text import TextEncoder, TextTower, build_text_encoder, load_embeddings
 from cascade_clip.encoders.timm_tower import TimmTower
 from cascade_clip.encoders.towers import OpenClipTower, Tower, build_tower
-from cascade_clip.encoders.weights import fingerprint_weights
+from cascade_clip.encoders.weights import fingerprint_weights, read_state
 
 __all__ = [
     "Grid",
@@ -26,5 +26,6 @@ __all__ = [
     "load_clip",
     "load_embeddings",
     "outline_clip",
+    "read_state",
     "resize_positions",
 ]

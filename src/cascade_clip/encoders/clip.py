@@ -29,6 +29,8 @@ from cascade_clip.errors import (
     first_lines,
 )
 
+_IMAGE_SIDE = ("embed_dim", "vision_cfg", "quick_gelu")
+
 Tokenizer = Callable[[list[str]], Tensor]
 
 
@@ -83,9 +85,9 @@ def outline_clip(config: ClipConfig) -> LoadedClip:
     """Build the image tower of a CLIP on the meta device: sizes without values, for which no
     weights are read."""
     folder = find_folder(config.name)
-    settings = _read_settings(folder) if folder is not None else _model_settings(config)
-    # of the text tower nothing is needed
-    settings |= {"text_cfg": {"layers": 1}, "custom_text": False}
+    settings = _model_settings(config) if folder is None else _read_settings(folder)
+    image_side = {name: settings[name] for name in _IMAGE_SIDE if name in settings}
+    settings = {**image_side, "text_cfg": {"layers": 1}}  # as small as can be: it is left out
     with torch.device("meta"):
         return LoadedClip(_build_named(settings).requires_grad_(False).visual, None, None, "")
 
@@ -102,15 +104,18 @@ def _check_finite(model: nn.Module, config: ClipConfig) -> None:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    settings = json.loads((folder / FOLDER_SETTINGS).read_text(encoding="utf-8"))
-    return dict(settings["model_cfg"])
+    try:
+        return dict(json.loads((folder / FOLDER_SETTINGS).read_bytes())["model_cfg"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WeightsError(
+            f"cannot load the CLIP in {folder}: {FOLDER_SETTINGS} is damaged ({first_lines(error)})"
+        ) from error
 
 
 def _load_folder(folder: Path, *, tokenizer: bool) -> tuple[Any, Tokenizer | None, dict[str, Any]]:
-    name = f"local-dir:{folder}"
+    name, settings = f"local-dir:{folder}", _read_settings(folder)
+    _refuse_remote_code(settings.get("text_cfg", {}), name)
     try:
-        settings = _read_settings(folder)
-        _refuse_remote_code(settings.get("text_cfg", {}))
         if not (folder / FOLDER_WEIGHTS[0]).is_file():
             # refuses a pickle with code in it before open_clip opens it
             read_state(folder / FOLDER_WEIGHTS[1])
@@ -128,9 +133,11 @@ def _load_folder(folder: Path, *, tokenizer: bool) -> tuple[Any, Tokenizer | Non
         raise WeightsError(f"cannot load the CLIP in {folder}: {first_lines(error)}") from error
 
 
-def _refuse_remote_code(text: Mapping[str, Any]) -> None:
+def _refuse_remote_code(text: Mapping[str, Any], name: str) -> None:
     if "trust_remote_code" in text.get("tokenizer_kwargs", {}):
-        raise WeightsError("its tokenizer asks to run code of its own (trust_remote_code); refused")
+        raise WeightsError(
+            f"the tokenizer of {name} asks to run code of its own (trust_remote_code); refused"
+        )
 
 
 def _model_settings(config: ClipConfig) -> dict[str, Any]:
@@ -167,7 +174,7 @@ def _find_tokenizer(config: ClipConfig) -> Tokenizer | None:
     if not config.tokenizer:
         return None
     text = (config.architecture or {}).get("text_cfg", {})
-    _refuse_remote_code(text)
+    _refuse_remote_code(text, config.name)
     length, name = text.get("context_length", 77), text.get("hf_tokenizer_name")
     if config.architecture is not None and not name:
         return cast(Tokenizer, open_clip.SimpleTokenizer(context_length=length))

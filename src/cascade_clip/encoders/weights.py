@@ -245,8 +245,6 @@ def load_weights(model: nn.Module, path: Path, config: ClipConfig, *, quick_gelu
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive (a zip that carries code)."""
-    if not zipfile.is_zipfile(path):
-        return False
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())
