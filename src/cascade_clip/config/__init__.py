@@ -17,7 +17,12 @@ from cascade_clip.config.model import (
 )
 from cascade_clip.config.parts import find_part, names_of
 from cascade_clip.config.run import Config
-from cascade_clip.config.serialization import config_from_dict, config_to_dict, read_yaml
+from cascade_clip.config.serialization import (
+    config_from_dict,
+    config_to_dict,
+    differing_settings,
+    read_yaml,
+)
 from cascade_clip.config.service import MEBIBYTE, ServiceOptions
 from cascade_clip.config.train import AugmentConfig, LossConfig, OptimizerConfig, TrainConfig
 from cascade_clip.config.values import (
@@ -57,6 +62,7 @@ __all__ = [
     "Upsampler",
     "config_from_dict",
     "config_to_dict",
+    "differing_settings",
     "find_part",
     "names_of",
     "read_yaml",

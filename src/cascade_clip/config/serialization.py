@@ -67,6 +67,21 @@ def _check_tree(values: Any, path: Path) -> None:
         )
 
 
+def differing_settings(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted names of the settings in which nested plain values differ, with both
+    values; a missing one is None."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in dict.fromkeys((*old, *new)):
+        one, other = old.get(key), new.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found |= differing_settings(one, other, f"{prefix}{key}.")
+        elif one != other:
+            found[f"{prefix}{key}"] = (one, other)
+    return found
+
+
 def config_from_dict(
     kind: type[Settings], values: Mapping[str, Any], where: str = "config"
 ) -> Settings:

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from cascade_clip.config import ModelConfig, PromptConfig, config_from_dict, config_to_dict
+from cascade_clip.config import (
+    ModelConfig,
+    PromptConfig,
+    config_from_dict,
+    config_to_dict,
+    differing_settings,
+)
 from cascade_clip.encoders import LoadedClip, Tower, build_tower, load_clip, outline_clip
 from cascade_clip.errors import SettingError
 from cascade_clip.models.aggregation import build_aggregation
@@ -96,20 +102,19 @@ def find_differences(config: ModelConfig, other: ModelConfig) -> dict[str, tuple
         By setting, such as `decoder.layers`, its two values; empty where the weights fit. Where no
         single setting explains it, every setting that differs.
     """
-    ours, theirs = _leaves(config_to_dict(config)), _leaves(config_to_dict(other))
-    differing = {
-        name: (ours.get(name), theirs.get(name))
-        for name in sorted(ours.keys() | theirs.keys())
-        if not name.startswith("clip.") and ours.get(name) != theirs.get(name)
-    }
+    ours = config_to_dict(config)
+    theirs = config_to_dict(other) | {"clip": ours["clip"]}  # CLIPs are compared by their weights
+    differing = differing_settings(ours, theirs)
+    if not differing:
+        return {}
     clip = outline_clip(config.clip)
     reference = _outline(theirs, clip)
-    if not differing or _outline(ours, clip) == reference:
+    if _outline(ours, clip) == reference:
         return {}
     causes = {
         name: values
         for name, values in differing.items()
-        if _outline(theirs | {name: values[0]}, clip) != reference
+        if _outline(_with_setting(theirs, name, values[0]), clip) != reference
     }
     return causes or differing
 
@@ -117,17 +122,10 @@ def find_differences(config: ModelConfig, other: ModelConfig) -> dict[str, tuple
 def _outline(settings: Mapping[str, Any], clip: LoadedClip) -> dict[str, Any] | str:
     """What the weights of a model are: names, shapes, and the heads and blocks that they belong to;
     for settings that cannot be built, the reason."""
-    nested: dict[str, Any] = {}
-    for name, value in settings.items():
-        *groups, key = name.split(".")
-        place = nested
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[key] = value
     try:
         with torch.device("meta"):
             model = build_segmenter(
-                config_from_dict(ModelConfig, nested, "model"), copy.deepcopy(clip)
+                config_from_dict(ModelConfig, settings, "model"), copy.deepcopy(clip)
             )
     except SettingError as error:
         return str(error)
@@ -139,10 +137,7 @@ def _outline(settings: Mapping[str, Any], clip: LoadedClip) -> dict[str, Any] | 
     }
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        inner = _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {}
-        found |= inner or {prefix + name: value}
-    return found
+def _with_setting(settings: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """Nested settings with another value of the one that `name`, such as `decoder.layers`, is."""
+    group, _, rest = name.partition(".")
+    return {**settings, group: _with_setting(settings[group], rest, value) if rest else value}
