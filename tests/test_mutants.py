@@ -27,12 +27,12 @@ from cascade_clip.models.aggregation import (
     build_aggregation,
     gaussian_weights,
 )
+from cascade_clip.models.decoders.similarity import Similarity
 from cascade_clip.models.decoders.transformer import (
     CrossAttention,
     Decoder,
     DecoderLayer,
     MaskAttention,
-    Similarity,
 )
 from cascade_clip.ops.devices import autocast_type, find_device
 from cascade_clip.ops.resize import resize_image

@@ -45,3 +45,9 @@ class MissingPackageError(CascadeClipError, ImportError):
 
 class NonFiniteError(CascadeClipError, FloatingPointError):
     """A loss or a gradient is NaN or infinite."""
+
+
+def first_lines(error: BaseException) -> str:
+    """Return the first two lines of an error's text as one, or the error's kind without a text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] or type(error).__name__

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from archives import random_clip, write_openai_archive
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, read_record, save_checkpoint
 from cascade_clip.checkpoints.released import import_released
+from cascade_clip.errors import StorageError
 from conftest import (
     TINY_CLIP,
     TINY_MODEL,
@@ -153,7 +154,7 @@ def test_no_folder() -> None:
 def test_a_folder_that_is_no_checkpoint_is_not_replaced(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("years")
-    with pytest.raises(FileExistsError, match="not a checkpoint"):
+    with pytest.raises(StorageError, match="not a checkpoint"):
         save_checkpoint(tmp_path / "precious", load_checkpoint(tiny_folder))
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years"
 

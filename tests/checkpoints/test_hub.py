@@ -421,8 +421,8 @@ def test_the_card_says_where_a_model_comes_from() -> None:
             "Measured on coco-stuff, val, 5000 images, calibration 0.1. `cascade-clip verify`"
             " measures it again."
         ),
-        "| mIoU, seen classes | 41.10 |",
-        "| mIoU, unseen classes | 43.40 |",
+        "| S: mIoU of seen classes | 41.10 |",
+        "| U: mIoU of unseen classes | 43.40 |",
         "- protocol: inductive, steps: 80000, seed: 0",
         "- of these without masks (unseen): grass",
         "- trained on 118287 images, SHA-256 cd34",
@@ -430,7 +430,7 @@ def test_the_card_says_where_a_model_comes_from() -> None:
         'result = cascade_clip.load("me/cascade").segment("photo.jpg", ["cat", "dog", "grass"])',
     ):
         assert line in card.splitlines(), line
-    assert "harmonic" not in card  # no figure, no row
+    assert "| hIoU |" not in card  # no value, no row
     results = ModelCard(card).data.eval_results
     assert results is not None
     assert {entry.dataset_type for entry in results} == {"coco-stuff"}

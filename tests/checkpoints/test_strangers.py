@@ -134,7 +134,8 @@ def test_a_text_tower_of_another_length_is_refused(tmp_path: Path) -> None:
     values["model"]["clip"]["architecture"]["text_cfg"]["context_length"] = 7
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(
-        ValueError, match=r"text tower does not fit: other shapes of \['positional_embedding'"
+        ValueError,
+        match=r"text tower does not fit its settings: .*other shapes \['positional_embedding",
     ):
         load_checkpoint(folder)
 
@@ -283,7 +284,7 @@ def test_pictures_that_start_programs_are_not_read(tmp_path: Path) -> None:
 
 def test_narrow_pictures() -> None:
     """Resizing 8 x 801 to the window would make a million pixels of it."""
-    predictor = load_predictor("mini", device="cpu")
+    predictor = load_predictor("mini-last", device="cpu")  # the cheapest
     assert predictor.segment(np.zeros((8, 800, 3), np.uint8), "sky, sand").labels.shape == (8, 800)
     with pytest.raises(ValueError, match="801 x 8 pixels is narrower than 1 : 100"):
         predictor.segment(np.zeros((8, 801, 3), np.uint8), "sky, sand")

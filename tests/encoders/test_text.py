@@ -187,7 +187,7 @@ def test_without_a_home_directory(
         (np.zeros((2, 9), dtype=np.float32), r"shape \(2, 8\)"),
         (np.zeros((2, 8), dtype=np.int64), "must hold floats"),
         (np.array([object()] * 2), r"not a \.npy file of numbers"),  # a pickle inside is refused
-        (np.full((2, 8), np.inf, dtype=np.float16), "no numbers"),
+        (np.full((2, 8), np.inf, dtype=np.float16), "contains NaN or infinity"),
     ],
 )
 def test_embeddings_that_do_not_fit(tmp_path: Path, array: np.ndarray, message: str) -> None:

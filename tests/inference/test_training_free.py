@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.inference.training_free import parse_clip
-from cascade_clip.models.decoders.transformer import Similarity
+from cascade_clip.models.decoders.similarity import Similarity
 from conftest import TINY_CLIP
 
 SCENES = 24
@@ -202,7 +204,8 @@ def test_siglip_towers_are_refused_in_one_line(mini: Predictor) -> None:
     from cascade_clip.models.backbone import ImageBackbone
 
     with pytest.raises(ValueError, match="needs one of open_clip's own ViT towers"):
-        ImageBackbone(object(), None, None, last_block="sclip")  # type: ignore[arg-type]
+        tower: Any = SimpleNamespace(last_blocks=("standard",))
+        ImageBackbone(tower, None, None, last_block="sclip")
 
 
 def test_flip_and_scales_work_here_too(mini: Predictor) -> None:

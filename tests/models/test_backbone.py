@@ -60,18 +60,27 @@ def test_plain_output_equals_open_clip(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def siglip() -> Segmenter:
-    clip = {"name": "ViT-B-16-SigLIP", "weights": "random", "tokenizer": False}
+def siglip_clip() -> ClipConfig:
+    """SigLIP, whose text side is not used, with a text tower of one layer."""
+    settings = open_clip.get_model_config("ViT-B-16-SigLIP")
+    assert settings is not None
+    text = {**settings["text_cfg"], "layers": 1, "width": 64, "heads": 1, "vocab_size": 8}
+    architecture = {**settings, "text_cfg": text}
+    return ClipConfig("siglip", "random", architecture=architecture, tokenizer=False)
+
+
+@pytest.fixture(scope="module")
+def siglip(siglip_clip: ClipConfig) -> Segmenter:
     config = config_from_dict(
-        ModelConfig, {**PLAIN, "clip": clip, "prompts": {"kind": "deep", "tokens": 2}}
+        ModelConfig, {**PLAIN, "clip": siglip_clip, "prompts": {"kind": "deep", "tokens": 2}}
     )
     return build_segmenter(config).eval()
 
 
-def test_a_timm_trunk_equals_open_clip(siglip: Segmenter) -> None:
+def test_a_timm_trunk_equals_open_clip(siglip: Segmenter, siglip_clip: ClipConfig) -> None:
     """SigLIP has no class token: g is the tower's own pooled embedding, patches are the tokens
     after its last norm."""
-    own = load_clip(ClipConfig(name="ViT-B-16-SigLIP", weights="random", tokenizer=False)).visual
+    own = load_clip(siglip_clip).visual
     images = torch.randn(1, 3, 224, 224)
     backbone = copy.copy(siglip.backbone)
     backbone.prompts, backbone.prompt_norm = None, None

@@ -4,11 +4,12 @@ the encoder it acts."""
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cascade_clip.config import ModelConfig, PromptConfig
 from cascade_clip.config.serialization import config_from_dict
@@ -157,7 +158,7 @@ def test_settings() -> None:
 def test_towers_and_blocks_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="spectral_blocks names block 13, but there are 12"):
         build(spectral_blocks=[1, 13])
-    with pytest.raises(ValueError, match="needs a tower with a class token, not Identity"):
-        build_filter(PromptConfig(spectral=True), cast(Any, nn.Identity()))
+    with pytest.raises(ValueError, match="needs a tower with a class token, not SimpleNamespace"):
+        build_filter(PromptConfig(spectral=True), cast(Any, SimpleNamespace(class_tokens=0)))
     with pytest.raises(ValueError, match="spectral_blocks is empty"):
         config_from_dict(ModelConfig, {"prompts": {"spectral_blocks": []}})

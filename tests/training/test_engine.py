@@ -19,7 +19,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from cascade_clip.config import TrainConfig
+from cascade_clip.config import TrainConfig, find_part
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.training.data_module import TrainingBatches
 from cascade_clip.training.ema import EmaTeacher
@@ -32,7 +32,6 @@ from cascade_clip.training.engine import (
 )
 from cascade_clip.training.fit import SegmentationTask, describe_batch, fit, prepare
 from cascade_clip.training.non_finite import Cause, describe, merge_causes
-from cascade_clip.training.protocols import TrainingProtocol
 from tiny_runs import DROPOUT, largest_gap, tiny_config, weights, write_folders
 
 
@@ -194,7 +193,9 @@ def test_pseudo_labels_below_the_threshold_are_ignored(
     labels = torch.tensor([[[0, 2, 1, -1]]])  # seen, unseen, unseen, ignored
     logits = LOGITS.repeat_interleave(2, dim=-1)  # (1, 3, 1, 4), one patch a pixel
     assert (
-        TrainingProtocol("transductive", SEEN, threshold).targets(labels, logits, 1)[0, 0].tolist()
+        find_part("protocols", "transductive")(SEEN, threshold)
+        .targets(labels, logits, 1)[0, 0]
+        .tolist()
         == expected
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cascade_clip.training.protocols import TrainingProtocol
+from cascade_clip.config import find_part
 
 SEEN = torch.tensor([True, False, True, True, False])
 LABELS = torch.tensor([[[0, 1], [2, 3]], [[4, -1], [1, 0]]])
@@ -26,7 +26,7 @@ LOGITS[:, 0] = 9.0  # a seen class never becomes a pseudo-label
     ],
 )
 def test_targets(protocol: str, expected: list[list[list[int]]]) -> None:
-    assert TrainingProtocol(protocol, SEEN).targets(LABELS, LOGITS, 2).tolist() == expected
+    assert find_part("protocols", protocol)(SEEN).targets(LABELS, LOGITS, 2).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,14 @@ def test_targets(protocol: str, expected: list[list[list[int]]]) -> None:
 )
 def test_queries(protocol: str, rows: list[int]) -> None:
     text = torch.arange(10.0).reshape(5, 2)
-    assert torch.equal(TrainingProtocol(protocol, SEEN).queries(text), text[rows])
+    assert torch.equal(find_part("protocols", protocol)(SEEN).queries(text), text[rows])
 
 
 @pytest.mark.parametrize("protocol", ["inductive", "transductive"])
 def test_which_unseen_class_a_pixel_has_makes_no_difference(protocol: str) -> None:
     scrambled = torch.where(LABELS == 1, 4, torch.where(LABELS == 4, 1, LABELS))
     assert not torch.equal(scrambled, LABELS)
-    rule = TrainingProtocol(protocol, SEEN)
+    rule = find_part("protocols", protocol)(SEEN)
     assert torch.equal(rule.targets(LABELS, LOGITS, 2), rule.targets(scrambled, LOGITS, 2))
 
 
@@ -55,16 +55,22 @@ def test_which_unseen_class_a_pixel_has_makes_no_difference(protocol: str) -> No
 )
 def test_splits_that_make_no_sense(protocol: str, seen: list[bool], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TrainingProtocol(protocol, torch.tensor(seen))
+        find_part("protocols", protocol)(torch.tensor(seen))
 
 
 def test_what_augmentation_may_see() -> None:
     seen = torch.tensor([True, False, True, False])
     labels = torch.tensor([[0, 1, 2], [3, -1, 0]])
-    assert TrainingProtocol("inductive", seen).hide(labels).tolist() == [[0, -1, 2], [-1, -1, 0]]
+    assert find_part("protocols", "inductive")(seen).hide(labels).tolist() == [
+        [0, -1, 2],
+        [-1, -1, 0],
+    ]
     # that it is unseen, not which
-    assert TrainingProtocol("transductive", seen).hide(labels).tolist() == [[0, 1, 2], [1, -1, 0]]
-    assert TrainingProtocol("supervised", seen).hide(labels).tolist() == labels.tolist()
-    assert TrainingProtocol("supervised", torch.tensor([True, True])).hide(
+    assert find_part("protocols", "transductive")(seen).hide(labels).tolist() == [
+        [0, 1, 2],
+        [1, -1, 0],
+    ]
+    assert find_part("protocols", "supervised")(seen).hide(labels).tolist() == labels.tolist()
+    assert find_part("protocols", "supervised")(torch.tensor([True, True])).hide(
         torch.tensor([[1, -1]])
     ).tolist() == [[1, -1]]

@@ -9,7 +9,6 @@ README.md           the same for people
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import importlib.resources
 import json
@@ -33,7 +32,14 @@ from cascade_clip.checkpoints.hub import SCHEME as HUB
 from cascade_clip.checkpoints.hub import download_checkpoint, parse_hub_name
 from cascade_clip.checkpoints.model_card import build_card
 from cascade_clip.config import ClipConfig, Config, config_from_dict, config_to_dict, read_yaml
-from cascade_clip.encoders import LoadedClip, TextEncoder, build_text_encoder, load_clip
+from cascade_clip.encoders import (
+    LoadedClip,
+    TextEncoder,
+    build_text_encoder,
+    fingerprint_weights,
+    load_clip,
+    outline_clip,
+)
 from cascade_clip.errors import CheckpointError, MissingFileError, StorageError
 from cascade_clip.files import exchange, partial_name
 from cascade_clip.models import Segmenter, build_segmenter
@@ -135,13 +141,10 @@ def save_checkpoint(
         }
         save_file(kept, new / WEIGHTS, metadata={"format": "pt"})
         (new / WEIGHTS).chmod(0o644)
-        (new / SETTINGS).write_text(
-            yaml.safe_dump(config_to_dict(checkpoint.config), sort_keys=False), encoding="utf-8"
-        )
-        record = _build_record(checkpoint, full=full)
-        (new / RECORD).write_text(
-            json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        settings = yaml.safe_dump(config_to_dict(checkpoint.config), sort_keys=False)
+        (new / SETTINGS).write_text(settings, encoding="utf-8")
+        record = json.dumps(_build_record(checkpoint, full=full), indent=1, ensure_ascii=False)
+        (new / RECORD).write_text(record + "\n", encoding="utf-8")
         write_card(new, checkpoint)
         if folder.exists():
             if not (folder / RECORD).is_file():
@@ -202,41 +205,37 @@ def load_checkpoint(source: str | Path, clip_weights: str | None = None) -> Chec
     folder = find_checkpoint(source)
     record, config = read_record(folder), read_config(folder)
     state = _read_weights(folder / WEIGHTS)
+    text_state = {
+        name.removeprefix(_TEXT): state.pop(name) for name in list(state) if name.startswith(_TEXT)
+    }
+    text = state.pop(_EMBEDDINGS, None)
+    stored = record["clip_stored"]
     settings = _clip_settings(config, record, clip_weights)
-    if record["clip_stored"]:
-        _compare_stored(config, settings, state, folder)
+    if stored:
+        _check_architecture(settings.architecture or {}, folder)
+    with torch.device("meta"):  # sizes are compared before memory is taken for them
+        outline = build_segmenter(config.model, outline_clip(settings))
+        compare_weights(outline, state, folder, without_tower=not stored)
     clip = load_clip(settings)
-    if not record["clip_stored"] and clip.fingerprint != record["clip_fingerprint"]:
+    if stored:
+        clip = dataclasses.replace(clip, fingerprint=record["clip_fingerprint"])
+    elif clip.fingerprint != record["clip_fingerprint"]:
         raise CheckpointError(
             f"{folder} was trained on another CLIP: its weights have hash"
             f" {record['clip_fingerprint'][:16]}..., those of {config.model.clip.name}"
             f" {clip_weights or config.model.clip.weights} have {clip.fingerprint[:16]}..."
         )
-    if record["clip_stored"]:
-        clip = dataclasses.replace(clip, fingerprint=record["clip_fingerprint"])
-    encoder = _load_text(
-        clip,
-        {name[len(_TEXT) :]: state.pop(name) for name in list(state) if name.startswith(_TEXT)},
-        folder,
-    )
-    text = state.pop(_EMBEDDINGS, None)
-    if not record["clip_stored"]:
-        with torch.device("meta"):  # sizes are compared before memory is taken for them
-            compare_weights(
-                build_segmenter(config.model, _outline(clip)), state, folder, without_tower=True
-            )
+    encoder = _load_text(clip, text_state, folder)
     model = build_segmenter(config.model, clip)
-    load_strictly(model, state, folder, without_tower=not record["clip_stored"])
-    vocabulary = vocabulary_from_dict(record["vocabulary"], str(folder / RECORD))
-    architecture = record.get("clip_architecture") or clip.architecture
+    load_strictly(model, state, folder, without_tower=not stored)
     return Checkpoint(
         model.eval(),
         encoder,
         config,
-        vocabulary,
+        vocabulary_from_dict(record["vocabulary"], str(folder / RECORD)),
         tuple(record["templates"]),
         record["clip_fingerprint"],
-        architecture,
+        record.get("clip_architecture") or clip.architecture,
         text,
         record,
     )
@@ -275,7 +274,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def load_strictly(
-    model: Segmenter, state: Mapping[str, Tensor], source: Path, *, without_tower: bool = False
+    model: nn.Module, state: Mapping[str, Tensor], source: object, *, without_tower: bool = False
 ) -> None:
     """Load weights, naming every key and shape that does not fit."""
     compare_weights(model, state, source, without_tower=without_tower)
@@ -283,9 +282,9 @@ def load_strictly(
 
 
 def compare_weights(
-    model: Segmenter, state: Mapping[str, Tensor], source: Path, *, without_tower: bool = False
+    model: nn.Module, state: Mapping[str, Tensor], source: object, *, without_tower: bool = False
 ) -> None:
-    """Raise ValueError that names every key and shape that does not fit."""
+    """Refuse weights that do not fit, naming every key and shape."""
     own = model.state_dict()
     expected = {name for name in own if not (without_tower and name.startswith(_TOWER))}
     missing, unexpected = sorted(expected - state.keys()), sorted(state.keys() - expected)
@@ -303,18 +302,9 @@ def compare_weights(
 
 def read_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide results."""
-    names = (
-        "cascade-clip",
-        "torch",
-        "torchvision",
-        "open_clip_torch",
-        "lightning",
-        "numpy",
-        "pillow",
-        "safetensors",
-    )
+    names = "cascade-clip torch torchvision open_clip_torch lightning numpy pillow safetensors"
     found = {"python": platform.python_version()}
-    for name in names:
+    for name in names.split():
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -351,7 +341,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def refuse_non_finite(state: Mapping[str, Tensor], source: Path) -> None:
-    """Raise ValueError that names the weights which hold NaN or infinity."""
+    """Refuse weights that contain NaN or infinity, naming them."""
     wrong = [
         name
         for name, tensor in state.items()
@@ -359,8 +349,8 @@ def refuse_non_finite(state: Mapping[str, Tensor], source: Path) -> None:
     ]
     if wrong:
         raise CheckpointError(
-            f"{source} holds values that are no numbers (NaN or infinite) in {_few(wrong)}; get it"
-            " again, or train again"
+            f"{source} contains NaN or infinite weights in {_few(wrong)}; download it again or"
+            " retrain"
         )
 
 
@@ -387,30 +377,6 @@ def _clip_settings(
     return dataclasses.replace(clip, weights=clip_weights)
 
 
-def _compare_stored(
-    config: Config, settings: ClipConfig, state: Mapping[str, Tensor], folder: Path
-) -> None:
-    """See that a model whose CLIP is stored too is as large as its settings say, before memory is
-    taken for it."""
-    try:
-        _check_architecture(settings.architecture or {}, folder)
-    except (TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder} does not describe a CLIP: {error}") from error
-    own = {
-        name: tensor
-        for name, tensor in state.items()
-        if not name.startswith(_TEXT) and name != _EMBEDDINGS
-    }
-    with torch.device("meta"):
-        compare_weights(
-            build_segmenter(
-                config.model, load_clip(dataclasses.replace(settings, tokenizer=False))
-            ),
-            own,
-            folder,
-        )
-
-
 def _check_architecture(architecture: Mapping[str, Any], folder: Path) -> None:
     """Refuse an open_clip configuration that no CLIP has."""
     waiting: list[tuple[str, Any]] = list(architecture.items())
@@ -426,47 +392,28 @@ def _check_architecture(architecture: Mapping[str, Any], folder: Path) -> None:
             raise CheckpointError(
                 f"{folder} describes a CLIP with {name} {value:g}; no CLIP is so large"
             )
-    text = architecture.get("text_cfg", {})
-    width, layers, words = (
-        int(text.get(key, usual))
-        for key, usual in (("width", 512), ("layers", 12), ("vocab_size", 49_408))
-    )
-    size = words * width + 12 * layers * width**2
+    try:
+        text = {
+            "width": 512,
+            "layers": 12,
+            "vocab_size": 49_408,
+            **architecture.get("text_cfg", {}),
+        }
+        width, layers = int(text["width"]), int(text["layers"])
+        size = int(text["vocab_size"]) * width + 12 * layers * width**2
+    except (TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder} does not describe a CLIP: {error}") from error
     if size > LARGEST_TEXT_TOWER:
         raise CheckpointError(
             f"{folder} describes a text tower of {size:,} numbers; no CLIP is so large"
         )
 
 
-def _outline(clip: LoadedClip) -> LoadedClip:
-    """The image tower of a CLIP without its values, for comparing sizes."""
-    memo: dict[int, Any] = {
-        id(value): nn.Parameter(value.to("meta"), requires_grad=False)
-        for value in clip.visual.parameters()
-    }
-    memo |= {id(value): value.to("meta") for value in clip.visual.buffers()}
-    return dataclasses.replace(clip, visual=copy.deepcopy(clip.visual, memo))
-
-
 def _load_text(clip: LoadedClip, state: dict[str, Tensor], folder: Path) -> TextEncoder | None:
     encoder = build_text_encoder(clip)
     if encoder is not None and state:
-        own = encoder.tower.state_dict()
-        other = [
-            name for name, value in state.items() if name in own and own[name].shape != value.shape
-        ]
-        if other:
-            raise CheckpointError(
-                f"{folder}: the text tower does not fit: other shapes of {_few(other)}"
-            )
-        missing, unexpected = encoder.tower.load_state_dict(state, strict=False)
-        if missing or unexpected:
-            raise CheckpointError(
-                f"{folder}: the text tower does not fit: missing {_few(missing)}, unexpected"
-                f" {_few(unexpected)}"
-            )
-        # the fingerprint of the weights just loaded
-        encoder = TextEncoder(encoder.tower, encoder.tokenizer)
+        load_strictly(encoder.tower, state, f"{folder}: the text tower")
+        encoder.fingerprint = fingerprint_weights(encoder.tower.state_dict())
     return encoder
 
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import yaml
 
-from cascade_clip.errors import CheckpointError, MissingFileError
-from cascade_clip.files import file_sha256
+from cascade_clip.errors import CheckpointError, MissingFileError, first_lines
+from cascade_clip.files import is_damaged_blob
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,12 @@ def download_checkpoint(source: str, revision: str | None = None) -> Path:
             f"{name.repository} on the hub is not a whole checkpoint: {missing}"
             f" missing{_unsafe_files(name)}"
         )
-    _check_hash(folder / WEIGHTS)
+    if is_damaged_blob(folder / WEIGHTS):
+        blob = (folder / WEIGHTS).resolve()
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is damaged: its SHA-256 is not {blob.name}; delete {blob} and"
+            " start again"
+        )
     _check_settings(folder / "config.yaml", name)
     return folder
 
@@ -133,7 +138,7 @@ def _fetch(name: HubName) -> Path:
     except Exception as error:  # the hub client raises many kinds
         raise MissingFileError(
             f"no checkpoint at {name.repository}: no such folder here, not in the hub cache, and"
-            f" {constants.ENDPOINT} cannot be reached ({first_line(error)}). HF_ENDPOINT names a"
+            f" {constants.ENDPOINT} cannot be reached ({first_lines(error)}). HF_ENDPOINT names a"
             " mirror; or copy the folder here"
         ) from error
 
@@ -150,15 +155,6 @@ def _check_place(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} is not a proper entry of the hub cache ({outside or folder.name}); delete"
             " it, and do not trust that server"
-        )
-
-
-def _check_hash(weights: Path) -> None:
-    """Compare with the SHA-256 that the hub's cache names large files by."""
-    blob = weights.resolve()
-    if re.fullmatch(r"[0-9a-f]{64}", blob.name) and file_sha256(blob) != blob.name:
-        raise CheckpointError(
-            f"{weights} is damaged: its SHA-256 is not {blob.name}; delete {blob} and start again"
         )
 
 
@@ -190,9 +186,3 @@ def _unsafe_files(name: HubName) -> str:
         if found
         else ""
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The beginning of an error's text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__

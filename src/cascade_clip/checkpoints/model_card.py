@@ -1,5 +1,5 @@
 """The model card of a checkpoint, written from its own record: use, method, licence of every part,
-provenance, figures."""
+provenance, results."""
 
 from __future__ import annotations
 
@@ -24,17 +24,14 @@ KNOWN_LICENCES = (
 """Licences that the hub knows by identifier; any other is `other`."""
 NO_LICENCE = "as the CLIP weights and the training data; none is granted here"
 _LABELS = {metric.key: metric.label for metric in SUMMARY_METRICS}
+_CONTEXT = (
+    "PASCAL VOC images under Flickr's terms of use, PASCAL-Context annotations; see its home page"
+)
 _DATA_LICENCES = {
     "sandbox": "drawn by cascade-clip itself, Apache-2.0",
     "voc": "PASCAL VOC: images under Flickr's terms of use",
-    "context": (
-        "PASCAL VOC images under Flickr's terms of use, PASCAL-Context annotations; see its home"
-        " page"
-    ),
-    "context-released": (
-        "PASCAL VOC images under Flickr's terms of use, PASCAL-Context annotations; see its home"
-        " page"
-    ),
+    "context": _CONTEXT,
+    "context-released": _CONTEXT,
     "coco-stuff": "COCO-Stuff: annotations CC BY 4.0, images under Flickr's terms of use",
     "ade20k": "ADE20K: non-commercial research and education; see its home page",
     "cityscapes": "Cityscapes: its own licence, non-commercial",
@@ -57,23 +54,37 @@ def build_card(
         trained: number of trained parameters.
         repository: OWNER/NAME on the hub; empty for a folder.
     """
-    sections = [
-        f"# {repository.partition('/')[2] or 'Cascade-CLIP checkpoint'}",
-        (
-            "Zero-shot semantic segmentation: one of your own words on every pixel, for classes too"
-            " whose masks were never drawn. A checkpoint of"
-            " [cascade-clip](https://arxiv.org/abs/2406.00670)."
-        ),
-        _use(vocabulary, repository),
-        _method(config, vocabulary, record, trained),
-        "## Licence\n\n" + _table(("part", "licence"), list(licences(config, record).items())),
-        _figures(record),
-        _provenance(record),
-    ]
-    return (
-        f"---\n{_metadata(config, record, repository)}\n---\n\n"
-        + "\n\n".join(section for section in sections if section)
-        + "\n"
+    from jinja2 import ChainableUndefined, Environment, PackageLoader
+
+    clip, results = config.model.clip, _summary(record)
+    evaluation = record.get("evaluation") or {}
+    measured = [_data_title(record)[0]]
+    if results and evaluation.get("images"):
+        measured.append(f"{evaluation['images']} images")
+    if results and evaluation.get("calibration") is not None:
+        measured.append(f"calibration {evaluation['calibration']:g}")
+    page = Environment(
+        loader=PackageLoader("cascade_clip.checkpoints"),
+        undefined=ChainableUndefined,  # records of older versions hold less
+        autoescape=False,  # it is Markdown
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    page.filters |= {"some": _some, "cell": lambda text: text.replace("|", "\\|")}
+    return page.get_template("model_card.md").render(
+        metadata=_metadata(config, record, repository),
+        title=repository.partition("/")[2],
+        source=repository or "FOLDER",
+        names=vocabulary.names,
+        unseen=vocabulary.unseen,
+        record=record,
+        clip=_clip_name(clip),
+        stages=[list(stage) for stage in config.model.stages],
+        trained=trained,
+        train=config.train,
+        licences=licences(config, record),
+        measured=measured,
+        results=[(_LABELS[key], value) for key, value in results.items()],
     )
 
 
@@ -127,92 +138,6 @@ def _metadata(config: Config, record: Mapping[str, Any], repository: str) -> str
     return str(data.to_yaml()).strip()
 
 
-def _use(vocabulary: Vocabulary, repository: str) -> str:
-    source = repository or "FOLDER"
-    names = ", ".join(f'"{name}"' for name in vocabulary.names[:3])
-    lines = (
-        "## Use",
-        "",
-        "    pip install cascade-clip",
-        (
-            f"    cascade-clip segment photo.jpg --model {source} --classes"
-            f' "{", ".join(vocabulary.names[:3])}"'
-        ),
-        "",
-        "```python",
-        "import cascade_clip",
-        f'result = cascade_clip.load("{source}").segment("photo.jpg", [{names}])',
-        'result.overlay("photo.jpg").save("overlay.png")',
-        "```",
-        "",
-        (
-            "Files: `model.safetensors`, `config.yaml`, `checkpoint.json`. Nothing in them is"
-            " executed."
-        ),
-    )
-    return "\n".join(lines)
-
-
-def _method(config: Config, vocabulary: Vocabulary, record: Mapping[str, Any], trained: int) -> str:
-    model, train = config.model, config.train
-    stored = "stored here" if record.get("clip_stored") else "not stored here"
-    protocol, seed = record.get("protocol", train.protocol), train.seed
-    lines = [
-        "## Model",
-        "",
-        (
-            f"- CLIP: {_clip_name(model.clip)} ({stored}), SHA-256 of its weights"
-            f" {record.get('clip_fingerprint') or 'unknown'}"
-        ),
-        f"- stages: {[list(stage) for stage in model.stages]}, {trained:,} trained parameters",
-        f"- protocol: {protocol}, steps: {record.get('steps', 'unknown')}, seed: {seed}",
-        f"- {len(vocabulary.names)} class names in training: {_some(vocabulary.names)}",
-        f"- of these without masks (unseen): {_some(vocabulary.unseen) or 'none'}",
-    ]
-    return "\n".join(lines)
-
-
-def _figures(record: Mapping[str, Any]) -> str:
-    found = _summary(record)
-    if not found:
-        return "## Figures\n\nThis checkpoint was not evaluated."
-    evaluation = record["evaluation"]
-    notes = [f"Measured on {_data_title(record)[0]}"]
-    if evaluation.get("images"):
-        notes.append(f"{evaluation['images']} images")
-    if evaluation.get("calibration") is not None:
-        notes.append(f"calibration {evaluation['calibration']:g}")
-    rows = [(_LABELS[key], f"{100 * value:.2f}") for key, value in found.items()]
-    again = "`cascade-clip verify` measures it again."
-    return f"## Figures\n\n{', '.join(notes)}. {again}\n\n{_table(('figure', '%'), rows)}"
-
-
-def _provenance(record: Mapping[str, Any]) -> str:
-    versions = record.get("versions", {})
-    text = (
-        f"saved {record.get('saved', 'at an unknown time')} by cascade-clip"
-        f" {versions.get('cascade-clip')}, torch {versions.get('torch')}"
-    )
-    lines = ["## Provenance", "", f"- {text}"]
-    if record.get("imported_from"):
-        lines.append(f"- imported from the state dict {record['imported_from']}")
-    run = record.get("run")
-    if isinstance(run, dict):
-        data, starts = run.get("data", {}), run.get("starts", [])
-        lines.append(
-            f"- trained on {data.get('images', 'an unknown number of')} images, SHA-256"
-            f" {data.get('sha256', 'unknown')}"
-        )
-        for start in starts:
-            hardware, git = start.get("hardware") or {}, start.get("git") or {}
-            machine = ", ".join(
-                hardware.get("gpus") or [str(hardware.get("cpu", "unknown machine"))]
-            )
-            commit = f", commit {git['commit']}" if git.get("commit") else ""
-            lines.append(f"- {start.get('time')}: `{start.get('command')}` on {machine}{commit}")
-    return "\n".join(lines)
-
-
 def _summary(record: Mapping[str, Any]) -> dict[str, float]:
     """The stored figures that are numbers."""
     evaluation = record.get("evaluation")
@@ -252,13 +177,6 @@ def _data_licence(data: DataConfig, record: Mapping[str, Any]) -> str:
         return "none was used"
     name = data.name if data.name != "folder" else data.classes
     return _DATA_LICENCES.get(name, "own images and masks; see who published this model")
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
 
 
 def _some(names: Sequence[str], count: int = 60) -> str:

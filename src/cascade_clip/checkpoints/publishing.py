@@ -17,10 +17,9 @@ from cascade_clip.checkpoints.hub import (
     FILES,
     HubName,
     download_checkpoint,
-    first_line,
     parse_hub_name,
 )
-from cascade_clip.errors import CheckpointError, StorageError
+from cascade_clip.errors import CheckpointError, StorageError, first_lines
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -131,7 +130,7 @@ def _upload(folder: Path, name: HubName, *, private: bool, token: str | None) ->
         )
     except Exception as error:  # the hub client raises many kinds
         raise StorageError(
-            f"cannot upload to {name.repository} on {constants.ENDPOINT} ({first_line(error)}). Log"
-            " in with `hf auth login` or set HF_TOKEN to a token with write permission"
+            f"cannot upload to {name.repository} on {constants.ENDPOINT} ({first_lines(error)})."
+            " Log in with `hf auth login` or set HF_TOKEN to a token with write permission"
         ) from error
     return str(done.commit_url)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from cascade_clip.checkpoints.checkpoint import (
@@ -28,11 +29,11 @@ from cascade_clip.encoders import (
     fingerprint_weights,
     load_clip,
     load_embeddings,
+    read_state,
 )
 from cascade_clip.errors import CheckpointError, MissingFileError
-from cascade_clip.files import read_pickle
 from cascade_clip.models import Segmenter, build_segmenter
-from cascade_clip.vocabulary import Vocabulary, default_templates, load_templates, load_vocabulary
+from cascade_clip.vocabulary import default_templates, load_templates, load_vocabulary
 
 _LAYER = r"decode_head\.(?:cascade_decoders\.(\d+)|decoder_1)\.layers\.(\d+)\."
 _DEAD = re.compile(_LAYER + r"self_attn\.|" + _LAYER + r"norm1\.|decode_head\.loss_decode\.")
@@ -53,38 +54,19 @@ _LAST_PARTS = {"multihead_attn.q": "mask_attention.query", "multihead_attn.k": "
 
 
 def read_released(path: Path) -> dict[str, Tensor]:
-    """The state dict in a released `.pth` (or `.safetensors`) file; pickles are read with
-    `weights_only`.
+    """Read the state dict in a released `.pth` or `.safetensors` file; nothing in it is executed.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not a state dict; a pickle that holds more than
-            tensors.
+        MissingFileError: no such file.
+        CheckpointError: damaged, not a state dict, or a pickle that holds more than tensors.
     """
     if not path.is_file():
         raise MissingFileError(f"no file {path}")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is truncated or damaged ({error})") from error
     try:
-        loaded = read_pickle(path)
-    except ValueError as error:
+        state = read_state(path)
+    except (ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a plain PyTorch state dict: {error}") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
-    if (
-        not isinstance(state, Mapping)
-        or not state
-        or not all(isinstance(tensor, Tensor) for tensor in state.values())
-    ):
-        raise CheckpointError(
-            f"{path} holds no state dict: a mapping of names to tensors is expected, alone or under"
-            " `state_dict`"
-        )
-    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def convert_released(
@@ -191,16 +173,18 @@ def import_released(
             f"{config_file} must name the class list: data.classes, and data.unseen for the split"
         )
     vocabulary = load_vocabulary(config.data.classes, config.data.unseen)
-    clip = load_clip(_random(config, tokenizer=bool(text_state)).model.clip)
+    clip = load_clip(
+        dataclasses.replace(config.model.clip, weights="random", tokenizer=bool(text_state))
+    )
     if clip.text is not None:
         _load_text(clip, text_state, file)
     encoder = build_text_encoder(clip)
     model = build_segmenter(config.model, clip)
     load_strictly(model, state, file)
     fingerprint = _matching_fingerprint(config, model, text_state) if match_clip else ""
-    text = None
-    if encoder is None and not fingerprint:
-        text = _stored_embeddings(config, vocabulary, model.joint_width)
+    text, given = None, config.data.text_embeddings
+    if encoder is None and not fingerprint and given:
+        text = load_embeddings(Path(given), len(vocabulary.names), model.joint_width)
     record = {
         "imported_from": file.name,
         "protocol": config.train.protocol,
@@ -228,11 +212,6 @@ _LICENCE = (
 )
 
 
-def _random(config: Config, *, tokenizer: bool) -> Config:
-    clip = dataclasses.replace(config.model.clip, weights="random", tokenizer=tokenizer)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, clip=clip))
-
-
 def _load_text(clip: LoadedClip, state: Mapping[str, Tensor], file: Path) -> None:
     assert clip.text is not None
     target = clip.text
@@ -250,12 +229,6 @@ def _load_text(clip: LoadedClip, state: Mapping[str, Tensor], file: Path) -> Non
         )
 
 
-def _stored_embeddings(config: Config, vocabulary: Vocabulary, width: int) -> Tensor | None:
-    if not config.data.text_embeddings:
-        return None
-    return load_embeddings(Path(config.data.text_embeddings), len(vocabulary.names), width)
-
-
 def _matching_fingerprint(
     config: Config, model: Segmenter, text_state: Mapping[str, Tensor]
 ) -> str:
@@ -271,8 +244,6 @@ def _matching_fingerprint(
         name in text and torch.equal(text[name], tensor.float())
         for name, tensor in text_state.items()
     )
-    named = build_segmenter(config.model, clip).backbone.tower.state_dict()
-    same_tower = fingerprint_weights(named) == fingerprint_weights(
-        model.backbone.tower.state_dict()
-    )
-    return clip.fingerprint if same_tower and same_text else ""
+    towers = (build_segmenter(config.model, clip).backbone.tower, model.backbone.tower)
+    own, imported = (fingerprint_weights(tower.state_dict()) for tower in towers)
+    return clip.fingerprint if own == imported and same_text else ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 
 from cascade_clip.cli.terminal import console, progress_bar, say
-from cascade_clip.config import DataConfig, DataName, InferenceConfig
+from cascade_clip.config import DataConfig, DataName, InferenceConfig, Upsampler
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
 
@@ -78,7 +78,7 @@ class InferenceOptions:
     combine: Literal["sum", "confidence"] | None = None
     """How stages become one mask: `sum`, or weighted at every patch by `confidence`; by default the
     checkpoint's."""
-    upsampler: Literal["bilinear", "guided"] | None = None
+    upsampler: Upsampler | None = None
     """How masks go from patches to pixels: `bilinear`, or `guided` by the colours of the image; by
     default the checkpoint's."""
     guide_radius: int | None = None

@@ -151,29 +151,12 @@ def start_from(config: Config, source: str) -> Config:
 
 
 def _shape_differences(model: ModelConfig, start: ModelConfig) -> list[str]:
-    """The settings that decide which weights there are, where two models differ in them."""
-    pairs = {
-        "stages": (model.stages, start.stages),
-        "position_grid": (model.position_grid, start.position_grid),
-        "queries": (model.queries, start.queries),
-        "prompts.kind": (model.prompts.kind, start.prompts.kind),
-        "prompts.tokens": (model.prompts.tokens, start.prompts.tokens),
-        "prompts.spectral": (model.prompts.spectral, start.prompts.spectral),
-        "decoder.kind": (model.decoder.kind, start.decoder.kind),
-        "decoder.low_share": (model.decoder.low_share, start.decoder.low_share),
-        "decoder.layers": (model.decoder.layers, start.decoder.layers),
-        "decoder.heads": (model.decoder.heads, start.decoder.heads),
-        "decoder.feedforward": (model.decoder.feedforward, start.decoder.feedforward),
-        "aggregation.kind": (model.aggregation.kind, start.aggregation.kind),
-    }
-    values = {
-        name: tuple(config_to_dict({"": value})[""] for value in pair)
-        for name, pair in pairs.items()
-    }
+    """The settings because of which the weights of one model do not fit the other."""
+    from cascade_clip.models import find_differences
+
     return [
         f"model.{name} is {ours}, the checkpoint has {theirs}"
-        for name, (ours, theirs) in values.items()
-        if ours != theirs
+        for name, (ours, theirs) in find_differences(model, start).items()
     ]
 
 

@@ -15,8 +15,14 @@ from cascade_clip.config.model import (
     ProjectionConfig,
     PromptConfig,
 )
+from cascade_clip.config.parts import find_part, names_of
 from cascade_clip.config.run import Config
-from cascade_clip.config.serialization import config_from_dict, config_to_dict, read_yaml
+from cascade_clip.config.serialization import (
+    config_from_dict,
+    config_to_dict,
+    differing_settings,
+    read_yaml,
+)
 from cascade_clip.config.service import MEBIBYTE, ServiceOptions
 from cascade_clip.config.train import AugmentConfig, LossConfig, OptimizerConfig, TrainConfig
 from cascade_clip.config.values import (
@@ -26,6 +32,7 @@ from cascade_clip.config.values import (
     Precision,
     Protocol,
     Resume,
+    Upsampler,
 )
 
 __all__ = [
@@ -52,7 +59,11 @@ __all__ = [
     "Resume",
     "ServiceOptions",
     "TrainConfig",
+    "Upsampler",
     "config_from_dict",
     "config_to_dict",
+    "differing_settings",
+    "find_part",
+    "names_of",
     "read_yaml",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cascade_clip.config.values import check
+from cascade_clip.config.values import check_least
 
 DataName = Literal[
     "folder", "sandbox", "voc", "coco-stuff", "context", "context-released", "ade20k", "cityscapes"
@@ -54,6 +54,4 @@ class DataConfig:
     """Processes that load and augment images."""
 
     def __post_init__(self) -> None:
-        check(self.size >= 16, f"data.size must be at least 16, got {self.size}")
-        check(self.limit >= 0, f"data.limit must be 0 (all) or more, got {self.limit}")
-        check(self.workers >= 0, f"data.workers must be 0 or more, got {self.workers}")
+        check_least("data", self, size=16, limit=0, workers=0)

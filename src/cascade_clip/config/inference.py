@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from cascade_clip.config.values import Precision, check
+from cascade_clip.config.values import (
+    Precision,
+    Upsampler,
+    check,
+    check_least,
+    check_part,
+    check_positive,
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +23,7 @@ class InferenceConfig:
     """Side of the square window, in pixels of the resized image."""
     stride: int = 426
     """Step between windows; the last one in each direction is shifted back inside the image."""
-    upsampler: Literal["bilinear", "guided"] = "bilinear"
+    upsampler: Upsampler = "bilinear"
     """How mask logits go from patches to pixels. `bilinear`: as published; `guided`: a guided
     filter, which lets borders of masks follow borders of colours (fast form: fitted at patch
     resolution, applied to every pixel; nothing is trained)."""
@@ -63,7 +69,10 @@ class InferenceConfig:
     every pixel gets a name."""
 
     def __post_init__(self) -> None:
-        check(self.window >= 1, f"inference.window must be at least 1, got {self.window}")
+        check_part("upsamplers", self.upsampler, "inference.upsampler")
+        check_least("inference", self, window=1, guide_radius=1, class_chunk=1, window_batch=1)
+        check_least("inference", self, max_memory=0)
+        check_positive("inference", self, "guide_epsilon")
         sides = (self.window, self.score_size, self.window * max(self.scales, default=1))
         check(
             min(sides) >= 0 and max(sides) <= 16384,
@@ -74,30 +83,10 @@ class InferenceConfig:
             f"inference.stride must lie in 1..window ({self.window}), got {self.stride}",
         )
         check(
-            self.guide_radius >= 1,
-            f"inference.guide_radius must be at least 1, got {self.guide_radius}",
-        )
-        check(
-            0 < self.guide_epsilon < math.inf,
-            f"inference.guide_epsilon must be positive, got {self.guide_epsilon}",
-        )
-        check(
-            self.class_chunk >= 1,
-            f"inference.class_chunk must be at least 1, got {self.class_chunk}",
-        )
-        check(
-            self.max_memory >= 0,
-            f"inference.max_memory must be 0 (unset) or more mebibytes, got {self.max_memory}",
-        )
-        check(
             len(self.scales) > 0 and min(self.scales) > 0,
             f"inference.scales must be positive numbers, got {list(self.scales)}",
         )
         check(
             self.threshold is None or -1 <= self.threshold <= 1,
             f"inference.threshold must lie in -1..1, got {self.threshold}",
-        )
-        check(
-            self.window_batch >= 1,
-            f"inference.window_batch must be at least 1, got {self.window_batch}",
         )

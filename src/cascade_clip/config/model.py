@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cascade_clip.config.values import IMAGENET_MEAN, IMAGENET_STD, check
+from cascade_clip.config.values import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Aggregation,
+    Decoder,
+    TextEncoder,
+    check,
+    check_least,
+    check_part,
+    check_positive,
+    check_range,
+    check_share,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,11 @@ class ClipConfig:
     trust the file unseen."""
     tokenizer: bool = True
     """Whether the text tower is loaded. Without it text embeddings must be given as arrays."""
+    text_encoder: TextEncoder = "clip"
+    """What turns prompts into text embeddings. `clip`: CLIP's own text tower."""
+
+    def __post_init__(self) -> None:
+        check_part("text_encoders", self.text_encoder, "model.clip.text_encoder")
 
 
 @dataclass(frozen=True)
@@ -62,16 +79,14 @@ class PromptConfig:
             f"model.prompts.tokens is at least 1 and at most 4096, got {self.tokens}; for none set"
             " kind: none",
         )
-        check(
-            0 <= self.dropout < 1, f"model.prompts.dropout must lie in [0, 1), got {self.dropout}"
-        )
+        check_share("model.prompts", self, "dropout")
 
 
 @dataclass(frozen=True)
 class AggregationConfig:
     """How the blocks of a stage become one feature map (paper section 3.3, Table 8)."""
 
-    kind: Literal["nga", "sum", "concat", "attention"] = "nga"
+    kind: Aggregation = "nga"
     """`nga`: neighbourhood Gaussian aggregation; `sum`: equal weights; `concat`: concatenation +
     linear; `attention`: across blocks."""
     sigma: float = 1.0
@@ -80,7 +95,8 @@ class AggregationConfig:
     """Whether the weights of `nga` and `sum` are trained or stay fixed."""
 
     def __post_init__(self) -> None:
-        check(self.sigma > 0, f"model.aggregation.sigma must be positive, got {self.sigma}")
+        check_part("aggregations", self.kind, "model.aggregation.kind")
+        check_positive("model.aggregation", self, "sigma")
 
 
 @dataclass(frozen=True)
@@ -98,7 +114,7 @@ class ProjectionConfig:
 class DecoderConfig:
     """The text-image decoder that every stage has of its own (paper section 3.2)."""
 
-    kind: Literal["transformer", "spectral", "similarity"] = "transformer"
+    kind: Decoder = "transformer"
     """`transformer`: the paper's trained decoder; `spectral`: SPT-SEG's; `similarity`: nothing
     trained, the softmax over class names of CLIP's own similarity."""
     layers: int = 3
@@ -119,35 +135,21 @@ class DecoderConfig:
     a random direction, often all of them, start silent and without gradient; a leak (our guard)
     lets them learn."""
 
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of a decoder that another package adds, by name."""
+
     def __post_init__(self) -> None:
-        check(
-            1 <= self.layers <= 64,
-            f"model.decoder.layers must be at least 1 and at most 64, got {self.layers}",
-        )
-        check(
-            1 <= self.feedforward <= 65536,
-            f"model.decoder.feedforward must lie in 1..65536, got {self.feedforward}",
-        )
-        check(self.heads >= 1, f"model.decoder.heads must be at least 1, got {self.heads}")
-        check(
-            0 <= self.dropout < 1, f"model.decoder.dropout must lie in [0, 1), got {self.dropout}"
-        )
-        check(self.window >= 1, f"model.decoder.window must be at least 1, got {self.window}")
+        check_part("decoders", self.kind, "model.decoder.kind")
+        check_range("model.decoder", self, layers=(1, 64), feedforward=(1, 65536))
+        check_least("model.decoder", self, heads=1, window=1)
+        check_share("model.decoder", self, "dropout", "gate_leak")
         check(
             0 < self.low_share < 1,
             f"model.decoder.low_share must lie between 0 and 1, got {self.low_share}",
         )
-        check(
-            0 <= self.gate_leak < 1,
-            f"model.decoder.gate_leak must lie in [0, 1), got {self.gate_leak}",
-        )
 
 
 LastBlock = Literal["standard", "maskclip", "sclip", "clearclip"]
-
-
-def _default_stages() -> tuple[tuple[int, ...], ...]:
-    return ((6, 7, 8), (9, 10, 11), (12,))
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class ModelConfig:
     """The CLIP underneath; always frozen."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
     """Visual prompt tokens."""
-    stages: tuple[tuple[int, ...], ...] = field(default_factory=_default_stages)
+    stages: tuple[tuple[int, ...], ...] = ((6, 7, 8), (9, 10, 11), (12,))
     """Blocks of every stage, counted from 1. `[[12]]` is ZegCLIP; `[[6,7,8],[9,10,11],[12]]` the
     published cascade. Stages may share blocks and may be equal: each has a decoder of its own."""
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
@@ -195,7 +197,7 @@ class ModelConfig:
     """Standard deviation of the red, green and blue input."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.drop_path < 1, f"model.drop_path must lie in [0, 1), got {self.drop_path}")
+        check_share("model", self, "drop_path")
         check(
             len(self.stages) > 0,
             "model.stages is empty; name at least one stage, for example [[12]]",

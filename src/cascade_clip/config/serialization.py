@@ -13,13 +13,8 @@ from typing import Any, Literal, TypeVar, cast
 
 import yaml
 
+from cascade_clip.config.values import check
 from cascade_clip.errors import MissingFileError, SettingError
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise SettingError(message)
-
 
 Settings = TypeVar("Settings")
 
@@ -29,14 +24,8 @@ LARGEST_TREE = 100_000
 """Values in a settings file at most, each counted as often as the file refers to it."""
 
 _short = reprlib.Repr()
-(
-    _short.maxlevel,
-    _short.maxlist,
-    _short.maxtuple,
-    _short.maxdict,
-    _short.maxstring,
-    _short.maxother,
-) = (3, 20, 20, 20, 120, 120)
+_short.maxlevel, _short.maxstring, _short.maxother = 3, 120, 120
+_short.maxlist = _short.maxtuple = _short.maxdict = 20
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -47,7 +36,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise MissingFileError(f"no settings file {path}")
-    _check(
+    check(
         path.stat().st_size <= LARGEST_FILE,
         f"{path} is no settings file: it has {path.stat().st_size:,} bytes",
     )
@@ -56,7 +45,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(content.decode("utf-8")) or {}
     except Exception as error:  # damaged text and odd tags raise many kinds
         raise SettingError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
-    _check(
+    check(
         isinstance(values, dict),
         f"{path} must hold a mapping of settings, got {type(values).__name__}",
     )
@@ -69,18 +58,28 @@ def _check_tree(values: Any, path: Path) -> None:
     waiting, count = [values], 0
     while waiting:
         item = waiting.pop()
-        waiting += (
-            list(item.values())
-            if isinstance(item, dict)
-            else list(item)
-            if isinstance(item, (list, tuple, set))
-            else []
-        )
+        if isinstance(item, (dict, list, tuple, set)):
+            waiting += item.values() if isinstance(item, dict) else item
         count += 1
-        _check(
+        check(
             count + len(waiting) <= LARGEST_TREE,
             f"{path} is no settings file: it stands for more than {LARGEST_TREE:,} values",
         )
+
+
+def differing_settings(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted names of the settings in which nested plain values differ, with both
+    values; a missing one is None."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in dict.fromkeys((*old, *new)):
+        one, other = old.get(key), new.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found |= differing_settings(one, other, f"{prefix}{key}.")
+        elif one != other:
+            found[f"{prefix}{key}"] = (one, other)
+    return found
 
 
 def config_from_dict(
@@ -92,14 +91,14 @@ def config_from_dict(
         ValueError: an unknown key or a value of the wrong type; the message says where and what is
             allowed.
     """
-    _check(
+    check(
         isinstance(values, Mapping),
         f"{where} must be a mapping of settings, got {type(values).__name__}",
     )
     hints = typing.get_type_hints(kind)
     names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
-        _check(
+        check(
             key in names, f"unknown setting {where}.{str(key)[:80]}; choose one of {sorted(names)}"
         )
     return kind(
@@ -129,11 +128,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:
-            _check(type(None) in arguments, f"{where} must not be null")
+            check(type(None) in arguments, f"{where} must not be null")
             return None
         return _convert(next(item for item in arguments if item is not type(None)), value, where)
     if origin is Literal:
-        _check(
+        check(
             value in arguments,
             f"{where} must be one of {list(arguments)}, got {_short.repr(value)}",
         )
@@ -146,7 +145,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    _check(
+    check(
         isinstance(value, Sequence) and not isinstance(value, str),
         f"{where} must be a list, got {_short.repr(value)}",
     )
@@ -154,7 +153,7 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[
         return tuple(
             _convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)
         )
-    _check(
+    check(
         len(value) == len(arguments),
         f"{where} must have {len(arguments)} entries, got {_short.repr(value)}",
     )
@@ -173,5 +172,5 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
         except ValueError:
             raise SettingError(f"{where} must be a number, got {_short.repr(value)}") from None
     matches = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    _check(matches, f"{where} must be {hint.__name__}, got {_short.repr(value)}")
+    check(matches, f"{where} must be {hint.__name__}, got {_short.repr(value)}")
     return value

@@ -6,7 +6,17 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cascade_clip.config.values import Device, Precision, Protocol, check
+from cascade_clip.config.values import (
+    Device,
+    Precision,
+    Protocol,
+    check,
+    check_least,
+    check_part,
+    check_positive,
+    check_range,
+    check_share,
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ class AugmentConfig:
     """Whether brightness, contrast, saturation and hue are distorted."""
 
     def __post_init__(self) -> None:
-        check(self.crop >= 1, f"train.augment.crop must be at least 1, got {self.crop}")
+        check_least("train.augment", self, crop=1)
         check(
             0 < self.ratio[0] <= self.ratio[1] < math.inf,
             f"train.augment.ratio must rise from above 0, got {self.ratio}",
@@ -37,10 +47,7 @@ class AugmentConfig:
             min(self.scale) >= 1,
             f"train.augment.scale must be two sides in pixels, got {self.scale}",
         )
-        check(
-            self.largest_share > 0,
-            f"train.augment.largest_share must be above 0, got {self.largest_share}",
-        )
+        check_positive("train.augment", self, "largest_share")
         check(0 <= self.flip <= 1, f"train.augment.flip is a probability, got {self.flip}")
 
 
@@ -75,23 +82,12 @@ class LossConfig:
     """Number of classes whose full-size mask is held at once; changes memory, never the result."""
 
     def __post_init__(self) -> None:
+        check_least("train.loss", self, class_chunk=1, focal=0, dice=0, ssim=0, cross_entropy=0)
+        check_least("train.loss", self, auxiliary=0, gamma=0)
+        check_range("train.loss", self, alpha=(0, 1))
         check(
-            self.class_chunk >= 1,
-            f"train.loss.class_chunk must be at least 1, got {self.class_chunk}",
-        )
-        weights = {
-            "focal": self.focal,
-            "dice": self.dice,
-            "ssim": self.ssim,
-            "cross_entropy": self.cross_entropy,
-        }
-        for name, weight in {**weights, "auxiliary": self.auxiliary}.items():
-            check(0 <= weight < math.inf, f"train.loss.{name} must be 0 or more, got {weight}")
-        check(0 <= self.alpha <= 1, f"train.loss.alpha must lie in 0..1, got {self.alpha}")
-        check(0 <= self.gamma < math.inf, f"train.loss.gamma must be 0 or more, got {self.gamma}")
-        check(
-            any(weights.values()),
-            f"every weight of train.loss is 0; set one of {', '.join(weights)}",
+            any((self.focal, self.dice, self.ssim, self.cross_entropy)),
+            "every weight of train.loss is 0; set one of focal, dice, ssim, cross_entropy",
         )
 
     @property
@@ -118,29 +114,9 @@ class OptimizerConfig:
     """Part of the learning rate at step 0."""
 
     def __post_init__(self) -> None:
-        check(
-            0 < self.learning_rate < math.inf,
-            f"train.optimizer.learning_rate must be positive, got {self.learning_rate}",
-        )
-        check(
-            0 <= self.weight_decay < math.inf,
-            f"train.optimizer.weight_decay must be 0 or more, got {self.weight_decay}",
-        )
-        check(
-            0 <= self.final_rate < math.inf,
-            f"train.optimizer.final_rate must be 0 or more, got {self.final_rate}",
-        )
-        check(
-            0 <= self.power < math.inf, f"train.optimizer.power must be 0 or more, got {self.power}"
-        )
-        check(
-            0 <= self.warmup_ratio <= 1,
-            f"train.optimizer.warmup_ratio must lie in 0..1, got {self.warmup_ratio}",
-        )
-        check(
-            self.warmup_steps >= 0,
-            f"train.optimizer.warmup_steps must be 0 or more, got {self.warmup_steps}",
-        )
+        check_positive("train.optimizer", self, "learning_rate")
+        check_least("train.optimizer", self, weight_decay=0, final_rate=0, power=0, warmup_steps=0)
+        check_range("train.optimizer", self, warmup_ratio=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -203,48 +179,30 @@ class TrainConfig:
     """Steps between sheets of predictions (`sheets/*.png`); null: a tenth of the run, 0: none."""
 
     def __post_init__(self) -> None:
-        check(self.steps >= 1, f"train.steps must be at least 1, got {self.steps}")
-        check(self.batch_size >= 1, f"train.batch_size must be at least 1, got {self.batch_size}")
-        check(self.micro_batch >= 0, f"train.micro_batch must be 0 or more, got {self.micro_batch}")
-        check(self.devices >= 1, f"train.devices must be at least 1, got {self.devices}")
-        check(self.num_nodes >= 1, f"train.num_nodes must be at least 1, got {self.num_nodes}")
-        check(0 <= self.seed < 2**32, f"train.seed must lie in 0..{2**32 - 1}, got {self.seed}")
+        check_part("protocols", self.protocol, "train.protocol")
+        check_least("train", self, steps=1, batch_size=1, devices=1, num_nodes=1, micro_batch=0)
+        check_least("train", self, save_every=1, log_every=1, first_batch_size=0)
+        check_range("train", self, seed=(0, 2**32 - 1))
+        check_share("train", self, "pseudo_threshold", "ema_teacher")
+        if self.sheet_every is not None:
+            check_least("train", self, sheet_every=0)
         check(
-            self.first_batch_size >= 0,
-            "train.first_batch_size must be 0 (the batch size) or more, got"
-            f" {self.first_batch_size}",
-        )
-        check(
-            not self.first_batch_size or (self.protocol == "transductive" and not self.init_from),
+            not self.first_batch_size or (self.self_training and not self.init_from),
             "train.first_batch_size is for transductive runs that make their own inductive half;"
             " leave it at 0",
         )
         self._check_share("batch_size", self.batch_size)
         self._check_share("first_batch_size", self.first_batch_size)
         check(
-            not (self.loss.per_image and self.protocol == "transductive" and self.accumulation > 1),
+            not (self.loss.per_image and self.self_training and self.accumulation > 1),
             "train.loss.ssim and cross_entropy in self-training need all images of a device at"
             " once, as the number of masks is known only then; set train.micro_batch to 0, or more"
             " devices",
         )
         check(
-            0 <= self.pseudo_threshold < 1,
-            f"train.pseudo_threshold must lie in 0..1 without 1, got {self.pseudo_threshold}",
-        )
-        check(
-            0 <= self.ema_teacher < 1,
-            f"train.ema_teacher must lie in 0..1 without 1, got {self.ema_teacher}",
-        )
-        check(
             self.schedule_steps == 0 or self.schedule_steps >= self.steps,
             f"train.schedule_steps {self.schedule_steps} must be 0 or at least train.steps"
             f" {self.steps}",
-        )
-        check(self.save_every >= 1, f"train.save_every must be at least 1, got {self.save_every}")
-        check(self.log_every >= 1, f"train.log_every must be at least 1, got {self.log_every}")
-        check(
-            self.sheet_every is None or self.sheet_every >= 0,
-            f"train.sheet_every must be 0 or more, got {self.sheet_every}",
         )
 
     def _check_share(self, name: str, images: int) -> None:
@@ -261,6 +219,11 @@ class TrainConfig:
             f"train.micro_batch {self.micro_batch} does not divide the {share} images of"
             f" train.{name} {images} that each device gets",
         )
+
+    @property
+    def self_training(self) -> bool:
+        """Whether the model labels unseen classes itself, after learning the seen ones."""
+        return self.protocol == "transductive"
 
     @property
     def processes(self) -> int:

@@ -4,11 +4,12 @@ In: a `ClipConfig`; then normalised images (B, 3, H, W), or class names. Out: to
 block, or text embeddings (C, D).
 """
 
-from cascade_clip.encoders.clip import LoadedClip, fingerprint_weights, load_clip
+from cascade_clip.encoders.clip import LoadedClip, load_clip, outline_clip
 from cascade_clip.encoders.positions import Grid, PositionEmbedding, resize_positions
-from cascade_clip.encoders.text import TextEncoder, build_text_encoder, load_embeddings
+from cascade_clip.encoders.text import TextEncoder, TextTower, build_text_encoder, load_embeddings
 from cascade_clip.encoders.timm_tower import TimmTower
-from cascade_clip.encoders.towers import OpenClipTower, Tower
+from cascade_clip.encoders.towers import OpenClipTower, Tower, build_tower
+from cascade_clip.encoders.weights import fingerprint_weights, read_state
 
 __all__ = [
     "Grid",
@@ -16,11 +17,15 @@ __all__ = [
     "OpenClipTower",
     "PositionEmbedding",
     "TextEncoder",
+    "TextTower",
     "TimmTower",
     "Tower",
     "build_text_encoder",
+    "build_tower",
     "fingerprint_weights",
     "load_clip",
     "load_embeddings",
+    "outline_clip",
+    "read_state",
     "resize_positions",
 ]

@@ -13,24 +13,35 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_clip.encoders.clip import LoadedClip, Tokenizer, fingerprint_weights
+from cascade_clip.config import find_part
+from cascade_clip.encoders.clip import LoadedClip, Tokenizer
+from cascade_clip.encoders.weights import fingerprint_weights
 from cascade_clip.errors import DataError, MissingFileError
 
 logger = logging.getLogger(__name__)
 
 
+class TextTower(Protocol):
+    """What a text encoder needs of its network, beside being an `nn.Module`."""
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Embeddings (prompts, D) of what the tokenizer makes of prompts, (prompts, context)."""
+        ...
+
+
 class TextEncoder:
-    """CLIP's text tower with its tokenizer; embeddings are kept on disk per weights, words and
+    """A frozen text tower with its tokenizer; embeddings are kept on disk per weights, words and
     templates."""
 
     def __init__(self, tower: nn.Module, tokenizer: Tokenizer, fingerprint: str = "") -> None:
-        """Use open_clip's model `tower` (only its text side is called) and its tokenizer.
+        """Use a `TextTower` (of open_clip's model only the text side is called) and its tokenizer.
 
         `fingerprint` identifies the weights in the disk cache; without one it is computed.
         """
@@ -51,7 +62,8 @@ class TextEncoder:
         for start in range(0, len(prompts), batch):
             # (prompts, context)
             tokens = self.tokenizer(list(prompts[start : start + batch])).to(self.device)
-            parts.append(F.normalize(self.tower.encode_text(tokens).float(), dim=-1))  # type: ignore[operator]
+            embedded = cast(TextTower, self.tower).encode_text(tokens)  # (prompts, D)
+            parts.append(F.normalize(embedded.float(), dim=-1))
         return torch.cat(parts)  # (prompts, D)
 
     def embed(self, words: Sequence[Sequence[str]], templates: Sequence[str]) -> Tensor:
@@ -84,15 +96,21 @@ class TextEncoder:
 
 
 def build_text_encoder(clip: LoadedClip) -> TextEncoder | None:
-    """The text side of a loaded CLIP; None when it was loaded without one."""
-    if clip.text is None or clip.tokenizer is None:
+    """Build the text encoder that belongs to a loaded CLIP; None when it was loaded without one."""
+    if clip.text is None:
         return None
+    return cast(TextEncoder, find_part("text_encoders", clip.text_encoder)(clip))
+
+
+def build_clip_text(clip: LoadedClip) -> TextEncoder:
+    """Use CLIP's own text tower and tokenizer."""
+    assert clip.text is not None and clip.tokenizer is not None
     return TextEncoder(clip.text, clip.tokenizer, clip.fingerprint)
 
 
 def load_embeddings(path: Path, classes: int, width: int) -> Tensor:
-    """Text embeddings from a .npy file, shape (classes, width), float16 or float32, as float32 and
-    not normalised again."""
+    """Read text embeddings (classes, width), float16 or float32, from a .npy file as float32; they
+    are not normalised again."""
     if not path.is_file():
         raise MissingFileError(f"no text embeddings at {path}")
     array = _read_array(path)
@@ -102,7 +120,7 @@ def load_embeddings(path: Path, classes: int, width: int) -> Tensor:
             f" {array.dtype} {array.shape}"
         )
     if not np.isfinite(array).all():
-        raise DataError(f"{path} holds values that are no numbers")
+        raise DataError(f"{path} contains NaN or infinity")
     return torch.from_numpy(array.astype(np.float32))
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cascade_clip.config import LastBlock
+from cascade_clip.config import LastBlock, ModelConfig
 from cascade_clip.encoders.positions import Grid, PositionEmbedding, resize_positions
 from cascade_clip.encoders.towers import run_whole
 from cascade_clip.errors import SettingError
@@ -17,6 +17,8 @@ class TimmTower(nn.Module):
     """A timm ViT inside open_clip, such as SigLIP's: no class token, the image embedding is pooled
     from the patches."""
 
+    class_tokens = 0
+    last_blocks: tuple[LastBlock, ...] = ("standard",)
     visual: Any
 
     def __init__(self, visual: Any, position_grid: Grid | None) -> None:
@@ -44,6 +46,13 @@ class TimmTower(nn.Module):
         self.position_embedding = PositionEmbedding(spatial, grid)
         trunk.pos_embed = None  # held in the tensor above
         self.visual = visual
+
+    @classmethod
+    def adapt(cls, visual: nn.Module, config: ModelConfig) -> TimmTower | None:
+        """Take over a `TimmModel` whose trunk is a ViT."""
+        trunk = getattr(visual, "trunk", None)
+        plain = hasattr(trunk, "blocks") and hasattr(trunk, "patch_embed")
+        return cls(visual, config.position_grid) if plain else None
 
     @property
     def trunk(self) -> Any:

@@ -1,4 +1,4 @@
-"""CLIP image towers behind one face: tokens in, blocks one by one, features out.
+"""A common interface for CLIP image towers: tokens in, blocks one by one, features out.
 
 Towers are open_clip's own modules, frozen; their blocks are run one by one, so that prompts can be
 inserted and every block can be read. Letters: B images, N patches, W tower width, D joint width.
@@ -7,14 +7,14 @@ inserted and every block can be read. Letters: B images, N patches, W tower widt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, get_args
 
 import torch
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_clip.config import LastBlock
+from cascade_clip.config import LastBlock, ModelConfig, find_part, names_of
 from cascade_clip.encoders.positions import Grid, PositionEmbedding, resize_positions
 from cascade_clip.errors import SettingError
 from cascade_clip.ops import attend
@@ -30,7 +30,16 @@ class Tower(Protocol):
     width: int
     joint_width: int
     patch_size: int
+    class_tokens: int
+    """1, or 0 for a tower without a class token."""
+    last_blocks: tuple[LastBlock, ...]
+    """Ways of making patch features in the last block that this tower knows."""
     position_embedding: PositionEmbedding
+
+    @classmethod
+    def adapt(cls, visual: nn.Module, config: ModelConfig) -> Tower | None:
+        """Take over an image tower of open_clip; None for one that this class is not made for."""
+        ...
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -63,6 +72,22 @@ class Tower(Protocol):
         ...
 
 
+def build_tower(visual: nn.Module, config: ModelConfig) -> Tower:
+    """Adapt one of open_clip's image towers by the first class that is made for it.
+
+    Raises:
+        SettingError: there is none.
+    """
+    for name in reversed(names_of("towers")):  # those of other packages first
+        tower = cast("type[Tower]", find_part("towers", name)).adapt(visual, config)
+        if tower is not None:
+            return tower
+    raise SettingError(
+        f"{type(visual).__name__} is not a plain ViT; choose a ViT model of open_clip such as"
+        " ViT-B-16-quickgelu"
+    )
+
+
 def run_whole(block: nn.Module, tokens: Tensor, prompt: Tensor | None) -> Tensor:
     """Pass tokens (B, tokens, W) through a block as its library computes it, beside prompts (B, P,
     W) that are dropped afterwards."""
@@ -82,6 +107,8 @@ def split_heads(projected: Tensor, parts: int, heads: int) -> Sequence[Tensor]:
 class OpenClipTower(nn.Module):
     """open_clip's own `VisionTransformer` (OpenAI, LAION, DataComp and MetaCLIP models)."""
 
+    class_tokens = 1
+    last_blocks = get_args(LastBlock)
     visual: Any
 
     def __init__(
@@ -111,6 +138,14 @@ class OpenClipTower(nn.Module):
         self.class_position = nn.Parameter(table[0].clone())  # (W,)
         visual.positional_embedding = None  # held in the two tensors above
         self.visual = visual
+
+    @classmethod
+    def adapt(cls, visual: nn.Module, config: ModelConfig) -> OpenClipTower | None:
+        """Take over a `VisionTransformer`."""
+        if not (hasattr(visual, "conv1") and hasattr(visual, "class_embedding")):
+            return None
+        twice = config.class_embedding_twice
+        return cls(visual, config.position_grid, class_embedding_twice=twice)
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -12,22 +12,18 @@ from typing import Any
 
 from cascade_clip.checkpoints import WEIGHTS, find_checkpoint
 from cascade_clip.data import LabelledFiles, LabelledImages, SandboxScenes
+from cascade_clip.files import file_sha256
 from cascade_clip.sandbox import SCENES_VERSION
 from cascade_clip.vocabulary import Vocabulary
 
 
 def hash_checkpoint(source: str | Path) -> str:
-    """SHA-256 of the weight file of a checkpoint folder, a run folder or a packaged model, read in
-    pieces.
+    """SHA-256 of the weight file of a checkpoint folder, a run folder or a packaged model.
 
     Raises:
         FileNotFoundError: no such checkpoint.
     """
-    found = hashlib.sha256()
-    with (find_checkpoint(source) / WEIGHTS).open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+    return file_sha256(find_checkpoint(source) / WEIGHTS)
 
 
 def hash_dataset(dataset: LabelledImages) -> str:

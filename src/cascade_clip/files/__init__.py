@@ -7,7 +7,7 @@ and files that are written whole or not at all.
 from typing import TYPE_CHECKING
 
 from cascade_clip.files.atomic import write_whole
-from cascade_clip.files.hashing import file_sha256
+from cascade_clip.files.hashing import file_sha256, is_damaged_blob
 from cascade_clip.files.images import LARGEST_PICTURE, is_large, open_picture, read_picture
 from cascade_clip.files.partial import exchange, partial_name
 from cascade_clip.lazy import lazy_names
@@ -37,6 +37,7 @@ __all__ = [
     "exchange",
     "file_sha256",
     "is_color_mask",
+    "is_damaged_blob",
     "is_large",
     "load_color_mask",
     "load_image",

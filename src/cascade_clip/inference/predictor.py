@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cascade_clip.checkpoints import Checkpoint, Publishable
-from cascade_clip.config import Device, InferenceConfig
+from cascade_clip.config import Device, InferenceConfig, find_part
 from cascade_clip.encoders import Grid
 from cascade_clip.errors import SettingError
 from cascade_clip.files import load_image
@@ -35,6 +35,7 @@ from cascade_clip.inference.windows import Window, cut_windows, list_windows
 from cascade_clip.models import Segmenter
 from cascade_clip.ops import (
     RunningBest,
+    WindowImage,
     autocast_type,
     best_by_label,
     coarse_size,
@@ -42,9 +43,6 @@ from cascade_clip.ops import (
     normalise,
     resize_image,
     short_side_shape,
-    upsample_bilinear,
-    upsample_guided,
-    window_guide,
 )
 from cascade_clip.results import Segmentation
 from cascade_clip.vocabulary import Vocabulary
@@ -446,13 +444,11 @@ class Predictor(Publishable):
     def _full_masks(self, logits: Tensor, image: Tensor, padded: int, full: int) -> Tensor:
         """Mask logits (c, h, w) of one padded window upsampled as the settings say, (c, full,
         full)."""
-        if self.settings.upsampler == "bilinear":
-            return upsample_bilinear(logits, (full, full))
         config = self.checkpoint.config.model
-        guide = window_guide(image, config.mean, config.std, padded, full)  # (3, full, full)
-        return upsample_guided(
-            logits, guide, self.settings.guide_radius, self.settings.guide_epsilon
-        )
+        upsample = find_part("upsamplers", self.settings.upsampler)
+        window = WindowImage(image, config.mean, config.std, padded)
+        masks: Tensor = upsample(logits, full, window, self.settings)  # (c, full, full)
+        return masks
 
 
 def area(size: Grid) -> int:

@@ -6,8 +6,9 @@ per stage and summed. `build_segmenter` is the only place where parts are chosen
 
 from cascade_clip.models.aggregation import WeightedSum, gaussian_weights
 from cascade_clip.models.backbone import BlockFeatures
-from cascade_clip.models.builder import build_segmenter
+from cascade_clip.models.builder import build_segmenter, find_differences
 from cascade_clip.models.cost import Cost, count_cost
+from cascade_clip.models.decoders import StageDecoder
 from cascade_clip.models.decoders.transformer import CrossAttention, Decoder, DecoderLayer
 from cascade_clip.models.segmenter import Segmenter, relation_descriptor
 
@@ -18,9 +19,11 @@ __all__ = [
     "Decoder",
     "DecoderLayer",
     "Segmenter",
+    "StageDecoder",
     "WeightedSum",
     "build_segmenter",
     "count_cost",
+    "find_differences",
     "gaussian_weights",
     "relation_descriptor",
 ]

@@ -7,12 +7,12 @@ Letters: B images, N patches, D joint width, d blocks of the stage.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cascade_clip.config import AggregationConfig
+from cascade_clip.config import AggregationConfig, find_part
 from cascade_clip.errors import SettingError
 
 
@@ -93,13 +93,28 @@ def gaussian_weights(blocks: int, sigma: float) -> list[float]:
 
 
 def build_aggregation(config: AggregationConfig, blocks: int, width: int) -> nn.Module:
-    """Build what joins `blocks` feature maps of the given width."""
+    """Build what joins `blocks` feature maps (B, N, D) of D = `width` into one."""
     if blocks == 1:
         return LastBlock()
-    builders: dict[str, Callable[[], nn.Module]] = {
-        "nga": lambda: WeightedSum(gaussian_weights(blocks, config.sigma), trained=config.trained),
-        "sum": lambda: WeightedSum([1.0] * blocks, trained=config.trained),
-        "concat": lambda: Concatenation(blocks, width),
-        "attention": lambda: BlockAttention(width),
-    }
-    return builders[config.kind]()
+    aggregation: nn.Module = find_part("aggregations", config.kind)(config, blocks, width)
+    return aggregation
+
+
+def build_gaussian_sum(config: AggregationConfig, blocks: int, width: int) -> WeightedSum:
+    """Build `nga`: the last block counts most at the start."""
+    return WeightedSum(gaussian_weights(blocks, config.sigma), trained=config.trained)
+
+
+def build_plain_sum(config: AggregationConfig, blocks: int, width: int) -> WeightedSum:
+    """Build `sum`: all blocks count the same at the start."""
+    return WeightedSum([1.0] * blocks, trained=config.trained)
+
+
+def build_concatenation(config: AggregationConfig, blocks: int, width: int) -> Concatenation:
+    """Build `concat`."""
+    return Concatenation(blocks, width)
+
+
+def build_block_attention(config: AggregationConfig, blocks: int, width: int) -> BlockAttention:
+    """Build `attention`."""
+    return BlockAttention(width)

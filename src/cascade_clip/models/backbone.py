@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
 from cascade_clip.config import LastBlock, ProjectionConfig, PromptConfig
-from cascade_clip.encoders import Grid, OpenClipTower, Tower
+from cascade_clip.encoders import Grid, Tower
 from cascade_clip.errors import SettingError
 from cascade_clip.models.spectral_prompts import SpectralFilter
 
@@ -100,7 +100,7 @@ class ImageBackbone(nn.Module):
         """Join the parts; the tower is frozen here. `taps` is None when no block but the last is
         used."""
         super().__init__()
-        if last_block != "standard" and not isinstance(tower, OpenClipTower):
+        if last_block not in tower.last_blocks:
             raise SettingError(
                 f"model.last_block {last_block} needs one of open_clip's own ViT towers, not"
                 f" {type(tower).__name__}"

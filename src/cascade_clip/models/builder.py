@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
-from cascade_clip.config import ModelConfig, PromptConfig
-from cascade_clip.encoders import Grid, LoadedClip, OpenClipTower, TimmTower, Tower, load_clip
+from cascade_clip.config import (
+    ModelConfig,
+    PromptConfig,
+    config_from_dict,
+    config_to_dict,
+    differing_settings,
+)
+from cascade_clip.encoders import LoadedClip, Tower, build_tower, load_clip, outline_clip
 from cascade_clip.errors import SettingError
 from cascade_clip.models.aggregation import build_aggregation
 from cascade_clip.models.backbone import ImageBackbone, TapProjections, VisualPrompts
-from cascade_clip.models.decoders.spectral import SpectralDecoder
-from cascade_clip.models.decoders.transformer import Decoder, Similarity
+from cascade_clip.models.decoders import find_decoder
 from cascade_clip.models.segmenter import Segmenter, TextProjection, TextQueries
 from cascade_clip.models.spectral_prompts import SpectralFilter
-
-
-def build_tower(
-    visual: nn.Module, position_grid: Grid | None, *, class_embedding_twice: bool
-) -> Tower:
-    """The adapter for one of open_clip's image towers.
-
-    Raises:
-        ValueError: the tower is not a plain ViT.
-    """
-    if hasattr(visual, "conv1") and hasattr(visual, "class_embedding"):
-        return OpenClipTower(visual, position_grid, class_embedding_twice=class_embedding_twice)
-    if (
-        hasattr(visual, "trunk")
-        and hasattr(visual.trunk, "blocks")
-        and hasattr(visual.trunk, "patch_embed")
-    ):
-        return TimmTower(visual, position_grid)
-    raise SettingError(
-        f"{type(visual).__name__} is not a plain ViT; choose a ViT model of open_clip such as"
-        " ViT-B-16-quickgelu"
-    )
 
 
 def build_segmenter(config: ModelConfig, clip: LoadedClip | None = None) -> Segmenter:
@@ -46,9 +33,7 @@ def build_segmenter(config: ModelConfig, clip: LoadedClip | None = None) -> Segm
         clip: the CLIP to build on, consumed by this call; loaded from `config.clip` when None.
     """
     clip = clip or load_clip(config.clip)
-    tower = build_tower(
-        clip.visual, config.position_grid, class_embedding_twice=config.class_embedding_twice
-    )
+    tower = build_tower(clip.visual, config)
     depth, width = len(tower.blocks), tower.joint_width
     used = sorted({block for stage in config.stages for block in stage})
     if used[-1] > depth:
@@ -62,12 +47,14 @@ def build_segmenter(config: ModelConfig, clip: LoadedClip | None = None) -> Segm
     taps = TapProjections(middle, tower, config.projection) if middle else None
     spectral = build_filter(config.prompts, tower) if config.prompts.spectral else None
     projections = len(config.stages) if config.queries in ("independent", "text_linear") else 1
+    decoder, settings = find_decoder(config.decoder)
+    scale = _logit_scale(clip)
     return Segmenter(
         ImageBackbone(tower, prompts, taps, config.drop_path, config.last_block, spectral),
         config.stages,
         [build_aggregation(config.aggregation, len(stage), width) for stage in config.stages],
         [build_queries(config, width) for _ in range(projections)],
-        [build_decoder(config, width, clip) for _ in config.stages],
+        [decoder.build(width, settings, scale) for _ in config.stages],
         torch.ones(len(config.stages)) if config.stage_weights == "learned" else None,
     )
 
@@ -78,7 +65,7 @@ def build_filter(config: PromptConfig, tower: Tower) -> SpectralFilter:
     Raises:
         ValueError: the tower has no class token or not the blocks.
     """
-    if not isinstance(tower, OpenClipTower):
+    if not tower.class_tokens:
         raise SettingError(
             f"model.prompts.spectral needs a tower with a class token, not {type(tower).__name__}"
         )
@@ -102,18 +89,55 @@ def build_queries(config: ModelConfig, width: int) -> nn.Module:
     return TextProjection(width) if config.queries == "text_linear" else nn.Linear(2 * width, width)
 
 
-def build_decoder(config: ModelConfig, width: int, clip: LoadedClip) -> nn.Module:
-    """What compares class queries with the patches of one stage."""
-    if config.decoder.kind == "similarity":
-        return Similarity(_logit_scale(clip))
-    return (
-        SpectralDecoder(width, config.decoder)
-        if config.decoder.kind == "spectral"
-        else Decoder(width, config.decoder)
-    )
-
-
 def _logit_scale(clip: LoadedClip) -> float:
     """CLIP's learned factor of cosines; OpenAI's, 100, where the text side is not here."""
     learned = getattr(clip.text, "logit_scale", None)
     return 100.0 if learned is None else float(learned.detach().exp())
+
+
+def find_differences(config: ModelConfig, other: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """Find the settings because of which weights of one model do not fit another.
+
+    Returns:
+        By setting, such as `decoder.layers`, its two values; empty where the weights fit. Where no
+        single setting explains it, every setting that differs.
+    """
+    ours = config_to_dict(config)
+    theirs = config_to_dict(other) | {"clip": ours["clip"]}  # CLIPs are compared by their weights
+    differing = differing_settings(ours, theirs)
+    if not differing:
+        return {}
+    clip = outline_clip(config.clip)
+    reference = _outline(theirs, clip)
+    if _outline(ours, clip) == reference:
+        return {}
+    causes = {
+        name: values
+        for name, values in differing.items()
+        if _outline(_with_setting(theirs, name, values[0]), clip) != reference
+    }
+    return causes or differing
+
+
+def _outline(settings: Mapping[str, Any], clip: LoadedClip) -> dict[str, Any] | str:
+    """What the weights of a model are: names, shapes, and the heads and blocks that they belong to;
+    for settings that cannot be built, the reason."""
+    try:
+        with torch.device("meta"):
+            model = build_segmenter(
+                config_from_dict(ModelConfig, settings, "model"), copy.deepcopy(clip)
+            )
+    except SettingError as error:
+        return str(error)
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()} | {
+        f"{path}.{name}": value
+        for path, module in model.named_modules()
+        for name in ("blocks", "heads", "num_heads", "stages")
+        if isinstance(value := getattr(module, name, None), (int, tuple))
+    }
+
+
+def _with_setting(settings: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """Nested settings with another value of the one that `name`, such as `decoder.layers`, is."""
+    group, _, rest = name.partition(".")
+    return {**settings, group: _with_setting(settings[group], rest, value) if rest else value}

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cascade_clip.config import ModelConfig
 from cascade_clip.encoders import OpenClipTower, load_clip
 from cascade_clip.models.builder import build_segmenter
+from cascade_clip.models.decoders import find_decoder
 from cascade_clip.models.segmenter import Segmenter
 
 
@@ -66,56 +67,20 @@ def count_cost(config: ModelConfig, classes: int, side: int = 512) -> Cost:
         else sum(p.numel() for name, p in clip.text.named_parameters() if "logit" not in name)
     )
     model = build_segmenter(config, clip)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    decoder, settings = find_decoder(config.decoder)
+    width, patches = model.joint_width, (-(-side // model.patch_size)) ** 2
+    unused = decoder.unused_flops(width, settings, classes, patches) * len(config.stages)
+    # counted before `count_flops` freezes the model
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    stages = len(config.stages)
     return Cost(
-        side, parameters, text, trained, dead_parameters(config, model.joint_width) * stages,
-        count_flops(model, classes, side), dead_flops(config, model, classes,
-        side) * stages + prompt_flops(config, model, side),
-    )  # fmt: skip
-
-
-def dead_parameters(config: ModelConfig, width: int) -> int:
-    """Weights per decoder that the released programs build and that reach no output."""
-    inner = config.decoder.feedforward
-    if config.decoder.kind == "similarity":
-        return 0
-    if config.decoder.kind == "spectral":
-        high = (
-            width
-            // config.decoder.heads
-            * (config.decoder.heads - int(config.decoder.heads * config.decoder.low_share))
-        )
-        # self- and cross-attention, norm, window output
-        unused = 2 * (4 * width * width + 4 * width) + 2 * width + high * high + high
-        # output, feed-forward, norms
-        last_layer = width * width + width + (2 * width * inner + inner + width) + 2 * 2 * width
-        return config.decoder.layers * unused + last_layer
-    self_attention = 4 * width * width + 4 * width + 2 * width  # with its norm, in every layer
-    # value, output, feed-forward, norms
-    last_layer = 2 * (width * width + width) + (2 * width * inner + inner + width) + 2 * 2 * width
-    return config.decoder.layers * self_attention + last_layer
-
-
-def dead_flops(config: ModelConfig, model: Segmenter, classes: int, side: int) -> int:
-    """Operations per decoder that the released programs spend on the dead half of their last
-    layer."""
-    width, inner = model.joint_width, config.decoder.feedforward
-    patches = (-(-side // model.patch_size)) ** 2
-    if config.decoder.kind == "similarity":
-        return 0
-    if config.decoder.kind == "spectral":  # matching with the values, output, feed-forward
-        return 2 * (
-            classes * patches * width + classes * width * width + 2 * classes * width * inner
-        )
-    products = (
-        patches * width * width
-        + classes * width * width
-        + 2 * classes * width * inner
-        + classes * patches * width
+        image_side=side,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        text_parameters=text,
+        trained=trained,
+        dead_parameters=decoder.unused_parameters(width, settings) * len(config.stages),
+        flops=count_flops(model, classes, side),
+        dead_flops=unused + prompt_flops(config, model, side),
     )
-    return 2 * products
 
 
 def prompt_flops(config: ModelConfig, model: Segmenter, side: int) -> int:
@@ -125,11 +90,8 @@ def prompt_flops(config: ModelConfig, model: Segmenter, side: int) -> int:
     if config.prompts.kind != "deep" or not isinstance(backbone.tower, OpenClipTower):
         return 0
     tower: Any = cast(Any, backbone.tower)
-    blocks, tokens, width = (
-        backbone.depth - (config.last_block != "standard"),
-        config.prompts.tokens,
-        tower.width,
-    )
+    blocks = backbone.depth - (config.last_block != "standard")
+    tokens, width = config.prompts.tokens, tower.width
     others = 1 + tokens + (-(-side // model.patch_size)) ** 2
     inner: int = tower.blocks[0].mlp.c_fc.out_features
     return int(2 * blocks * tokens * (2 * width * width + 2 * width * inner + 2 * others * width))

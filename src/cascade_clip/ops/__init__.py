@@ -14,10 +14,16 @@ from cascade_clip.ops.resize import (
 )
 from cascade_clip.ops.running_argmax import RunningBest, best_by_label, coarse_size, first_best
 from cascade_clip.ops.ssim import similarity_map
-from cascade_clip.ops.upsampling import upsample_bilinear, upsample_guided, window_guide
+from cascade_clip.ops.upsampling import (
+    WindowImage,
+    upsample_bilinear,
+    upsample_guided,
+    window_guide,
+)
 
 __all__ = [
     "RunningBest",
+    "WindowImage",
     "attend",
     "autocast_type",
     "best_by_label",

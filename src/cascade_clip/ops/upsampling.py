@@ -10,10 +10,37 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from cascade_clip.config import InferenceConfig
+
+
+class WindowImage(NamedTuple):
+    """The part of an image that maps belong to."""
+
+    image: Tensor  # (3, <= side, <= side), normalised; smaller where the image ends
+    mean: Sequence[float]  # of red, green and blue, with which it was normalised
+    std: Sequence[float]
+    side: int  # in pixels
+
+    def colors(self, size: int) -> Tensor:
+        """Colours in 0..1 of the window at another size, (3, size, size)."""
+        return window_guide(self.image, self.mean, self.std, self.side, size)
+
+
+def bilinear(logits: Tensor, size: int, window: WindowImage, settings: InferenceConfig) -> Tensor:
+    """Upsample maps (c, h, w) to (c, size, size), whatever the image is."""
+    return upsample_bilinear(logits, (size, size))
+
+
+def guided(logits: Tensor, size: int, window: WindowImage, settings: InferenceConfig) -> Tensor:
+    """Upsample maps (c, h, w) to (c, size, size), guided by the image."""
+    colors = window.colors(size)  # (3, size, size)
+    return upsample_guided(logits, colors, settings.guide_radius, settings.guide_epsilon)
 
 
 def upsample_bilinear(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -9,6 +9,7 @@ from cascade_clip.training.engine import is_first_process, stopping_at_once
 from cascade_clip.training.fit import fit, prepare
 from cascade_clip.training.prediction_previews import SheetWriter
 from cascade_clip.training.progress import StepEvents, TrainingProgress, quiet_engine, read_metrics
+from cascade_clip.training.protocols import TrainingProtocol
 from cascade_clip.training.provenance import command_line
 from cascade_clip.training.run_log import LOG_FILE, RunLog, RunScreen
 from cascade_clip.training.run_report import EVALUATION, write_run_report
@@ -31,6 +32,7 @@ __all__ = [
     "SheetWriter",
     "StepEvents",
     "TrainingProgress",
+    "TrainingProtocol",
     "WandbRun",
     "claim_seeds",
     "command_line",

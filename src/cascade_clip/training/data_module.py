@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from cascade_clip.config import Config
 from cascade_clip.data import LabelledImages, Sample, StepSampler, TrainingSet, TrainTransform
-from cascade_clip.training.protocols import TrainingProtocol
+from cascade_clip.training.protocols import TrainingProtocol, build_protocol
 
 
 class HiddenLabels:
@@ -37,7 +37,7 @@ class HiddenLabels:
 
 def training_set(config: Config, dataset: LabelledImages) -> TrainingSet:
     """Augmented crops of a data set, with labels as the protocol may see them."""
-    protocol = TrainingProtocol(config.train.protocol, torch.tensor(dataset.vocabulary.seen_mask))
+    protocol = build_protocol(config.train, torch.tensor(dataset.vocabulary.seen_mask))
     transform = TrainTransform(config.train.augment, config.model.mean, config.model.std)
     return TrainingSet(HiddenLabels(dataset, protocol), transform, seed=config.train.seed)
 

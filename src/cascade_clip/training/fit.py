@@ -40,7 +40,7 @@ from cascade_clip.training.data_module import TrainingBatches
 from cascade_clip.training.ema import EmaTeacher
 from cascade_clip.training.engine import build_trainer, check_launch, is_first_process, run_engine
 from cascade_clip.training.non_finite import describe, find_cause, merge_causes
-from cascade_clip.training.protocols import TrainingProtocol
+from cascade_clip.training.protocols import build_protocol
 from cascade_clip.training.provenance import summarise_run, write_run_file
 from cascade_clip.training.resume import list_states, newest_state, saved_step
 
@@ -76,7 +76,7 @@ class SegmentationTask(lightning.LightningModule):
         self.model = model
         self.config = config
         train = config.train
-        self.protocol = TrainingProtocol(train.protocol, seen, train.pseudo_threshold)
+        self.protocol = build_protocol(train, seen)
         self.teacher = (
             EmaTeacher(model, train.ema_teacher)
             if train.ema_teacher and train.protocol == "transductive"
@@ -286,7 +286,7 @@ def fit(
     check_launch(config.train)
     dataset = build_dataset(config.data)
     # a split that makes no sense is found first
-    TrainingProtocol(config.train.protocol, torch.tensor(dataset.vocabulary.seen_mask))
+    build_protocol(config.train, torch.tensor(dataset.vocabulary.seen_mask))
     _claim_folder(config, out, resume)
     if config.train.protocol == "transductive" and not config.train.init_from:
         config = _run_first_stage(config, out, dataset, resume, callbacks or [])

@@ -9,37 +9,53 @@ Letters: B images, C classes, N = h x w patches, D joint width, s side of a wind
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_clip.config import DecoderConfig
 from cascade_clip.encoders import Grid
 from cascade_clip.errors import SettingError
+from cascade_clip.models.decoders.base import StageDecoder
+from cascade_clip.models.decoders.transformer import TransformerSettings
+
+
+@dataclass(frozen=True)
+class SpectralSettings(TransformerSettings):
+    """The settings of `DecoderConfig` that this decoder reads."""
+
+    window: int
+    low_share: float
+    gate_leak: float
+
+
+def count_low_heads(settings: SpectralSettings) -> int:
+    """Count the heads that attend to pooled patches."""
+    return int(settings.heads * settings.low_share)
 
 
 class SpectralValues(nn.Module):
     """Patches to selected values: attention within windows (high frequencies) beside attention to
     pooled patches (low ones)."""
 
-    def __init__(self, width: int, config: DecoderConfig) -> None:
-        """Share `config.heads` heads between the two kinds of attention."""
+    def __init__(self, width: int, settings: SpectralSettings) -> None:
+        """Share `settings.heads` heads between the two kinds of attention."""
         super().__init__()
-        low = int(config.heads * config.low_share)
-        if width % config.heads:
+        low = count_low_heads(settings)
+        if width % settings.heads:
             raise SettingError(
-                f"model.decoder.heads must divide the joint width {width}, got {config.heads}"
+                f"model.decoder.heads must divide the joint width {width}, got {settings.heads}"
             )
-        if not 0 < low < config.heads:
+        if not 0 < low < settings.heads:
             raise SettingError(
                 f"model.decoder.kind spectral needs a head of each kind, but {low} of"
-                f" {config.heads} are low (low_share {config.low_share})"
+                f" {settings.heads} are low (low_share {settings.low_share})"
             )
-        self.size = width // config.heads
-        self.window = config.window
-        self.leak = config.gate_leak
-        self.high = nn.Linear(width, 3 * (config.heads - low) * self.size, bias=False)
+        self.size = width // settings.heads
+        self.window = settings.window
+        self.leak = settings.gate_leak
+        self.high = nn.Linear(width, 3 * (settings.heads - low) * self.size, bias=False)
         self.low_query = nn.Linear(width, low * self.size, bias=False)
         self.low_pair = nn.Linear(width, 2 * low * self.size, bias=False)
         self.low_output = nn.Linear(low * self.size, low * self.size)
@@ -103,15 +119,15 @@ class SpectralLayer(nn.Module):
     """One layer: its own values, single-head matching without projections or scale, feed-forward;
     residuals and post-norms."""
 
-    def __init__(self, width: int, config: DecoderConfig) -> None:
+    def __init__(self, width: int, settings: SpectralSettings) -> None:
         super().__init__()
-        self.values = SpectralValues(width, config)
+        self.values = SpectralValues(width, settings)
         self.output = nn.Linear(width, width)
         self.attention_norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, config.feedforward)
-        self.contract = nn.Linear(config.feedforward, width)
+        self.expand = nn.Linear(width, settings.feedforward)
+        self.contract = nn.Linear(settings.feedforward, width)
         self.feedforward_norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, queries: Tensor, patches: Tensor, grid: Grid) -> Tensor:
         """Refine class queries (B, C, D) with patches (B, N, D)."""
@@ -131,7 +147,7 @@ class SpectralLayer(nn.Module):
         return refined
 
 
-class SpectralDecoder(nn.Module):
+class SpectralDecoder(StageDecoder):
     """Layers that refine the class queries, and the values of a last layer whose products with the
     queries are the masks.
 
@@ -139,11 +155,14 @@ class SpectralDecoder(nn.Module):
     they exist here.
     """
 
-    def __init__(self, width: int, config: DecoderConfig) -> None:
-        """Build `config.layers` layers; they start as identical copies, as in the released code."""
+    Settings = SpectralSettings
+
+    def __init__(self, width: int, settings: SpectralSettings) -> None:
+        """Build `settings.layers` layers; they start as identical copies, as in the released
+        code."""
         super().__init__()
-        first = SpectralLayer(width, config)
-        self.layers = nn.ModuleList(copy.deepcopy(first) for _ in range(config.layers - 1))
+        first = SpectralLayer(width, settings)
+        self.layers = nn.ModuleList(copy.deepcopy(first) for _ in range(settings.layers - 1))
         self.mask_values = first.values
 
     def forward(self, queries: Tensor, patches: Tensor, grid: Grid) -> Tensor:
@@ -155,3 +174,22 @@ class SpectralDecoder(nn.Module):
         with torch.autocast(queries.device.type, enabled=False):
             logits: Tensor = queries.float() @ values.float().transpose(1, 2)  # (B, C, N)
         return logits
+
+    @classmethod
+    def unused_parameters(cls, width: int, settings: SpectralSettings) -> int:
+        """Count a whole cross-attention in every layer, and most of the last layer."""
+        inner = settings.feedforward
+        high = width // settings.heads * (settings.heads - count_low_heads(settings))
+        # self- and cross-attention, norm, window output
+        unused = 2 * (4 * width * width + 4 * width) + 2 * width + high * high + high
+        # output, feed-forward, norms
+        last_layer = width * width + width + (2 * width * inner + inner + width) + 4 * width
+        return settings.layers * unused + last_layer
+
+    @classmethod
+    def unused_flops(
+        cls, width: int, settings: TransformerSettings, classes: int, patches: int
+    ) -> int:
+        """Count matching with the values, output and feed-forward of the last layer."""
+        attention = classes * patches * width + classes * width * width
+        return 2 * (attention + 2 * classes * width * settings.feedforward)

@@ -8,15 +8,26 @@ classes are asked for. Letters: B images, C classes, N patches, D joint width.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_clip.config import DecoderConfig
 from cascade_clip.encoders import Grid
 from cascade_clip.errors import SettingError
+from cascade_clip.models.decoders.base import StageDecoder
 from cascade_clip.ops import attend
+
+
+@dataclass(frozen=True)
+class TransformerSettings:
+    """The settings of `DecoderConfig` that this decoder reads."""
+
+    layers: int
+    heads: int
+    feedforward: int
+    dropout: float
 
 
 class MaskAttention(nn.Module):
@@ -73,14 +84,14 @@ class CrossAttention(MaskAttention):
 class DecoderLayer(nn.Module):
     """Cross attention and feed-forward, each with residual and post-norm."""
 
-    def __init__(self, width: int, config: DecoderConfig) -> None:
+    def __init__(self, width: int, settings: TransformerSettings) -> None:
         super().__init__()
-        self.attention = CrossAttention(width, config.heads, config.dropout)
+        self.attention = CrossAttention(width, settings.heads, settings.dropout)
         self.attention_norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, config.feedforward)
-        self.contract = nn.Linear(config.feedforward, width)
+        self.expand = nn.Linear(width, settings.feedforward)
+        self.contract = nn.Linear(settings.feedforward, width)
         self.feedforward_norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
         """Refine class queries (B, C, D) with patches (B, N, D)."""
@@ -95,43 +106,21 @@ class DecoderLayer(nn.Module):
         return refined
 
 
-class Similarity(nn.Module):
-    """CLIP's own comparison of patches and class names, with nothing trained.
-
-    The mask logit of a class is the log-odds of its probability in the softmax over the class
-    names, so that the sigmoid, which every decoder's logits go through, gives that probability.
-    """
-
-    def __init__(self, scale: float) -> None:
-        """Sharpen cosines by `scale`, CLIP's own logit scale."""
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, queries: Tensor, patches: Tensor, grid: Grid) -> Tensor:
-        """Mask logits (B, C, N) of text embeddings (B, C, D) over patches (B, N, D), in float32;
-        the grid does not matter."""
-        with torch.autocast(queries.device.type, enabled=False):
-            # (B, C, N)
-            cosines = F.normalize(queries.float(), dim=-1) @ F.normalize(
-                patches.float(), dim=-1
-            ).transpose(1, 2)
-            logs = F.log_softmax(self.scale * cosines, dim=1)
-            return logs - torch.log1p(-logs.exp().clamp(max=1 - 1e-6))
-
-
-class Decoder(nn.Module):
+class Decoder(StageDecoder):
     """Layers that refine the class queries, and a last attention whose logits are the masks.
 
     Of the last layer only query and key reach an output, so only they exist here.
     """
 
-    def __init__(self, width: int, config: DecoderConfig) -> None:
-        """Build `config.layers` layers; they start as identical copies, as in the released
+    Settings = TransformerSettings
+
+    def __init__(self, width: int, settings: TransformerSettings) -> None:
+        """Build `settings.layers` layers; they start as identical copies, as in the released
         program."""
         super().__init__()
-        first = DecoderLayer(width, config)
-        self.layers = nn.ModuleList(copy.deepcopy(first) for _ in range(config.layers - 1))
-        self.mask_attention = MaskAttention(width, config.heads)
+        first = DecoderLayer(width, settings)
+        self.layers = nn.ModuleList(copy.deepcopy(first) for _ in range(settings.layers - 1))
+        self.mask_attention = MaskAttention(width, settings.heads)
         self.mask_attention.query.load_state_dict(first.attention.query.state_dict())
         self.mask_attention.key.load_state_dict(first.attention.key.state_dict())
 
@@ -141,3 +130,20 @@ class Decoder(nn.Module):
         for layer in self.layers:
             queries = layer(queries, patches)  # (B, C, D)
         return self.mask_attention.mask_logits(queries, patches)  # (B, C, N)
+
+    @classmethod
+    def unused_parameters(cls, width: int, settings: TransformerSettings) -> int:
+        """Count self-attention between classes in every layer, and most of the last layer."""
+        inner = settings.feedforward
+        self_attention = 4 * width * width + 4 * width + 2 * width  # with its norm
+        # value, output, feed-forward, norms
+        last_layer = 2 * (width * width + width) + (2 * width * inner + inner + width) + 4 * width
+        return settings.layers * self_attention + last_layer
+
+    @classmethod
+    def unused_flops(
+        cls, width: int, settings: TransformerSettings, classes: int, patches: int
+    ) -> int:
+        """Count values, attention, output and feed-forward of the last layer."""
+        attention = patches * width * width + classes * width * width + classes * patches * width
+        return 2 * (attention + 2 * classes * width * settings.feedforward)
