@@ -15,6 +15,7 @@ from cascade_clip.config.model import (
     ProjectionConfig,
     PromptConfig,
 )
+from cascade_clip.config.parts import find_part, names_of
 from cascade_clip.config.run import Config
 from cascade_clip.config.serialization import config_from_dict, config_to_dict, read_yaml
 from cascade_clip.config.service import MEBIBYTE, ServiceOptions
@@ -54,5 +55,7 @@ __all__ = [
     "TrainConfig",
     "config_from_dict",
     "config_to_dict",
+    "find_part",
+    "names_of",
     "read_yaml",
 ]
