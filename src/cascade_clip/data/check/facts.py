@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cascade_clip.data.folder import UNKNOWN, MaskReader, RawMask
+from cascade_clip.data.masks import UNKNOWN, MaskReader, RawMask
 from cascade_clip.files import load_image
 from cascade_clip.vocabulary import IGNORED, Vocabulary
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +17,6 @@ from cascade_clip.files import LARGEST_PICTURE
 from cascade_clip.results import decode_mask
 from cascade_clip.vocabulary import load_vocabulary
 
-TRAIN_IDS_ENDING = "_labelTrainIds"
-"""Behind the stem of masks that hold train ids, as mmsegmentation names them; the original mask
-stays beside it."""
 VOC_CLASSES = 20
 CONTEXT_NAMES = 459
 """Names of the full PASCAL Context label list; value 0 is no label."""
@@ -43,7 +39,7 @@ class DetailMasks(NamedTuple):
 
     height: int
     width: int
-    regions: Sequence[tuple[int, Any]]
+    regions: list[tuple[int, Any]]
     """Category number and run-length encoding; a later one lies over the earlier ones."""
 
 
