@@ -675,7 +675,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("convert", "content", "message"),
     [
-        (sbd_mask, raw_data.matlab({"GTinst": 1}), "no field GTcls.Segmentation"),
+        (sbd_mask, raw_data.matlab({"GTinst": 1}), r"no array GTcls\.Segmentation"),
         (
             sbd_mask,
             raw_data.matlab({"GTcls": {"Segmentation": np.full((2, 2), 21)}}),

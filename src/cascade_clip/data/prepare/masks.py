@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from cascade_clip.data.prepare.matlab import load_matlab
+from cascade_clip.data.prepare.matlab import read_array
 from cascade_clip.errors import DataError
 from cascade_clip.files import LARGEST_PICTURE
 from cascade_clip.results import decode_mask
@@ -46,23 +46,13 @@ class DetailMasks(NamedTuple):
 def sbd_mask(content: bytes) -> bytes:
     """The class mask (0 background, 1..20) of an SBD `cls/*.mat` file: struct `GTcls`, field
     `Segmentation`."""
-    found = load_matlab(content)
-    try:
-        mask = np.asarray(found["GTcls"][0, 0]["Segmentation"])
-    except (KeyError, IndexError, ValueError) as error:
-        raise DataError(
-            "no field GTcls.Segmentation; is this a file of SBD's folder cls?"
-        ) from error
-    return _png(_checked(mask, VOC_CLASSES))
+    return _png(_checked(read_array(content, "GTcls", "Segmentation"), VOC_CLASSES))
 
 
 def context_mask(content: bytes) -> bytes:
     """The 59-class mask (0 other, 1..59) of a PASCAL Context `.mat` file: array `LabelMap` of
     values 0..459."""
-    found = load_matlab(content)
-    if "LabelMap" not in found:
-        raise DataError("no array LabelMap; is this a file of the 459-class archive?")
-    return _png(_context_table()[_checked(np.asarray(found["LabelMap"]), CONTEXT_NAMES)])
+    return _png(_context_table()[_checked(read_array(content, "LabelMap"), CONTEXT_NAMES)])
 
 
 def detail_mask(masks: DetailMasks) -> bytes:
