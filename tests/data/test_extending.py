@@ -45,9 +45,9 @@ def test_a_line_in_the_table(data: Path, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "own_pets.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     ((name, place),) = json.loads(f"{{{LINE.strip().rstrip(',')}}}").items()
-    monkeypatch.setitem(
-        PARTS["datasets"], name, place.replace("cascade_clip.data.named.pets", "own_pets")
-    )
+    in_this_package = "cascade_clip.data.named." + name
+    assert place == f"{in_this_package}:SPEC"
+    monkeypatch.setitem(PARTS["datasets"], name, place.replace(in_this_package, "own_pets"))
     assert names_of("datasets")[-1] == "pets"
     config = DataConfig(name="pets", root=str(data), unseen="dog")
     dataset = build_dataset(config)

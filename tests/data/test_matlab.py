@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from typing import Any
@@ -57,13 +58,14 @@ def test_arrays_are_those_that_scipy_reads(compressed: bool) -> None:
         *(("note",), ("wave",), ("cell",), ("GTcls",), ("nothing",), ("note", "a")),
         *(("GTcls", "Boundaries"), ("GTcls", "nothing"), ("of_i1", "a")),
     ):
-        with pytest.raises(ValueError, match=f"no array {'.'.join(path)} in this MATLAB file"):
+        name = re.escape(".".join(path))
+        with pytest.raises(ValueError, match=f"no array {name} in this MATLAB file"):
             read_array(content, *path)
 
 
 def test_a_struct_of_several_elements_has_no_single_field() -> None:
     pair = np.zeros((1, 2), dtype=[("a", object)])
-    with pytest.raises(ValueError, match="no array s.a .*not a single struct"):
+    with pytest.raises(ValueError, match=r"no array s\.a .*not a single struct"):
         read_array(matlab(s=pair), "s", "a")
 
 
