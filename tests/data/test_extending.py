@@ -21,9 +21,13 @@ from cascade_clip.vocabulary import IGNORED
 from paths import ROOT
 from tiny_runs import tiny_config
 
-SECTION = (ROOT / "docs/extending.md").read_text(encoding="utf-8").partition("## A dataset")[2]
-MODULE, LINE = re.findall(r"```python\n(.*?)```", SECTION.partition("\n## ")[0], re.DOTALL)
-(ENTRY_POINT,) = re.findall(r"```toml\n(.*?)```", SECTION.partition("\n## ")[0], re.DOTALL)
+PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+SECTION = PAGE.partition("\n## Dataset\n")[2].partition("\n## ")[0]
+(MODULE,) = re.findall(r"```python\n# my_parts/pets\.py\n(.*?)```", SECTION, re.DOTALL)
+((LINE, GROUP),) = re.findall(
+    r"`(pets = .*)` below\n`\[project\.entry-points\.\"(.*)\"\]`", SECTION
+)
+((NAME, PLACE),) = re.findall(r'`"(pets)": "(.*)"` in the table', SECTION)
 
 
 @pytest.fixture
@@ -44,10 +48,9 @@ def data(tmp_path: Path) -> Path:
 def test_a_line_in_the_table(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_pets.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    ((name, place),) = json.loads(f"{{{LINE.strip().rstrip(',')}}}").items()
-    in_this_package = "cascade_clip.data.named." + name
-    assert place == f"{in_this_package}:SPEC"
-    monkeypatch.setitem(PARTS["datasets"], name, place.replace(in_this_package, "own_pets"))
+    in_this_package = "cascade_clip.data.named." + NAME
+    assert PLACE == f"{in_this_package}:SPEC"
+    monkeypatch.setitem(PARTS["datasets"], NAME, PLACE.replace(in_this_package, "own_pets"))
     assert names_of("datasets")[-1] == "pets"
     config = DataConfig(name="pets", root=str(data), unseen="dog")
     dataset = build_dataset(config)
@@ -63,15 +66,13 @@ def test_a_line_in_the_table(data: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_package_that_brings_a_dataset(data: Path, tmp_path: Path) -> None:
     package = tmp_path / "site"
-    (package / "pets-1.0.dist-info").mkdir(parents=True)
-    (package / "pets.py").write_text(MODULE)
-    header, _, line = ENTRY_POINT.partition("\n")
-    group = re.fullmatch(r'\[project\.entry-points\."(.*)"\]', header)
-    assert group is not None
-    (package / "pets-1.0.dist-info/METADATA").write_text("Name: pets\nVersion: 1.0\n")
-    (package / "pets-1.0.dist-info/entry_points.txt").write_text(
-        f"[{group[1]}]\n{line.replace(chr(34), '')}"
-    )
+    for folder, file, text in (
+        ("my_parts", "pets.py", MODULE),
+        ("my_parts-1.0.dist-info", "METADATA", "Name: my-parts\nVersion: 1.0\n"),
+        ("my_parts-1.0.dist-info", "entry_points.txt", f"[{GROUP}]\n{LINE.replace(chr(34), '')}\n"),
+    ):
+        (package / folder).mkdir(parents=True, exist_ok=True)
+        (package / folder / file).write_text(text)
     pets = {"name": "pets", "root": str(data), "unseen": "dog", "workers": 0}
     settings = {**config_to_dict(tiny_config(data)), "data": pets}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))

@@ -128,11 +128,7 @@ def test_damaged_files(content: bytes, reason: str) -> None:
 
 def test_mutants_are_read_or_refused() -> None:
     """Files of which a few numbers were changed at random."""
-    seeds = [
-        matlab(GTcls=sbd_struct()),
-        matlab(True, GTcls=sbd_struct()),
-        raw_data.sbd_file(0),
-    ]
+    seeds = [matlab(GTcls=sbd_struct()), matlab(True, GTcls=sbd_struct()), raw_data.sbd_file(0)]
     generator, read, refused = np.random.default_rng(0), 0, 0
     numbers = (0, 1, 5, 8, 9, 14, 17, 25, 200, 0x10001, 0x20005, 0x50001, 2**31 - 1, 2**32 - 1)
     for number in range(3000):

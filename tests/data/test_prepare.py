@@ -358,11 +358,7 @@ def run_killed(name: str, raw: Path, out: Path, after: int) -> int:
 
 @pytest.mark.parametrize(
     ("name", "write"),
-    [
-        ("voc", raw_data.write_voc),
-        ("context", write_context),
-        ("coco-stuff", raw_data.write_coco),
-    ],
+    [("voc", raw_data.write_voc), ("context", write_context), ("coco-stuff", raw_data.write_coco)],
 )
 def test_killed_and_started_again_gives_the_same_bytes(
     name: str, write: Callable[[Path], None], tmp_path: Path

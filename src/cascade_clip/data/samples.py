@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from cascade_clip.data.folder import list_pairs
 from cascade_clip.data.masks import UNKNOWN, MaskReader
-from cascade_clip.errors import DataError
+from cascade_clip.errors import DataError, SettingError
 from cascade_clip.files import load_image
 from cascade_clip.vocabulary import Vocabulary
 
@@ -84,5 +84,5 @@ class SegmentationFolder(LabelledFiles):
             ValueError: images have no mask, or two images have one name.
         """
         if limit < 0:
-            raise DataError(f"limit must be 0 (all) or more, got {limit}")
+            raise SettingError(f"limit must be 0 (all) or more, got {limit}")
         super().__init__(list_pairs(images, masks), vocabulary, limit)

@@ -12,11 +12,11 @@ from torch.utils.data import Dataset, Sampler
 
 from cascade_clip.data.augmentation import TrainTransform
 from cascade_clip.data.samples import Sample
-from cascade_clip.errors import DataError
+from cascade_clip.errors import DataError, SettingError
 
 
 class HasSamples(Protocol):
-    """What `TrainingSet` needs of a data set."""
+    """What `TrainingSet` needs of a dataset."""
 
     def __len__(self) -> int: ...
 
@@ -26,7 +26,7 @@ class HasSamples(Protocol):
 
 
 class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented crops of a data set, asked for by (position in the run, index).
+    """Augmented crops of a dataset, asked for by (position in the run, index).
 
     The randomness of a crop depends on the seed, the position and the index only: not on workers,
     ranks or what came before.
@@ -74,7 +74,7 @@ class StepSampler(Sampler[tuple[int, int]]):
         """Set up the order.
 
         Args:
-            length: images in the data set.
+            length: images in the dataset.
             batch_size: images of one step over all ranks.
             seed: seed of the order.
             steps: steps of the whole run; 0 means without end.
@@ -84,16 +84,16 @@ class StepSampler(Sampler[tuple[int, int]]):
             world: number of ranks.
         """
         if length < 1:
-            raise DataError(f"the data set must hold at least 1 image, got {length}")
+            raise DataError(f"the dataset must hold at least 1 image, got {length}")
         if batch_size < 1 or world < 1 or batch_size % world:
-            raise DataError(
+            raise SettingError(
                 f"a batch of {batch_size} images cannot be shared by {world} ranks; make it a"
                 " multiple of them"
             )
         if not 0 <= rank < world:
-            raise DataError(f"rank must lie in 0..{world - 1}, got {rank}")
+            raise ValueError(f"rank must lie in 0..{world - 1}, got {rank}")
         if steps < 0:
-            raise DataError(f"steps must be 0 (without end) or more, got {steps}")
+            raise SettingError(f"steps must be 0 (without end) or more, got {steps}")
         self.length, self.batch_size, self.seed, self.steps = length, batch_size, seed, steps
         self.rank, self.world = rank, world
         self.start = start
@@ -106,7 +106,7 @@ class StepSampler(Sampler[tuple[int, int]]):
     @start.setter
     def start(self, value: int) -> None:
         if value < 0 or value % self.batch_size:
-            raise DataError(
+            raise ValueError(
                 f"start must be a multiple of the batch size {self.batch_size}, got {value}; runs"
                 " resume between two steps"
             )

@@ -1,4 +1,4 @@
-"""Does a data set hold what its class list says? Reads every image and mask, and says what is wrong
+"""Does a dataset hold what its class list says? Reads every image and mask, and says what is wrong
 with them.
 
 One problem never hides another: everything is collected.

@@ -251,8 +251,7 @@ def _cut(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "note",
             "255-is-a-class",
-            f"mask value 255 means {named[255]!r} here; in most data sets it marks pixels to"
-            " ignore",
+            f"mask value 255 means {named[255]!r} here; in most datasets it marks pixels to ignore",
         )
 
 

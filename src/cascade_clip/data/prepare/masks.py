@@ -1,4 +1,4 @@
-"""From the masks of the original data sets to index PNGs; each function takes the raw content and
+"""From the masks of the original datasets to index PNGs; each function takes the raw content and
 returns the bytes of a grey 8-bit PNG."""
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from cascade_clip.data.folder import read_list
 from cascade_clip.data.prepare.archives import list_members, unpacked_bytes
 from cascade_clip.data.prepare.masks import DetailMasks
 from cascade_clip.data.prepare.recipes import Check, Convert, Download, Recipe, Rule
-from cascade_clip.errors import DataError, StorageError
+from cascade_clip.errors import CascadeClipError, DataError, SettingError, StorageError
 
 Step = Callable[[int, int], None]
 MARKER = ".prepared.json"
@@ -161,7 +161,7 @@ def prepare_dataset(
         StorageError: the disk is full, a worker process died.
     """
     if workers < 1:
-        raise DataError(f"workers must be at least 1, got {workers}")
+        raise SettingError(f"workers must be at least 1, got {workers}")
     folder = out / recipe.folder
     output = _Output(folder, folder.with_name(f".preparing-{folder.name}"))
     shutil.rmtree(output.stage, ignore_errors=True)  # what a killed preparation has left
@@ -169,7 +169,7 @@ def prepare_dataset(
     header = json.dumps({source.download.file: source.identity for source in sources}) + "\n"
     found = marker.read_text(encoding="utf-8") if marker.is_file() else header
     if found != header:
-        raise DataError(
+        raise SettingError(
             f"{folder} was made from other downloads, {found.strip()}; delete {marker} to write"
             " everything again"
         )
@@ -390,7 +390,7 @@ def _convert(convert: Convert, payload: Any, path: Path, label: str) -> None:
     """Convert and write one file; runs in a worker process."""
     try:
         content = convert(payload)
-    except ValueError as error:
+    except CascadeClipError as error:
         raise DataError(f"{label}: {error}") from error
     _write(path, content)
 
