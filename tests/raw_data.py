@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import io
 import json
 import tarfile
 import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from cascade_clip.data.prepare.recipes import RECIPES, Recipe
+from cascade_clip.config import find_part
+from cascade_clip.data.layouts import find_dataset, list_recipes
+from cascade_clip.data.prepare.recipes import Recipe
 from cascade_clip.results.rle import encode_mask
 
 VOC_TRAIN = ("2007_000032", "2007_000039", "2008_000008")
@@ -260,7 +265,7 @@ def write_ade(raw: Path) -> None:
 def small(name: str, counts: list[int], pairs: list[int]) -> Recipe:
     """A recipe with the counts of a miniature: one for each rule, one for each check; sizes and
     hashes are not compared."""
-    recipe, rest = RECIPES[name], iter(counts)
+    recipe, rest = list_recipes()[name], iter(counts)
     needs = tuple(
         tuple(
             dataclasses.replace(
@@ -281,10 +286,22 @@ def small(name: str, counts: list[int], pairs: list[int]) -> Recipe:
     return dataclasses.replace(recipe, needs=needs, checks=checks)
 
 
-def small_recipes() -> dict[str, Recipe]:
-    return {
-        "voc": small("voc", [1, 1, 9, 5, 5], [3, 2, 3, 6]),
-        "coco-stuff": small("coco-stuff", [3, 1, 3, 3, 1, 1], [3, 1]),
-        "context": small("context", [1, 1, 4, 3, 3], [2, 1]),
-        "ade20k": small("ade20k", [2, 1, 2, 1], [2, 1]),
-    }
+SMALL = {
+    "voc": small("voc", [1, 1, 9, 5, 5], [3, 2, 3, 6]),
+    "coco-stuff": small("coco-stuff", [3, 1, 3, 3, 1, 1], [3, 1]),
+    "context": small("context", [1, 1, 4, 3, 3], [2, 1]),
+    "ade20k": small("ade20k", [2, 1, 2, 1], [2, 1]),
+}
+"""Recipes with the counts of the miniatures."""
+
+
+def use_small_recipes(recipes: Mapping[str, Recipe] = SMALL) -> ExitStack:
+    """While the context lasts, `data prepare` expects the counts of the miniatures."""
+    with ExitStack() as stack:
+        for name, recipe in recipes.items():
+            spec = dataclasses.replace(find_dataset(name), recipe=recipe)
+            module = importlib.import_module(f"cascade_clip.data.named.{name.replace('-', '_')}")
+            stack.enter_context(mock.patch.object(module, "SPEC", spec))
+        find_part.cache_clear()
+        stack.callback(find_part.cache_clear)
+        return stack.pop_all()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,6 @@ from PIL import Image
 from cascade_clip.cli.main import main
 from cascade_clip.data.check.checker import CheckReport, check_data, spread
 from cascade_clip.data.check.facts import KEPT, PairFacts, read_facts, tally_facts
-from cascade_clip.data.check.order import (
-    _EVERYDAY,
-    _STREET,
-    VOC_FIRST,
-    _parse,
-    _plain,
-    check_order,
-    rank_agreement,
-    typical_shares,
-)
 from cascade_clip.data.check.preview import choose_pairs, draw_sheet
 from cascade_clip.data.folder import find_files
 from cascade_clip.vocabulary import Vocabulary, load_vocabulary, parse_classes
@@ -297,174 +286,6 @@ def test_smoothed_colours_do_not_fill_the_memory(tmp_path: Path) -> None:
     assert "smoothing or lossy compression" in text_of(report, "unknown-colours")
 
 
-# Class order
-
-
-def drawn_values(
-    names: list[str], typical: dict[str, float], start: int, seed: int, noise: float = 1.0
-) -> dict[int, int]:
-    """Pixels of mask values start, start + 1, ... that mean `names`, around typical shares with
-    noise; unknown names get 0.3 %."""
-    draws = np.random.default_rng(seed)
-    shares = [typical.get(name, 0.3) * float(np.exp(noise * draws.normal())) for name in names]
-    return {start + place: int(1e6 * share) for place, share in enumerate(shares)}
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("name", ["context", "coco-stuff", "ade20k", "voc", "cityscapes"])
-def test_the_right_order_passes(name: str, seed: int) -> None:
-    vocabulary = load_vocabulary(name)
-    values = drawn_values(list(vocabulary.names), typical_shares(vocabulary), 0, seed, noise=0.7)
-    raw = {label: value for value, label in vocabulary.raw_values or () if label >= 0}
-    values = {raw.get(label, label): count for label, count in values.items()}
-    found = check_order(values, 50, vocabulary)
-    assert found.verdict == "good", found.text
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_context_masks_in_voc_first_order_are_found(seed: int) -> None:
-    vocabulary = load_vocabulary("context")
-    typical = typical_shares(vocabulary)
-    found = check_order(drawn_values(list(VOC_FIRST), typical, 1, seed), 50, vocabulary)
-    assert found.verdict == "permuted"
-    assert "VOC first" in found.better and "labels look permuted: rank agreement" in found.text
-    listed_voc_first = parse_classes(", ".join(VOC_FIRST))
-    # the other way round: such a list, alphabetical masks
-    values = drawn_values(sorted(vocabulary.names), typical, 0, seed)
-    assert check_order(values, 50, listed_voc_first).better == "in alphabetical order"
-    assert (
-        check_order(drawn_values(list(VOC_FIRST), typical, 0, seed), 50, listed_voc_first).verdict
-        == "good"
-    )
-
-
-@pytest.mark.parametrize(
-    ("names", "wrong"), [(VOC_FIRST, ["class-order"]), (sorted(VOC_FIRST), [])]
-)
-def test_permuted_masks_are_wrong(names: list[str], wrong: list[str], tmp_path: Path) -> None:
-    vocabulary = load_vocabulary("context")  # alphabetical
-    pixels = np.array(
-        list(drawn_values(list(names), typical_shares(vocabulary), 1, 0).values()), dtype=float
-    )
-    draws = np.random.default_rng(0)
-    for index in range(10):
-        write_pair(
-            tmp_path, str(index), draws.choice(np.arange(1, 60), (80, 80), p=pixels / pixels.sum())
-        )
-    report = check(tmp_path, vocabulary)
-    assert [finding.kind for finding in report.wrong] == wrong
-    assert report.to_json()["class_order"]["verdict"] == ("permuted" if wrong else "good")
-
-
-def test_coco_raw_values_read_as_train_ids_are_found() -> None:
-    vocabulary = load_vocabulary("coco-stuff")
-    plain = dataclasses.replace(vocabulary, raw_values=None)
-    values = drawn_values(list(vocabulary.names), typical_shares(vocabulary), 0, 1)
-    raw = {label: value for value, label in vocabulary.raw_values or () if label >= 0}
-    found = check_order({raw[label]: count for label, count in values.items()}, 50, plain)
-    assert (found.verdict, found.better) == (
-        "permuted",
-        "as the raw values of the packaged list coco-stuff",
-    )
-    found = check_order(values, 50, vocabulary)
-    assert (found.verdict, found.better) == ("permuted", "in list order from mask value 0")
-
-
-def test_a_shift_by_one_is_found() -> None:
-    vocabulary = load_vocabulary("context")  # mask values 1..59
-    found = check_order(
-        drawn_values(list(vocabulary.names), typical_shares(vocabulary), 0, 3), 50, vocabulary
-    )
-    assert (found.verdict, found.better) == ("permuted", "in list order from mask value 0")
-    plain = dataclasses.replace(vocabulary, raw_values=None)  # mask values 0..58
-    found = check_order(
-        drawn_values(list(vocabulary.names), typical_shares(vocabulary), 1, 3), 50, plain
-    )
-    assert (found.verdict, found.better) == (
-        "permuted",
-        "as the raw values of the packaged list context",
-    )
-    others = parse_classes(", ".join([*vocabulary.names, "unicorn"]))  # no packaged list
-    found = check_order(drawn_values(list(others.names), typical_shares(others), 1, 3), 50, others)
-    assert (found.verdict, found.better) == ("permuted", "in list order from mask value 1")
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_an_unknown_order_is_called_unusual(seed: int) -> None:
-    vocabulary = load_vocabulary("context")
-    names = [vocabulary.names[place] for place in np.random.default_rng(seed).permutation(59)]
-    found = check_order(drawn_values(names, typical_shares(vocabulary), 1, seed), 50, vocabulary)
-    assert found.verdict in ("unusual", "good") and found.better == ""
-    assert found.agreement is not None and found.agreement < 0.5
-
-
-@pytest.mark.parametrize(
-    ("classes", "values", "masks", "text"),
-    [
-        (
-            "hat, boots, skin",
-            {0: 5},
-            50,
-            "10 classes whose typical frequency is known and 10 masks, here are 0 and 50",
-        ),
-        ("context", {1: 5}, 9, "here are 59 and 9"),
-        ("context", {}, 50, "no index masks"),
-    ],
-)
-def test_too_little_to_judge_by(
-    classes: str, values: dict[int, int], masks: int, text: str
-) -> None:
-    found = check_order(values, masks, load_vocabulary(classes))
-    assert found.verdict == "unknown"
-    assert re.search(text, found.text), found.text
-
-
-def test_rank_agreement() -> None:
-    order, typical = {0: "a", 1: "b", 2: "c", 3: "d"}, {"a": 9.0, "b": 5.0, "c": 1.0}
-    assert rank_agreement(order, {0: 900, 1: 30, 2: 1, 3: 999}, typical) == pytest.approx(
-        1, abs=1e-5
-    )
-    assert rank_agreement(order, {0: 1, 1: 30, 2: 900}, typical) == pytest.approx(-1, abs=1e-5)
-    # 1 - 6 * 2 / (3 * 8)
-    assert rank_agreement(order, {0: 30, 1: 900, 2: 1}, typical) == pytest.approx(0.5, abs=1e-5)
-    assert rank_agreement(order, {3: 5}, typical) == 0
-
-
-def test_typical_ranks_fit_a_real_data_set() -> None:
-    """ADE20K numbers its classes by falling frequency, which is the one real ranking that a class
-    list tells."""
-    vocabulary = load_vocabulary("ade20k")
-    falling = {place: 1000 - place for place in range(len(vocabulary))}
-    assert (
-        rank_agreement(dict(enumerate(vocabulary.names)), falling, typical_shares(vocabulary)) > 0.7
-    )
-
-
-def test_typical_shares() -> None:
-    assert sorted(VOC_FIRST) == sorted(load_vocabulary("context").names)
-    for table in (_EVERYDAY, _STREET):
-        names = [
-            _plain(name)
-            for row in table.replace("\n", ";").split(";")
-            if row.strip()
-            for name in row.strip().partition(" ")[2].split(",")
-        ]
-        assert len(set(names)) == len(names), sorted(
-            name for name in names if names.count(name) > 1
-        )
-        assert all(0 < share < 100 for share in _parse(table).values())
-    assert typical_shares(parse_classes("Sky, potted-plant, unicorn")).keys() == {
-        "Sky",
-        "potted-plant",
-    }
-    assert typical_shares(load_vocabulary("cityscapes"))["person"] == 1.2  # the street table
-    assert typical_shares(load_vocabulary("context"))["person"] == 8
-    assert {name: len(typical_shares(load_vocabulary(name))) for name in ("voc", "cityscapes")} == {
-        "voc": 20,
-        "cityscapes": 19,
-    }
-
-
 # Preview sheet
 
 
@@ -552,7 +373,7 @@ def test_the_photos_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     )
     assert code == 0, out
     assert "24 images, 24 masks, 24 pairs, 6 of them read; images from 550 x 8" in out
-    assert "nothing is wrong" in out and "class order not checked" in out
+    assert "nothing is wrong" in out
     report = json.loads((tmp_path / "out" / "check.json").read_text())
     stems = sorted(path.stem for path in (PHOTOS / "images").iterdir())[::4]
     masks = [np.array(Image.open(PHOTOS / "masks" / f"{stem}.png")) for stem in stems]
@@ -581,18 +402,21 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "--images, --masks, --classes missing"),
+        ([], "data.images, data.masks, data.classes not set"),
         (
             ["--images", "nowhere", "--masks", "{dir}", "--classes", "voc"],
             "image folder nowhere does not exist",
         ),
         (["--images", "{dir}", "--masks", "{dir}", "--classes", "voc"], "no images in"),
         (["--images", "{dir}", "--masks", "{dir}", "--classes", "unicorns.txt"], "no images in"),
-        (["--data", "voc"], "voc is not in data: looked for VOCdevkit/VOC2012"),
-        (["--data", "voc", "--root", "{dir}", "--masks", "x"], "leave out --masks"),
-        (["--data", "voc", "--root", "{dir}"], "voc is not in"),
+        (["--data", "voc"], "masks of SBD is not in data: looked for VOCdevkit/VOC2012"),
+        (
+            ["--data", "voc", "--root", "{dir}", "--masks", "x"],
+            "data.masks cannot be set with data.name voc",
+        ),
+        (["--data", "voc", "--root", "{dir}"], "SBD is not in"),
         (["--data", "vox", "--root", "{dir}"], "vox"),
-        (["--limit", "-1"], "must be 0 or more"),
+        (["--limit", "-1"], "limit must be 0 (all) or more"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -15,15 +15,10 @@ from torch.utils.data import DataLoader
 
 from cascade_clip.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from cascade_clip.data.augmentation import TrainTransform
-from cascade_clip.data.folder import (
-    UNKNOWN,
-    MaskReader,
-    Sample,
-    SegmentationFolder,
-    StepSampler,
-    TrainingSet,
-    find_files,
-)
+from cascade_clip.data.folder import find_files
+from cascade_clip.data.masks import UNKNOWN, MaskReader
+from cascade_clip.data.samples import Sample, SegmentationFolder
+from cascade_clip.data.sampling import StepSampler, TrainingSet
 from cascade_clip.vocabulary import Vocabulary, load_vocabulary, parse_classes
 
 CLASSES = parse_classes("cat, dog, grass")
@@ -171,7 +166,7 @@ def test_images_without_mask_are_an_error_that_names_five(tmp_path: Path) -> Non
     with pytest.raises(
         ValueError,
         match=(
-            r"7 of 8 images .* have no mask in .*: b\.jpg, c\.jpg, d\.jpg, e\.jpg, f\.jpg, \.\.\.;"
+            r"7 of 8 images in .* have no mask: b\.jpg, c\.jpg, d\.jpg, e\.jpg, f\.jpg, \.\.\.;"
             r" a mask"
         ),
     ):
@@ -197,7 +192,7 @@ def test_images_without_mask_are_an_error_that_names_five(tmp_path: Path) -> Non
             "is a file; give a folder",
         ),
         (
-            lambda images, masks: (write(images.parent / "empty" / "x.gif", 0).parent, masks),
+            lambda images, masks: (write(images.parent / "empty" / "x.ico", 0).parent, masks),
             FileNotFoundError,
             "no images in .*empty",
         ),

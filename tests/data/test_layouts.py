@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cascade_clip.config import DataConfig
-from cascade_clip.data.layouts import LAYOUTS, list_layout
+from cascade_clip.config import DataConfig, names_of
+from cascade_clip.data.layouts import find_dataset
 from cascade_clip.data.registry import build_dataset, data_templates
 from cascade_clip.vocabulary import IGNORED, load_templates
 
@@ -47,7 +47,8 @@ def test_voc_train_is_its_own_list_and_the_aug_list_of_sbd(tmp_path: Path) -> No
     assert dataset.sample(0).labels[0].tolist() == [IGNORED, 0, 19, IGNORED]
     assert dataset.vocabulary.names[0] == "aeroplane" and len(dataset.vocabulary.unseen) == 5
     # the data set's own folder will do
-    masks = [mask for _, mask in list_layout("voc", tmp_path / "VOCdevkit" / "VOC2012", "train")]
+    own = tmp_path / "VOCdevkit" / "VOC2012"
+    masks = [mask for _, mask in find_dataset("voc").find_pairs(own, "train")]
     assert [mask.parent.name for mask in masks] == [
         "SegmentationClass",
         "SegmentationClass",
@@ -73,7 +74,7 @@ def test_context_has_two_splits_on_the_same_files(tmp_path: Path, name: str, uns
     )
     (base / "ImageSets" / "SegmentationContext").mkdir(parents=True)
     (base / "ImageSets" / "SegmentationContext" / "val.txt").write_text("x\n")
-    dataset = build_dataset(DataConfig(name=name, root=str(tmp_path), split="val"))  # type: ignore[arg-type]
+    dataset = build_dataset(DataConfig(name=name, root=str(tmp_path), split="val"))
     assert dataset.sample(0).labels[0].tolist() == [IGNORED, 0, 58, IGNORED]
     assert unseen in dataset.vocabulary.unseen and len(dataset.vocabulary.unseen) == 10
 
@@ -128,7 +129,7 @@ def test_cityscapes_takes_train_ids_where_all_frames_have_them(tmp_path: Path) -
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASCADE_CLIP_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(
-        FileNotFoundError, match=r"voc is not in .*nowhere.*VOCdevkit/VOC2012.*data prepare"
+        FileNotFoundError, match=r"VOC 2012.* is not in .*nowhere.*VOCdevkit/VOC2012.*data prepare"
     ):
         build_dataset(DataConfig(name="voc"))
     write_voc(tmp_path, {"train": ["a"], "val": ["d"]}, [1])
@@ -139,14 +140,16 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         build_dataset(DataConfig(name="voc", root=str(tmp_path)), "val")
     with pytest.raises(ValueError, match=r"data\.classes cannot be set"):
         build_dataset(DataConfig(name="voc", root=str(tmp_path), classes="voc"))
-    with pytest.raises(ValueError, match="named ones are voc"):
-        list_layout("pets", tmp_path, "val")
+    with pytest.raises(ValueError, match=r"data\.name must be one of \['folder', .*got 'pets'"):
+        DataConfig(name="pets")
+    with pytest.raises(ValueError, match=r"unknown dataset 'pets'; choose one of \['voc', "):
+        find_dataset("pets")
 
 
 def test_a_named_data_set_brings_its_templates() -> None:
-    for name in LAYOUTS:
+    for name in names_of("datasets"):
         expected = load_templates("single" if name == "voc" else "paper15")
-        assert data_templates(DataConfig(name=name)) == expected  # type: ignore[arg-type]
+        assert data_templates(DataConfig(name=name)) == expected
 
 
 def test_another_split_of_a_named_data_set(tmp_path: Path) -> None:

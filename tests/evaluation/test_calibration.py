@@ -12,8 +12,8 @@ import torch
 
 from cascade_clip.cli.main import main
 from cascade_clip.config import DataConfig
-from cascade_clip.data.folder import Sample
 from cascade_clip.data.registry import LabelledImages, build_dataset
+from cascade_clip.data.samples import Sample
 from cascade_clip.evaluation.calibration import (
     VALUES,
     CalibrationSweep,

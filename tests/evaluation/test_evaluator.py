@@ -18,8 +18,8 @@ from PIL import Image
 from cascade_clip.cli.evaluate import FolderOptions, InferenceOptions
 from cascade_clip.cli.main import main
 from cascade_clip.config import DataConfig, InferenceConfig
-from cascade_clip.data.folder import LabelledFiles, Sample
 from cascade_clip.data.registry import SandboxScenes, build_dataset, describe_data
+from cascade_clip.data.samples import LabelledFiles, Sample
 from cascade_clip.evaluation.evaluator import default_calibration, evaluate
 from cascade_clip.evaluation.fingerprints import hash_checkpoint, hash_dataset
 from cascade_clip.inference.loading import load_predictor

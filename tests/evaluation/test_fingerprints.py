@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from cascade_clip.checkpoints.checkpoint import find_checkpoint
-from cascade_clip.data.folder import LabelledFiles, SegmentationFolder
 from cascade_clip.data.registry import SandboxScenes
+from cascade_clip.data.samples import LabelledFiles, SegmentationFolder
 from cascade_clip.evaluation.fingerprints import hash_checkpoint, hash_dataset
 from cascade_clip.vocabulary import parse_classes
 

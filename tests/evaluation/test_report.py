@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from cascade_clip.cli.main import main
-from cascade_clip.data.folder import Sample
+from cascade_clip.data.samples import Sample
 from cascade_clip.evaluation.evaluator import Report
 from cascade_clip.evaluation.examples import Gallery, ImageRecord, ImageScores, image_scores
 from cascade_clip.evaluation.metrics import ConfusionMatrix, scores

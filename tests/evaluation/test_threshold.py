@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from cascade_clip.config import DataConfig
-from cascade_clip.data.folder import Sample
 from cascade_clip.data.registry import build_dataset
+from cascade_clip.data.samples import Sample
 from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
 from cascade_clip.evaluation.threshold import (
     STEPS,

@@ -13,8 +13,8 @@ from PIL import Image
 
 from cascade_clip.checkpoints.checkpoint import load_checkpoint
 from cascade_clip.config import DataConfig
-from cascade_clip.data.folder import SegmentationFolder
 from cascade_clip.data.registry import build_dataset, sandbox_vocabulary
+from cascade_clip.data.samples import SegmentationFolder
 from cascade_clip.evaluation.evaluator import evaluate, summarise
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.sandbox import pretrain as pretraining

@@ -417,7 +417,7 @@ def test_nothing_in_a_state_is_executed(tmp_path: Path) -> None:
 
 def batch_paths(folders: Path, config: Config, step: int) -> list[str]:
     """The images of a step, worked out from the order that the data set gives."""
-    from cascade_clip.data.folder import StepSampler
+    from cascade_clip.data.sampling import StepSampler
 
     order = iter(StepSampler(8, config.train.batch_size, config.train.seed))
     indices = [

@@ -13,13 +13,11 @@ from pathlib import Path
 from cascade_clip.data.prepare.recipes import Download, Recipe, Rule
 
 RECIPE = Recipe(
-    name="tiny",
-    title="tiny",
     folder="VOC",
     needs=(
         (
             Download(
-                "a", "http://localhost/a", "none", (Rule("JPEGImages/*.jpg", "VOC/JPEGImages", 1),)
+                "a", "http://localhost/a", "none", (Rule("JPEGImages/*.jpg", "JPEGImages", 1),)
             ),
         ),
     ),

@@ -27,7 +27,6 @@ from PIL import Image
 import raw_data
 from cascade_clip.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cascade_clip.config.serialization import config_to_dict
-from cascade_clip.data.prepare import recipes as prepare_recipes
 from cascade_clip.data.prepare.preparation import find_source, prepare_dataset
 from cascade_clip.inference.image_batch import find_sources, segment_sources
 from cascade_clip.inference.loading import load_predictor
@@ -131,7 +130,7 @@ def kinds(base: Path) -> list[Fault]:
     config = tiny_config(write_folders(data), DROPOUT, steps=10, save_every=2, sheet_every=0)
     raw = base / "raw"
     raw_data.write_voc(raw)
-    recipe = raw_data.small_recipes()["voc"]
+    recipe = raw_data.SMALL["voc"]
     model = save_checkpoint(base / "model", build_tiny())
     images = pictures(base / "images", 12)
     first, second = build_tiny(), changed(build_tiny())
@@ -273,7 +272,7 @@ def try_disk(words: list[str], base: Path, size: int) -> dict[str, Any] | None:
     def work() -> dict[str, Any] | None:
         if not own_namespace():
             return None
-        with mock.patch.object(prepare_recipes, "RECIPES", raw_data.small_recipes()):
+        with raw_data.use_small_recipes():
             mount_disk(disk, size)
             mount_disk(disk, size, READ_ONLY | REMOUNT)
             read_only = run_command(words)

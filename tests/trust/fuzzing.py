@@ -32,7 +32,6 @@ from cascade_clip.checkpoints.released import read_released
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.data.prepare.masks import DetailMasks, context_mask, detail_mask, sbd_mask
-from cascade_clip.data.prepare.matlab import unpack_matlab
 from cascade_clip.results.rle import decode_mask, encode_mask
 from children import start_child
 from conftest import build_tiny
@@ -118,9 +117,10 @@ def mutate(content: bytes, other: bytes, generator: np.random.Generator) -> byte
 def matlab(**values: Any) -> list[bytes]:
     """A `.mat` file, compressed as the originals are, and not, so that changes reach what is
     inside."""
-    buffer = io.BytesIO()
-    savemat(buffer, values, do_compression=True)
-    return [buffer.getvalue(), unpack_matlab(buffer.getvalue())]
+    packed, plain = io.BytesIO(), io.BytesIO()
+    savemat(packed, values, do_compression=True)
+    savemat(plain, values)
+    return [packed.getvalue(), plain.getvalue()]
 
 
 def read_lengths(content: bytes) -> object:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cascade_clip.inference.image_batch import IMAGE_SUFFIXES
+from cascade_clip.files import IMAGE_SUFFIXES
 from figures import Figure, main
 from odd_pictures import Case, all_cases, damaged, encode, odd_modes, scene
 

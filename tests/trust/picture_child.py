@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from cascade_clip.data.folder import LabelledFiles
+from cascade_clip.data.samples import LabelledFiles
 from cascade_clip.files.image_tensors import load_image
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.research.benchmark.work import peak_memory

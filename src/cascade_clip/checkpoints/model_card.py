@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cascade_clip.config import ClipConfig, Config, DataConfig
+from cascade_clip.config import ClipConfig, Config, DataConfig, names_of
+from cascade_clip.data import find_dataset
 from cascade_clip.results import SUMMARY_METRICS
 from cascade_clip.vocabulary import Vocabulary
 
@@ -24,18 +25,6 @@ KNOWN_LICENCES = (
 """Licences that the hub knows by identifier; any other is `other`."""
 NO_LICENCE = "as the CLIP weights and the training data; none is granted here"
 _LABELS = {metric.key: metric.label for metric in SUMMARY_METRICS}
-_CONTEXT = (
-    "PASCAL VOC images under Flickr's terms of use, PASCAL-Context annotations; see its home page"
-)
-_DATA_LICENCES = {
-    "sandbox": "drawn by cascade-clip itself, Apache-2.0",
-    "voc": "PASCAL VOC: images under Flickr's terms of use",
-    "context": _CONTEXT,
-    "context-released": _CONTEXT,
-    "coco-stuff": "COCO-Stuff: annotations CC BY 4.0, images under Flickr's terms of use",
-    "ade20k": "ADE20K: non-commercial research and education; see its home page",
-    "cityscapes": "Cityscapes: its own licence, non-commercial",
-}
 
 
 def build_card(
@@ -176,7 +165,11 @@ def _data_licence(data: DataConfig, record: Mapping[str, Any]) -> str:
     if record.get("protocol") == "training-free":
         return "none was used"
     name = data.name if data.name != "folder" else data.classes
-    return _DATA_LICENCES.get(name, "own images and masks; see who published this model")
+    if name == "sandbox":
+        return "drawn by cascade-clip itself, Apache-2.0"
+    if name in names_of("datasets"):
+        return find_dataset(name).licence
+    return "own images and masks; see who published this model"
 
 
 def _some(names: Sequence[str], count: int = 60) -> str:

@@ -11,10 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cascade_clip.cli.terminal import check_folder, console, progress_bar, say
-from cascade_clip.errors import SettingError
+from cascade_clip.config import DataConfig, FilesName
 
 if TYPE_CHECKING:
-    from cascade_clip.data import FoundFiles
     from cascade_clip.data.check import CheckReport, Count
     from cascade_clip.vocabulary import Vocabulary
 
@@ -26,15 +25,13 @@ BAR = 24
 class CheckOptions:
     """What to check."""
 
-    data: Literal[
-        "folder", "voc", "coco-stuff", "context", "context-released", "ade20k", "cityscapes"
-    ] = "folder"
-    """`folder`: the two folders below; else a named data set below --root."""
+    data: FilesName = "folder"
+    """`folder`: the two folders below; else a named dataset below --root."""
     root: str = ""
-    """Folder that holds the named data set; by default the environment variable CASCADE_CLIP_DATA,
+    """Folder that holds the named dataset; by default the environment variable CASCADE_CLIP_DATA,
     else `data`."""
     split: Literal["train", "val"] = "val"
-    """Part of the named data set."""
+    """Part of the named dataset."""
     images: str = ""
     """Folder of images."""
     masks: str = ""
@@ -52,11 +49,11 @@ class CheckOptions:
     workers: int = 2
     """Processes that read; 0 reads in this one."""
 
-    def __post_init__(self) -> None:
-        if self.limit < 0 or self.workers < 0:
-            raise SettingError(
-                f"--limit and --workers must be 0 or more, got {self.limit} and {self.workers}"
-            )
+    def to_config(self) -> DataConfig:
+        """The settings of the dataset."""
+        chosen = {name: value for name, value in dataclasses.asdict(self).items() if name != "data"}
+        split = self.split if self.data != "folder" else ""
+        return DataConfig(name=self.data, **{**chosen, "split": split})
 
 
 def check(*, data: CheckOptions, out: Path | None = None) -> int:
@@ -66,54 +63,22 @@ def check(*, data: CheckOptions, out: Path | None = None) -> int:
     wrong, 0 if not, notes allowed.
 
     Args:
-        data: the data set.
+        data: the dataset.
         out: folder for a preview sheet (check.png) and the report as JSON (check.json); by default
             nothing is written.
     """
+    from cascade_clip.data import find_labelled
     from cascade_clip.data.check import check_data
 
     if out is not None:
         check_folder(out)
-    files, vocabulary = _find(data)
+    files, vocabulary = find_labelled(data.to_config())
     with progress_bar("reading") as step:
         report = check_data(files, vocabulary, data.limit, data.workers, step)
     print_report(report)
     if out is not None:
         say("wrote " + ", ".join(str(path) for path in report.save(out)))
     return 1 if report.wrong else 0
-
-
-def _find(options: CheckOptions) -> tuple[FoundFiles, Vocabulary]:
-    """The files and the class list that the options name."""
-    from cascade_clip.data import FoundFiles, data_root, find_files, layout_vocabulary, list_layout
-    from cascade_clip.vocabulary import load_vocabulary, split_classes
-
-    if options.data == "folder":
-        missing = [
-            f"--{name}" for name in ("images", "masks", "classes") if not getattr(options, name)
-        ]
-        if missing:
-            raise SettingError(
-                f"{', '.join(missing)} missing: give the image folder, the mask folder and the"
-                " class list, or --data NAME"
-            )
-        files = find_files(options.images, options.masks)
-        vocabulary = load_vocabulary(options.classes, options.unseen)
-    else:
-        given = [f"--{name}" for name in ("images", "masks", "classes") if getattr(options, name)]
-        if given:
-            raise SettingError(
-                f"--data {options.data} finds its files and classes below --root; leave out"
-                f" {', '.join(given)}"
-            )
-        pairs = list_layout(options.data, data_root(options.root), options.split)
-        files = FoundFiles(pairs, len(pairs), len(pairs), [], [], [])
-        vocabulary = split_classes(layout_vocabulary(options.data, pairs), options.unseen)
-    return files, (
-        vocabulary
-        if options.ignore is None
-        else dataclasses.replace(vocabulary, ignore=options.ignore)
-    )
 
 
 def print_report(report: CheckReport) -> None:
@@ -128,8 +93,6 @@ def print_report(report: CheckReport) -> None:
     )
     if report.tally.masks:
         console.print(_histogram(report))
-    if report.order.verdict in ("good", "unknown"):
-        say(report.order.text)
     for finding in report.findings:
         style = "bold red" if finding.level == "wrong" else "bold yellow"
         console.print(Text.assemble((f"{finding.level}: ", style), finding.text), soft_wrap=True)

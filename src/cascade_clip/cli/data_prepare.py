@@ -4,45 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from cascade_clip.cli.terminal import progress_bar, say
-from cascade_clip.errors import MissingFileError
+from cascade_clip.errors import MissingFileError, SettingError
 
 if TYPE_CHECKING:
-    from cascade_clip.data.prepare import Download, Recipe, Source
+    from cascade_clip.data import DatasetSpec
+    from cascade_clip.data.prepare import Download, Source
 
 
 def prepare(
-    name: Literal["voc", "coco-stuff", "context", "ade20k"],
-    *,
-    raw: Path,
-    out: Path = Path("data"),
-    workers: int = 2,
-    no_verify: bool = False,
+    name: str, *, raw: Path, out: Path = Path("data"), workers: int = 2, no_verify: bool = False
 ) -> int:
-    """Bring the original downloads of a data set into the folders that training and evaluation
-    read.
+    """Bring the original downloads of a dataset into the folders that training and evaluation read.
 
-    Says first which files are needed, how large they are and under which terms they stand; nothing
-    is downloaded. May be stopped at any point: started again, it goes on.
+    Prints first which files are needed, how large they are and under which terms; nothing is
+    downloaded. A preparation that was interrupted is started again by the same command.
 
     Args:
-        name: voc (with SBD), coco-stuff, context or ade20k.
+        name: voc (with SBD), coco-stuff, context, ade20k, or a dataset of another package.
         raw: folder with the downloads, as they were downloaded or unpacked.
         out: folder to write to.
         workers: processes that convert masks.
         no_verify: do not compare sizes and hashes of the downloads with the published ones.
     """
-    from cascade_clip.data.prepare import RECIPES, check_download, prepare_dataset
+    from cascade_clip.data import find_dataset, list_recipes
+    from cascade_clip.data.prepare import check_download, prepare_dataset
 
-    recipe = RECIPES[name]
-    raw, out = raw.expanduser(), out.expanduser()
-    sources = _find_downloads(recipe, raw)
-    for source in sources:
-        if not no_verify:
-            with progress_bar(f"checking {source.path.name} (MB)") as step:
-                check_download(source, step)
+    recipes = list_recipes()
+    if name not in recipes:
+        raise SettingError(f"no recipe for {name!r}; choose one of {', '.join(recipes)}")
+    recipe, raw, out = recipes[name], raw.expanduser(), out.expanduser()
+    sources = _find_downloads(find_dataset(name), raw)
+    for source in sources if not no_verify else ():
+        with progress_bar(f"checking {source.path.name} (MB)") as step:
+            check_download(source, step)
     out.mkdir(parents=True, exist_ok=True)
     with progress_bar(f"preparing {name}") as step:
         found = prepare_dataset(recipe, sources, out, workers=workers, step=step)
@@ -52,17 +49,17 @@ def prepare(
     return 0
 
 
-def _find_downloads(recipe: Recipe, raw: Path) -> list[Source]:
+def _find_downloads(spec: DatasetSpec, raw: Path) -> list[Source]:
     """Say what is needed and what is there.
 
     Raises:
-        FileNotFoundError: something is missing; the message names every missing file and its place.
+        MissingFileError: something is missing; the message names every missing file and its place.
     """
     from cascade_clip.data.prepare import find_source
 
-    say(f"{recipe.title} needs, in {raw}:")
+    say(f"{spec.title} needs, in {raw}:")
     sources, missing = [], []
-    for choices in recipe.needs:
+    for choices in spec.recipe.needs if spec.recipe else ():
         source = find_source(choices, raw)
         _say_choices(choices, source)
         if source is None:
@@ -78,14 +75,13 @@ def _find_downloads(recipe: Recipe, raw: Path) -> list[Source]:
 
 def _say_choices(choices: Sequence[Download], source: Source | None) -> None:
     for number, download in enumerate(choices):
+        state = "missing" if source is None else "not needed"
         if source is not None and source.download is download:
             state = (
                 f"found {source.path.name}"
                 if source.path.is_file()
                 else f"found unpacked: {source.path}"
             )
-        else:
-            state = "missing" if source is None else "not needed"
         size = (
             f"{download.size / 1e9:.2f} GB"
             if download.size

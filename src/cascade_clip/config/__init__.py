@@ -4,7 +4,7 @@ Block numbers count from 1, as in the paper. A checkpoint folder stores these se
 `config.yaml`; reading it back refuses keys that do not exist.
 """
 
-from cascade_clip.config.data import DataConfig, DataName
+from cascade_clip.config.data import DataConfig, DataName, FilesName
 from cascade_clip.config.inference import InferenceConfig
 from cascade_clip.config.model import (
     AggregationConfig,
@@ -47,6 +47,7 @@ __all__ = [
     "DataName",
     "DecoderConfig",
     "Device",
+    "FilesName",
     "InferenceConfig",
     "LastBlock",
     "LossConfig",

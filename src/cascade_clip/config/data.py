@@ -1,35 +1,39 @@
-"""Settings of a data set."""
+"""Settings of a dataset."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from cascade_clip.config.values import check_least
+from cascade_clip.config.parts import names_of
+from cascade_clip.config.values import check, check_least
 
-DataName = Literal[
-    "folder", "sandbox", "voc", "coco-stuff", "context", "context-released", "ade20k", "cityscapes"
-]
+if TYPE_CHECKING:  # names that other packages add are known only when the program runs
+    DataName = str
+    FilesName = str
+else:
+    FilesName = Literal[("folder", *names_of("datasets"))]
+    DataName = Literal[("folder", "sandbox", *names_of("datasets"))]
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where images, masks and class names lie."""
+    """Which dataset, and where its images, masks and class names are."""
 
     name: DataName = "folder"
     """`folder`: the two folders below; `sandbox`: the built-in world, which needs no files; or a
-    named data set below `root`."""
+    named dataset below `root`."""
     root: str = ""
-    """Folder that holds the named data set, in the layout of `cascade-clip data prepare`. Empty:
+    """Folder that holds the named dataset, in the layout of `cascade-clip data prepare`. Empty:
     the environment variable CASCADE_CLIP_DATA, else `data`."""
     split: Literal["", "train", "val"] = ""
-    """Part of the named data set. Empty: `train` to train on, `val` to evaluate on."""
+    """Part of the named dataset. Empty: `train` to train on, `val` to evaluate on."""
     images: str = ""
     """Folder of images."""
     masks: str = ""
     """Folder of index masks with the same file stems (8- or 16-bit PNG)."""
     classes: str = ""
-    """Class list (a named data set has its own): a file with one name a line in label order (`sofa
+    """Class list (a named dataset has its own): a file with one name a line in label order (`sofa
     = couch; settee` adds synonyms) or with `VALUE NAME` lines, or a packaged list by name (voc,
     coco-stuff, context, ...)."""
     unseen: str = ""
@@ -54,4 +58,6 @@ class DataConfig:
     """Processes that load and augment images."""
 
     def __post_init__(self) -> None:
+        names = ("folder", "sandbox", *names_of("datasets"))
+        check(self.name in names, f"data.name must be one of {list(names)}, got {self.name!r}")
         check_least("data", self, size=16, limit=0, workers=0)

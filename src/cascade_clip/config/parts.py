@@ -32,7 +32,14 @@ PARTS: dict[str, dict[str, str]] = {
         "timm": "cascade_clip.encoders.timm_tower:TimmTower",
     },
     "text_encoders": {"clip": "cascade_clip.encoders.text:build_clip_text"},
-    "datasets": {},
+    "datasets": {
+        "voc": "cascade_clip.data.named.voc:SPEC",
+        "coco-stuff": "cascade_clip.data.named.coco_stuff:SPEC",
+        "context": "cascade_clip.data.named.context:SPEC",
+        "context-released": "cascade_clip.data.named.context_released:SPEC",
+        "ade20k": "cascade_clip.data.named.ade20k:SPEC",
+        "cityscapes": "cascade_clip.data.named.cityscapes:SPEC",
+    },
     "upsamplers": {
         "bilinear": "cascade_clip.ops.upsampling:bilinear",
         "guided": "cascade_clip.ops.upsampling:guided",

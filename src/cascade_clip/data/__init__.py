@@ -4,32 +4,55 @@ In: a `DataConfig`, or folders of images and masks. Out: samples (image, labels)
 list, crops for training, and the order in which a run walks through them.
 """
 
-from cascade_clip.data.augmentation import TrainTransform
-from cascade_clip.data.folder import (
-    FoundFiles,
-    LabelledFiles,
-    Sample,
-    SegmentationFolder,
-    StepSampler,
-    TrainingSet,
-    find_files,
+from typing import TYPE_CHECKING
+
+from cascade_clip.data.folder import FoundFiles, find_files, list_pairs
+from cascade_clip.data.layouts import (
+    DatasetSpec,
+    Pairs,
+    Split,
+    data_root,
+    find_dataset,
+    list_recipes,
+    listed_pairs,
 )
-from cascade_clip.data.layouts import data_root, layout_vocabulary, list_layout
-from cascade_clip.data.registry import (
-    LabelledImages,
-    SandboxScenes,
-    build_dataset,
-    data_templates,
-    describe_data,
+from cascade_clip.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from cascade_clip.data.augmentation import TrainTransform
+    from cascade_clip.data.registry import (
+        LabelledImages,
+        SandboxScenes,
+        build_dataset,
+        data_templates,
+        describe_data,
+        find_labelled,
+    )
+    from cascade_clip.data.samples import LabelledFiles, Sample, SegmentationFolder
+    from cascade_clip.data.sampling import StepSampler, TrainingSet
+
+# with torch, which `data prepare` and its workers do without
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "TrainTransform": "augmentation",
+        **dict.fromkeys(("LabelledImages", "SandboxScenes", "build_dataset"), "registry"),
+        **dict.fromkeys(("data_templates", "describe_data", "find_labelled"), "registry"),
+        **dict.fromkeys(("LabelledFiles", "Sample", "SegmentationFolder"), "samples"),
+        **dict.fromkeys(("StepSampler", "TrainingSet"), "sampling"),
+    },
 )
 
 __all__ = [
+    "DatasetSpec",
     "FoundFiles",
     "LabelledFiles",
     "LabelledImages",
+    "Pairs",
     "Sample",
     "SandboxScenes",
     "SegmentationFolder",
+    "Split",
     "StepSampler",
     "TrainTransform",
     "TrainingSet",
@@ -37,7 +60,10 @@ __all__ = [
     "data_root",
     "data_templates",
     "describe_data",
+    "find_dataset",
     "find_files",
-    "layout_vocabulary",
-    "list_layout",
+    "find_labelled",
+    "list_pairs",
+    "list_recipes",
+    "listed_pairs",
 ]

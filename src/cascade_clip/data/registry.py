@@ -1,17 +1,17 @@
-"""Which data set a configuration means: the only place where that is chosen."""
+"""Which dataset a configuration means: the only place where that is chosen."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from cascade_clip.config import DataConfig
-from cascade_clip.data.folder import LabelledFiles, Sample, SegmentationFolder
-from cascade_clip.data.layouts import Split, data_root, layout_vocabulary, list_layout
+from cascade_clip.config import DataConfig, names_of
+from cascade_clip.data.folder import FoundFiles, find_files
+from cascade_clip.data.layouts import Split, data_root, find_dataset
+from cascade_clip.data.samples import LabelledFiles, Sample
 from cascade_clip.errors import SettingError
 from cascade_clip.sandbox import CLASS_NAMES, PALETTE, UNSEEN_NAMES, SceneConfig, make_scene
 from cascade_clip.vocabulary import (
@@ -25,11 +25,11 @@ from cascade_clip.vocabulary import (
 )
 
 SANDBOX_SCENES = 100_000
-"""Length of the built-in data set where no limit is set."""
+"""Length of the built-in dataset where no limit is set."""
 
 
 class LabelledImages(Protocol):
-    """What training and evaluation need of a data set."""
+    """What training and evaluation need of a dataset."""
 
     vocabulary: Vocabulary
 
@@ -55,7 +55,7 @@ class SandboxScenes:
     def sample(self, index: int) -> Sample:
         """One scene; every pixel has a label."""
         if not 0 <= index < self.count:
-            raise IndexError(f"scene {index} is not among the {self.count} of this data set")
+            raise IndexError(f"scene {index} is not among the {self.count} of this dataset")
         scene = make_scene(self.seed, index, self.scene)
         image = torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()  # (3, H, W)
         return Sample(
@@ -69,36 +69,57 @@ def sandbox_vocabulary() -> Vocabulary:
 
 
 def build_dataset(config: DataConfig, use: Split = "train") -> LabelledImages:
-    """The data set of a configuration, its files found and checked; `use` is the part of a named
-    data set where no split is set.
+    """The dataset of a configuration, its files found and checked; `use` is the part of a named
+    dataset where no split is set.
 
     Raises:
-        ValueError, FileNotFoundError: a setting is missing or not for such data, a folder does not
-            exist, images and masks do not pair up.
+        SettingError, DataError, MissingFileError: a setting is missing or not for such data, a
+            folder does not exist, images and masks do not pair up.
+    """
+    if config.name == "sandbox":
+        _refuse_settings(config)
+        dataset = SandboxScenes(config.limit or SANDBOX_SCENES, config.seed, config.size)
+        dataset.vocabulary = split_classes(dataset.vocabulary, config.unseen)
+        return dataset
+    files, vocabulary = find_labelled(config, use)
+    return LabelledFiles(files.check(), vocabulary, config.limit)
+
+
+def find_labelled(config: DataConfig, use: Split = "train") -> tuple[FoundFiles, Vocabulary]:
+    """The files and the class list of a configuration that is not the sandbox; no image is read.
+
+    Raises:
+        SettingError, DataError, MissingFileError: as `build_dataset`, but images and masks need not
+            pair up.
     """
     _refuse_settings(config)
-    builders: dict[str, Callable[[DataConfig], LabelledImages]] = {
-        "folder": _build_folder,
-        "sandbox": _build_sandbox,
-    }
-    return builders.get(config.name, _build_named)(
-        config if config.split else dataclasses.replace(config, split=use)
-    )
+    if config.name == "folder":
+        files = find_files(config.images, config.masks)
+        vocabulary = load_vocabulary(config.classes)
+    else:
+        spec = find_dataset(config.name)
+        pairs = spec.find_pairs(data_root(config.root), config.split or use)
+        files = FoundFiles(pairs, len(pairs), len(pairs), [], [], [])
+        vocabulary = spec.load_classes(pairs)
+    vocabulary = split_classes(vocabulary, config.unseen)
+    if config.ignore is not None:
+        vocabulary = dataclasses.replace(vocabulary, ignore=config.ignore)
+    return files, vocabulary
 
 
 def _refuse_settings(config: DataConfig) -> None:
-    """Refuse settings that a data set of this kind would pass over in silence."""
+    """Refuse settings that are missing, and those that a dataset of this kind would pass over in
+    silence."""
     files = ("images", "masks", "classes")
-    others, reason = {
-        "folder": (
-            ("root", "split"),
-            "these are for the named data sets; set data.images, data.masks and data.classes",
-        ),
-        "sandbox": (
-            (*files, "root", "split", "ignore"),
-            "which makes its own scenes; set data.name to the data set that you mean",
-        ),
-    }.get(config.name, (files, "which has its own; set data.root"))
+    missing = [f"data.{name}" for name in files if not getattr(config, name)]
+    others: tuple[str, ...] = files
+    reason = "which has its own; set data.root"
+    if config.name == "sandbox":
+        others = (*files, "root", "split", "ignore")
+        reason = "which makes its own scenes; set data.name to the dataset that you mean"
+    elif config.name == "folder":
+        others = ("root", "split")
+        reason = "these are for the named datasets; set data.images, data.masks and data.classes"
     # the usual ignore value, which older checkpoints store for scenes too, changes nothing
     idle = ("", None, Vocabulary.ignore)
     given = [f"data.{name}" for name in others if getattr(config, name) not in idle]
@@ -106,42 +127,20 @@ def _refuse_settings(config: DataConfig) -> None:
         raise SettingError(
             f"{', '.join(given)} cannot be set with data.name {config.name}, {reason}"
         )
-
-
-def data_templates(config: DataConfig) -> tuple[str, ...]:
-    """The prompt templates of a configuration."""
-    return load_templates(config.templates or default_templates(config.classes or config.name))
-
-
-def _build_sandbox(config: DataConfig) -> LabelledImages:
-    dataset = SandboxScenes(config.limit or SANDBOX_SCENES, config.seed, config.size)
-    dataset.vocabulary = split_classes(dataset.vocabulary, config.unseen)
-    return dataset
-
-
-def _build_folder(config: DataConfig) -> LabelledImages:
-    missing = [
-        f"data.{name}" for name in ("images", "masks", "classes") if not getattr(config, name)
-    ]
-    if missing:
+    if missing and config.name == "folder":
         raise SettingError(
             f"{', '.join(missing)} not set: give the image folder, the mask folder and the class"
             " list"
         )
-    vocabulary = load_vocabulary(config.classes, config.unseen)
-    if config.ignore is not None:
-        vocabulary = dataclasses.replace(vocabulary, ignore=config.ignore)
-    return SegmentationFolder(
-        Path(config.images), Path(config.masks), vocabulary, limit=config.limit
-    )
 
 
-def _build_named(config: DataConfig) -> LabelledImages:
-    pairs = list_layout(config.name, data_root(config.root), config.split or "train")
-    vocabulary = split_classes(layout_vocabulary(config.name, pairs), config.unseen)
-    if config.ignore is not None:
-        vocabulary = dataclasses.replace(vocabulary, ignore=config.ignore)
-    return LabelledFiles(pairs, vocabulary, config.limit)
+def data_templates(config: DataConfig) -> tuple[str, ...]:
+    """The prompt templates of a configuration."""
+    if config.templates:
+        return load_templates(config.templates)
+    if config.name in names_of("datasets"):
+        return load_templates(find_dataset(config.name).prompt_templates)
+    return load_templates(default_templates(config.classes))
 
 
 def describe_data(dataset: LabelledImages) -> str:

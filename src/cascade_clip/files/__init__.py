@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from cascade_clip.files.atomic import write_whole
 from cascade_clip.files.hashing import file_sha256, is_damaged_blob
-from cascade_clip.files.images import LARGEST_PICTURE, is_large, open_picture, read_picture
+from cascade_clip.files.images import (
+    IMAGE_SUFFIXES,
+    LARGEST_PICTURE,
+    MASK_SUFFIXES,
+    is_large,
+    open_picture,
+    read_picture,
+)
 from cascade_clip.files.partial import exchange, partial_name
 from cascade_clip.lazy import lazy_names
 
@@ -33,7 +40,9 @@ __getattr__ = lazy_names(
 )
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "LARGEST_PICTURE",
+    "MASK_SUFFIXES",
     "exchange",
     "file_sha256",
     "is_color_mask",

@@ -21,6 +21,16 @@ FORMATS = (
 """Kinds of picture that are read, as far as this Pillow knows them; the others stay closed: EPS,
 for one, starts another program."""
 
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic",
+)  # fmt: skip
+"""Endings of the files in a folder that count as images."""
+
+MASK_SUFFIXES = tuple(
+    suffix for suffix in IMAGE_SUFFIXES if suffix not in (".jpg", ".jpeg", ".avif", ".heic")
+)
+"""Endings of masks. The others are left out: their compression changes values, and so labels."""
+
 LARGEST_PICTURE = 36_000_000
 """Pixels of a picture file at most; the environment variable CASCADE_CLIP_MAX_PIXELS sets another
 number."""

@@ -21,23 +21,11 @@ import torch
 from torch import Tensor
 
 from cascade_clip.errors import MissingFileError, MissingPackageError, SettingError
-from cascade_clip.files import is_large, load_image
+from cascade_clip.files import IMAGE_SUFFIXES, is_large, load_image
 from cascade_clip.inference.class_binding import Target
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results import Output, Segmentation
 
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".avif",
-    ".heic",
-)
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 MEMORY_SETTINGS = ("class_chunk", "window_batch", "max_memory")
 """Settings that change no result."""

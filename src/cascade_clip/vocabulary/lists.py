@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib.resources
 import json
 import logging
@@ -126,9 +127,11 @@ def split_classes(vocabulary: Vocabulary, unseen: str) -> Vocabulary:
     return vocabulary.with_unseen(_load_unseen(unseen))
 
 
+@functools.cache
 def list_vocabularies() -> tuple[str, ...]:
     """Names of the packaged class lists."""
-    return ("voc", "coco-stuff", "context", "context-released", "ade20k", "cityscapes")
+    files = (importlib.resources.files("cascade_clip.vocabulary") / "vocabularies").iterdir()
+    return tuple(sorted({Path(file.name).stem for file in files} - {"templates"}))
 
 
 def load_templates(source: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Does a data set hold what its class list says? Reads every image and mask, and says what is wrong
+"""Does a dataset hold what its class list says? Reads every image and mask, and says what is wrong
 with them.
 
 One problem never hides another: everything is collected.
@@ -15,7 +15,6 @@ from typing import Any
 
 from cascade_clip.data.check.facts import Count, PairFacts, Tally, read_facts, tally_facts
 from cascade_clip.data.check.findings import Evidence, Finding, list_findings
-from cascade_clip.data.check.order import OrderCheck, check_order
 from cascade_clip.data.check.preview import draw_sheet
 from cascade_clip.data.folder import FoundFiles
 from cascade_clip.vocabulary import Vocabulary
@@ -30,7 +29,6 @@ class CheckReport:
     """One entry for each pair that was read."""
     tally: Tally
     vocabulary: Vocabulary
-    order: OrderCheck
     findings: tuple[Finding, ...]
 
     @property
@@ -73,9 +71,6 @@ class CheckReport:
             "classes": classes,
             "ignored": self._row(tally.ignored),
             "unknown": [self._row(row) for row in tally.unknown],
-            "class_order": {
-                name: value for name, value in vars(self.order).items() if name != "text"
-            },
             "findings": [vars(finding) for finding in self.findings],
         }
 
@@ -121,9 +116,8 @@ def check_data(
     """
     facts = tuple(read_facts(spread(files.pairs, limit), vocabulary, workers, step))
     tally = tally_facts(facts, vocabulary)
-    order = check_order(tally.values, tally.masks, vocabulary)
-    findings = list_findings(Evidence(files, facts, tally, vocabulary, order))
-    return CheckReport(files, facts, tally, vocabulary, order, tuple(findings))
+    findings = list_findings(Evidence(files, facts, tally, vocabulary))
+    return CheckReport(files, facts, tally, vocabulary, tuple(findings))
 
 
 def spread(pairs: Sequence[tuple[Path, Path]], limit: int) -> list[tuple[Path, Path]]:

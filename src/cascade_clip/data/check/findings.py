@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cascade_clip.data.check.facts import Count, PairFacts, Tally
-from cascade_clip.data.check.order import OrderCheck
-from cascade_clip.data.folder import LISTED, MASK_SUFFIXES, FoundFiles, listed
+from cascade_clip.data.folder import LISTED, FoundFiles, listed
+from cascade_clip.files import MASK_SUFFIXES
 from cascade_clip.vocabulary import IGNORED, Vocabulary
 
 MOSTLY = 0.6
@@ -41,7 +41,6 @@ class Evidence:
     facts: Sequence[PairFacts]
     tally: Tally
     vocabulary: Vocabulary
-    order: OrderCheck
 
     @property
     def by_color(self) -> bool:
@@ -57,8 +56,8 @@ class Evidence:
 def list_findings(evidence: Evidence) -> list[Finding]:
     """Everything that is wrong, then everything worth a note."""
     rules: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
-        _files, _damage, _sizes, _colors, _unknown, _nothing, _shift, _zero, _cut, _order,
-        _ignored, _absent
+        _files, _damage, _sizes, _colors, _unknown, _nothing, _shift, _zero, _cut, _ignored,
+        _absent,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(evidence)]
     return sorted(found, key=lambda finding: finding.level == "note")
@@ -252,17 +251,8 @@ def _cut(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "note",
             "255-is-a-class",
-            f"mask value 255 means {named[255]!r} here; in most data sets it marks pixels to"
-            " ignore",
+            f"mask value 255 means {named[255]!r} here; in most datasets it marks pixels to ignore",
         )
-
-
-def _order(evidence: Evidence) -> Iterator[Finding]:
-    if evidence.order.verdict in ("permuted", "unusual"):
-        level: Literal["wrong", "note"] = (
-            "wrong" if evidence.order.verdict == "permuted" else "note"
-        )
-        yield Finding(level, "class-order", evidence.order.text)
 
 
 def _ignored(evidence: Evidence) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cascade_clip.data.check.facts import Count, PairFacts, Tally
-from cascade_clip.data.folder import UNKNOWN, MaskReader
+from cascade_clip.data.masks import UNKNOWN, MaskReader
 from cascade_clip.files import load_image
 from cascade_clip.ops import resize_mask
 from cascade_clip.results import Segmentation

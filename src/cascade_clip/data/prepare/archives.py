@@ -1,5 +1,4 @@
-"""Reading tar and zip archives and folders as one stream of members, safely, and writing files that
-are never half there.
+"""Reading tar and zip archives and folders as one stream of members, safely.
 
 Nothing is unpacked to where an archive says: callers choose the members they want and where each
 goes. A wanted member is refused when its name is absolute or leads upwards, when it is a link or a
@@ -10,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
-import shutil
 import stat
 import tarfile
 import zipfile
@@ -21,12 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from cascade_clip.errors import DataError, StorageError
+from cascade_clip.errors import DataError
 
 LARGEST_MEMBER = 256 << 20
 """Bytes that one member may declare at most; images and masks are far smaller."""
-SPARE_SPACE = 64 << 20
-"""Bytes that stay free on the disk."""
 
 _DAMAGED = (
     zipfile.BadZipFile,
@@ -57,31 +52,27 @@ class Member(NamedTuple):
         """The content.
 
         Raises:
-            ValueError: unsafe name, no plain file, too large, damaged, or another length than
+            DataError: unsafe name, not a plain file, too large, damaged, or another length than
                 declared.
         """
-        where = f"{self.source}: {str(self.name)!r}"
-        if (
-            self.name.is_absolute()
-            or ".." in self.name.parts
-            or "\\" in str(self.name)
-            or ":" in self.name.parts[0]
-        ):
-            raise DataError(f"{where} is an unsafe name; this is not the original archive")
+        # tarfile's data filter repairs unsafe names and allows links; an original archive has none
+        unsafe = self.name.is_absolute() or ".." in self.name.parts or ":" in self.name.parts[0]
+        if unsafe or "\\" in str(self.name):
+            self._refuse("is an unsafe name; this is not the original archive")
         if not self.is_file:
-            raise DataError(f"{where} is a link or a device; this is not the original archive")
+            self._refuse("is a link or a device; this is not the original archive")
         if self.size > LARGEST_MEMBER:
-            raise DataError(
-                f"{where} declares {self.size} bytes; nothing in these data sets is so large"
-            )
+            self._refuse(f"declares {self.size} bytes; nothing in these datasets is so large")
         with _reading(self.source):
             content = self.load()
         if len(content) != self.size:
-            raise DataError(
-                f"{where} has {len(content)} bytes and declares {self.size}; download the archive"
-                " again"
+            self._refuse(
+                f"has {len(content)} bytes and declares {self.size}; download the archive again"
             )
         return content
+
+    def _refuse(self, reason: str) -> None:
+        raise DataError(f"{self.source}: {str(self.name)!r} {reason}")
 
 
 def list_members(source: Path) -> Iterator[Member]:
@@ -91,7 +82,7 @@ def list_members(source: Path) -> Iterator[Member]:
     of macOS) are left out; names in a folder begin with the name of the folder.
 
     Raises:
-        ValueError: the archive cannot be read.
+        DataError: the archive cannot be read.
     """
     members = _folder if source.is_dir() else _zip if zipfile.is_zipfile(source) else _tar
     with _reading(source):
@@ -111,53 +102,17 @@ def unpacked_bytes(source: Path) -> int:
     return source.stat().st_size
 
 
-def file_digest(path: Path, kind: str, step: Callable[[int, int], None]) -> str:
-    """Hexadecimal hash of a file; `kind` is sha256 or md5 (which finds damage, not forgery)."""
-    digest = hashlib.new(kind, usedforsecurity=False)
-    total, done = path.stat().st_size, 0
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(4 << 20), b""):
-            digest.update(block)
-            done += len(block)
-            step(done >> 20, total >> 20)
-    return digest.hexdigest()
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Raise OSError when the disk that holds `folder` has not `needed` bytes and a little more."""
-    free = shutil.disk_usage(folder).free
-    if free < needed + SPARE_SPACE:
-        raise StorageError(
-            f"the disk of {folder} has {free / 1e9:.1f} GB free and needs"
-            f" {(needed + SPARE_SPACE) / 1e9:.1f} GB; free some space"
-        )
-
-
-def write_file(path: Path, content: bytes, parts: Path) -> None:
-    """Write a file in one piece: under a temporary name in `parts` (on the same disk), then
-    renamed; its folder is made."""
-    check_space(parts, len(content))
-    part = parts / f"{os.getpid()}-{path.name}"
-    part.write_bytes(content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(part, path)
-
-
 @contextlib.contextmanager
 def _reading(source: Path) -> Iterator[None]:
     """Turn what the archive libraries raise on damaged archives into one line."""
     try:
         yield
-    except _DAMAGED as error:
+    except (*_DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's, not that of a damaged archive
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(
             f"{source} cannot be read to its end ({reason}); download it again"
-        ) from error
-    except OSError as error:
-        if error.errno is not None:  # the disk's, not that of a damaged archive
-            raise
-        raise DataError(
-            f"{source} cannot be read to its end ({error}); download it again"
         ) from error
 
 
@@ -175,13 +130,8 @@ def _zip(source: Path) -> Iterator[Member]:
         for info in archive.infolist():
             if not info.is_dir():
                 is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
-                yield Member(
-                    PurePosixPath(info.filename),
-                    info.file_size,
-                    is_file,
-                    functools.partial(archive.read, info),
-                    source,
-                )
+                load = functools.partial(archive.read, info)
+                yield Member(PurePosixPath(info.filename), info.file_size, is_file, load, source)
 
 
 class _Bounded:
@@ -218,7 +168,4 @@ def _tar(source: Path) -> Iterator[Member]:
 
 def _tar_content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(info)
-    if file is None:
-        raise DataError(f"{info.name} has no content")
-    with file:
-        return file.read()
+    return file.read() if file is not None else b""

@@ -1,26 +1,22 @@
-"""From the masks of the original data sets to index PNGs; each function takes the raw content and
+"""From the masks of the original datasets to index PNGs; each function takes the raw content and
 returns the bytes of a grey 8-bit PNG."""
 
 from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from cascade_clip.data.prepare.matlab import load_matlab
+from cascade_clip.data.prepare.matlab import read_array
 from cascade_clip.errors import DataError
 from cascade_clip.files import LARGEST_PICTURE
 from cascade_clip.results import decode_mask
 from cascade_clip.vocabulary import load_vocabulary
 
-TRAIN_IDS_ENDING = "_labelTrainIds"
-"""Behind the stem of masks that hold train ids, as mmsegmentation names them; the original mask
-stays beside it."""
 VOC_CLASSES = 20
 CONTEXT_NAMES = 459
 """Names of the full PASCAL Context label list; value 0 is no label."""
@@ -43,30 +39,20 @@ class DetailMasks(NamedTuple):
 
     height: int
     width: int
-    regions: Sequence[tuple[int, Any]]
+    regions: list[tuple[int, Any]]
     """Category number and run-length encoding; a later one lies over the earlier ones."""
 
 
 def sbd_mask(content: bytes) -> bytes:
     """The class mask (0 background, 1..20) of an SBD `cls/*.mat` file: struct `GTcls`, field
     `Segmentation`."""
-    found = load_matlab(content)
-    try:
-        mask = np.asarray(found["GTcls"][0, 0]["Segmentation"])
-    except (KeyError, IndexError, ValueError) as error:
-        raise DataError(
-            "no field GTcls.Segmentation; is this a file of SBD's folder cls?"
-        ) from error
-    return _png(_checked(mask, VOC_CLASSES))
+    return _png(_checked(read_array(content, "GTcls", "Segmentation"), VOC_CLASSES))
 
 
 def context_mask(content: bytes) -> bytes:
     """The 59-class mask (0 other, 1..59) of a PASCAL Context `.mat` file: array `LabelMap` of
     values 0..459."""
-    found = load_matlab(content)
-    if "LabelMap" not in found:
-        raise DataError("no array LabelMap; is this a file of the 459-class archive?")
-    return _png(_context_table()[_checked(np.asarray(found["LabelMap"]), CONTEXT_NAMES)])
+    return _png(_context_table()[_checked(read_array(content, "LabelMap"), CONTEXT_NAMES)])
 
 
 def detail_mask(masks: DetailMasks) -> bytes:

@@ -1,82 +1,72 @@
-"""MATLAB files (level 5, `.mat`) from elsewhere: every element is checked before SciPy reads it,
-which crashes on some damaged bytes.
+"""One array out of a MATLAB file (level 5, `.mat`) from elsewhere.
+
+SciPy's reader is not used here, because some damaged bytes make it crash the process. This one
+skips everything but the wanted array, and every slice that it takes is bounded.
 
 Source of the format: MathWorks, MAT-File Format, part "Level 5 MAT-File Format".
 """
 
 from __future__ import annotations
 
-import io
+import itertools
 import math
 import struct
 import zlib
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cascade_clip.errors import DataError
 
 LARGEST_FILE = 1 << 26
-"""Bytes that a file may have when it is unpacked; a mask of 500 x 500 pixels has 2 MB at most."""
-MOST_MATRICES = 100_000
-"""Matrices in one file, those in structs and cells too."""
-DEEPEST = 8
-"""Matrices inside one another; SBD has three."""
-_HEADER, _TAG = 128, 8
-_INT8, _INT32, _UINT32, _MATRIX, _COMPRESSED, _UTF8 = 1, 5, 6, 14, 15, 16
-_NUMBERS = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}
-"""Bytes of one value of each type of number."""
-_CHARACTERS = {1: 1, 2: 1, 4: 2, 16: 1, 17: 2, 18: 4}
-"""The least bytes of one character of each type of text."""
-_CELL, _STRUCT, _TEXT, _SPARSE = 1, 2, 4, 5
+"""Bytes of one variable at most when it is unpacked; a mask of 500 x 500 pixels has 2 MB at
+most."""
+_HEADER = 128
+_MATRIX, _COMPRESSED = 14, 15
+_NUMBERS = {
+    1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8",
+}  # fmt: skip
+"""Types of numbers, by the number of the type of an element."""
+_STRUCT = 2
 _DENSE = range(6, 16)
-"""Classes of arrays."""
+"""Classes of arrays of numbers."""
 _COMPLEX = 0x800
 
 Order = Literal["<", ">"]
 
 
-def load_matlab(content: bytes) -> dict[str, Any]:
-    """The variables of a `.mat` file, as `scipy.io.loadmat` gives them.
+class _Matrix(NamedTuple):
+    """A variable or a field: its class, shape and name, and the elements that hold its content."""
+
+    kind: int
+    shape: list[int]
+    name: str
+    content: Iterator[tuple[int, bytes]]
+
+
+def read_array(content: bytes, *path: str) -> NDArray[Any]:
+    """The array at a path: the name of a variable, then the fields of structs inside it.
+
+    Args:
+        content: the whole file.
+        path: for example `"GTcls", "Segmentation"`.
 
     Raises:
-        ValueError: damaged, of another version than 5, of more than `LARGEST_FILE` bytes, or with
-            objects or functions.
+        DataError: damaged, of another version than 5, a variable of more than `LARGEST_FILE` bytes,
+            or no array of real numbers at that path.
     """
-    from scipy.io import loadmat
-
     try:
-        found: dict[str, Any] = loadmat(io.BytesIO(unpack_matlab(content)))
-    except Exception as error:  # on damaged bytes the reader raises almost anything
-        raise DataError(f"not a readable MATLAB file ({' '.join(str(error).split())})") from error
-    return found
-
-
-def unpack_matlab(content: bytes) -> bytes:
-    """The same file without compression, with every element checked: type, size, and that it ends
-    with what it lies in.
-
-    Raises:
-        ValueError: as `load_matlab`.
-    """
-    order = _byte_order(content)
-    parts, place, room = [content[:_HEADER]], _HEADER, LARGEST_FILE
-    while place < len(content):
-        kind, size = _read_tag(content, place, order)
-        after = place + _TAG + size
-        if after > len(content):
-            raise DataError("it is cut off")
-        if kind == _COMPRESSED:
-            parts.append(_decompress(content[place + _TAG : after], room))
-        else:
-            parts.append(content[place:after])
-        room -= len(parts[-1])
-        place = after
-        if room < 0:
-            raise DataError(f"it unpacks to more than {LARGEST_FILE:,} bytes")
-    whole = b"".join(parts)
-    walk = _Walk(whole, order)
-    for end in _ends(parts):
-        walk.check_matrix(end)
-    return whole
+        order = _byte_order(content)
+        found = _find(_variables(content[_HEADER:], order), path[0])
+        for field in path[1:]:
+            found = _find(_fields(found, order), field)
+        return _numbers(found, order)
+    except LookupError as error:
+        raise DataError(f"no array {'.'.join(path)} in this MATLAB file ({error})") from None
+    except (ValueError, struct.error, zlib.error) as error:
+        raise DataError(f"not a readable MATLAB file ({error})") from error
 
 
 def _byte_order(content: bytes) -> Order:
@@ -88,124 +78,84 @@ def _byte_order(content: bytes) -> Order:
     return found
 
 
-def _read_tag(content: bytes, place: int, order: Order) -> tuple[int, int]:
-    """Type and bytes of the element at a place."""
-    if place + _TAG > len(content):
-        raise DataError("it is cut off")
-    kind, size = struct.unpack_from(f"{order}II", content, place)
-    return kind, size
+def _find(matrices: Iterator[_Matrix], name: str) -> _Matrix:
+    found = next((matrix for matrix in matrices if matrix.name == name), None)
+    if found is None:
+        raise LookupError(f"nothing is called {name}")
+    return found
 
 
-def _decompress(content: bytes, room: int) -> bytes:
+def _variables(content: bytes, order: Order) -> Iterator[_Matrix]:
+    for kind, body in _elements(content, order):
+        if kind == _COMPRESSED:
+            [(kind, body)] = _elements(_decompress(body), order)
+        yield _matrix(kind, body, order)
+
+
+def _fields(matrix: _Matrix, order: Order) -> Iterator[_Matrix]:
+    """The fields of a struct of one element; their names are those in the struct."""
+    if matrix.kind != _STRUCT or math.prod(matrix.shape) != 1:
+        raise LookupError(f"{matrix.name} is not a single struct")
+    (_, length), (_, names) = itertools.islice(matrix.content, 2)
+    (size,) = struct.unpack(f"{order}i", length)
+    if size < 1:
+        raise DataError(f"names of {size} bytes")
+    for start, (kind, body) in zip(range(0, len(names), size), matrix.content, strict=True):
+        field = _text(names[start : start + size])
+        yield _matrix(kind, body, order)._replace(name=field)
+
+
+def _numbers(matrix: _Matrix, order: Order) -> NDArray[Any]:
+    """The numbers of a matrix, in the type in which the file stores them."""
+    if matrix.kind not in _DENSE:
+        raise LookupError(f"{matrix.name} does not hold real numbers")
+    [(kind, body)] = matrix.content
+    if kind not in _NUMBERS:
+        raise DataError(f"numbers of type {kind}")
+    values = np.frombuffer(body, np.dtype(f"{order}{_NUMBERS[kind]}"))
+    return values.reshape(matrix.shape, order="F")
+
+
+def _matrix(kind: int, body: bytes, order: Order) -> _Matrix:
+    if kind != _MATRIX:
+        raise DataError(f"an element of type {kind} where a matrix should be")
+    if not body:  # an empty cell or field
+        return _Matrix(0, [0, 0], "", iter(()))
+    content = _elements(body, order)
+    (_, flags), (_, sides), (_, name) = itertools.islice(content, 3)
+    (bits, _) = struct.unpack(f"{order}II", flags)
+    shape = list(struct.unpack(f"{order}{len(sides) // 4}i", sides))
+    if len(shape) < 2 or min(shape) < 0:
+        raise DataError(f"a matrix of shape {shape}")
+    kind = 0 if bits & _COMPLEX else bits & 0xFF
+    return _Matrix(kind, shape, _text(name), content)
+
+
+def _elements(content: bytes, order: Order) -> Iterator[tuple[int, bytes]]:
+    """Type and content of one element after the other; a small one has its size in the upper half
+    of its type."""
+    place = 0
+    while place < len(content):
+        kind, size = struct.unpack_from(f"{order}II", content, place)
+        start = place + 8
+        if kind >> 16:
+            kind, size, start = kind & 0xFFFF, kind >> 16, place + 4
+        after = max(place + 8, start + size)
+        if after > len(content):
+            raise DataError("it is cut off")
+        yield kind, content[start : start + size]
+        place = after if kind == _COMPRESSED else after + -after % 8
+
+
+def _decompress(content: bytes) -> bytes:
     stream = zlib.decompressobj()
-    try:
-        found = stream.decompress(content, room + 1)
-    except zlib.error as error:
-        raise DataError(f"its compressed part is damaged: {error}") from error
-    if len(found) > room:
+    found = stream.decompress(content, LARGEST_FILE + 1)
+    if len(found) > LARGEST_FILE:
         raise DataError(f"it unpacks to more than {LARGEST_FILE:,} bytes")
     if not stream.eof or stream.unused_data:
-        raise DataError("its compressed part is not whole")
+        raise DataError("its compressed part is incomplete")
     return found
 
 
-def _ends(parts: list[bytes]) -> list[int]:
-    """Where each variable ends in the unpacked file."""
-    found, place = [], len(parts[0])
-    for part in parts[1:]:
-        place += len(part)
-        found.append(place)
-    return found
-
-
-class _Walk:
-    """A place in an unpacked file, which moves on with everything that is checked."""
-
-    def __init__(self, content: bytes, order: Order) -> None:
-        self.content, self.order, self.place, self.matrices = content, order, _HEADER, 0
-
-    def check_matrix(self, limit: int, depth: int = 1) -> None:
-        """Check the matrix that begins here and ends by `limit`, and all that lies in it."""
-        self.matrices += 1
-        if self.matrices > MOST_MATRICES or depth > DEEPEST:
-            raise DataError(
-                f"it has more than {MOST_MATRICES:,} matrices or {DEEPEST} inside one another"
-            )
-        kind, size = _read_tag(self.content, self.place, self.order)
-        self.place += _TAG
-        end = self.place + size
-        if kind != _MATRIX or end > limit:
-            raise DataError(f"an element of type {kind} and {size} bytes where a matrix should be")
-        if size == 0 and depth > 1:  # an empty cell
-            return
-        flags = self._integers(end, (_UINT32,), 2)[0]
-        shape = self._integers(end, (_INT32, _UINT32))
-        self._element(end, (_INT8, _UTF8))  # its name
-        if not 2 <= len(shape) <= 32 or min(shape) < 0:
-            raise DataError(f"a matrix of shape {shape}")
-        self._check_content(flags, shape, end, depth)
-        if self.place != end or (depth == 1 and end != limit):
-            raise DataError("a matrix does not end where it says")
-
-    def _check_content(self, flags: int, shape: tuple[int, ...], end: int, depth: int) -> None:
-        kind, parts, count = flags & 0xFF, 2 if flags & _COMPLEX else 1, math.prod(shape)
-        if kind in _DENSE:
-            for _ in range(parts):
-                self._values(end, _NUMBERS, count, count)
-        elif kind == _TEXT:
-            self._values(end, _CHARACTERS, count, LARGEST_FILE)
-        elif kind == _SPARSE and len(shape) == 2:
-            self._values(end, _NUMBERS, 0, LARGEST_FILE)  # rows
-            self._values(end, _NUMBERS, shape[1] + 1, LARGEST_FILE)  # where columns begin
-            for _ in range(parts):
-                # MATLAB writes logical values as bytes that it calls doubles
-                self._element(end, tuple(_NUMBERS))
-        elif kind in (_CELL, _STRUCT):
-            fields = self._count_fields(end) if kind == _STRUCT else 1
-            if count * fields * _TAG > end - self.place or (count > 1 and not fields):
-                raise DataError(f"{count} x {fields} matrices in {end - self.place} bytes")
-            for _ in range(count * fields):
-                self.check_matrix(end, depth + 1)
-        else:
-            raise DataError(f"a matrix of class {kind} and shape {shape}")
-
-    def _count_fields(self, end: int) -> int:
-        """The number of fields of a struct, from the bytes of one name and those of all."""
-        length = self._integers(end, (_INT32,), 1)[0]
-        _, names = self._element(end, (_INT8,))
-        if length < 1 or len(names) % length:
-            raise DataError(f"{len(names)} bytes of field names of {length} bytes each")
-        return len(names) // length
-
-    def _values(self, end: int, types: dict[int, int], least: int, most: int) -> None:
-        """Check an element of `least` to `most` values."""
-        kind, content = self._element(end, tuple(types))
-        count, rest = divmod(len(content), types[kind])
-        if rest or not least <= count <= most:
-            raise DataError(f"{len(content)} bytes of type {kind} for {least} values")
-
-    def _integers(
-        self, end: int, types: tuple[int, ...], count: int | None = None
-    ) -> tuple[int, ...]:
-        kind, content = self._element(end, types)
-        if len(content) % 4 or (count is not None and len(content) != 4 * count):
-            raise DataError(f"{len(content)} bytes of type {kind}")
-        found: tuple[int, ...] = struct.unpack(
-            f"{self.order}{len(content) // 4}{'i' if kind == _INT32 else 'I'}", content
-        )
-        return found
-
-    def _element(self, end: int, types: tuple[int, ...]) -> tuple[int, bytes]:
-        """Type and content of the element that begins here; a small one has its size in the upper
-        half of its type."""
-        kind, size = _read_tag(self.content, self.place, self.order)
-        start = self.place + _TAG
-        if kind >> 16:
-            kind, size, start = kind & 0xFFFF, kind >> 16, self.place + 4
-            after = start + 4
-        else:
-            after = start + size + -size % 8
-        if kind not in types or after > end or start + size > after:
-            raise DataError(f"an element of type {kind} and {size} bytes in a wrong place")
-        self.place = after
-        return kind, self.content[start : start + size]
+def _text(content: bytes) -> str:
+    return content.partition(b"\0")[0].decode("latin-1")

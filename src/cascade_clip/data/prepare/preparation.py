@@ -1,13 +1,15 @@
-"""From the original downloads of a data set to the folder layout that mmsegmentation users have.
+"""From the original downloads of a dataset to the folder layout that mmsegmentation users have.
 
-Every file is written under a temporary name and renamed, and a journal in `OUT/.prepare` says which
-files this preparation has written. So it may be killed at any point: started again, it goes on and
-ends with the same bytes.
+Everything is first written to a folder of its own beside the dataset, and moved into the dataset
+once all is there and has been checked; a marker in the dataset's folder then says that it is done.
+So a preparation may be killed at any point: started again, it removes what was left, begins anew
+and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import multiprocessing
 import os
@@ -15,25 +17,24 @@ import shutil
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from cascade_clip.data.prepare.archives import (
-    check_space,
-    file_digest,
-    list_members,
-    unpacked_bytes,
-    write_file,
-)
+from cascade_clip.data.folder import read_list
+from cascade_clip.data.prepare.archives import list_members, unpacked_bytes
 from cascade_clip.data.prepare.masks import DetailMasks
-from cascade_clip.data.prepare.recipes import Check, Convert, Download, Recipe, Rule, read_list
-from cascade_clip.errors import DataError, StorageError
+from cascade_clip.data.prepare.recipes import Check, Convert, Download, Recipe, Rule
+from cascade_clip.errors import CascadeClipError, DataError, SettingError, StorageError
 
 Step = Callable[[int, int], None]
+MARKER = ".prepared.json"
+"""File in the folder of a finished dataset that names the downloads it was made from."""
+SPARE_SPACE = 64 << 20
+"""Bytes that stay free on the disk."""
 _AHEAD = 8
 """Conversions that wait for each worker; bounds the memory."""
 _LISTED = 3
@@ -41,10 +42,15 @@ _LISTED = 3
 
 
 class Source(NamedTuple):
-    """A download and where it lies."""
+    """A download and where it is."""
 
     download: Download
     path: Path
+
+    @property
+    def identity(self) -> int | str:
+        """What the marker remembers of it: bytes of a file, or that it is a folder."""
+        return self.path.stat().st_size if self.path.is_file() else "folder"
 
 
 class _Task(NamedTuple):
@@ -56,6 +62,33 @@ class _Task(NamedTuple):
     rule: Rule | None
     label: str
     origin: Path | None = None
+
+
+class _Output(NamedTuple):
+    """The folder of a dataset, and beside it the one that it is written to before it is moved."""
+
+    folder: Path
+    stage: Path
+
+    def names(self, target: str) -> set[str]:
+        """Files in a folder of the dataset, those to be moved there too."""
+        folders = (self.folder / target, self.stage / target)
+        return {name for folder in folders if folder.is_dir() for name in os.listdir(folder)}
+
+    def read_list(self, target: str) -> list[str]:
+        """The stems in a list file."""
+        new = self.stage / target
+        return read_list(new if new.is_file() else self.folder / target)
+
+    def publish(self, marker: str) -> None:
+        """Move what was written into the dataset, and the marker of that content last."""
+        for place, _, files in os.walk(self.stage):
+            folder = self.folder / Path(place).relative_to(self.stage)
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                os.replace(Path(place, file), folder / file)
+        (self.stage / MARKER).write_text(marker, encoding="utf-8")
+        os.replace(self.stage / MARKER, self.folder / MARKER)
 
 
 def find_source(choices: Sequence[Download], raw: Path) -> Source | None:
@@ -76,7 +109,7 @@ def check_download(source: Source, step: Step) -> None:
     folders have none.
 
     Raises:
-        ValueError: they differ.
+        DataError: they differ.
     """
     download, path = source
     if not path.is_file():
@@ -90,80 +123,118 @@ def check_download(source: Source, step: Step) -> None:
         raise DataError(f"{path} has {size:,} bytes and should have {download.size:,}: {again}")
     kind, _, expected = download.digest.partition(":")
     if expected:
-        found = file_digest(path, kind, step)
+        found = _digest(path, kind, step)
         if found != expected:
             raise DataError(f"{path} has the {kind} {found} and should have {expected}: {again}")
+
+
+def _digest(path: Path, kind: str, step: Step) -> str:
+    """Hexadecimal sha256, or md5 (which finds damage, not forgery), of a file."""
+    digest = hashlib.new(kind, usedforsecurity=False)
+    total, done = path.stat().st_size, 0
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(4 << 20), b""):
+            digest.update(block)
+            done += len(block)
+            step(done >> 20, total >> 20)
+    return digest.hexdigest()
 
 
 def prepare_dataset(
     recipe: Recipe, sources: Sequence[Source], out: Path, *, workers: int, step: Step
 ) -> dict[str, int]:
-    """Write the folders of a data set, or go on with it.
+    """Write the folder of a dataset; where the marker says that it is finished, check it only.
 
     Args:
-        recipe: the data set.
-        sources: where its downloads lie, in the order of the recipe.
+        recipe: the dataset.
+        sources: where its downloads are, in the order of the recipe.
         out: output folder.
         workers: processes that convert masks; 1 converts in this process.
         step: called with files done and files expected.
 
     Returns:
-        Images of each list or folder.
+        Images of each list or folder, by its path below `out`.
 
     Raises:
-        ValueError: a download is damaged or incomplete, a mask has impossible values, or `out` was
-            begun from other downloads.
-        OSError: the disk is full, a worker process died.
+        DataError: a download is damaged or incomplete, a mask has impossible values, or the folder
+            was made from other downloads.
+        StorageError: the disk is full, a worker process died.
     """
     if workers < 1:
-        raise DataError(f"workers must be at least 1, got {workers}")
-    parts = out / ".prepare" / f"{recipe.name}-parts"
-    shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir(parents=True, exist_ok=True)
-    with _Journal(out / ".prepare" / f"{recipe.name}.txt", parts, sources) as journal:
-        if not journal.done:
-            check_space(
-                out,
-                sum(
-                    unpacked_bytes(source.path)
-                    for source in sources
-                    if out.resolve() not in source.path.resolve().parents
-                ),
-            )
-        expected = sum(rule.count for source in sources for rule in source.download.rules)
-        with _Writer(
-            out, parts, journal, workers, lambda done: step(done, max(done, expected))
-        ) as writer:
+        raise SettingError(f"workers must be at least 1, got {workers}")
+    folder = out / recipe.folder
+    output = _Output(folder, folder.with_name(f".preparing-{folder.name}"))
+    shutil.rmtree(output.stage, ignore_errors=True)  # what a killed preparation has left
+    marker = folder / MARKER
+    header = json.dumps({source.download.file: source.identity for source in sources}) + "\n"
+    found = marker.read_text(encoding="utf-8") if marker.is_file() else header
+    if found != header:
+        raise SettingError(
+            f"{folder} was made from other downloads, {found.strip()}; delete {marker} to write"
+            " everything again"
+        )
+    if marker.is_file():
+        return _check_all(recipe, output)
+    new = [source.path for source in sources if out.resolve() not in source.path.resolve().parents]
+    expected = sum(rule.count for source in sources for rule in source.download.rules)
+    output.stage.mkdir(parents=True)
+    try:
+        _check_space(output.stage, sum(map(unpacked_bytes, new)))
+        with _Writer(output, workers, lambda done: step(done, max(done, expected))) as writer:
             for source in sources:
                 _unpack(source, writer)
-        found = {check.listed or check.images: check_pairs(out, check) for check in recipe.checks}
-        journal.finish()
-    shutil.rmtree(parts)
-    return found
+        counts = _check_all(recipe, output)
+        output.publish(header)
+    finally:
+        shutil.rmtree(output.stage, ignore_errors=True)
+    return counts
 
 
-def check_pairs(out: Path, check: Check) -> int:
+def _check_all(recipe: Recipe, output: _Output) -> dict[str, int]:
+    return {
+        f"{recipe.folder}/{check.listed or check.images}": check_pairs(output, check)
+        for check in recipe.checks
+    }
+
+
+def check_pairs(output: _Output, check: Check) -> int:
     """See that every image that counts is there and has its mask; returns how many these are.
 
     Raises:
-        ValueError: a wrong number of images, an image or a mask that is missing.
+        DataError: a wrong number of images, an image or a mask that is missing.
     """
-    images = {name[: -len(".jpg")] for name in _names(out / check.images) if name.endswith(".jpg")}
-    wanted = set(read_list(out / check.listed)) if check.listed else images
-    where = out / (check.listed or check.images)
+    images, masks = _stems(output, check.images, ".jpg"), set[str]()
+    if check.masks:
+        masks = _stems(output, check.masks, f"{check.ending}.png")
+    wanted = set(output.read_list(check.listed)) if check.listed else images
+    where = output.folder / (check.listed or check.images)
     if len(wanted) < check.count or (check.listed and len(wanted) != check.count):
         raise DataError(
             f"{where} has {len(wanted):,} images and must have {check.count:,}: a download is"
             " incomplete or another version"
         )
-    _require(wanted - images, f"images of {where}", out / check.images)
-    if check.masks:
-        ending = f"{check.ending}.png"
-        masks = {
-            name[: -len(ending)] for name in _names(out / check.masks) if name.endswith(ending)
-        }
-        _require(wanted - masks, f"masks of {where}", out / check.masks)
+    for kind, found in (("images", images), ("masks", masks)):
+        target = getattr(check, kind)
+        missing = sorted(wanted - found) if target else []
+        if missing:
+            raise DataError(
+                f"{len(missing):,} {kind} of {where} are not in {output.folder / target}:"
+                f" {', '.join(missing[:_LISTED])}{', ...' if len(missing) > _LISTED else ''}"
+            )
     return len(wanted)
+
+
+def _stems(output: _Output, target: str, ending: str) -> set[str]:
+    return {name[: -len(ending)] for name in output.names(target) if name.endswith(ending)}
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free, needed = shutil.disk_usage(folder).free, needed + SPARE_SPACE
+    if free < needed:
+        raise StorageError(
+            f"the disk of {folder} has {free / 1e9:.1f} GB free and needs {needed / 1e9:.1f} GB;"
+            " free some space"
+        )
 
 
 def _unpack(source: Source, writer: _Writer) -> None:
@@ -184,10 +255,19 @@ def _unpack(source: Source, writer: _Writer) -> None:
                 f" {rule.count:,}: it is incomplete or another version; download it again from"
                 f" {download.url}"
             )
-    for name, stems_of_list in (
-        download.lists(writer.out, stems) if download.lists else {}
-    ).items():
-        writer.rewrite(name, "".join(f"{stem}\n" for stem in stems_of_list).encode())
+    lists = download.lists(writer.output.read_list, stems) if download.lists else {}
+    for target, listed in lists.items():
+        _write(writer.output.stage / target, _lines(listed))
+
+
+def _lines(stems: Collection[str]) -> bytes:
+    return "".join(f"{stem}\n" for stem in stems).encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _check_space(path.parent, len(content))
+    path.write_bytes(content)
 
 
 def _tasks(source: Source) -> Iterator[_Task]:
@@ -209,126 +289,48 @@ def _detail_tasks(source: Source) -> Iterator[_Task]:
     phase) and `annos_segmentation`."""
     (rule,) = source.download.rules
     try:
-        found = json.loads(source.path.read_bytes())
+        content = json.loads(source.path.read_bytes())
         images = {
-            image["image_id"]: image
-            for image in found["images"]
+            image["image_id"]: (
+                PurePosixPath(image["file_name"]),
+                image["phase"],
+                DetailMasks(int(image["height"]), int(image["width"]), []),
+            )
+            for image in content["images"]
             if image["phase"] in ("train", "val")
         }
-        regions: dict[Any, list[tuple[int, Any]]] = {identity: [] for identity in images}
-        for region in found["annos_segmentation"]:
-            if region["image_id"] in regions:
-                regions[region["image_id"]].append((region["category_id"], region["segmentation"]))
-        del found
-        phases = {
-            phase: sorted(
-                PurePosixPath(image["file_name"]).stem
-                for image in images.values()
-                if image["phase"] == phase
-            )
-            for phase in ("train", "val")
-        }
-        masks = {
-            PurePosixPath(image["file_name"]): DetailMasks(
-                int(image["height"]), int(image["width"]), regions[identity]
-            )
-            for identity, image in images.items()
-        }
+        for region in content["annos_segmentation"]:
+            if region["image_id"] in images:
+                masks = images[region["image_id"]][2]
+                masks.regions.append((region["category_id"], region["segmentation"]))
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(
-            f"{source.path} is no PASCAL in Detail file ({type(error).__name__}: {error}); download"
-            " it again"
+            f"{source.path} is not a PASCAL in Detail file ({type(error).__name__}: {error});"
+            " download it again"
         ) from error
-    lists = PurePosixPath(rule.target).parent / "ImageSets" / "SegmentationContext"
-    for phase, stems in phases.items():
-        text = "".join(f"{stem}\n" for stem in stems).encode()
-        yield _Task(f"{lists}/{phase}.txt", functools.partial(_given, text), None, None, "")
-    for name, mask in masks.items():
-        yield _Task(
-            rule.target_of(name),
-            functools.partial(_given, mask),
-            rule.convert,
-            rule,
-            f"{source.path.name}: {name.name}",
-        )
+    del content
+    for phase in ("train", "val"):
+        stems = sorted(name.stem for name, part, _ in images.values() if part == phase)
+        load = functools.partial(_given, _lines(stems))
+        yield _Task(f"ImageSets/SegmentationContext/{phase}.txt", load, None, None, "")
+    for name, _, masks in images.values():
+        label = f"{source.path.name}: {name.name}"
+        load = functools.partial(_given, masks)
+        yield _Task(rule.target_of(name), load, rule.convert, rule, label)
 
 
 def _given(value: Any) -> Any:
     return value
 
 
-class _Journal:
-    """Which files this preparation has written: a line that names the downloads, then one file a
-    line."""
-
-    def __init__(self, path: Path, parts: Path, sources: Sequence[Source]) -> None:
-        """Open the journal of an earlier start, or begin one."""
-        self.path, self.parts = path, parts
-        self.header = json.dumps(
-            {
-                source.download.file: source.path.stat().st_size
-                if source.path.is_file()
-                else "folder"
-                for source in sources
-            }
-        )
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        if lines and lines[0] != self.header:
-            raise DataError(
-                f"this output folder was begun from other downloads, {lines[0]}; delete {path} to"
-                " write everything again"
-            )
-        self.done = set(lines[1:-1])  # what follows the last line break was cut off
-        self._save()
-        self._file: IO[str] = path.open("a", encoding="utf-8", newline="\n")
-
-    def __enter__(self) -> _Journal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the file; it stays."""
-        self._file.close()
-
-    def add(self, target: str) -> None:
-        """Note that a file is written."""
-        self.done.add(target)
-        self._file.write(f"{target}\n")
-        self._file.flush()
-
-    def finish(self) -> None:
-        """Sort the journal, so that it does not tell how often the preparation was stopped."""
-        self._file.close()
-        self._save()
-
-    def _save(self) -> None:
-        write_file(
-            self.path,
-            "".join(f"{line}\n" for line in [self.header, *sorted(self.done)]).encode(),
-            self.parts,
-        )
-
-
 class _Writer:
-    """Writes files below the output folder, converting in several processes."""
+    """Writes the files of a dataset, converting in several processes."""
 
-    def __init__(
-        self, out: Path, parts: Path, journal: _Journal, workers: int, step: Callable[[int], None]
-    ) -> None:
+    def __init__(self, output: _Output, workers: int, step: Callable[[int], None]) -> None:
         """Start the worker processes, if there are to be any."""
-        self.out, self.parts, self.journal, self.workers, self.step = (
-            out,
-            parts,
-            journal,
-            workers,
-            step,
-        )
+        self.output, self.workers, self.step = output, workers, step
         self._seen: set[str] = set()
-        self._pending: deque[tuple[str, Future[None]]] = deque()
+        self._pending: deque[Future[None]] = deque()
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(workers, context, _begin_worker) if workers > 1 else None
 
@@ -351,60 +353,46 @@ class _Writer:
         if task.target in self._seen:
             return False
         self._seen.add(task.target)
-        path = self.out / task.target
-        # a power cut can leave empty files
-        if task.target in self.journal.done and path.is_file() and path.stat().st_size:
-            self.step(len(self._seen))
-        elif task.origin is not None and path.exists() and path.samefile(task.origin):
-            self._wrote(task.target)
+        path, present = self.output.stage / task.target, self.output.folder / task.target
+        if task.origin is not None and present.exists() and present.samefile(task.origin):
+            pass  # it is where it belongs
         elif task.convert is None:
-            write_file(path, task.load(), self.parts)
-            self._wrote(task.target)
+            _write(path, task.load())
         elif self._pool is None:
-            _convert(task.convert, task.load(), path, self.parts, task.label)
-            self._wrote(task.target)
+            _convert(task.convert, task.load(), path, task.label)
         else:
             self._submit(self._pool, task.convert, task, path)
+        self.step(len(self._seen) - len(self._pending))
         return True
-
-    def rewrite(self, target: str, content: bytes) -> None:
-        """Write a small file, whether it is there or not."""
-        write_file(self.out / target, content, self.parts)
 
     def drain(self, left: int = 0) -> None:
         """Wait until at most `left` conversions are pending."""
         while len(self._pending) > left:
-            target, future = self._pending.popleft()
             try:
-                future.result()
+                self._pending.popleft().result()
             except BrokenProcessPool as error:
                 raise StorageError(
-                    "a worker process ended (out of memory?); start again, with fewer --workers: it"
-                    " goes on where it stopped"
+                    "a worker process ended (out of memory?); start again, with fewer --workers"
                 ) from error
-            self._wrote(target)
+            self.step(len(self._seen) - len(self._pending))
 
     def _submit(self, pool: ProcessPoolExecutor, convert: Convert, task: _Task, path: Path) -> None:
         self.drain(_AHEAD * self.workers - 1)
         try:
-            future = pool.submit(_convert, convert, task.load(), path, self.parts, task.label)
+            future = pool.submit(_convert, convert, task.load(), path, task.label)
         except BrokenProcessPool:
             self.drain()
             raise
-        self._pending.append((task.target, future))
-
-    def _wrote(self, target: str) -> None:
-        self.journal.add(target)
-        self.step(len(self._seen) - len(self._pending))
+        self._pending.append(future)
 
 
-def _convert(convert: Convert, payload: Any, path: Path, parts: Path, label: str) -> None:
+def _convert(convert: Convert, payload: Any, path: Path, label: str) -> None:
     """Convert and write one file; runs in a worker process."""
     try:
         content = convert(payload)
-    except ValueError as error:
+    except CascadeClipError as error:
         raise DataError(f"{label}: {error}") from error
-    write_file(path, content, parts)
+    _write(path, content)
 
 
 def _begin_worker() -> None:
@@ -419,16 +407,3 @@ def _begin_worker() -> None:
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _names(folder: Path) -> list[str]:
-    return os.listdir(folder) if folder.is_dir() else []
-
-
-def _require(missing: set[str], what: str, folder: Path) -> None:
-    if missing:
-        some = ", ".join(sorted(missing)[:_LISTED])
-        raise DataError(
-            f"{len(missing):,} {what} are not in {folder}:"
-            f" {some}{', ...' if len(missing) > _LISTED else ''}"
-        )
