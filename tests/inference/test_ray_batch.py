@@ -326,7 +326,6 @@ class TestFolder:
         self.write(tmp_path, ["d", "e"])
         again = self.write(tmp_path, ["f"])
         (tmp_path / FOLDER / ".part-1.parquet.begun").write_text("")
-        (tmp_path / FOLDER / ".part-1.parquet.77.partial").write_text("half")
         planned = [
             again,
             *cut_blocks([Source(Path("x"), name) for name in ("b", "d", "e", "new")], "r"),

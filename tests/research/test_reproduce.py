@@ -533,7 +533,7 @@ def test_results_are_kept_whole_or_not_at_all(tmp_path: Path) -> None:
     counts = next(tmp_path.glob("tallies-*.npz"))
     counts.write_bytes(counts.read_bytes()[:-30])
     assert read_result(tmp_path, inference, 4) is None
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_figures_without_a_value_come_back_as_such(tmp_path: Path) -> None:

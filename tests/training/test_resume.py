@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import Callback
 
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_to_dict
+from cascade_clip.files import atomic
 from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.training import resume as states
 from cascade_clip.training.engine import STOPPED, Stopped
@@ -368,11 +369,11 @@ def test_a_kill_while_writing_leaves_the_state_before(
     files = StateFiles()
     files.save_checkpoint({"global_step": 2}, state_path(tmp_path, 2))
 
-    def killed(path: Path, content: memoryview) -> None:
-        path.write_bytes(content[: len(content) // 2])
+    def killed(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:-9])
         raise Killed
 
-    monkeypatch.setattr(states, "_write_through", killed)
+    monkeypatch.setattr(atomic, "_flush", killed)
     with pytest.raises(Killed):
         files.save_checkpoint({"global_step": 4}, state_path(tmp_path, 4))
     monkeypatch.undo()
@@ -390,11 +391,9 @@ def test_a_state_is_flushed_before_it_is_renamed(
 ) -> None:
     order: list[str] = []
     flush, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("flush"), flush(handle))[1])
     monkeypatch.setattr(
-        states.os, "fsync", lambda handle: (order.append("flush"), flush(handle))[1]
-    )
-    monkeypatch.setattr(
-        states.os, "replace", lambda old, new: (order.append("rename"), rename(old, new))[1]
+        os, "replace", lambda old, new: (order.append("rename"), rename(old, new))[1]
     )
     StateFiles().save_checkpoint({"a": torch.zeros(2)}, state_path(tmp_path, 1))
     assert order == ["flush", "rename", "flush"]

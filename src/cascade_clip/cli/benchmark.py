@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -215,7 +213,6 @@ def _single_figures(case: str, rounds: int, seconds: float, workers: int) -> lis
 
 
 def _write(out: Path, values: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".part")
-    temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, out)
+    from cascade_clip.files import write_json
+
+    write_json(out, values)

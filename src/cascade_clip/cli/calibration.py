@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,19 +111,12 @@ def show(found: CalibrationSweep) -> None:
 
 def write_sweep(found: CalibrationSweep, out: Path) -> list[Path]:
     """Write calibration.json and calibration.png into a folder, which is made."""
-    from cascade_clip.files import write_whole
+    from cascade_clip.files import write_json, write_whole
 
-    written = [
-        write_whole(
-            out / "calibration.json",
-            json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n",
-        )
+    return [
+        write_json(out / "calibration.json", found.to_json()),
+        write_whole(out / "calibration.png", draw_sweep(found).savefig),
     ]
-    with tempfile.TemporaryDirectory(dir=out, prefix=".calibration-") as folder:
-        part = Path(folder) / "calibration.png"
-        draw_sweep(found).savefig(part)
-        os.replace(part, out / part.name)
-    return [*written, out / "calibration.png"]
 
 
 def draw_sweep(found: CalibrationSweep) -> Figure:

@@ -6,10 +6,9 @@ and files that are written whole or not at all.
 
 from typing import TYPE_CHECKING
 
-from cascade_clip.files.atomic import write_whole
+from cascade_clip.files.atomic import write_folder, write_json, write_whole
 from cascade_clip.files.hashing import file_sha256
 from cascade_clip.files.images import LARGEST_PICTURE, is_large, open_picture, read_picture
-from cascade_clip.files.partial import exchange, partial_name
 from cascade_clip.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ __getattr__ = lazy_names(
 
 __all__ = [
     "LARGEST_PICTURE",
-    "exchange",
     "file_sha256",
     "is_color_mask",
     "is_large",
@@ -42,8 +40,9 @@ __all__ = [
     "load_image",
     "load_mask",
     "open_picture",
-    "partial_name",
     "read_pickle",
     "read_picture",
+    "write_folder",
+    "write_json",
     "write_whole",
 ]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cascade_clip.errors import MissingFileError, MissingPackageError, SettingError
-from cascade_clip.files import is_large, load_image
+from cascade_clip.files import is_large, load_image, write_whole
 from cascade_clip.inference.class_binding import Target
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results import Output, Segmentation
@@ -356,9 +356,7 @@ def write_coco(out: Path, sources: Iterable[Source], file: Path) -> int:
     text = (
         json.dumps({"images": images, "categories": categories, "annotations": annotations}) + "\n"
     )
-    partial = file.with_name(f".{file.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, text)
     return len(annotations)
 
 

@@ -7,11 +7,9 @@ H, W: size of the image in pixels.
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from cascade_clip.files import open_picture, partial_name, read_picture
+from cascade_clip.files import open_picture, read_picture, write_json, write_whole
 from cascade_clip.results.fonts import drawable, font_for
 from cascade_clip.results.polygons import outline_mask
 from cascade_clip.results.rle import encode_mask
@@ -309,18 +307,9 @@ class Segmentation:
             )
         names = [f"{stem}{end}" for end in (*pictures, *texts)]
         texts[".json"] = {**self.to_json(), **(extra or {}), "files": names}
-        written = [
-            _write(folder / f"{stem}{end}", partial(picture.save, format="PNG"))
-            for end, picture in pictures.items()
-        ]
-        for end, values in texts.items():
-            text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-            written.append(
-                _write(
-                    folder / f"{stem}{end}", partial(Path.write_text, data=text, encoding="utf-8")
-                )
-            )
-        return written
+        return [
+            write_whole(folder / f"{stem}{end}", picture.save) for end, picture in pictures.items()
+        ] + [write_json(folder / f"{stem}{end}", values) for end, values in texts.items()]
 
     @classmethod
     def load(cls, file: Path | str) -> Segmentation:
@@ -436,15 +425,3 @@ def file_name(text: str) -> str:
 
 def _shorten(name: str) -> str:
     return name if len(name) <= 28 else name[:27] + "\u2026"
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> Path:
-    temporary = partial_name(path)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path

@@ -7,10 +7,10 @@ The towers are open_clip's own. Letters: B pictures of a batch, C class names.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,14 +27,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from cascade_clip.errors import SettingError
-from cascade_clip.files import read_pickle
+from cascade_clip.files import read_pickle, write_json, write_whole
 from cascade_clip.sandbox.scenes import (
     CLASS_NAMES,
     UNSEEN_NAMES,
@@ -266,15 +266,15 @@ def _save_state(
     step: int,
     config: PretrainConfig,
 ) -> None:
-    part = path.with_suffix(".part")
     saved = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "step": step,
         "config": json.dumps(asdict(config)),
     }
-    torch.save(saved, part)
-    os.replace(part, path)
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def used_tokens(config: PretrainConfig) -> Tensor:
@@ -305,12 +305,9 @@ def export_clip(model: open_clip.CLIP, folder: Path, tokens: Tensor) -> None:
         "model_cfg": ARCHITECTURE,
         "preprocess_cfg": {"mean": list(MEAN), "std": list(STD), "interpolation": "bilinear"},
     }
-    part = folder / "part.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
-    os.replace(part, folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(
-        json.dumps(settings, indent=1) + "\n", encoding="utf-8"
-    )
+    weights = save({name: tensor.contiguous() for name, tensor in state.items()})
+    write_whole(folder / "open_clip_model.safetensors", weights)
+    write_json(folder / "open_clip_config.json", settings)
 
 
 @torch.inference_mode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from cascade_clip.files import write_whole
 from cascade_clip.training.run_log import RunLog, RunScreen
 
 METRICS = ("loss", "focal", "dice", "masks", "learning_rate")
@@ -96,9 +96,7 @@ class MetricsFile(Callback):
             return
         self.extra = tuple(name for name in EXTRA if getattr(task.config.train.loss, name))
         kept = [row for row in read_metrics(self.path) if row["step"] <= trainer.global_step]
-        temporary = self.path.with_suffix(".part")
-        temporary.write_text(_csv_text(kept, self.extra, head=True), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_whole(self.path, _csv_text(kept, self.extra, head=True))
         self.before = kept[-1].get("seconds", 0.0) if kept else 0.0
         self.meter = Meter(
             trainer.global_step, trainer.max_steps, task.config.train.batch_size, window=1

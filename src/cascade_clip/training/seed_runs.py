@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from cascade_clip.errors import SettingError
+from cascade_clip.files import write_json
 from cascade_clip.results import SUMMARY_METRICS
 
 NAMES = tuple(metric.short for metric in SUMMARY_METRICS)
@@ -95,8 +95,7 @@ def claim_seeds(out: Path, settings: Mapping[str, Any]) -> None:
         if known != json.loads(json.dumps(settings)):
             raise SettingError(f"{out} holds seeds of other settings; choose another --out")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    _write(path, {"config": settings, "seeds": {}})
+    write_json(path, {"config": settings, "seeds": {}})
 
 
 def write_seeds(
@@ -106,7 +105,7 @@ def write_seeds(
     each."""
     spreads = spread_of(figures)
     path = out / SEEDS_FILE
-    _write(
+    write_json(
         path,
         {
             "config": settings,
@@ -152,9 +151,3 @@ def seeds_line(figures: Mapping[int, Mapping[str, float | None]]) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
