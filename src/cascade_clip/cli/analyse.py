@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
@@ -242,4 +243,4 @@ def _save(figure: Figure, out: Path) -> int:
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(out)
     say(f"wrote {out}")
-    return 0
+    return ExitCode.DONE

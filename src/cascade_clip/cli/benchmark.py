@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import console, say, warn
 from cascade_clip.config import Precision
 from cascade_clip.errors import SettingError
@@ -65,7 +66,7 @@ def benchmark(
         _write(out, values)
     say(", ".join(f"{name} {value}" for name, value in machine.items() if value is not None))
     say(f"wrote {out}")
-    return 0
+    return ExitCode.DONE
 
 
 def profile(
@@ -122,7 +123,7 @@ def profile(
         )
     console.print(table)
     say(f"all operators: {total / 1000:.0f} ms")
-    return 0
+    return ExitCode.DONE
 
 
 def _compare(case: str, rounds: int, size: Size) -> dict[str, Any]:

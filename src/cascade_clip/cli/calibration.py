@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from cascade_clip.cli.evaluate import DEFAULT_INFERENCE, FolderOptions, InferenceOptions
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import check_folder, console, progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions, given_embeddings
@@ -71,7 +72,7 @@ def calibration(
         if out is not None:
             say(f"wrote {' and '.join(str(path) for path in write_sweep(found, out))}")
         show(found)
-    return 0
+    return ExitCode.DONE
 
 
 def show(found: CalibrationSweep) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from cascade_clip.cli.evaluate import FolderOptions
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import console, progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions, given_embeddings
@@ -66,7 +67,7 @@ def compare(
         ]
     if not ranks.rank:
         _conclude((first, second), found, resamples, bootstrap_seed, out)
-    return 0
+    return ExitCode.DONE
 
 
 def _conclude(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import console, progress_bar, say
 from cascade_clip.config import DataConfig, DataName, InferenceConfig
 from cascade_clip.errors import SettingError
@@ -157,7 +158,7 @@ def evaluate(
             earlier = _score(against, config, dataset, run, inference, calibration, ranks).to_json()
     if not ranks.rank:
         _conclude(report, out, None if earlier is None else compare(earlier, report.to_json()))
-    return 0
+    return ExitCode.DONE
 
 
 def check_out(out: Path | None) -> None:
@@ -236,7 +237,7 @@ def verify(
             checkpoint, config, dataset, run, DEFAULT_INFERENCE, stored.calibration, ranks
         )
     if ranks.rank:
-        return 0
+        return ExitCode.DONE
     for assumption in report.assumptions:
         say(f"- {assumption}")
     if stored.data_sha256 and stored.data_sha256 != report.data_sha256:
@@ -252,7 +253,7 @@ def verify(
         if differing
         else f"every figure agrees within {tolerance:g}"
     )
-    return 1 if differing else 0
+    return ExitCode.FINDINGS if differing else ExitCode.DONE
 
 
 def _score(

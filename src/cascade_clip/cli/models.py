@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import console
 from cascade_clip.config import ModelConfig, PromptConfig
 
@@ -35,7 +36,7 @@ def import_file(file: Path, *, config: Path, out: Path, match_clip: bool = False
         markup=False,
     )
     console.print(f"wrote {out}", markup=False, highlight=False)
-    return 0
+    return ExitCode.DONE
 
 
 def cost(*, settings: Path | None = None, classes: int = 171, side: int = 512) -> int:
@@ -70,7 +71,7 @@ def cost(*, settings: Path | None = None, classes: int = 171, side: int = 512) -
     console.print(table)
     dead = f"{found.dead_parameters:,} weights and {found.dead_flops / 1e9:.1f} GFLOP"
     console.print(f"The published way counts {dead} that reach no output.", highlight=False)
-    return 0
+    return ExitCode.DONE
 
 
 def env() -> int:
@@ -93,4 +94,4 @@ def env() -> int:
     rows["mps"] = "available" if torch.backends.mps.is_available() else "not available"
     for name, value in rows.items():
         console.print(f"{name:<16} {value}", markup=False, highlight=False, soft_wrap=True)
-    return 0
+    return ExitCode.DONE

@@ -25,12 +25,14 @@ from rich.console import Console
 from rich.table import Table
 
 from cascade_clip.checkpoints import find_checkpoint, read_config
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.config import DataConfig
 from cascade_clip.data import LabelledImages, build_dataset
 from cascade_clip.errors import SettingError, StorageError
 from cascade_clip.evaluation import Report, evaluate
+from cascade_clip.files import write_whole
 from cascade_clip.inference import Predictor, load_predictor
-from cascade_clip.training import TrainingProgress, fit, quiet_engine
+from cascade_clip.training import Stopped, TrainingProgress, fit, quiet_engine
 
 TITLES = {"mini-last": "last layer", "mini": "cascade"}
 LOSS_FILE = "loss.csv"
@@ -94,17 +96,16 @@ def quickstart(
         trained, curve = train_for(minutes, out / "training", console)
         reports = {title: evaluate(trained, dataset), **reports}
     console.print(score_table(reports))
-    out.mkdir(parents=True, exist_ok=True)
     figure = draw_page(shown, dataset, reports, curve)
-    figure.savefig(out / "quickstart.png", dpi=110)
-    (out / "index.html").write_text(build_html(figure, reports, dataset), encoding="utf-8")
+    write_whole(out / "quickstart.png", lambda part: figure.savefig(part, dpi=110))
+    write_whole(out / "index.html", build_html(figure, reports, dataset))
     console.print(
         f"wrote {out / 'quickstart.png'} and {out / 'index.html'}",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
-    return 0
+    return ExitCode.DONE
 
 
 def show_scene(dataset: LabelledImages, index: int, predictors: dict[str, Predictor]) -> Shown:
@@ -129,11 +130,14 @@ def train_for(
             )
         shutil.rmtree(folder)
     timer = Timer(timedelta(minutes=minutes), interval="step")
-    checkpoint = fit(
-        read_config(find_checkpoint("mini")),
-        folder,
-        callbacks=[TrainingProgress(console, minutes=minutes), timer],
-    )
+    try:
+        checkpoint = fit(
+            read_config(find_checkpoint("mini")),
+            folder,
+            callbacks=[TrainingProgress(console, minutes=minutes), timer],
+        )
+    except Stopped as stopped:  # the tour cannot be resumed
+        raise SystemExit(128 + stopped.number) from stopped
     return Predictor(checkpoint, device="cpu"), read_curve(folder / "metrics.csv")
 
 

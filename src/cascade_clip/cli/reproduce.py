@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import check_folder, console, say, warn
 from cascade_clip.errors import SettingError
 
@@ -71,14 +72,14 @@ def reproduce(
     at_once = jobs or (count_jobs() if place.small else 1)
     if plan:
         print_plan(entries, runs, at_once)
-        return 0
+        return ExitCode.DONE
     if show and not out.is_dir():
         raise SettingError(
             f"--show: there is no folder {out}; give the one that `reproduce` wrote to with --out"
         )
     failures = [] if show else make_runs(runs, at_once, place)
     show_results(entries, place, chosen, out, repeat_flags(seeds, world, out, root), count=not show)
-    return 1 if failures else 0
+    return ExitCode.FINDINGS if failures else ExitCode.DONE
 
 
 def choose_seeds(entries: Sequence[Entry], world: World, given: str) -> dict[str, tuple[int, ...]]:

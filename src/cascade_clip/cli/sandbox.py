@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from cascade_clip.cli.exit_codes import ExitCode
+
 
 def pretrain(
     *,
@@ -45,7 +47,7 @@ def pretrain(
         save_every=save_every,
     )
     run(config)
-    return 0
+    return ExitCode.DONE
 
 
 def preview(
@@ -67,7 +69,7 @@ def preview(
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out)
     Console().print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
-    return 0
+    return ExitCode.DONE
 
 
 def export(
@@ -97,4 +99,4 @@ def export(
     export_world(out, train, val, size, seed)
     text = f"wrote {out}: images/{{train,val}}, masks/{{train,val}}, classes.txt, unseen.txt"
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
-    return 0
+    return ExitCode.DONE

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import check_folder, progress_bar
 from cascade_clip.config import (
     AugmentConfig,
@@ -107,7 +108,7 @@ def train(
         if options.seeds:
             return _train_seeds(config, out, screen, options, full=full)
         _train_one(config, out, screen, options, resume=resume, full=full)
-    return 0
+    return ExitCode.DONE
 
 
 def start_from(config: Config, source: str) -> Config:
@@ -185,7 +186,7 @@ def _look_ahead(config: Config, screen: RunScreen) -> int:
     for line in describe_dry_run(found, build_dataset(config.data).vocabulary.unseen):
         screen.conclude(line)
     screen.event("dry_run", **found.to_json())
-    return 0
+    return ExitCode.DONE
 
 
 def _train_seeds(
@@ -225,7 +226,7 @@ def _train_seeds(
             one = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
             _train_one(one, folder, screen, options, resume="auto", full=full)
     if not is_first_process():
-        return 0
+        return ExitCode.DONE
     figures = {
         seed: found for seed in seeds if (found := read_figures(seed_folder(out, seed))) is not None
     }
@@ -236,7 +237,7 @@ def _train_seeds(
     )
     screen.event("seeds", path=path, figures={str(seed): found for seed, found in figures.items()})
     screen.conclude(f"wrote {path}")
-    return 0
+    return ExitCode.DONE
 
 
 def _train_one(

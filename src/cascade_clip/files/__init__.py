@@ -1,12 +1,13 @@
 """Reading and writing files safely.
 
 In: paths. Out: images, image and mask tensors, unpickled weights that execute nothing, hashes,
-and files that are written whole or not at all.
+files that are written whole or not at all, and reports of defects.
 """
 
 from typing import TYPE_CHECKING
 
 from cascade_clip.files.atomic import write_folder, write_json, write_whole
+from cascade_clip.files.defects import report_defect
 from cascade_clip.files.hashing import file_sha256
 from cascade_clip.files.images import LARGEST_PICTURE, is_large, open_picture, read_picture
 from cascade_clip.lazy import lazy_names
@@ -42,6 +43,7 @@ __all__ = [
     "open_picture",
     "read_pickle",
     "read_picture",
+    "report_defect",
     "write_folder",
     "write_json",
     "write_whole",

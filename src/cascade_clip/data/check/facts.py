@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cascade_clip.data.folder import UNKNOWN, MaskReader, RawMask
+from cascade_clip.errors import CascadeClipError
 from cascade_clip.files import load_image
 from cascade_clip.vocabulary import IGNORED, Vocabulary
 
@@ -62,11 +63,11 @@ class _Facts(Dataset[PairFacts]):
         try:
             height, width = load_image(image).shape[1:]
             image_size = (width, height)
-        except (ValueError, OSError) as error:
+        except (CascadeClipError, OSError) as error:
             image_problem = str(error)
         try:
             raw = self.reader.read(mask)
-        except (ValueError, OSError) as error:
+        except (CascadeClipError, OSError) as error:
             return PairFacts(image, mask, image_problem, str(error), image_size)
         size = (raw.values.shape[1], raw.values.shape[0])
         values, labels = _count(raw, self.reader)
