@@ -20,7 +20,7 @@ from cascade_clip.checkpoints.hub import (
     first_line,
     parse_hub_name,
 )
-from cascade_clip.errors import CheckpointError, StorageError
+from cascade_clip.errors import SettingError, StorageError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,7 +50,7 @@ class Publishable:
         if revision is None:
             return cls(load_checkpoint(source), **options)  # type: ignore[call-arg]
         if Path(source).is_dir():
-            raise CheckpointError(
+            raise SettingError(
                 f"{source} is a folder here, which has no revision {revision}; write hub:OWNER/NAME"
                 " for a model on the hub"
             )
@@ -97,7 +97,7 @@ class Publishable:
         """
         name = parse_hub_name(repository)
         if name is None or name.revision:
-            raise CheckpointError(
+            raise SettingError(
                 f"{repository} is not a name on the hub; write OWNER/NAME (and the branch as"
                 " `revision`)"
             )

@@ -12,6 +12,7 @@ from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import check_folder, console, progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions, given_embeddings
+from cascade_clip.results import format_percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,13 +89,13 @@ def show(found: CalibrationSweep) -> None:
         mark = "* " if found.chosen is not None and index == found.best else ""
         table.add_row(
             f"{mark}{value:g}",
-            *map(_percent, (row.seen_miou, row.unseen_miou, row.hiou, row.pixel_accuracy)),
+            *map(format_percent, (row.seen_miou, row.unseen_miou, row.hiou, row.pixel_accuracy)),
         )
     console.print(table)
     chosen = found.values[found.best]
     say(
         f"--calibration {chosen:g} gives the highest hIoU here:"
-        f" {_percent(found.scores[found.best].hiou)}"
+        f" {format_percent(found.scores[found.best].hiou)}"
     )
     if found.held_out:
         say(f"- held out and in the place of unseen classes: {', '.join(found.held_out)}")
@@ -173,7 +174,3 @@ def _read_values(text: str) -> list[float]:
         raise SettingError(
             f'--values must be numbers separated by commas, such as "0, 0.05, 0.1", got {text!r}'
         ) from None
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"

@@ -13,6 +13,7 @@ from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import console, progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
+from cascade_clip.results import format_percent
 
 if TYPE_CHECKING:
     from cascade_clip.inference import Predictor, Target
@@ -209,9 +210,7 @@ def _score(predictor: Predictor, data: FolderOptions, labelled: bool) -> tuple[s
 
     with progress_bar("evaluating") as step:
         found = evaluate(predictor, build_dataset(data.to_config(), "val"), progress=step).scores
-    miou, hiou = (
-        "-" if value is None else f"{100 * value:.2f}" for value in (found.miou, found.hiou)
-    )
+    miou, hiou = (format_percent(value) for value in (found.miou, found.hiou))
     return miou, hiou
 
 

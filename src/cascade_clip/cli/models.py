@@ -9,6 +9,7 @@ from rich.table import Table
 from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import console
 from cascade_clip.config import ModelConfig, PromptConfig
+from cascade_clip.errors import SettingError
 
 
 def import_file(file: Path, *, config: Path, out: Path, match_clip: bool = False) -> int:
@@ -52,6 +53,10 @@ def cost(*, settings: Path | None = None, classes: int = 171, side: int = 512) -
     from cascade_clip.checkpoints import load_config
     from cascade_clip.models import count_cost
 
+    if not (1 <= classes <= 10**6 and 1 <= side <= 10**5):
+        raise SettingError(
+            f"--classes must lie in 1..{10**6:,} and --side in 1..{10**5:,}, got {classes}, {side}"
+        )
     model = (
         load_config(settings).model if settings else ModelConfig(prompts=PromptConfig(tokens=50))
     )

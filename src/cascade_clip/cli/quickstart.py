@@ -32,6 +32,7 @@ from cascade_clip.errors import SettingError, StorageError
 from cascade_clip.evaluation import Report, evaluate
 from cascade_clip.files import write_whole
 from cascade_clip.inference import Predictor, load_predictor
+from cascade_clip.results import format_percent
 from cascade_clip.training import Stopped, TrainingProgress, fit, quiet_engine
 
 TITLES = {"mini-last": "last layer", "mini": "cascade"}
@@ -160,14 +161,14 @@ def score_table(reports: dict[str, Report]) -> Table:
     for label, pick in _ROWS:
         table.add_row(
             label,
-            *[_percent(getattr(report.scores, pick)) for report in reports.values()],
+            *[format_percent(getattr(report.scores, pick), 1) for report in reports.values()],
             style="bold",
         )
     first = next(iter(reports.values())).scores
     for index, (name, seen) in enumerate(zip(first.names, first.seen, strict=True)):
         table.add_row(
             name if seen else f"{name} *",
-            *[_percent(report.scores.iou[index]) for report in reports.values()],
+            *[format_percent(report.scores.iou[index], 1) for report in reports.values()],
         )
     return table
 
@@ -304,7 +305,7 @@ def build_html(figure: Figure, reports: dict[str, Report], dataset: LabelledImag
         )
     body = "".join(
         f"<tr><td><{tag}>{html.escape(label)}</{tag}></td>"
-        f"{''.join(f'<td>{_percent(value)}</td>' for value in values)}</tr>"
+        f"{''.join(f'<td>{format_percent(value, 1)}</td>' for value in values)}</tr>"
         for label, values, tag in lines
     )
     return PAGE.format(
@@ -343,7 +344,3 @@ masks.</p>
 <ul>{assumptions}</ul>
 </html>
 """
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{100 * value:.1f}"

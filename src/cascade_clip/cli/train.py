@@ -19,7 +19,7 @@ from cascade_clip.config import (
     config_to_dict,
 )
 from cascade_clip.errors import SettingError
-from cascade_clip.results import SUMMARY_METRICS
+from cascade_clip.results import SUMMARY_METRICS, format_percent
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -346,7 +346,7 @@ def _evaluate(
         print_report(report)
     summary = summarise(report.scores)
     line = "  ".join(
-        f"{metric.short} {_percent(summary[metric.key])}" for metric in SUMMARY_METRICS
+        f"{metric.short} {format_percent(summary[metric.key])}" for metric in SUMMARY_METRICS
     )
     _tell(screen, f"{report.images} images: {line}")
     for assumption in report.assumptions:
@@ -372,7 +372,3 @@ def _write_run_report(out: Path, screen: RunScreen) -> None:
     path = write_run_report(out)
     screen.conclude(f"wrote {path}")
     screen.event("wrote", kind="report", path=path)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from cascade_clip.data.augmentation import TrainTransform
-from cascade_clip.errors import DataError, MissingFileError
+from cascade_clip.errors import DataError, MissingFileError, SettingError
 from cascade_clip.files import is_color_mask, load_color_mask, load_image, load_mask
 from cascade_clip.vocabulary import Vocabulary, color_name
 
@@ -192,7 +192,7 @@ class SegmentationFolder(LabelledFiles):
             ValueError: images have no mask, or two images have one name.
         """
         if limit < 0:
-            raise DataError(f"limit must be 0 (all) or more, got {limit}")
+            raise SettingError(f"limit must be 0 (all) or more, got {limit}")
         super().__init__(list_pairs(images, masks), vocabulary, limit)
 
 
@@ -372,14 +372,14 @@ class StepSampler(Sampler[tuple[int, int]]):
         if length < 1:
             raise DataError(f"the data set must hold at least 1 image, got {length}")
         if batch_size < 1 or world < 1 or batch_size % world:
-            raise DataError(
+            raise SettingError(
                 f"a batch of {batch_size} images cannot be shared by {world} ranks; make it a"
                 " multiple of them"
             )
         if not 0 <= rank < world:
-            raise DataError(f"rank must lie in 0..{world - 1}, got {rank}")
+            raise ValueError(f"rank must lie in 0..{world - 1}, got {rank}")
         if steps < 0:
-            raise DataError(f"steps must be 0 (without end) or more, got {steps}")
+            raise SettingError(f"steps must be 0 (without end) or more, got {steps}")
         self.length, self.batch_size, self.seed, self.steps = length, batch_size, seed, steps
         self.rank, self.world = rank, world
         self.start = start
@@ -392,7 +392,7 @@ class StepSampler(Sampler[tuple[int, int]]):
     @start.setter
     def start(self, value: int) -> None:
         if value < 0 or value % self.batch_size:
-            raise DataError(
+            raise ValueError(
                 f"start must be a multiple of the batch size {self.batch_size}, got {value}; runs"
                 " resume between two steps"
             )

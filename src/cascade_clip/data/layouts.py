@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cascade_clip.data.folder import MASK_ENDING, list_pairs
-from cascade_clip.errors import DataError, MissingFileError
+from cascade_clip.errors import DataError, MissingFileError, SettingError
 from cascade_clip.vocabulary import Vocabulary, load_vocabulary
 
 Split = Literal["train", "val"]
@@ -57,9 +57,9 @@ def list_layout(name: str, root: str | Path, split: Split) -> Pairs:
         ValueError: unknown name or split.
     """
     if name not in LAYOUTS:
-        raise DataError(f"no data set {name!r}; the named ones are {', '.join(LAYOUTS)}")
+        raise SettingError(f"no data set {name!r}; the named ones are {', '.join(LAYOUTS)}")
     if split not in ("train", "val"):
-        raise DataError(f"no split {split!r} of {name}; choose train or val")
+        raise SettingError(f"no split {split!r} of {name}; choose train or val")
     layout = LAYOUTS[name]
     folder = Path(root).expanduser()
     base = next(

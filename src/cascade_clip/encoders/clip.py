@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cascade_clip.config import ClipConfig
-from cascade_clip.errors import MissingFileError, MissingPackageError, WeightsError
+from cascade_clip.errors import MissingFileError, MissingPackageError, SettingError, WeightsError
 from cascade_clip.files import file_sha256, read_pickle
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ def _download_folder(repository: str) -> Path:
     try:
         return Path(snapshot_download(owner_name, revision=revision or None, allow_patterns=wanted))
     except HFValidationError as error:
-        raise WeightsError(
+        raise SettingError(
             f"hf-hub:{repository} is not a repository name (OWNER/NAME or OWNER/NAME@REVISION)"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -220,12 +220,12 @@ def _model_settings(config: ClipConfig) -> dict[str, Any]:
     settings = config.architecture or open_clip.get_model_config(config.name)
     if settings is None:
         close = [name for name in open_clip.list_models() if name.startswith(config.name[:5])]
-        raise WeightsError(
+        raise SettingError(
             f"open_clip knows no model {config.name!r}; close names: {close[:12]} (all:"
             " open_clip.list_models())"
         )
     if "multimodal_cfg" in settings or "hf_model_name" in settings.get("text_cfg", {}):
-        raise WeightsError(
+        raise SettingError(
             f"{config.name} is not a plain two-tower CLIP; choose a ViT model such as"
             " ViT-B-16-quickgelu"
         )
@@ -239,7 +239,7 @@ def _build_named(settings: dict[str, Any]) -> Any:
         try:
             model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
         except Exception as error:  # of a configuration from elsewhere, open_clip raises many kinds
-            raise WeightsError(
+            raise SettingError(
                 "model.clip.architecture is not an open_clip model configuration:"
                 f" {_first_line(error)}"
             ) from error
@@ -300,7 +300,7 @@ def _resolve_tag(name: str, tag: str) -> Path:
     )
     if wants != has:
         fitting = f"{name}-quickgelu" if wants else name.removesuffix("-quickgelu")
-        raise WeightsError(
+        raise SettingError(
             f"weights {tag!r} were trained with {'QuickGELU' if wants else 'GELU'}, but {name}"
             f" computes {'QuickGELU' if has else 'GELU'}; set model.clip.name to {fitting}"
         )
@@ -402,7 +402,7 @@ def load_weights(model: nn.Module, path: Path, config: ClipConfig) -> None:
     archive = is_torchscript(path)
     _check_hash(path, config, required=archive)
     if archive and not _model_settings(config).get("quick_gelu", False):
-        raise WeightsError(
+        raise SettingError(
             f"{path} is an OpenAI archive, trained with QuickGELU; set model.clip.name to"
             f" {config.name}-quickgelu"
         )

@@ -20,7 +20,13 @@ from typing import Any, NamedTuple, TextIO
 import torch
 from torch import Tensor
 
-from cascade_clip.errors import ImageError, MissingFileError, MissingPackageError, explain_error
+from cascade_clip.errors import (
+    DataError,
+    ImageError,
+    MissingFileError,
+    MissingPackageError,
+    explain_error,
+)
 from cascade_clip.files import is_large, load_image, report_defect, write_whole
 from cascade_clip.inference.class_binding import Target
 from cascade_clip.inference.predictor import Predictor
@@ -93,7 +99,10 @@ def find_sources(
     found: list[Source] = []
     for word in words:
         if word == "-":
-            lines = [line.strip() for line in stream or () if line.strip()]
+            try:
+                lines = [line.strip() for line in stream or () if line.strip()]
+            except UnicodeDecodeError as error:
+                raise DataError(f"the list of images on standard input: {error}") from error
             if not lines:
                 raise MissingFileError(
                     "the list of pictures on standard input is empty; give one path a line"

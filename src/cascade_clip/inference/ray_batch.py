@@ -272,7 +272,10 @@ def join_cluster(actors: int) -> Iterator[Any]:
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+        try:
+            ray.init(**quiet)
+        except ConnectionError as error:
+            raise StorageError(f"no Ray cluster answers at RAY_ADDRESS: {error}") from error
     else:
         cpus = max(actors, count_processors())
         ray.init(

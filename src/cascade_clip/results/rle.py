@@ -42,7 +42,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> RunLengths:
         ValueError: the mask has another type or number of dimensions, or no pixels.
     """
     if mask.ndim != 2 or mask.dtype != np.bool_ or mask.size == 0:
-        raise DataError(
+        raise ValueError(
             f"a mask to encode must be a boolean array (H, W) with pixels, got {mask.dtype} of"
             f" shape {mask.shape}"
         )

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from cascade_clip.errors import DataError
 from cascade_clip.files import open_picture, read_picture, write_json, write_whole
 from cascade_clip.results.fonts import drawable, font_for
 from cascade_clip.results.polygons import outline_mask
@@ -330,7 +331,7 @@ class Segmentation:
             OverflowError,
             RecursionError,
         ) as error:
-            raise ValueError(f"{file} is not the JSON of a segmentation: {error!r}") from error
+            raise DataError(f"{file} is not the JSON of a segmentation: {error!r}") from error
         picture = file.with_name(f"{file.stem}_index.png")
         index = np.array(read_picture(picture, f"index picture {picture}", mask=True)).astype(
             np.int64

@@ -125,6 +125,8 @@ def make_scene(seed: int, index: int, config: SceneConfig | None = None) -> Scen
     """Make picture `index` of the world `seed`: 1 to 3 regions of stuff and a few things before
     them."""
     config = config or SceneConfig()
+    if seed < 0:
+        raise SettingError(f"the seed of scenes must be 0 or more, got {seed}")
     rng = np.random.default_rng((seed, index))
     view = _choose_view(rng, config)
     image, mask = _background(view, rng, config)
@@ -161,7 +163,7 @@ def make_single(seed: int, index: int, config: SceneConfig | None = None) -> Sce
 def choose_names(present: Sequence[str], rng: np.random.Generator) -> tuple[str, ...]:
     """Draw one to three of the classes present, in random order."""
     if not present:
-        raise SettingError("a caption needs at least one class that is present, got none")
+        raise ValueError("a caption needs at least one class that is present, got none")
     count = min(len(present), int(rng.choice((1, 2, 3), p=(0.6, 0.25, 0.15))))
     return tuple(str(name) for name in rng.permutation(np.array(present, dtype=object))[:count])
 

@@ -28,7 +28,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from cascade_clip.config import Config, TrainConfig
 from cascade_clip.errors import CascadeClipError, SettingError, StorageError
@@ -166,7 +166,7 @@ def build_trainer(
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         # it would save in the middle of a step
         plugins.append(SLURMEnvironment(auto_requeue=False))
-    trainer = lightning.Trainer(
+    trainer = _build_lightning(
         accelerator={"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[device.type],
         devices=train.devices,
         num_nodes=train.num_nodes,
@@ -184,6 +184,13 @@ def build_trainer(
         num_sanity_val_steps=0,
     )
     return trainer, saver
+
+
+def _build_lightning(**settings: Any) -> lightning.Trainer:
+    try:
+        return lightning.Trainer(**settings)
+    except MisconfigurationException as error:  # more devices than there are
+        raise SettingError(" ".join(str(error).split())) from error
 
 
 def build_precision(train: TrainConfig, device: str) -> Precision:

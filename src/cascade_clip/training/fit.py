@@ -32,7 +32,13 @@ from cascade_clip.checkpoints import (
 from cascade_clip.config import Config, OptimizerConfig, Resume, TrainConfig, config_to_dict
 from cascade_clip.data import LabelledImages, build_dataset, data_templates, describe_data
 from cascade_clip.encoders import build_text_encoder, load_clip, load_embeddings
-from cascade_clip.errors import CascadeClipError, MissingFileError, NonFiniteError, SettingError
+from cascade_clip.errors import (
+    CascadeClipError,
+    CheckpointError,
+    MissingFileError,
+    NonFiniteError,
+    SettingError,
+)
 from cascade_clip.files import write_whole
 from cascade_clip.losses import StepLoss, present_pairs, step_loss
 from cascade_clip.models import Segmenter, build_segmenter
@@ -452,7 +458,7 @@ def _has_ended(config: Config, out: Path) -> bool:
     try:
         return int(read_record(out / "model").get("steps", 0)) >= config.train.steps
     except CascadeClipError as error:
-        raise SettingError(
+        raise CheckpointError(
             f"{error}; remove {out / 'model'} and go on with --resume auto"
         ) from error
 

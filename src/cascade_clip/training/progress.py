@@ -26,6 +26,7 @@ from rich.progress import (
 )
 
 from cascade_clip.files import write_whole
+from cascade_clip.results import format_clock
 from cascade_clip.training.run_log import RunLog, RunScreen
 
 METRICS = ("loss", "focal", "dice", "masks", "learning_rate")
@@ -227,7 +228,7 @@ class TrainingProgress(Callback):
             self.progress.update(self.row, completed=step, description=text)
         if step % max(1, self.total // self.lines) and step != self.total:
             return
-        line = f"step {step}/{self.total} {text} {_clock(now.eta)} left"
+        line = f"step {step}/{self.total} {text} {format_clock(now.eta)} left"
         self.screen.note(line)
         if not self.drawn:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -249,12 +250,6 @@ def describe_step(metrics: Mapping[str, Any], now: Reading, memory: int) -> str:
         if name in metrics
     ]
     return " ".join([*parts, f"{now.images_per_second:.1f} images/s", f"{memory / 1e9:.2f} GB"])
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class StepEvents(Callback):

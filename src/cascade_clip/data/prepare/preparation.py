@@ -31,7 +31,7 @@ from cascade_clip.data.prepare.archives import (
 )
 from cascade_clip.data.prepare.masks import DetailMasks
 from cascade_clip.data.prepare.recipes import Check, Convert, Download, Recipe, Rule, read_list
-from cascade_clip.errors import DataError, StorageError
+from cascade_clip.errors import CascadeClipError, DataError, SettingError, StorageError
 
 Step = Callable[[int, int], None]
 _AHEAD = 8
@@ -116,7 +116,7 @@ def prepare_dataset(
         OSError: the disk is full, a worker process died.
     """
     if workers < 1:
-        raise DataError(f"workers must be at least 1, got {workers}")
+        raise SettingError(f"workers must be at least 1, got {workers}")
     parts = out / ".prepare" / f"{recipe.name}-parts"
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True, exist_ok=True)
@@ -274,7 +274,7 @@ class _Journal:
         )
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
         if lines and lines[0] != self.header:
-            raise DataError(
+            raise SettingError(
                 f"this output folder was begun from other downloads, {lines[0]}; delete {path} to"
                 " write everything again"
             )
@@ -402,7 +402,7 @@ def _convert(convert: Convert, payload: Any, path: Path, parts: Path, label: str
     """Convert and write one file; runs in a worker process."""
     try:
         content = convert(payload)
-    except ValueError as error:
+    except CascadeClipError as error:
         raise DataError(f"{label}: {error}") from error
     write_file(path, content, parts)
 
