@@ -29,101 +29,52 @@ class Command(NamedTuple):
     summary: str
 
 
+_SUMMARIES = {
+    "quickstart": "five-minute tour on the built-in world, without a download",
+    "segment": "label every pixel of your images with your own class names",
+    "web": "open a local web page: upload a picture, type names, see the result",
+    "serve": "answer segmentation requests over HTTP",
+    "train": "train a model from a YAML file and flags",
+    "evaluate": "score a model on labelled images",
+    "compare": "say how sure a difference between two models is",
+    "reproduce": "run the paper's tables and figures, and say whether they hold here",
+    "threshold": "choose the score below which a pixel is none of the names",
+    "calibration": "choose what is subtracted from the scores of seen classes",
+    "verify": "evaluate a checkpoint again and compare with its stored figures",
+    "export onnx": "write a model as ONNX, with a runner that needs no torch",
+    "export torch": "write a model as a torch.export program",
+    "export text": "write other class names for an exported model",
+    "export check": "compare exported files with their model: exactness, speed, mIoU",
+    "push": "upload a model with its model card to the hub",
+    "import": "turn a state dict of the released programs into a checkpoint folder",
+    "data prepare": "bring the original downloads of a data set into its folders",
+    "data check": "say whether images, masks and class list fit together",
+    "sandbox pretrain": "make the mini CLIP of the built-in world again",
+    "sandbox preview": "draw scenes of the built-in world with their masks",
+    "sandbox export": "write the built-in world as image and mask folders",
+    "cost": "print parameters and operations, our way and the published way",
+    "analyse similarity": "draw how alike patches are, block by block",
+    "analyse stages": "draw the masks of every stage, and as they are added",
+    "analyse cka": "draw how alike blocks are (centred kernel alignment)",
+    "benchmark": "measure this machine, against a textbook variant",
+    "profile": "show where the time of an image or a training step goes",
+    "env": "print versions and devices, for bug reports",
+}
+_PLACES = {
+    "verify": "evaluate:verify",
+    "import": "models:import_file",
+    "data prepare": "data_prepare:prepare",
+    "data check": "data_check:check",
+    "cost": "models:cost",
+    "profile": "benchmark:profile",
+    "env": "models:env",
+}
+"""Commands that are not `first word:last word`."""
 COMMANDS = {
-    "quickstart": Command(
-        "cascade_clip.cli.quickstart:quickstart",
-        "five-minute tour on the built-in world, without a download",
-    ),
-    "segment": Command(
-        "cascade_clip.cli.segment:segment",
-        "label every pixel of your images with your own class names",
-    ),
-    "web": Command(
-        "cascade_clip.cli.web:web",
-        "open a local web page: upload a picture, type names, see the result",
-    ),
-    "serve": Command("cascade_clip.cli.serve:serve", "answer segmentation requests over HTTP"),
-    "train": Command("cascade_clip.cli.train:train", "train a model from a YAML file and flags"),
-    "evaluate": Command("cascade_clip.cli.evaluate:evaluate", "score a model on labelled images"),
-    "compare": Command(
-        "cascade_clip.cli.compare:compare", "say how sure a difference between two models is"
-    ),
-    "reproduce": Command(
-        "cascade_clip.cli.reproduce:reproduce",
-        "run the paper's tables and figures, and say whether they hold here",
-    ),
-    "threshold": Command(
-        "cascade_clip.cli.threshold:threshold",
-        "choose the score below which a pixel is none of the names",
-    ),
-    "calibration": Command(
-        "cascade_clip.cli.calibration:calibration",
-        "choose what is subtracted from the scores of seen classes",
-    ),
-    "verify": Command(
-        "cascade_clip.cli.evaluate:verify",
-        "evaluate a checkpoint again and compare with its stored figures",
-    ),
-    "export onnx": Command(
-        "cascade_clip.cli.export:onnx",
-        "write a model as ONNX, with a runner that needs no torch",
-    ),
-    "export torch": Command(
-        "cascade_clip.cli.export:torch", "write a model as a torch.export program"
-    ),
-    "export text": Command(
-        "cascade_clip.cli.export:text", "write other class names for an exported model"
-    ),
-    "export check": Command(
-        "cascade_clip.cli.export:check",
-        "compare exported files with their model: exactness, speed, mIoU",
-    ),
-    "push": Command("cascade_clip.cli.push:push", "upload a model with its model card to the hub"),
-    "import": Command(
-        "cascade_clip.cli.models:import_file",
-        "turn a state dict of the released programs into a checkpoint folder",
-    ),
-    "data prepare": Command(
-        "cascade_clip.cli.data_prepare:prepare",
-        "bring the original downloads of a data set into its folders",
-    ),
-    "data check": Command(
-        "cascade_clip.cli.data_check:check",
-        "say whether images, masks and class list fit together",
-    ),
-    "sandbox pretrain": Command(
-        "cascade_clip.cli.sandbox:pretrain", "make the mini CLIP of the built-in world again"
-    ),
-    "sandbox preview": Command(
-        "cascade_clip.cli.sandbox:preview",
-        "draw scenes of the built-in world with their masks",
-    ),
-    "sandbox export": Command(
-        "cascade_clip.cli.sandbox:export", "write the built-in world as image and mask folders"
-    ),
-    "cost": Command(
-        "cascade_clip.cli.models:cost",
-        "print parameters and operations, our way and the published way",
-    ),
-    "analyse similarity": Command(
-        "cascade_clip.cli.analyse:similarity", "draw how alike patches are, block by block"
-    ),
-    "analyse stages": Command(
-        "cascade_clip.cli.analyse:stages",
-        "draw the masks of every stage, and as they are added",
-    ),
-    "analyse cka": Command(
-        "cascade_clip.cli.analyse:cka", "draw how alike blocks are (centred kernel alignment)"
-    ),
-    "benchmark": Command(
-        "cascade_clip.cli.benchmark:benchmark",
-        "measure this machine, against a textbook variant",
-    ),
-    "profile": Command(
-        "cascade_clip.cli.benchmark:profile",
-        "show where the time of an image or a training step goes",
-    ),
-    "env": Command("cascade_clip.cli.models:env", "print versions and devices, for bug reports"),
+    name: Command(
+        f"cascade_clip.cli.{_PLACES.get(name, f'{name.split()[0]}:{name.split()[-1]}')}", summary
+    )
+    for name, summary in _SUMMARIES.items()
 }
 
 

@@ -52,10 +52,8 @@ def encode_mask(mask: NDArray[np.bool_]) -> RunLengths:
     counts = np.diff(edges)
     if pixels[0]:
         counts = np.concatenate([[0], counts])
-    return {
-        "size": [int(side) for side in mask.shape],
-        "counts": _compress(counts.astype(np.int64)),
-    }
+    size = [int(side) for side in mask.shape]
+    return {"size": size, "counts": _compress(counts.astype(np.int64))}
 
 
 def decode_mask(encoded: Mapping[str, Any]) -> NDArray[np.bool_]:

@@ -44,38 +44,29 @@ class Segmentation:
     """Scores of every class at lower resolution, shape (C, h, w), for heat maps."""
 
     def __post_init__(self) -> None:
-        if self.labels.ndim != 2 or 0 in self.labels.shape:
-            raise ValueError(
-                f"labels must have shape (H, W) with no empty side, got {self.labels.shape}"
-            )
+        shape, count = self.labels.shape, len(self.class_names)
+        if self.labels.ndim != 2 or 0 in shape:
+            raise ValueError(f"labels must have shape (H, W) with no empty side, got {shape}")
         if self.labels.dtype.kind not in "iu":
             raise ValueError(f"labels must be whole numbers, got {self.labels.dtype}")
-        if len(self.class_names) != len(self.colors) or not self.class_names:
+        if count != len(self.colors) or not count:
             raise ValueError(
-                f"{len(self.class_names)} class names need as many colours and at least one, got"
-                f" {len(self.colors)}"
+                f"{count} class names need as many colours and at least one, got {len(self.colors)}"
             )
-        if len(set(self.class_names)) != len(self.class_names):
+        if len(set(self.class_names)) != count:
             raise ValueError("class names must differ, so that each has a coverage of its own")
         # small types cannot count beyond their classes
         object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
         low, high = int(self.labels.min()), int(self.labels.max())
-        if low < UNLABELLED or high >= len(self.class_names):
+        if low < UNLABELLED or high >= count:
+            raise ValueError(f"labels must lie in -1..{count - 1}, got values from {low} to {high}")
+        if self.scores is not None and self.scores.shape != shape:
             raise ValueError(
-                f"labels must lie in -1..{len(self.class_names) - 1}, got values from {low} to"
-                f" {high}"
+                f"scores must have the shape of labels {shape}, got {self.scores.shape}"
             )
-        if self.scores is not None and self.scores.shape != self.labels.shape:
-            raise ValueError(
-                f"scores must have the shape of labels {self.labels.shape}, got {self.scores.shape}"
-            )
-        if self.class_maps is not None and (
-            self.class_maps.ndim != 3 or len(self.class_maps) != len(self.class_names)
-        ):
-            raise ValueError(
-                f"class maps must have shape ({len(self.class_names)}, h, w), got"
-                f" {self.class_maps.shape}"
-            )
+        maps = self.class_maps
+        if maps is not None and (maps.ndim != 3 or len(maps) != count):
+            raise ValueError(f"class maps must have shape ({count}, h, w), got {maps.shape}")
 
     @property
     def coverage(self) -> dict[str, float]:
@@ -151,27 +142,16 @@ class Segmentation:
     def to_labelme(self, image_name: str) -> dict[str, Any]:
         """The classes as polygons in the JSON form of the annotation program Labelme; `image_name`
         is the image's file name."""
+        rest = {"group_id": None, "shape_type": "polygon", "flags": {}}
         shapes: list[dict[str, Any]] = [
-            {
-                "label": name,
-                "points": [list(point) for point in part],
-                "group_id": None,
-                "shape_type": "polygon",
-                "flags": {},
-            }
+            {"label": name, "points": [list(point) for point in part], **rest}
             for name, share in self.coverage.items()
             if share > 0
             for part in outline_mask(self.mask(name))
         ]
-        height, width = self.labels.shape
-        head: dict[str, Any] = {
-            "version": "5.0.1",
-            "flags": {},
-            "shapes": shapes,
-            "imagePath": image_name,
-            "imageData": None,
-        }
-        return {**head, "imageHeight": height, "imageWidth": width}
+        image = {"imagePath": image_name, "imageData": None}
+        size = dict(zip(("imageHeight", "imageWidth"), self.labels.shape, strict=True))
+        return {"version": "5.0.1", "flags": {}, "shapes": shapes, **image, **size}
 
     def color_image(self) -> Image.Image:
         """The classes in their colours; unlabelled pixels are grey."""
