@@ -17,14 +17,16 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 
 from cascade_clip.cli import models as models_command
+from cascade_clip.cli import quickstart
 from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.main import main
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.files import defects
 from cascade_clip.inference.predictor import Predictor
-from cascade_clip.training.engine import STOPPED
+from cascade_clip.training.engine import STOPPED, Stopped
 from paths import ROOT
 from tiny_runs import tiny_config, write_folders
 
@@ -225,6 +227,21 @@ def test_75_train_stopped_and_resumable(tmp_path: Path) -> None:
     assert process.returncode == 75, error
     assert "go on with --resume auto" in error
     assert list(Path("run/state").glob("step-*.ckpt"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_130_and_143_while_the_tour_trains(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    """The tour cannot be resumed as `train` can."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Stopped(STOPPED, number)
+
+    monkeypatch.setattr(quickstart, "fit", stop)
+    with pytest.raises(SystemExit) as found:
+        quickstart.train_for(0.01, Path("training"), Console())
+    assert found.value.code == code
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -767,7 +767,7 @@ def test_the_plan_trains_nothing(
     monkeypatch.setattr(jobs, "run_jobs", lambda *_, **__: pytest.fail("trained"))
     assert main(["reproduce", "table1", "--out", str(tmp_path), "--plan", "--jobs", "2"]) == 0
     text = capsys.readouterr().out
-    assert "1 of 9 runs are done; 8 to do, about 4 min of training, 2 at a time" in text
+    assert "1 of 9 runs are done; 8 to do, about 4.0 min of training, 2 at a time" in text
     assert re.search(r"baseline +│ +0 │ table1 +│ done", text)
     assert not (tmp_path / "index.html").exists()
 

@@ -180,7 +180,7 @@ def test_two_processes_stop_after_the_same_step(folders: Path, tmp_path: Path) -
     assert largest_gap(weights(tmp_path / "one"), weights(out), ZERO_GRADIENT) < 1e-4
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_stops_after_the_step(
     folders: Path, tmp_path: Path, whole: dict[str, torch.Tensor], number: signal.Signals
 ) -> None:
@@ -191,7 +191,7 @@ def test_a_signal_stops_after_the_step(
             tmp_path / "run",
             callbacks=[At(2, lambda task: os.kill(os.getpid(), number), before=True)],
         )
-    assert found.value.code == STOPPED
+    assert (found.value.code, found.value.number) == (STOPPED, number)
     assert names_of(tmp_path / "run") == ["step-00000002.ckpt", "step-00000003.ckpt"]
     assert signal.getsignal(number) is before
     fit(tiny_config(folders, DROPOUT), tmp_path / "run", resume="auto")
@@ -278,6 +278,20 @@ def test_self_training_needs_all_steps_of_the_first_stage(folders: Path, tmp_pat
     ):
         fit(config, tmp_path / "run", callbacks=[At(2, stop)])
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(folders: Path, tmp_path: Path) -> None:
+    def press_twice(task: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            tiny_config(folders, DROPOUT),
+            tmp_path / "run",
+            callbacks=[At(3, press_twice, before=True)],
+        )
+    assert names_of(tmp_path / "run") == ["step-00000002.ckpt"]
 
 
 # --- states on the disk

@@ -142,7 +142,7 @@ class Segmentation:
     def to_labelme(self, image_name: str) -> dict[str, Any]:
         """The classes as polygons in the JSON form of the annotation program Labelme; `image_name`
         is the image's file name."""
-        rest = {"group_id": None, "shape_type": "polygon", "flags": {}}
+        rest: dict[str, Any] = {"group_id": None, "shape_type": "polygon", "flags": {}}
         shapes: list[dict[str, Any]] = [
             {"label": name, "points": [list(point) for point in part], **rest}
             for name, share in self.coverage.items()

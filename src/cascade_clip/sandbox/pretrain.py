@@ -232,7 +232,8 @@ def _rate(step: int, config: PretrainConfig) -> float:
 
 
 def _groups(model: open_clip.CLIP, decay: float) -> list[dict[str, Any]]:
-    matrices, rest = [], []
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, parameter in model.named_parameters():
         (matrices if parameter.ndim >= 2 and "embedding" not in name else rest).append(parameter)
     return [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
