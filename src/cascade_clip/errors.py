@@ -39,6 +39,10 @@ class StorageError(CascadeClipError, OSError):
     """Something could not be read, written or downloaded: a full disk, no access, no connection."""
 
 
+class OccupiedError(StorageError, FileExistsError):
+    """A folder that would be replaced holds something else than what is written there."""
+
+
 class MissingPackageError(CascadeClipError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 

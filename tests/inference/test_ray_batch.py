@@ -329,7 +329,7 @@ class TestWorker:
         assert "differs from the one on the machine of the command" in stopped(request="0" * 16)
         (tmp_path / "file").write_text("in the way")
         assert "file" in stopped(out=tmp_path / "file")
-        assert stopped() == '[2, 0, [], ""]'
+        assert stopped() == '[2, 0, [], "", 0]'
 
 
 class TestFolder:

@@ -32,7 +32,7 @@ from cascade_clip.checkpoints.hub import download_checkpoint, parse_hub_name
 from cascade_clip.checkpoints.model_card import build_card
 from cascade_clip.config import ClipConfig, Config, config_from_dict, config_to_dict, read_yaml
 from cascade_clip.encoders import LoadedClip, TextEncoder, build_text_encoder, load_clip
-from cascade_clip.errors import CheckpointError, MissingFileError, StorageError
+from cascade_clip.errors import CheckpointError, MissingFileError, OccupiedError, StorageError
 from cascade_clip.files import write_folder, write_json
 from cascade_clip.models import Segmenter, build_segmenter
 from cascade_clip.vocabulary import Vocabulary
@@ -124,7 +124,7 @@ def save_checkpoint(
     if checkpoint.text is not None:
         state[_EMBEDDINGS] = checkpoint.text
     if folder.exists() and not (folder / RECORD).is_file():
-        raise StorageError(f"{folder} exists and is not a checkpoint; choose another place")
+        raise OccupiedError(f"{folder} exists and is not a checkpoint; choose another place")
     kept = {
         name: (tensor.half() if half else tensor).detach().cpu().contiguous()
         for name, tensor in state.items()

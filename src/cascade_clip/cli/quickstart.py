@@ -28,7 +28,7 @@ from cascade_clip.checkpoints import find_checkpoint, read_config
 from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.config import DataConfig
 from cascade_clip.data import LabelledImages, build_dataset
-from cascade_clip.errors import SettingError, StorageError
+from cascade_clip.errors import OccupiedError, SettingError
 from cascade_clip.evaluation import Report, evaluate
 from cascade_clip.files import write_whole
 from cascade_clip.inference import Predictor, load_predictor
@@ -126,7 +126,7 @@ def train_for(
     (step, loss) curve."""
     if folder.exists():
         if not ((folder / "config.yaml").is_file() and (folder / "metrics.csv").is_file()):
-            raise StorageError(
+            raise OccupiedError(
                 f"{folder} exists and is not a run of an earlier tour; choose another --out"
             )
         shutil.rmtree(folder)
