@@ -39,6 +39,10 @@ class StorageError(CascadeClipError, OSError):
     """Something could not be read, written or downloaded: a full disk, no access, no connection."""
 
 
+class OccupiedError(StorageError, FileExistsError):
+    """A folder that would be replaced holds something else than what is written there."""
+
+
 class MissingPackageError(CascadeClipError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 
@@ -51,3 +55,29 @@ def first_lines(error: BaseException) -> str:
     """Return the first two lines of an error's text as one, or the error's kind without a text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:300] or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, or torch on the CPU or on a GPU, could not get memory."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
+def explain_error(error: BaseException) -> str:
+    """Say in one line what a user can mend: an error of ours, of the operating system, or a lack of
+    memory. Return an empty text for a defect of this program."""
+    if is_out_of_memory(error):
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return (
+            f"not enough memory ({reason}); use smaller images, a smaller batch, fewer workers or"
+            " --max-memory"
+        )
+    if isinstance(error, CascadeClipError):
+        return str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.errno is not None:
+        place = "" if error.filename is None else f"{error.filename}: "
+        return f"{place}{error.strerror}"
+    return ""

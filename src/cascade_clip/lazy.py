@@ -10,6 +10,8 @@ from typing import Any
 def lazy_names(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
     """Return the `__getattr__` of a package whose names are in `places`, by name: `module` below
     the package, or `module:attribute` where it has another name there."""
+    # the import of a module sets its name in the package, over a function of that name
+    assert all(name != place.partition(":")[0] for name, place in places.items())
 
     def find(name: str) -> Any:
         if name not in places:

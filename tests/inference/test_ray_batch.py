@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from cascade_clip.cli.main import main
+from cascade_clip.inference import ray_batch
 from cascade_clip.inference.image_batch import Source, request_fingerprint, segment_sources
 from cascade_clip.inference.loading import RunOptions, load_predictor
 from cascade_clip.inference.predictor import Predictor
@@ -285,6 +287,34 @@ class TestWorker:
         note.write_text("0\n" + f"begin {word}\nend {word}\n" * 5 + f"begin {word}\n")
         assert BlockWorker(recipe).work(block) == Report(done=3)
 
+    def test_a_defect_at_one_picture_is_counted_and_the_others_are_done(
+        self, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sources = write_pictures(tmp_path / "in", 3)
+        recipe = make_recipe(tiny_folder, tmp_path / "out")
+        (block,) = cut_blocks(sources, recipe.request)
+        real, calls = Predictor.segment_pixels, iter((False, True, False))
+
+        def segment_pixels(self: Predictor, pixels: Any, target: Any) -> Any:
+            return [][0] if next(calls) else real(self, pixels, target)
+
+        monkeypatch.setattr(Predictor, "segment_pixels", segment_pixels)
+        monkeypatch.chdir(tmp_path)
+        report = BlockWorker(recipe).work(block)
+        assert (report.done, report.defects, len(report.errors)) == (2, 1, 1)
+        (written,) = tmp_path.glob("cascade-clip-defect-*.txt")
+        assert str(written) in report.errors[0] and "IndexError" in written.read_text()
+
+    def test_a_defect_that_stops_everything_is_one(
+        self, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(ray_batch, "load_predictor", lambda *_: [][0])
+        recipe = make_recipe(tiny_folder, tmp_path / "out")
+        (block,) = cut_blocks(write_pictures(tmp_path / "in", 1), recipe.request)
+        report = json.loads(BlockWorker(recipe)(pack_block(block))["report"])
+        assert report[3].startswith("defect in cascade-clip, IndexError") and report[4] == 1
+
     def test_what_stops_everything_is_a_report(self, tiny_folder: Path, tmp_path: Path) -> None:
         sources = write_pictures(tmp_path / "in", 2)
         recipe = make_recipe(tiny_folder, tmp_path / "out")
@@ -299,7 +329,7 @@ class TestWorker:
         assert "differs from the one on the machine of the command" in stopped(request="0" * 16)
         (tmp_path / "file").write_text("in the way")
         assert "file" in stopped(out=tmp_path / "file")
-        assert stopped() == '[2, 0, [], ""]'
+        assert stopped() == '[2, 0, [], "", 0]'
 
 
 class TestFolder:
@@ -326,7 +356,6 @@ class TestFolder:
         self.write(tmp_path, ["d", "e"])
         again = self.write(tmp_path, ["f"])
         (tmp_path / FOLDER / ".part-1.parquet.begun").write_text("")
-        (tmp_path / FOLDER / ".part-1.parquet.77.partial").write_text("half")
         planned = [
             again,
             *cut_blocks([Source(Path("x"), name) for name in ("b", "d", "e", "new")], "r"),

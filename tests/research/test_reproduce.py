@@ -533,7 +533,7 @@ def test_results_are_kept_whole_or_not_at_all(tmp_path: Path) -> None:
     counts = next(tmp_path.glob("tallies-*.npz"))
     counts.write_bytes(counts.read_bytes()[:-30])
     assert read_result(tmp_path, inference, 4) is None
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_figures_without_a_value_come_back_as_such(tmp_path: Path) -> None:
@@ -767,7 +767,7 @@ def test_the_plan_trains_nothing(
     monkeypatch.setattr(jobs, "run_jobs", lambda *_, **__: pytest.fail("trained"))
     assert main(["reproduce", "table1", "--out", str(tmp_path), "--plan", "--jobs", "2"]) == 0
     text = capsys.readouterr().out
-    assert "1 of 9 runs are done; 8 to do, about 4 min of training, 2 at a time" in text
+    assert "1 of 9 runs are done; 8 to do, about 4.0 min of training, 2 at a time" in text
     assert re.search(r"baseline +│ +0 │ table1 +│ done", text)
     assert not (tmp_path / "index.html").exists()
 

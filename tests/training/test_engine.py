@@ -298,7 +298,7 @@ def test_a_launcher_must_start_what_the_settings_share(
             check_launch(train)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_scheduler_may_stop_loading_and_evaluating(name: str) -> None:
     before = signal.getsignal(getattr(signal, name))
     with pytest.raises(Stopped) as stopped, stopping_at_once():

@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import Callback
 
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_to_dict
+from cascade_clip.files import atomic
 from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.training import resume as states
 from cascade_clip.training.engine import STOPPED, Stopped
@@ -179,7 +180,7 @@ def test_two_processes_stop_after_the_same_step(folders: Path, tmp_path: Path) -
     assert largest_gap(weights(tmp_path / "one"), weights(out), ZERO_GRADIENT) < 1e-4
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_stops_after_the_step(
     folders: Path, tmp_path: Path, whole: dict[str, torch.Tensor], number: signal.Signals
 ) -> None:
@@ -190,7 +191,7 @@ def test_a_signal_stops_after_the_step(
             tmp_path / "run",
             callbacks=[At(2, lambda task: os.kill(os.getpid(), number), before=True)],
         )
-    assert found.value.code == STOPPED
+    assert (found.value.code, found.value.number) == (STOPPED, number)
     assert names_of(tmp_path / "run") == ["step-00000002.ckpt", "step-00000003.ckpt"]
     assert signal.getsignal(number) is before
     fit(tiny_config(folders, DROPOUT), tmp_path / "run", resume="auto")
@@ -277,6 +278,20 @@ def test_self_training_needs_all_steps_of_the_first_stage(folders: Path, tmp_pat
     ):
         fit(config, tmp_path / "run", callbacks=[At(2, stop)])
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(folders: Path, tmp_path: Path) -> None:
+    def press_twice(task: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            tiny_config(folders, DROPOUT),
+            tmp_path / "run",
+            callbacks=[At(3, press_twice, before=True)],
+        )
+    assert names_of(tmp_path / "run") == ["step-00000002.ckpt"]
 
 
 # --- states on the disk
@@ -368,11 +383,11 @@ def test_a_kill_while_writing_leaves_the_state_before(
     files = StateFiles()
     files.save_checkpoint({"global_step": 2}, state_path(tmp_path, 2))
 
-    def killed(path: Path, content: memoryview) -> None:
-        path.write_bytes(content[: len(content) // 2])
+    def killed(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:-9])
         raise Killed
 
-    monkeypatch.setattr(states, "_write_through", killed)
+    monkeypatch.setattr(atomic, "_flush", killed)
     with pytest.raises(Killed):
         files.save_checkpoint({"global_step": 4}, state_path(tmp_path, 4))
     monkeypatch.undo()
@@ -390,11 +405,9 @@ def test_a_state_is_flushed_before_it_is_renamed(
 ) -> None:
     order: list[str] = []
     flush, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("flush"), flush(handle))[1])
     monkeypatch.setattr(
-        states.os, "fsync", lambda handle: (order.append("flush"), flush(handle))[1]
-    )
-    monkeypatch.setattr(
-        states.os, "replace", lambda old, new: (order.append("rename"), rename(old, new))[1]
+        os, "replace", lambda old, new: (order.append("rename"), rename(old, new))[1]
     )
     StateFiles().save_checkpoint({"a": torch.zeros(2)}, state_path(tmp_path, 1))
     assert order == ["flush", "rename", "flush"]

@@ -8,10 +8,12 @@ with the bytes of a run that was never stopped, with nothing left over.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +30,7 @@ import raw_data
 from cascade_clip.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.data.prepare.preparation import find_source, prepare_dataset
+from cascade_clip.files.atomic import STALE_AFTER
 from cascade_clip.inference.image_batch import find_sources, segment_sources
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.training.fit import fit
@@ -97,7 +100,14 @@ def damaged(folder: Path, wanted: Files) -> int:
 
 def is_partial(name: str) -> bool:
     """Whether a file says by its name that it is not finished."""
-    return any(part.startswith(".") for part in Path(name).parts) or name.endswith(".part")
+    return any(part.startswith(".") for part in Path(name).parts)
+
+
+def let_an_hour_pass(folder: Path) -> None:
+    """Make what a killed process has left so old that the next write removes it."""
+    for left in folder.rglob(".unfinished-*"):
+        for one in (left, *left.rglob("*")):
+            os.utime(one, (time.time() - 2 * STALE_AFTER,) * 2)
 
 
 def pictures(folder: Path, count: int) -> Path:
@@ -204,6 +214,7 @@ def kill_often(fault: Fault, base: Path, *, quick: bool, moments: random.Random)
             share *= 0.7
         killed += 1
         broken += fault.whole(out, wanted) if out.exists() else 0
+        let_an_hour_pass(out)
         again, _ = finish(lambda: fault.work(out))  # noqa: B023
         found = files_of(out)
         lost += not again or any(
@@ -287,7 +298,7 @@ def try_disk(words: list[str], base: Path, size: int) -> dict[str, Any] | None:
             for name, content in partial.items()
             if Path(name).suffix in (".png", ".jpg", ".ckpt")
         )
-        left = [name for name in found if ".part" in name]
+        left = [name for name in found if ".unfinished" in name]
         return {
             "read_only": read_only,
             "full": full,
@@ -347,7 +358,7 @@ def full_by_limit(base: Path) -> Figure:
         return (
             full,
             run_command(words).code,
-            len([name for name in files_of(base / "disk" / "out") if ".part" in name]),
+            len([name for name in files_of(base / "disk" / "out") if ".unfinished" in name]),
         )
 
     full, again, left = ask_child(work) or (0, 1, 0)

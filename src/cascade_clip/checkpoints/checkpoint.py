@@ -12,9 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
-import os
 import platform
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -40,8 +38,8 @@ from cascade_clip.encoders import (
     load_clip,
     outline_clip,
 )
-from cascade_clip.errors import CheckpointError, MissingFileError, StorageError
-from cascade_clip.files import exchange, partial_name
+from cascade_clip.errors import CheckpointError, MissingFileError, OccupiedError, StorageError
+from cascade_clip.files import write_folder, write_json
 from cascade_clip.models import Segmenter, build_segmenter
 from cascade_clip.vocabulary import Vocabulary
 
@@ -131,47 +129,25 @@ def save_checkpoint(
         }
     if checkpoint.text is not None:
         state[_EMBEDDINGS] = checkpoint.text
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = partial_name(folder)
-    new.mkdir()
-    try:
-        kept = {
-            name: (tensor.half() if half else tensor).detach().cpu().contiguous()
-            for name, tensor in state.items()
-        }
-        save_file(kept, new / WEIGHTS, metadata={"format": "pt"})
+    if folder.exists() and not (folder / RECORD).is_file():
+        raise OccupiedError(f"{folder} exists and is not a checkpoint; choose another place")
+    kept = {
+        name: (tensor.half() if half else tensor).detach().cpu().contiguous()
+        for name, tensor in state.items()
+    }
+
+    def fill(new: Path) -> None:
+        try:
+            save_file(kept, new / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # the disk is full, for example
+            raise StorageError(f"{folder / WEIGHTS} cannot be written: {error}") from error
         (new / WEIGHTS).chmod(0o644)
         settings = yaml.safe_dump(config_to_dict(checkpoint.config), sort_keys=False)
         (new / SETTINGS).write_text(settings, encoding="utf-8")
-        record = json.dumps(_build_record(checkpoint, full=full), indent=1, ensure_ascii=False)
-        (new / RECORD).write_text(record + "\n", encoding="utf-8")
+        write_json(new / RECORD, _build_record(checkpoint, full=full))
         write_card(new, checkpoint)
-        if folder.exists():
-            if not (folder / RECORD).is_file():
-                raise StorageError(f"{folder} exists and is not a checkpoint; choose another place")
-            # where it can, a kill never finds the name without a folder
-            if not exchange(new, folder):
-                _replace_folder(new, folder)
-        else:
-            os.replace(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    return folder
 
-
-def _replace_folder(new: Path, folder: Path) -> None:
-    """Put one folder in the place of another in two steps; where the second fails, the other one
-    comes back."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(folder, old)
-    try:
-        os.replace(new, folder)
-    except BaseException:
-        if not folder.exists():
-            os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    return write_folder(folder, fill)
 
 
 def write_card(folder: Path, checkpoint: Checkpoint, repository: str = "") -> Path:

@@ -14,7 +14,13 @@ from typing import NamedTuple
 
 import yaml
 
-from cascade_clip.errors import CheckpointError, MissingFileError, first_lines
+from cascade_clip.errors import (
+    CheckpointError,
+    MissingFileError,
+    SettingError,
+    WeightsError,
+    first_lines,
+)
 from cascade_clip.files import is_damaged_blob
 
 logger = logging.getLogger(__name__)
@@ -51,7 +57,7 @@ def parse_hub_name(source: str) -> HubName | None:
     found = _NAME.fullmatch(source.removeprefix(SCHEME))
     if found is None or ".." in source:
         if source.startswith(SCHEME):
-            raise CheckpointError(
+            raise SettingError(
                 f"{source} is not a name on the hub; write hub:OWNER/NAME or"
                 " hub:OWNER/NAME@REVISION"
             )
@@ -74,11 +80,11 @@ def download_checkpoint(source: str, revision: str | None = None) -> Path:
     """
     name = parse_hub_name(source)
     if name is None:
-        raise CheckpointError(
+        raise SettingError(
             f"{source} is not a name on the hub; write OWNER/NAME or OWNER/NAME@REVISION"
         )
     if revision and name.revision and revision != name.revision:
-        raise CheckpointError(
+        raise SettingError(
             f"{source} names revision {name.revision}, but {revision} was asked for; name one"
         )
     name = HubName(name.repository, name.revision or revision)
@@ -124,7 +130,7 @@ def _fetch(name: HubName) -> Path:
             )
         )
     except HFValidationError as error:
-        raise CheckpointError(f"{name.repository} is not a name on the hub (OWNER/NAME)") from error
+        raise SettingError(f"{name.repository} is not a name on the hub (OWNER/NAME)") from error
     except RevisionNotFoundError as error:
         raise MissingFileError(
             f"{name.repository} on the hub has no revision {name.revision or 'main'}"
@@ -166,7 +172,7 @@ def _check_settings(file: Path, name: HubName) -> None:
     except Exception:  # damaged text and odd tags raise many kinds
         return  # loading says what is wrong
     if trust == "any":
-        raise CheckpointError(
+        raise WeightsError(
             f"{name.repository} asks to trust CLIP weights unseen (model.clip.sha256: any); refused"
         )
 

@@ -19,7 +19,7 @@ from cascade_clip.checkpoints.hub import (
     download_checkpoint,
     parse_hub_name,
 )
-from cascade_clip.errors import CheckpointError, StorageError, first_lines
+from cascade_clip.errors import SettingError, StorageError, first_lines
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,7 +49,7 @@ class Publishable:
         if revision is None:
             return cls(load_checkpoint(source), **options)  # type: ignore[call-arg]
         if Path(source).is_dir():
-            raise CheckpointError(
+            raise SettingError(
                 f"{source} is a folder here, which has no revision {revision}; write hub:OWNER/NAME"
                 " for a model on the hub"
             )
@@ -96,7 +96,7 @@ class Publishable:
         """
         name = parse_hub_name(repository)
         if name is None or name.revision:
-            raise CheckpointError(
+            raise SettingError(
                 f"{repository} is not a name on the hub; write OWNER/NAME (and the branch as"
                 " `revision`)"
             )

@@ -31,7 +31,7 @@ from cascade_clip.encoders import (
     load_embeddings,
     read_state,
 )
-from cascade_clip.errors import CheckpointError, MissingFileError
+from cascade_clip.errors import CheckpointError, MissingFileError, SettingError
 from cascade_clip.models import Segmenter, build_segmenter
 from cascade_clip.vocabulary import default_templates, load_templates, load_vocabulary
 
@@ -132,7 +132,7 @@ def _aggregated_stage(number: int, config: Config) -> int:
     weights."""
     several = [index for index, stage in enumerate(config.model.stages) if len(stage) > 1]
     if number > len(several):
-        raise CheckpointError(
+        raise SettingError(
             f"the file holds weights of {number} aggregated stages, but model.stages"
             f" {config.model.stages} has {len(several)}"
         )
@@ -169,7 +169,7 @@ def import_released(
     refuse_non_finite(released, file)
     state, text_state = convert_released(released, config)
     if not config.data.classes:
-        raise CheckpointError(
+        raise SettingError(
             f"{config_file} must name the class list: data.classes, and data.unseen for the split"
         )
     vocabulary = load_vocabulary(config.data.classes, config.data.unseen)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cascade_clip.cli.terminal import progress_bar, say
+from cascade_clip.cli.exit_codes import ExitCode
+from cascade_clip.cli.terminal import check_ending, progress_bar, say
 from cascade_clip.errors import SettingError
+from cascade_clip.files import write_whole
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from cascade_clip.inference import Predictor
     from cascade_clip.results import Segmentation
 
+_ENDINGS = (".png", ".jpg", ".pdf", ".svg")
 _NAMED = 12
 """Classes that a legend names at most."""
 
@@ -45,6 +48,7 @@ def similarity(
     from cascade_clip.files import load_image
     from cascade_clip.research import patch_similarity
 
+    check_ending(out, _ENDINGS)
     predictor = _load(model, run)
     pixels = load_image(image)  # (3, H, W)
     place = _numbers(point, "--point") if point else [pixels.shape[2] // 2, pixels.shape[1] // 2]
@@ -89,6 +93,7 @@ def stages(
     from cascade_clip.research import compare_stages
     from cascade_clip.vocabulary import load_words
 
+    check_ending(out, _ENDINGS)
     predictor = _load(model, run)
     pixels = load_image(image).permute(1, 2, 0).numpy()  # (H, W, 3)
     found = compare_stages(
@@ -133,6 +138,7 @@ def cka(
     from cascade_clip.research import block_alignment
     from cascade_clip.sandbox import SceneConfig, make_scene
 
+    check_ending(out, _ENDINGS)
     predictor = _load(model, run)
     if images is None:
         pictures = [make_scene(9, index, SceneConfig()).image for index in range(limit)]
@@ -236,10 +242,9 @@ def _name_colors(figure: Figure, found: Sequence[Segmentation]) -> None:
 
 
 def _save(figure: Figure, out: Path) -> int:
-    out.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         # letters that the font lacks are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(out)
+        write_whole(out, figure.savefig)
     say(f"wrote {out}")
-    return 0
+    return ExitCode.DONE

@@ -43,7 +43,7 @@ _MISFIT = re.compile(r'Parser key "(?P<key>[^"]+)":.*(?:Got|Given) value:\s*(?P<
 
 
 class ArgumentError(SettingError):
-    """Words of a command line that do not fit; the message is one line."""
+    """Words of a command line that do not fit; the message is one line and a hint."""
 
 
 def call_with_arguments(handler: Callable[..., Any], program: str, words: Sequence[str]) -> Any:
@@ -64,7 +64,8 @@ def call_with_arguments(handler: Callable[..., Any], program: str, words: Sequen
     try:
         given = parser.parse_args(words, defaults=False)
     except (jsonargparse.ArgumentError, TypeError) as error:
-        raise ArgumentError(_explain(parser, " ".join(str(error).split()), words)[:500]) from error
+        reason = _explain(parser, " ".join(str(error).split()), words)[:500]
+        raise ArgumentError(f"{reason}\n({program} --help says what it takes)") from error
     groups = _groups(handler)
     values = {name: _take_group(group, given) for name, group in groups.items()}
     values |= {name: given.pop(name) for name in parameters if name in given and name not in groups}

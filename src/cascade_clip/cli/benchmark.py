@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import console, say, warn
 from cascade_clip.config import Precision
 from cascade_clip.errors import SettingError
@@ -67,7 +66,7 @@ def benchmark(
         _write(out, values)
     say(", ".join(f"{name} {value}" for name, value in machine.items() if value is not None))
     say(f"wrote {out}")
-    return 0
+    return ExitCode.DONE
 
 
 def profile(
@@ -124,7 +123,7 @@ def profile(
         )
     console.print(table)
     say(f"all operators: {total / 1000:.0f} ms")
-    return 0
+    return ExitCode.DONE
 
 
 def _compare(case: str, rounds: int, size: Size) -> dict[str, Any]:
@@ -215,7 +214,6 @@ def _single_figures(case: str, rounds: int, seconds: float, workers: int) -> lis
 
 
 def _write(out: Path, values: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".part")
-    temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, out)
+    from cascade_clip.files import write_json
+
+    write_json(out, values)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from cascade_clip.cli.evaluate import DEFAULT_INFERENCE, FolderOptions, InferenceOptions
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import check_folder, console, progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions, given_embeddings
+from cascade_clip.results import format_percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +73,7 @@ def calibration(
         if out is not None:
             say(f"wrote {' and '.join(str(path) for path in write_sweep(found, out))}")
         show(found)
-    return 0
+    return ExitCode.DONE
 
 
 def show(found: CalibrationSweep) -> None:
@@ -90,13 +89,13 @@ def show(found: CalibrationSweep) -> None:
         mark = "* " if found.chosen is not None and index == found.best else ""
         table.add_row(
             f"{mark}{value:g}",
-            *map(_percent, (row.seen_miou, row.unseen_miou, row.hiou, row.pixel_accuracy)),
+            *map(format_percent, (row.seen_miou, row.unseen_miou, row.hiou, row.pixel_accuracy)),
         )
     console.print(table)
     chosen = found.values[found.best]
     say(
         f"--calibration {chosen:g} gives the highest hIoU here:"
-        f" {_percent(found.scores[found.best].hiou)}"
+        f" {format_percent(found.scores[found.best].hiou)}"
     )
     if found.held_out:
         say(f"- held out and in the place of unseen classes: {', '.join(found.held_out)}")
@@ -114,19 +113,12 @@ def show(found: CalibrationSweep) -> None:
 
 def write_sweep(found: CalibrationSweep, out: Path) -> list[Path]:
     """Write calibration.json and calibration.png into a folder, which is made."""
-    from cascade_clip.files import write_whole
+    from cascade_clip.files import write_json, write_whole
 
-    written = [
-        write_whole(
-            out / "calibration.json",
-            json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n",
-        )
+    return [
+        write_json(out / "calibration.json", found.to_json()),
+        write_whole(out / "calibration.png", draw_sweep(found).savefig),
     ]
-    with tempfile.TemporaryDirectory(dir=out, prefix=".calibration-") as folder:
-        part = Path(folder) / "calibration.png"
-        draw_sweep(found).savefig(part)
-        os.replace(part, out / part.name)
-    return [*written, out / "calibration.png"]
 
 
 def draw_sweep(found: CalibrationSweep) -> Figure:
@@ -182,7 +174,3 @@ def _read_values(text: str) -> list[float]:
         raise SettingError(
             f'--values must be numbers separated by commas, such as "0, 0.05, 0.1", got {text!r}'
         ) from None
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"

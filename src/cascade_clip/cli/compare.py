@@ -10,9 +10,11 @@ import numpy as np
 from rich.table import Table
 
 from cascade_clip.cli.evaluate import FolderOptions
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import console, progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions, given_embeddings
+from cascade_clip.results import format_percent
 
 if TYPE_CHECKING:
     from cascade_clip.config import DataConfig
@@ -66,7 +68,7 @@ def compare(
         ]
     if not ranks.rank:
         _conclude((first, second), found, resamples, bootstrap_seed, out)
-    return 0
+    return ExitCode.DONE
 
 
 def _conclude(
@@ -139,11 +141,11 @@ def _show(
             if row.low is None or row.high is None
             else f"{100 * row.low:+.2f} .. {100 * row.high:+.2f}"
         )
-        change = "-" if row.difference is None else f"{100 * row.difference:+.2f}"
+        change = format_percent(row.difference, signed=True)
         table.add_row(
             row.name,
-            _percent(row.first),
-            _percent(row.second),
+            format_percent(row.first),
+            format_percent(row.second),
             change,
             interval,
             f"{100 * row.wins:.1f} %",
@@ -163,7 +165,3 @@ def _verdict(row: Difference) -> str:
     if not row.certain:
         return "undecided on these images: the interval holds 0"
     return f"{'A' if row.low and row.low > 0 else 'B'} is ahead: the interval does not hold 0"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 from rich.text import Text
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import check_folder, console, progress_bar, say
 from cascade_clip.config import DataConfig, FilesName
 
@@ -78,7 +79,7 @@ def check(*, data: CheckOptions, out: Path | None = None) -> int:
     print_report(report)
     if out is not None:
         say("wrote " + ", ".join(str(path) for path in report.save(out)))
-    return 1 if report.wrong else 0
+    return ExitCode.FINDINGS if report.wrong else ExitCode.DONE
 
 
 def print_report(report: CheckReport) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import progress_bar, say
 from cascade_clip.errors import MissingFileError, SettingError
 
@@ -46,7 +47,7 @@ def prepare(
     say(f"wrote {out / recipe.folder}")
     for place, images in found.items():
         say(f"  {images:>7,} images in {place}")
-    return 0
+    return ExitCode.DONE
 
 
 def _find_downloads(spec: DatasetSpec, raw: Path) -> list[Source]:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import console, progress_bar, say
 from cascade_clip.config import DataConfig, DataName, InferenceConfig, Upsampler
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
+from cascade_clip.results import format_percent
 
 if TYPE_CHECKING:
     from cascade_clip.data import LabelledImages
@@ -157,7 +159,7 @@ def evaluate(
             earlier = _score(against, config, dataset, run, inference, calibration, ranks).to_json()
     if not ranks.rank:
         _conclude(report, out, None if earlier is None else compare(earlier, report.to_json()))
-    return 0
+    return ExitCode.DONE
 
 
 def check_out(out: Path | None) -> None:
@@ -236,7 +238,7 @@ def verify(
             checkpoint, config, dataset, run, DEFAULT_INFERENCE, stored.calibration, ranks
         )
     if ranks.rank:
-        return 0
+        return ExitCode.DONE
     for assumption in report.assumptions:
         say(f"- {assumption}")
     if stored.data_sha256 and stored.data_sha256 != report.data_sha256:
@@ -252,7 +254,7 @@ def verify(
         if differing
         else f"every figure agrees within {tolerance:g}"
     )
-    return 1 if differing else 0
+    return ExitCode.FINDINGS if differing else ExitCode.DONE
 
 
 def _score(
@@ -294,13 +296,16 @@ def print_report(report: Report) -> None:
         found.names, found.seen, found.iou, found.accuracy, strict=True
     ):
         mark = "" if seen else " (unseen)"
-        table.add_row(name + mark, _percent(float(iou)), _percent(float(accuracy)))
+        table.add_row(name + mark, format_percent(float(iou)), format_percent(float(accuracy)))
     console.print(table)
     line = (
-        f"S {_percent(found.seen_miou)}  U {_percent(found.unseen_miou)}  hIoU"
-        f" {_percent(found.hiou)}"
+        f"S {format_percent(found.seen_miou)}  U {format_percent(found.unseen_miou)}  hIoU"
+        f" {format_percent(found.hiou)}"
     )
-    say(f"{line}  mIoU {_percent(found.miou)}  pixel accuracy {_percent(found.pixel_accuracy)}")
+    say(
+        f"{line}  mIoU {format_percent(found.miou)}"
+        f"  pixel accuracy {format_percent(found.pixel_accuracy)}"
+    )
     for assumption in report.assumptions:
         say(f"- {assumption}")
     for label, value in report.hashes.items():
@@ -320,8 +325,8 @@ def _row_table(title: str, heads: tuple[str, ...], rows: tuple[Row, ...]) -> Tab
     for number, head in enumerate(heads):
         table.add_column(head, justify="right" if number else "left")
     for row in rows:
-        change = "-" if row.difference is None else f"{100 * row.difference:+.2f}"
-        table.add_row(row.label, _percent(row.first), _percent(row.second), change)
+        change = format_percent(row.difference, signed=True)
+        table.add_row(row.label, format_percent(row.first), format_percent(row.second), change)
     return table
 
 
@@ -357,7 +362,3 @@ def _read_scales(text: str) -> tuple[float, ...]:
         raise SettingError(
             f'--scales must be numbers separated by commas, such as "0.75, 1, 1.25", got {text!r}'
         ) from None
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{100 * value:.2f}"

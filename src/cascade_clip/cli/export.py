@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 
 from cascade_clip.cli.evaluate import FolderOptions
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import console, progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
+from cascade_clip.results import format_percent
 
 if TYPE_CHECKING:
     from cascade_clip.inference import Predictor, Target
@@ -69,7 +71,7 @@ def onnx(
     )
     say(f"wrote {', '.join(str(path) for path in written)} ({out.stat().st_size / 1e6:.1f} MB)")
     say(f"try it: python {written[-1]} photo.jpg --out output")
-    return 0
+    return ExitCode.DONE
 
 
 def torch(model: str, *, out: Path, classes: str = "", run: RunOptions = DEFAULT_RUN) -> int:
@@ -87,7 +89,7 @@ def torch(model: str, *, out: Path, classes: str = "", run: RunOptions = DEFAULT
     predictor = _load(model, run)
     export_torch(predictor, out, _bind(predictor, classes, DEFAULT_NAMES) if classes else None)
     say(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
-    return 0
+    return ExitCode.DONE
 
 
 def text(
@@ -114,7 +116,7 @@ def text(
     predictor = _load(model, run)
     written = export_text(predictor, out, _bind(predictor, classes, names))
     say(f"wrote {' and '.join(str(path) for path in written)}")
-    return 0
+    return ExitCode.DONE
 
 
 def check(
@@ -188,7 +190,7 @@ def check(
             data,
             picture,
         )
-    return 0 if good else 1
+    return ExitCode.DONE if good else ExitCode.FINDINGS
 
 
 def _draw(predictors: dict[str, Predictor], data: FolderOptions, picture: Path) -> None:
@@ -208,9 +210,7 @@ def _score(predictor: Predictor, data: FolderOptions, labelled: bool) -> tuple[s
 
     with progress_bar("evaluating") as step:
         found = evaluate(predictor, build_dataset(data.to_config(), "val"), progress=step).scores
-    miou, hiou = (
-        "-" if value is None else f"{100 * value:.2f}" for value in (found.miou, found.hiou)
-    )
+    miou, hiou = (format_percent(value) for value in (found.miou, found.hiou))
     return miou, hiou
 
 

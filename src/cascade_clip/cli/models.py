@@ -6,8 +6,10 @@ from pathlib import Path
 
 from rich.table import Table
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import console
 from cascade_clip.config import ModelConfig, PromptConfig
+from cascade_clip.errors import SettingError
 
 
 def import_file(file: Path, *, config: Path, out: Path, match_clip: bool = False) -> int:
@@ -35,7 +37,7 @@ def import_file(file: Path, *, config: Path, out: Path, match_clip: bool = False
         markup=False,
     )
     console.print(f"wrote {out}", markup=False, highlight=False)
-    return 0
+    return ExitCode.DONE
 
 
 def cost(*, settings: Path | None = None, classes: int = 171, side: int = 512) -> int:
@@ -51,6 +53,10 @@ def cost(*, settings: Path | None = None, classes: int = 171, side: int = 512) -
     from cascade_clip.checkpoints import load_config
     from cascade_clip.models import count_cost
 
+    if not (1 <= classes <= 10**6 and 1 <= side <= 10**5):
+        raise SettingError(
+            f"--classes must lie in 1..{10**6:,} and --side in 1..{10**5:,}, got {classes}, {side}"
+        )
     model = (
         load_config(settings).model if settings else ModelConfig(prompts=PromptConfig(tokens=50))
     )
@@ -70,7 +76,7 @@ def cost(*, settings: Path | None = None, classes: int = 171, side: int = 512) -
     console.print(table)
     dead = f"{found.dead_parameters:,} weights and {found.dead_flops / 1e9:.1f} GFLOP"
     console.print(f"The published way counts {dead} that reach no output.", highlight=False)
-    return 0
+    return ExitCode.DONE
 
 
 def env() -> int:
@@ -93,4 +99,4 @@ def env() -> int:
     rows["mps"] = "available" if torch.backends.mps.is_available() else "not available"
     for name, value in rows.items():
         console.print(f"{name:<16} {value}", markup=False, highlight=False, soft_wrap=True)
-    return 0
+    return ExitCode.DONE

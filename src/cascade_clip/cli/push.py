@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import say
 from cascade_clip.errors import SettingError
 
@@ -41,4 +42,4 @@ def push(
     )
     say(f"uploaded {model} to {repository}: {address}")
     say(f'use it: cascade-clip segment photo.jpg --model {repository} --classes "cat, grass"')
-    return 0
+    return ExitCode.DONE

@@ -25,12 +25,15 @@ from rich.console import Console
 from rich.table import Table
 
 from cascade_clip.checkpoints import find_checkpoint, read_config
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.config import DataConfig
 from cascade_clip.data import LabelledImages, build_dataset
-from cascade_clip.errors import SettingError, StorageError
+from cascade_clip.errors import OccupiedError, SettingError
 from cascade_clip.evaluation import Report, evaluate
+from cascade_clip.files import write_whole
 from cascade_clip.inference import Predictor, load_predictor
-from cascade_clip.training import TrainingProgress, fit, quiet_engine
+from cascade_clip.results import format_percent
+from cascade_clip.training import Stopped, TrainingProgress, fit, quiet_engine
 
 TITLES = {"mini-last": "last layer", "mini": "cascade"}
 LOSS_FILE = "loss.csv"
@@ -94,17 +97,16 @@ def quickstart(
         trained, curve = train_for(minutes, out / "training", console)
         reports = {title: evaluate(trained, dataset), **reports}
     console.print(score_table(reports))
-    out.mkdir(parents=True, exist_ok=True)
     figure = draw_page(shown, dataset, reports, curve)
-    figure.savefig(out / "quickstart.png", dpi=110)
-    (out / "index.html").write_text(build_html(figure, reports, dataset), encoding="utf-8")
+    write_whole(out / "quickstart.png", lambda part: figure.savefig(part, dpi=110))
+    write_whole(out / "index.html", build_html(figure, reports, dataset))
     console.print(
         f"wrote {out / 'quickstart.png'} and {out / 'index.html'}",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
-    return 0
+    return ExitCode.DONE
 
 
 def show_scene(dataset: LabelledImages, index: int, predictors: dict[str, Predictor]) -> Shown:
@@ -124,16 +126,19 @@ def train_for(
     (step, loss) curve."""
     if folder.exists():
         if not ((folder / "config.yaml").is_file() and (folder / "metrics.csv").is_file()):
-            raise StorageError(
+            raise OccupiedError(
                 f"{folder} exists and is not a run of an earlier tour; choose another --out"
             )
         shutil.rmtree(folder)
     timer = Timer(timedelta(minutes=minutes), interval="step")
-    checkpoint = fit(
-        read_config(find_checkpoint("mini")),
-        folder,
-        callbacks=[TrainingProgress(console, minutes=minutes), timer],
-    )
+    try:
+        checkpoint = fit(
+            read_config(find_checkpoint("mini")),
+            folder,
+            callbacks=[TrainingProgress(console, minutes=minutes), timer],
+        )
+    except Stopped as stopped:  # the tour cannot be resumed
+        raise SystemExit(128 + stopped.number) from stopped
     return Predictor(checkpoint, device="cpu"), read_curve(folder / "metrics.csv")
 
 
@@ -156,14 +161,14 @@ def score_table(reports: dict[str, Report]) -> Table:
     for label, pick in _ROWS:
         table.add_row(
             label,
-            *[_percent(getattr(report.scores, pick)) for report in reports.values()],
+            *[format_percent(getattr(report.scores, pick), 1) for report in reports.values()],
             style="bold",
         )
     first = next(iter(reports.values())).scores
     for index, (name, seen) in enumerate(zip(first.names, first.seen, strict=True)):
         table.add_row(
             name if seen else f"{name} *",
-            *[_percent(report.scores.iou[index]) for report in reports.values()],
+            *[format_percent(report.scores.iou[index], 1) for report in reports.values()],
         )
     return table
 
@@ -300,7 +305,7 @@ def build_html(figure: Figure, reports: dict[str, Report], dataset: LabelledImag
         )
     body = "".join(
         f"<tr><td><{tag}>{html.escape(label)}</{tag}></td>"
-        f"{''.join(f'<td>{_percent(value)}</td>' for value in values)}</tr>"
+        f"{''.join(f'<td>{format_percent(value, 1)}</td>' for value in values)}</tr>"
         for label, values, tag in lines
     )
     return PAGE.format(
@@ -339,7 +344,3 @@ masks.</p>
 <ul>{assumptions}</ul>
 </html>
 """
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{100 * value:.1f}"

@@ -14,8 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import check_folder, console, say, warn
 from cascade_clip.errors import SettingError
+from cascade_clip.results import format_duration
 
 if TYPE_CHECKING:
     from cascade_clip.research.reproduction import Failure, Job, World
@@ -71,14 +73,14 @@ def reproduce(
     at_once = jobs or (count_jobs() if place.small else 1)
     if plan:
         print_plan(entries, runs, at_once)
-        return 0
+        return ExitCode.DONE
     if show and not out.is_dir():
         raise SettingError(
             f"--show: there is no folder {out}; give the one that `reproduce` wrote to with --out"
         )
     failures = [] if show else make_runs(runs, at_once, place)
     show_results(entries, place, chosen, out, repeat_flags(seeds, world, out, root), count=not show)
-    return 1 if failures else 0
+    return ExitCode.FINDINGS if failures else ExitCode.DONE
 
 
 def choose_seeds(entries: Sequence[Entry], world: World, given: str) -> dict[str, tuple[int, ...]]:
@@ -134,7 +136,7 @@ def print_plan(entries: Sequence[Entry], runs: Sequence[Job], at_once: int) -> N
         table.add_column(head, justify="right" if head in ("seed", "training left") else "left")
     for run in runs:
         seconds = left.get(run.folder)
-        time_left = "-" if run.done else "unknown" if seconds is None else _clock(seconds)
+        time_left = "-" if run.done else "unknown" if seconds is None else format_duration(seconds)
         table.add_row(
             run.name,
             str(run.config.train.seed),
@@ -150,12 +152,10 @@ def print_plan(entries: Sequence[Entry], runs: Sequence[Job], at_once: int) -> N
     if not runs:
         return
     missing = [run for run in runs if not run.done]
-    total = (
-        f", about {_clock(sum(left.values()) / min(at_once, len(missing)))} of training, {at_once}"
-        " at a time"
-        if left
-        else ""
-    )
+    total = ""
+    if left:
+        training = format_duration(sum(left.values()) / min(at_once, len(missing)))
+        total = f", about {training} of training, {at_once} at a time"
     say(f"{len(runs) - len(missing)} of {len(runs)} runs are done; {len(missing)} to do{total}")
 
 
@@ -270,8 +270,3 @@ def draw_table(found: CellTable) -> Table:
     for row in found.rows:
         table.add_row(*(Text(cell.text, "bold" if cell.tone else "") for cell in row))
     return table
-
-
-def _clock(seconds: float) -> str:
-    minutes = max(0, round(seconds / 60))
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

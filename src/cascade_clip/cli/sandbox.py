@@ -5,6 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from cascade_clip.cli.exit_codes import ExitCode
+from cascade_clip.cli.terminal import check_ending, say
+from cascade_clip.files import write_whole
+
 
 def pretrain(
     *,
@@ -31,8 +35,7 @@ def pretrain(
         workers: processes that draw pictures.
         save_every: steps between saved states, each with the class mAP on fresh scenes.
     """
-    from cascade_clip.sandbox import PretrainConfig
-    from cascade_clip.sandbox import pretrain as run
+    from cascade_clip.sandbox import PretrainConfig, pretrain_clip
 
     logging.getLogger("cascade_clip").setLevel(logging.INFO)
     config = PretrainConfig(
@@ -44,8 +47,8 @@ def pretrain(
         workers=workers,
         save_every=save_every,
     )
-    run(config)
-    return 0
+    pretrain_clip(config)
+    return ExitCode.DONE
 
 
 def preview(
@@ -59,15 +62,12 @@ def preview(
         count: number of scenes.
         size: side of a scene, in pixels.
     """
-    from rich.console import Console
-
     from cascade_clip.sandbox import preview_sheet
 
+    check_ending(out, (".png", ".jpg", ".jpeg", ".webp"))
     sheet = preview_sheet(seed, count, size)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
-    Console().print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
-    return 0
+    say(f"wrote {write_whole(out, sheet.save)}")
+    return ExitCode.DONE
 
 
 def export(
@@ -90,11 +90,8 @@ def export(
         seed: which scenes.
         size: side of a scene, in pixels.
     """
-    from rich.console import Console
-
     from cascade_clip.sandbox import export_world
 
     export_world(out, train, val, size, seed)
-    text = f"wrote {out}: images/{{train,val}}, masks/{{train,val}}, classes.txt, unseen.txt"
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
-    return 0
+    say(f"wrote {out}: images/{{train,val}}, masks/{{train,val}}, classes.txt, unseen.txt")
+    return ExitCode.DONE

@@ -7,8 +7,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import check_folder, progress_bar, say, warn
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
@@ -130,15 +131,20 @@ def segment(
         count = write_coco(out, sources, out / "coco.json")
         say(f"wrote {out / 'coco.json'}: {count} masks")
     _summarise(counts, time.monotonic() - begin, images[0], out)
-    return 2 if counts.failed else 0
+    if counts.defects:
+        return ExitCode.DEFECT
+    return ExitCode.BAD_INPUT if counts.failed else ExitCode.DONE
 
 
-class _Counts(NamedTuple):
+@dataclasses.dataclass
+class _Counts:
     """Pictures by what became of them."""
 
-    done: int
-    skipped: int
-    failed: int
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+    defects: int = 0
+    """How many failed by a defect of this program."""
 
 
 def _segment_here(
@@ -152,18 +158,17 @@ def _segment_here(
 ) -> _Counts:
     from cascade_clip.inference import segment_sources
 
-    done, skipped, failed = 0, 0, 0
+    counts = _Counts()
     for one in segment_sources(
         predictor, target, sources, out, outputs, overwrite=options.overwrite, progress=step
     ):
-        done, skipped, failed = (
-            done + (one.result is not None),
-            skipped + one.skipped,
-            failed + bool(one.error),
-        )
+        counts.done += one.result is not None
+        counts.skipped += one.skipped
+        counts.failed += bool(one.error)
+        counts.defects += one.defect
         _tell(one, quiet=options.quiet)
         del one  # its memory is free while the next one is segmented
-    return _Counts(done, skipped, failed)
+    return counts
 
 
 def _segment_on_cluster(
@@ -171,18 +176,17 @@ def _segment_on_cluster(
 ) -> _Counts:
     from cascade_clip.inference import FOLDER, segment_on_cluster
 
-    done, skipped, failed = 0, 0, 0
+    counts = _Counts()
     for report in segment_on_cluster(recipe, sources, options.actors, step):
-        done, skipped, failed = (
-            done + report.done,
-            skipped + report.skipped,
-            failed + len(report.errors),
-        )
+        counts.done += report.done
+        counts.skipped += report.skipped
+        counts.failed += len(report.errors)
+        counts.defects += report.defects
         for error in report.errors:
             warn(f"cascade-clip: error: {error}")
     if not options.quiet:
         say(f"wrote {recipe.out / FOLDER}: {len(sources)} rows")
-    return _Counts(done, skipped, failed)
+    return counts
 
 
 def _write_recipe(
@@ -217,7 +221,7 @@ def _write_recipe(
 
 
 def _summarise(counts: _Counts, seconds: float, first: str, out: Path) -> None:
-    if sum(counts) > 1:
+    if counts.done + counts.skipped + counts.failed > 1:
         speed = f", {counts.done / seconds:.2f} pictures/s" if counts.done else ""
         say(
             f"{counts.done} pictures segmented{speed}, {counts.skipped} done before,"

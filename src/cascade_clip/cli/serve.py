@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import say, warn
 from cascade_clip.config import ServiceOptions
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
@@ -67,4 +68,4 @@ def serve(
         sys.stderr.flush()
         # a thread inside torch must not meet the end of the interpreter, which would abort
         os._exit(0)
-    return 0
+    return ExitCode.DONE

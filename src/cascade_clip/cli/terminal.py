@@ -58,6 +58,16 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
+def check_ending(out: Path, endings: tuple[str, ...]) -> None:
+    """Refuse the name of an image file that cannot be written, before anything is done.
+
+    Raises:
+        SettingError: it has none of the endings.
+    """
+    if out.suffix.lower() not in endings:
+        raise SettingError(f"--out must end in {', '.join(endings)}, got {out}")
+
+
 def check_folder(out: Path) -> None:
     """Refuse an output folder that cannot be one, before anything is done.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from cascade_clip.cli.evaluate import DEFAULT_INFERENCE, FolderOptions, InferenceOptions
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import console, progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions, given_embeddings
@@ -75,7 +76,7 @@ def threshold(
         }
         curve = {"thresholds": found.thresholds.tolist(), "mious": found.mious.tolist()}
         say(f"wrote {write_whole(out, json.dumps({**values, **curve}, indent=1) + chr(10))}")
-    return 0
+    return ExitCode.DONE
 
 
 def _show(found: ThresholdChoice) -> None:

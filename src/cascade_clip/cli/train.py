@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import check_folder, progress_bar
 from cascade_clip.config import (
     AugmentConfig,
@@ -18,7 +19,7 @@ from cascade_clip.config import (
     config_to_dict,
 )
 from cascade_clip.errors import SettingError
-from cascade_clip.results import SUMMARY_METRICS
+from cascade_clip.results import SUMMARY_METRICS, format_percent
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -107,7 +108,7 @@ def train(
         if options.seeds:
             return _train_seeds(config, out, screen, options, full=full)
         _train_one(config, out, screen, options, resume=resume, full=full)
-    return 0
+    return ExitCode.DONE
 
 
 def start_from(config: Config, source: str) -> Config:
@@ -168,7 +169,7 @@ def _look_ahead(config: Config, screen: RunScreen) -> int:
     for line in describe_dry_run(found, build_dataset(config.data).vocabulary.unseen):
         screen.conclude(line)
     screen.event("dry_run", **found.to_json())
-    return 0
+    return ExitCode.DONE
 
 
 def _train_seeds(
@@ -208,7 +209,7 @@ def _train_seeds(
             one = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
             _train_one(one, folder, screen, options, resume="auto", full=full)
     if not is_first_process():
-        return 0
+        return ExitCode.DONE
     figures = {
         seed: found for seed in seeds if (found := read_figures(seed_folder(out, seed))) is not None
     }
@@ -219,7 +220,7 @@ def _train_seeds(
     )
     screen.event("seeds", path=path, figures={str(seed): found for seed, found in figures.items()})
     screen.conclude(f"wrote {path}")
-    return 0
+    return ExitCode.DONE
 
 
 def _train_one(
@@ -328,7 +329,7 @@ def _evaluate(
         print_report(report)
     summary = summarise(report.scores)
     line = "  ".join(
-        f"{metric.short} {_percent(summary[metric.key])}" for metric in SUMMARY_METRICS
+        f"{metric.short} {format_percent(summary[metric.key])}" for metric in SUMMARY_METRICS
     )
     _tell(screen, f"{report.images} images: {line}")
     for assumption in report.assumptions:
@@ -354,7 +355,3 @@ def _write_run_report(out: Path, screen: RunScreen) -> None:
     path = write_run_report(out)
     screen.conclude(f"wrote {path}")
     screen.event("wrote", kind="report", path=path)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"

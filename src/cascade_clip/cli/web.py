@@ -7,6 +7,7 @@ import socket
 import tempfile
 from pathlib import Path
 
+from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import say, warn
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
@@ -61,7 +62,7 @@ def web(
         say("stopped")
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 0
+    return ExitCode.DONE
 
 
 def open_socket(host: str, port: int) -> socket.socket:

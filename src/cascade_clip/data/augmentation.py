@@ -16,7 +16,6 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from cascade_clip.config import AugmentConfig
-from cascade_clip.errors import SettingError
 from cascade_clip.ops import normalise, resize_shape
 from cascade_clip.vocabulary import IGNORED
 
@@ -172,7 +171,7 @@ class TrainTransform:
                 (crop, crop), padded with -1.
         """
         if image.shape[-2:] != labels.shape:
-            raise SettingError(
+            raise ValueError(
                 f"image and labels must have one size, got {tuple(image.shape)} and"
                 f" {tuple(labels.shape)}"
             )

@@ -25,6 +25,7 @@ from cascade_clip.encoders.weights import (
 from cascade_clip.errors import (
     MissingFileError,
     MissingPackageError,
+    SettingError,
     WeightsError,
     first_lines,
 )
@@ -144,12 +145,12 @@ def _model_settings(config: ClipConfig) -> dict[str, Any]:
     settings = config.architecture or open_clip.get_model_config(config.name)
     if settings is None:
         close = [name for name in open_clip.list_models() if name.startswith(config.name[:5])]
-        raise WeightsError(
+        raise SettingError(
             f"open_clip knows no model {config.name!r}; close names: {close[:12]} (all:"
             " open_clip.list_models())"
         )
     if "multimodal_cfg" in settings or "hf_model_name" in settings.get("text_cfg", {}):
-        raise WeightsError(
+        raise SettingError(
             f"{config.name} is not a plain two-tower CLIP; choose a ViT model such as"
             " ViT-B-16-quickgelu"
         )
@@ -163,7 +164,7 @@ def _build_named(settings: dict[str, Any]) -> Any:
         try:
             model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
         except Exception as error:  # of a configuration from elsewhere, open_clip raises many kinds
-            raise WeightsError(
+            raise SettingError(
                 "model.clip.architecture is not an open_clip model configuration:"
                 f" {first_lines(error)}"
             ) from error

@@ -24,6 +24,7 @@ from cascade_clip.config import find_part
 from cascade_clip.encoders.clip import LoadedClip, Tokenizer
 from cascade_clip.encoders.weights import fingerprint_weights
 from cascade_clip.errors import DataError, MissingFileError
+from cascade_clip.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -171,9 +172,6 @@ def _read_cache(path: Path, rows: int) -> np.ndarray | None:
 def _write_cache(path: Path, array: np.ndarray) -> None:
     """Write under a temporary name and rename; a folder that cannot be written only costs time."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
-            np.save(file, array)
-        os.replace(file.name, path)
+        write_whole(path, lambda part: np.save(part, array))
     except OSError as error:
         logger.info("text embeddings are not kept: %s", error)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cascade_clip.config import ClipConfig
-from cascade_clip.errors import MissingFileError, WeightsError, first_lines
+from cascade_clip.errors import MissingFileError, SettingError, WeightsError, first_lines
 from cascade_clip.files import file_sha256, is_damaged_blob, read_pickle
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _download_folder(repository: str) -> Path:
     try:
         return Path(snapshot_download(owner_name, revision=revision or None, allow_patterns=wanted))
     except HFValidationError as error:
-        raise WeightsError(
+        raise SettingError(
             f"hf-hub:{repository} is not a repository name (OWNER/NAME or OWNER/NAME@REVISION)"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -133,7 +133,7 @@ def _resolve_tag(name: str, tag: str) -> Path:
     )
     if wants != has:
         fitting = f"{name}-quickgelu" if wants else name.removesuffix("-quickgelu")
-        raise WeightsError(
+        raise SettingError(
             f"weights {tag!r} were trained with {'QuickGELU' if wants else 'GELU'}, but {name}"
             f" computes {'QuickGELU' if has else 'GELU'}; set model.clip.name to {fitting}"
         )
@@ -224,7 +224,7 @@ def load_weights(model: nn.Module, path: Path, config: ClipConfig, *, quick_gelu
     archive = is_torchscript(path)
     _check_hash(path, config, required=archive)
     if archive and not quick_gelu:
-        raise WeightsError(
+        raise SettingError(
             f"{path} is an OpenAI archive, trained with QuickGELU; set model.clip.name to"
             f" {config.name}-quickgelu"
         )

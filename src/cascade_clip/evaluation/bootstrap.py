@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cascade_clip.data import LabelledImages
-from cascade_clip.errors import DataError
+from cascade_clip.errors import DataError, SettingError
 from cascade_clip.evaluation.evaluator import ALONE, bind_classes, count_image
 from cascade_clip.evaluation.examples import Gallery
 from cascade_clip.evaluation.ranks import Ranks
@@ -46,7 +46,7 @@ class Tallies:
 
     def __post_init__(self) -> None:
         if self.intersection.ndim != 2 or self.intersection.shape != self.union.shape:
-            raise DataError(
+            raise ValueError(
                 f"tallies must both have shape (images, classes), got {self.intersection.shape} and"
                 f" {self.union.shape}"
             )
@@ -141,7 +141,7 @@ def compare_paired(
     """
     _check(first, second, seen, resamples, level)
     if paired_runs and len(first) != len(second):
-        raise DataError(
+        raise ValueError(
             f"paired runs must be as many for both methods, got {len(first)} and {len(second)}"
         )
     generator = np.random.default_rng(seed)
@@ -220,19 +220,19 @@ def _check(
     level: float,
 ) -> None:
     if not first or not second:
-        raise DataError("each method needs at least one run")
+        raise ValueError("each method needs at least one run")
     shapes = {run.union.shape for run in (*first, *second)}
     if len(shapes) > 1 or next(iter(shapes))[1] != len(seen):
-        raise DataError(
+        raise ValueError(
             f"runs must rest on the same images and classes, got {sorted(shapes)} and {len(seen)}"
             " seen flags"
         )
     if not next(iter(shapes))[0]:
         raise DataError("there are no images to compare on")
     if resamples < 1:
-        raise DataError(f"the number of resamples must be at least 1, got {resamples}")
+        raise SettingError(f"the number of resamples must be at least 1, got {resamples}")
     if not 0 < level < 1:
-        raise DataError(f"the level must lie between 0 and 1, got {level}")
+        raise SettingError(f"the level must lie between 0 and 1, got {level}")
 
 
 def collect_tallies(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cascade_clip.data import LabelledImages, Sample
-from cascade_clip.errors import DataError
+from cascade_clip.errors import DataError, SettingError
 from cascade_clip.evaluation.evaluator import (
     ALONE,
     bind_classes,
@@ -245,5 +245,5 @@ def _count(
 def _check_values(values: Sequence[float]) -> tuple[float, ...]:
     wrong = [value for value in values if not math.isfinite(value)]
     if wrong or not values:
-        raise DataError(f"calibration values must be numbers, got {wrong or 'none'}")
+        raise SettingError(f"calibration values must be numbers, got {wrong or 'none'}")
     return tuple(sorted(set(map(float, values))))

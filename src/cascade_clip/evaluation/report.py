@@ -25,7 +25,7 @@ from cascade_clip.evaluation.examples import LONGEST_SIDE, ImageRecord
 from cascade_clip.evaluation.metrics import Scores
 from cascade_clip.evaluation.report_page import PAGE
 from cascade_clip.files import write_whole
-from cascade_clip.results import SUMMARY_METRICS, Segmentation
+from cascade_clip.results import SUMMARY_METRICS, Segmentation, format_percent
 from cascade_clip.vocabulary import Color
 
 MOST_CLASSES = 150
@@ -140,7 +140,8 @@ def _section(title: str, body: str) -> str:
 def _card(label: str, value: float | None) -> str:
     head, _, rest = label.partition(": ")
     note = f"<small>{html.escape(rest)}</small>" if rest else ""
-    return f'<div class="card"><b>{_percent(value)}</b><span>{html.escape(head)}</span>{note}</div>'
+    shown = format_percent(value)
+    return f'<div class="card"><b>{shown}</b><span>{html.escape(head)}</span>{note}</div>'
 
 
 def _assumptions(report: Report) -> str:
@@ -170,8 +171,8 @@ def _comparison(found: Comparison) -> str:
 def _comparison_row(row: Row) -> str:
     change = row.difference
     tone = "" if not change else ' class="up"' if change > 0 else ' class="down"'
-    shown = "-" if change is None else f"{100 * change:+.2f}"
-    cells = f"<td>{_percent(row.first)}</td><td>{_percent(row.second)}</td><td{tone}>{shown}</td>"
+    shares = "".join(f"<td>{format_percent(value)}</td>" for value in (row.first, row.second))
+    cells = f"{shares}<td{tone}>{format_percent(change, signed=True)}</td>"
     return f"<tr><td>{html.escape(row.label)}</td>{cells}</tr>"
 
 
@@ -179,7 +180,7 @@ def _class_table(found: Scores) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(name)}{'' if seen else _UNSEEN}</td>"
         f'<td class="bars">{_bar(iou, seen, "iou")}{_bar(accuracy, seen, "acc")}</td>'
-        f"<td>{_percent(iou)}</td><td>{_percent(accuracy)}</td></tr>"
+        f"<td>{format_percent(iou)}</td><td>{format_percent(accuracy)}</td></tr>"
         for name, seen, iou, accuracy in zip(
             found.names, found.seen, found.iou, found.accuracy, strict=True
         )
@@ -265,7 +266,8 @@ def _image(record: ImageRecord, report: Report) -> str:
         f' src="data:image/jpeg;base64,{_jpeg(view)}">'
         for kind, view in zip(("image", "labels", "prediction"), views, strict=True)
     )
-    figures = f"mIoU {_percent(record.miou)}, pixel accuracy {_percent(record.pixel_accuracy)}"
+    accuracy = format_percent(record.pixel_accuracy)
+    figures = f"mIoU {format_percent(record.miou)}, pixel accuracy {accuracy}"
     caption = f"<b>{html.escape(record.name)}</b> {figures}{_legend(record, report)}"
     return f'<figure><div class="row">{pictures}</div><figcaption>{caption}</figcaption></figure>'
 
@@ -314,7 +316,3 @@ def _jpeg(picture: Image.Image) -> str:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{100 * value:.2f}"

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_clip.errors import SettingError
-from cascade_clip.export.onnx import check_exportable, new_file, require
+from cascade_clip.export.onnx import check_exportable, require
+from cascade_clip.files import write_whole
 from cascade_clip.inference import Predictor, Words
 from cascade_clip.models import Segmenter
 
@@ -166,10 +167,7 @@ def draw_models(
             anchor="lm",
             font=ImageFont.load_default(13),
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(file) as temporary:
-        canvas.save(temporary, format="PNG")
-    return file
+    return write_whole(file, lambda part: canvas.save(part, format="PNG"))
 
 
 def random_text(classes: int, width: int) -> Tensor:

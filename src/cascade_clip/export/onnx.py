@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
 import logging
 import os
 import re
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -31,7 +29,7 @@ from cascade_clip.checkpoints import read_versions
 from cascade_clip.config import InferenceConfig
 from cascade_clip.encoders import Grid, PositionEmbedding, resize_positions
 from cascade_clip.errors import MissingPackageError, SettingError, StorageError
-from cascade_clip.files import file_sha256, partial_name
+from cascade_clip.files import file_sha256, write_json, write_whole
 from cascade_clip.inference import Predictor, Target
 
 FORMAT = 1
@@ -138,11 +136,8 @@ def export_torch(predictor: Predictor, file: Path, target: Target | None = None)
         target: class names to bake in; by default text embeddings stay an input.
     """
     _check_ending(file, ".pt2")
-    file.parent.mkdir(parents=True, exist_ok=True)
     program = trace(ExportedModel(predictor, None if target is None else target.text))
-    with new_file(file) as temporary:
-        torch.export.save(program, temporary)
-    return file
+    return write_whole(file, lambda part: torch.export.save(program, part))
 
 
 def export_onnx(
@@ -181,9 +176,7 @@ def export_onnx(
             f"this model has {size / 1e9:.1f} GB of weights, one ONNX file holds 2 GB; use"
             " `cascade-clip export torch`"
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(file) as temporary:
-        _write_graph(model, temporary, int8=int8)
+    write_whole(file, lambda part: _write_graph(model, part, int8=int8))
     written = [file]
     words = describe_words(target)
     if not bake:
@@ -204,16 +197,13 @@ def export_onnx(
     }
     written.append(write_json(file.with_suffix(".json"), facts))
     runner = file.with_name(f"{file.stem}_run.py")
-    with new_file(runner) as temporary:
-        shutil.copyfile(RUNNER, temporary)
-    return [*written, runner]
+    return [*written, write_whole(runner, RUNNER.read_bytes())]
 
 
 def export_text(predictor: Predictor, file: Path, target: Target) -> list[Path]:
     """Write other class names for a model exported with text embeddings as an input: FILE.json and
     FILE.npy."""
     _check_ending(file, ".json")
-    file.parent.mkdir(parents=True, exist_ok=True)
     embeddings = write_embeddings(target, file.with_suffix(".npy"))
     names = {"embeddings": embeddings.name, "embeddings_sha256": file_sha256(embeddings)}
     facts = {
@@ -276,18 +266,8 @@ def describe_model(predictor: Predictor, model: ExportedModel, name: str) -> dic
 
 def write_embeddings(target: Target, file: Path) -> Path:
     """Text embeddings (R, D) as float32 in a .npy file."""
-    with new_file(file) as temporary, temporary.open("wb") as stream:
-        np.save(stream, target.text.detach().cpu().float().numpy(), allow_pickle=False)
-    return file
-
-
-def write_json(file: Path, values: Any) -> Path:
-    """Plain values as a JSON file."""
-    with new_file(file) as temporary:
-        temporary.write_text(
-            json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-    return file
+    embeddings = target.text.detach().cpu().float().numpy()
+    return write_whole(file, lambda part: np.save(part, embeddings, allow_pickle=False))
 
 
 def require(*packages: str) -> None:
@@ -410,18 +390,6 @@ def _largest_difference(model: ExportedModel, file: Path) -> float:
             / max(1.0, float(expected.abs().max())),
         )
     return worst
-
-
-@contextmanager
-def new_file(file: Path) -> Iterator[Path]:
-    """A temporary file with the same ending that becomes `file` when nothing went wrong."""
-    temporary = partial_name(file)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

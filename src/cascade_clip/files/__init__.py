@@ -1,12 +1,13 @@
 """Reading and writing files safely.
 
 In: paths. Out: images, image and mask tensors, unpickled weights that execute nothing, hashes,
-and files that are written whole or not at all.
+files that are written whole or not at all, and reports of defects.
 """
 
 from typing import TYPE_CHECKING
 
-from cascade_clip.files.atomic import write_whole
+from cascade_clip.files.atomic import write_folder, write_json, write_whole
+from cascade_clip.files.defects import report_defect
 from cascade_clip.files.hashing import file_sha256, is_damaged_blob
 from cascade_clip.files.images import (
     IMAGE_SUFFIXES,
@@ -16,7 +17,6 @@ from cascade_clip.files.images import (
     open_picture,
     read_picture,
 )
-from cascade_clip.files.partial import exchange, partial_name
 from cascade_clip.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "LARGEST_PICTURE",
     "MASK_SUFFIXES",
-    "exchange",
     "file_sha256",
     "is_color_mask",
     "is_damaged_blob",
@@ -52,8 +51,10 @@ __all__ = [
     "load_image",
     "load_mask",
     "open_picture",
-    "partial_name",
     "read_pickle",
     "read_picture",
+    "report_defect",
+    "write_folder",
+    "write_json",
     "write_whole",
 ]

@@ -15,11 +15,7 @@ from cascade_clip.errors import ImageError
 from cascade_clip.files.images import DAMAGE, open_picture, read_picture
 
 _INDEX_MODES = ("1", "L", "P")  # and those of 16 and 32 bits, which begin with I
-
-
 _COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
-
-
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -138,14 +134,12 @@ def _as_8bit(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
             raise ImageError(
                 f"{name} holds floats outside 0..1; divide by its largest value, or give uint8"
             )
-        rounded: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
-        return rounded
+        values = np.rint(values * 255).astype(np.uint8)
     if values.dtype != np.uint8:
         raise ImageError(
             f"{name} has values of type {values.dtype}; give uint8, uint16, bool, or floats in 0..1"
         )
-    unchanged: NDArray[np.uint8] = values
-    return unchanged
+    return values
 
 
 def _rgb(picture: Image.Image, name: str) -> NDArray[np.uint8]:

@@ -40,17 +40,9 @@ LARGEST_MASK = 100_000_000
 CASCADE_CLIP_MAX_PIXELS holds for them too."""
 
 DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    struct.error,
-)
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError,
+    ArithmeticError, RuntimeError, struct.error,
+)  # fmt: skip
 """What Pillow raises on damaged files, beside its own exceptions."""
 
 _VARIABLE = "CASCADE_CLIP_MAX_PIXELS"
@@ -119,14 +111,13 @@ def read_picture(source: str | Path | Image.Image, name: str, *, mask: bool = Fa
         raise _beyond_pillow(name) from None
     except UnidentifiedImageError:
         kind = "" if isinstance(source, Image.Image) else _closed_kind(source)
-        if kind:
-            raise ImageError(
-                f"{name} is of the kind {kind}, which is not read here; convert it to PNG or JPEG"
-            ) from None
-        raise ImageError(
-            f"{name} is not a picture that Pillow can read: damaged, or of a kind to convert to PNG"
-            " or JPEG"
-        ) from None
+        problem = (
+            f"is of the kind {kind}, which is not read here; convert it to PNG or JPEG"
+            if kind
+            else "is not a picture that Pillow can read: damaged, or of a kind to convert to PNG or"
+            " JPEG"
+        )
+        raise ImageError(f"{name} {problem}") from None
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ImageError(

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from cascade_clip.errors import SettingError
+from cascade_clip.results import UNLABELLED
 from cascade_clip.vocabulary import Vocabulary, build_palette, load_words, parse_classes
 
 _logger = logging.getLogger(__name__)
 
 BACKGROUND = "background"
 BACKGROUND_COLOR = (64, 64, 64)
-UNLABELLED = -1
 NONE = "none"
 """In place of background words or of a threshold: no such policy."""
 
@@ -74,7 +74,7 @@ class Target:
             )
         rows = len(self.names) if self.labels is None else len(self.labels)
         if not (rows == len(self.text) == len(self.seen) and len(self.names) == len(self.colors)):
-            raise SettingError(
+            raise ValueError(
                 f"{len(self.names)} names need as many colours and {rows} rows of text, got"
                 f" {len(self.colors)} and {len(self.text)}"
             )
@@ -150,7 +150,7 @@ def build_target(
     words = background_words(background, names)
     place = next((index for index, name in enumerate(names) if name.casefold() == BACKGROUND), None)
     if text is not None and len(text) != len(names):
-        raise SettingError(f"{len(names)} class names need as many rows of text, got {len(text)}")
+        raise ValueError(f"{len(names)} class names need as many rows of text, got {len(text)}")
     own = list(range(len(names)))
     if place is not None and (words is not None or threshold is not None):
         own.remove(place)  # the words, or what falls below the threshold, stand for it

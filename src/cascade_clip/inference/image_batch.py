@@ -20,8 +20,14 @@ from typing import Any, NamedTuple, TextIO
 import torch
 from torch import Tensor
 
-from cascade_clip.errors import MissingFileError, MissingPackageError, SettingError
-from cascade_clip.files import IMAGE_SUFFIXES, is_large, load_image
+from cascade_clip.errors import (
+    DataError,
+    ImageError,
+    MissingFileError,
+    MissingPackageError,
+    explain_error,
+)
+from cascade_clip.files import IMAGE_SUFFIXES, is_large, load_image, report_defect, write_whole
 from cascade_clip.inference.class_binding import Target
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results import Output, Segmentation
@@ -48,7 +54,7 @@ class Item(NamedTuple):
 
     source: Source
     pixels: Tensor | None  # (3, H, W)
-    error: str = ""
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class Done:
     files: tuple[Path, ...] = ()
     error: str = ""
     skipped: bool = False
+    defect: bool = False
+    """Whether the error is one of this program, and its traceback in a file."""
 
 
 def find_sources(
@@ -79,7 +87,10 @@ def find_sources(
     found: list[Source] = []
     for word in words:
         if word == "-":
-            lines = [line.strip() for line in stream or () if line.strip()]
+            try:
+                lines = [line.strip() for line in stream or () if line.strip()]
+            except UnicodeDecodeError as error:
+                raise DataError(f"the list of images on standard input: {error}") from error
             if not lines:
                 raise MissingFileError(
                     "the list of pictures on standard input is empty; give one path a line"
@@ -168,7 +179,7 @@ def read_frames(path: Path) -> Iterator[Any]:
             for frame in container.decode(video=0):
                 yield frame.to_ndarray(format="rgb24")
     except (av.FFmpegError, IndexError) as error:
-        raise SettingError(f"video {path} cannot be read: {error}") from error
+        raise ImageError(f"video {path} cannot be read: {error}") from error
 
 
 def segment_sources(
@@ -232,18 +243,11 @@ def _segment_one(
     request: str,
 ) -> Done:
     if item.pixels is None:
-        return Done(item.source, error=item.error)
+        return _failed(item.source, item.error)
     try:
         result = predictor.segment_pixels(item.pixels, target)
-    except (ValueError, MemoryError) as error:
-        return Done(
-            item.source,
-            error=(
-                f"{item.source.path}: {error}"
-                if str(item.source.path) not in str(error)
-                else str(error)
-            ),
-        )
+    except Exception as error:
+        return _failed(item.source, error)
     file = out / f"{item.source.name}.json"
     extra = {
         "source": str(item.source.path),
@@ -255,6 +259,16 @@ def _segment_one(
         file.parent, file.stem, item.pixels.permute(1, 2, 0).numpy(), outputs, extra
     )
     return Done(item.source, result, tuple(written))
+
+
+def _failed(source: Source, error: Exception | None) -> Done:
+    """One line about an image that failed; a defect of this program goes to a file, and the other
+    images are done all the same."""
+    assert error is not None
+    text = explain_error(error)
+    defect, text = not text, text or report_defect(error)
+    named = text if str(source.path) in text else f"{source.path}: {text}"
+    return Done(source, error=named, defect=defect)
 
 
 def other_picture(source: Source, out: Path) -> str:
@@ -344,9 +358,7 @@ def write_coco(out: Path, sources: Iterable[Source], file: Path) -> int:
     text = (
         json.dumps({"images": images, "categories": categories, "annotations": annotations}) + "\n"
     )
-    partial = file.with_name(f".{file.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, text)
     return len(annotations)
 
 
@@ -394,8 +406,8 @@ def _video(source: Source) -> Path | None:
 def _read(source: Source) -> Item:
     try:
         return Item(source, load_image(source.path))
-    except (ValueError, OSError, MemoryError) as error:
-        return Item(source, None, str(error) or type(error).__name__)
+    except Exception as error:
+        return Item(source, None, error)
 
 
 def _read_video(path: Path, sources: list[Source]) -> Iterator[Item]:
@@ -406,5 +418,5 @@ def _read_video(path: Path, sources: list[Source]) -> Iterator[Item]:
                 yield Item(wanted.pop(number), load_image(frame))
             if not wanted:
                 return
-    except (ValueError, OSError) as error:
-        yield from (Item(source, None, str(error)) for source in wanted.values())
+    except Exception as error:
+        yield from (Item(source, None, error) for source in wanted.values())

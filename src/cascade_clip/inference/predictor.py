@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from cascade_clip.checkpoints import Checkpoint, Publishable
 from cascade_clip.config import Device, InferenceConfig, find_part
 from cascade_clip.encoders import Grid
-from cascade_clip.errors import SettingError
+from cascade_clip.errors import ImageError, SettingError
 from cascade_clip.files import load_image
 from cascade_clip.inference.class_binding import (
     Target,
@@ -310,12 +310,12 @@ class Predictor(Publishable):
         height, width = pixels.shape[-2:]
         patch = self.model.patch_size
         if min(height, width) < patch:
-            raise SettingError(
+            raise ImageError(
                 f"an image of {width} x {height} pixels is smaller than one patch ({patch} pixels);"
                 " give a larger one"
             )
         if self.settings.resize and max(height, width) > NARROWEST * min(height, width):
-            raise SettingError(
+            raise ImageError(
                 f"an image of {width} x {height} pixels is narrower than 1 : {NARROWEST}; cut it to"
                 " pieces"
             )

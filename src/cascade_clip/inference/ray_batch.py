@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cascade_clip.config import Device, InferenceConfig
-from cascade_clip.errors import MissingPackageError, SettingError, StorageError
+from cascade_clip.errors import MissingPackageError, SettingError, StorageError, explain_error
+from cascade_clip.files import report_defect
 from cascade_clip.inference.class_binding import Target
 from cascade_clip.inference.image_batch import (
     Done,
@@ -81,6 +82,8 @@ class Report(NamedTuple):
     errors: tuple[str, ...] = ()
     stopped: str = ""
     """Why nothing more can be done: a full disk, a missing model."""
+    defects: int = 0
+    """How many of the errors, or whether what stopped it, are defects of this program."""
 
 
 class BlockWorker:
@@ -113,8 +116,10 @@ class BlockWorker:
             with contextlib.suppress(OSError):
                 os.chdir(self.recipe.folder)
             report = self.work(unpack_block(row))
-        except (ValueError, OSError, ImportError) as error:
-            report = Report(stopped=f"{error} (on {socket.gethostname()})")
+        except Exception as error:
+            text = explain_error(error)
+            reason = f"{text or report_defect(error)} (on {socket.gethostname()})"
+            report = Report(stopped=reason, defects=int(not text))
         return {"report": json.dumps(report)}
 
     def work(self, block: Block) -> Report:
@@ -145,14 +150,20 @@ class BlockWorker:
             if lines
             else self._segment_all(block.sources)
         )
-        errors = {one.source.name: one.error for one in results if one.error}
+        failed = [one for one in results if one.error]
+        errors = {one.source.name: one.error for one in failed}
         rows = [
             make_row(source, recipe.out, recipe.request, errors.get(source.name, ""))
             for source in block.sources
         ]
         write_part(folder / block.part, rows)
         note.unlink(missing_ok=True)
-        return Report(len(block.sources) - before - len(errors), before, tuple(errors.values()))
+        return Report(
+            len(block.sources) - before - len(errors),
+            before,
+            tuple(errors.values()),
+            defects=sum(one.defect for one in failed),
+        )
 
     def _segment_all(self, sources: Sequence[Source]) -> Iterator[Done]:
         recipe = self.recipe
@@ -261,7 +272,10 @@ def join_cluster(actors: int) -> Iterator[Any]:
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+        try:
+            ray.init(**quiet)
+        except ConnectionError as error:
+            raise StorageError(f"no Ray cluster answers at RAY_ADDRESS: {error}") from error
     else:
         cpus = max(actors, count_processors())
         ray.init(
@@ -307,7 +321,7 @@ def segment_on_cluster(
         clear_folder(recipe.out / FOLDER, blocks)
         for report in _reports(ray, recipe, blocks, actors):
             if report.stopped:
-                raise StorageError(report.stopped)
+                raise (RuntimeError if report.defects else StorageError)(report.stopped)
             total += report.done + report.skipped + len(report.errors)
             yield report
             if progress is not None:
@@ -337,8 +351,8 @@ def _reports(ray: Any, recipe: Recipe, blocks: list[Block], actors: int) -> Iter
     )
     try:
         for row in dataset.iter_rows():
-            done, skipped, errors, stopped = json.loads(row["report"])
-            yield Report(done, skipped, tuple(errors), stopped)
+            done, skipped, errors, *rest = json.loads(row["report"])
+            yield Report(done, skipped, tuple(errors), *rest)
     except ray.exceptions.RayError as error:
         text = (str(error).splitlines() or [""])[0]
         raise StorageError(

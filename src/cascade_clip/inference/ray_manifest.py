@@ -11,14 +11,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cascade_clip.errors import MissingFileError
-from cascade_clip.files import file_sha256
+from cascade_clip.files import file_sha256, write_whole
 
 if TYPE_CHECKING:
     from cascade_clip.inference.image_batch import Source
@@ -142,10 +141,7 @@ def write_part(file: Path, rows: Sequence[dict[str, Any]]) -> None:
 def _write(file: Path, table: Any) -> None:
     import pyarrow.parquet as pq
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    pq.write_table(table, partial)
-    os.replace(partial, file)
+    write_whole(file, lambda part: pq.write_table(table, part))
 
 
 def is_complete(folder: Path, block: Block) -> bool:

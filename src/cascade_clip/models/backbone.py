@@ -250,7 +250,7 @@ class ImageBackbone(nn.Module):
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Pad (B, 3, H, W) right and bottom with zeros to sides that `multiple` divides."""
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise SettingError(
+        raise ValueError(
             f"images must have shape (B, 3, H, W) with no empty side, got {tuple(images.shape)}"
         )
     bottom, right = -images.shape[-2] % multiple, -images.shape[-1] % multiple

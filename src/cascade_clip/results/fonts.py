@@ -24,19 +24,15 @@ def drawable(text: str) -> str:
     IDEOGRAPH-8349` becomes `U+8349`)."""
     if _known_to_pillow(text) or _find(frozenset(text)) is not None:
         return text
-    return "".join(
-        letter if _known_to_pillow(letter) else f"U+{ord(letter):04X} " for letter in text
-    ).strip()
+    letters = (one if _known_to_pillow(one) else f"U+{ord(one):04X} " for one in text)
+    return "".join(letters).strip()
 
 
 def _known_to_pillow(text: str) -> bool:
     """Whether Pillow's built-in font draws a text: Latin letters with their accents, digits and
     signs."""
-    plain = unicodedata.normalize("NFC", text)
-    return all(
-        ord(letter) < 0x180 or letter in "\u2026\u2019\u2018\u201c\u201d\u2013\u2014"
-        for letter in plain
-    )
+    signs = "\u2026\u2019\u2018\u201c\u201d\u2013\u2014"
+    return all(ord(one) < 0x180 or one in signs for one in unicodedata.normalize("NFC", text))
 
 
 @functools.lru_cache(maxsize=256)
@@ -67,9 +63,5 @@ def _fonts() -> tuple[tuple[str, frozenset[int]], ...]:
             found[path] = frozenset(ft2font.FT2Font(path).get_charmap())
         except (RuntimeError, OSError):  # bitmap fonts and damaged files
             continue
-    return tuple(
-        [
-            (str(own), found.pop(str(own))),
-            *sorted(found.items(), key=lambda item: (-len(item[1]), item[0])),
-        ]
-    )
+    first = (str(own), found.pop(str(own)))
+    return (first, *sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))

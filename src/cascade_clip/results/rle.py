@@ -42,7 +42,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> RunLengths:
         ValueError: the mask has another type or number of dimensions, or no pixels.
     """
     if mask.ndim != 2 or mask.dtype != np.bool_ or mask.size == 0:
-        raise DataError(
+        raise ValueError(
             f"a mask to encode must be a boolean array (H, W) with pixels, got {mask.dtype} of"
             f" shape {mask.shape}"
         )
@@ -52,10 +52,8 @@ def encode_mask(mask: NDArray[np.bool_]) -> RunLengths:
     counts = np.diff(edges)
     if pixels[0]:
         counts = np.concatenate([[0], counts])
-    return {
-        "size": [int(side) for side in mask.shape],
-        "counts": _compress(counts.astype(np.int64)),
-    }
+    size = [int(side) for side in mask.shape]
+    return {"size": size, "counts": _compress(counts.astype(np.int64))}
 
 
 def decode_mask(encoded: Mapping[str, Any]) -> NDArray[np.bool_]:

@@ -7,11 +7,9 @@ H, W: size of the image in pixels.
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from cascade_clip.files import open_picture, partial_name, read_picture
+from cascade_clip.errors import DataError
+from cascade_clip.files import open_picture, read_picture, write_json, write_whole
 from cascade_clip.results.fonts import drawable, font_for
 from cascade_clip.results.polygons import outline_mask
 from cascade_clip.results.rle import encode_mask
@@ -45,38 +44,29 @@ class Segmentation:
     """Scores of every class at lower resolution, shape (C, h, w), for heat maps."""
 
     def __post_init__(self) -> None:
-        if self.labels.ndim != 2 or 0 in self.labels.shape:
-            raise ValueError(
-                f"labels must have shape (H, W) with no empty side, got {self.labels.shape}"
-            )
+        shape, count = self.labels.shape, len(self.class_names)
+        if self.labels.ndim != 2 or 0 in shape:
+            raise ValueError(f"labels must have shape (H, W) with no empty side, got {shape}")
         if self.labels.dtype.kind not in "iu":
             raise ValueError(f"labels must be whole numbers, got {self.labels.dtype}")
-        if len(self.class_names) != len(self.colors) or not self.class_names:
+        if count != len(self.colors) or not count:
             raise ValueError(
-                f"{len(self.class_names)} class names need as many colours and at least one, got"
-                f" {len(self.colors)}"
+                f"{count} class names need as many colours and at least one, got {len(self.colors)}"
             )
-        if len(set(self.class_names)) != len(self.class_names):
+        if len(set(self.class_names)) != count:
             raise ValueError("class names must differ, so that each has a coverage of its own")
         # small types cannot count beyond their classes
         object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
         low, high = int(self.labels.min()), int(self.labels.max())
-        if low < UNLABELLED or high >= len(self.class_names):
+        if low < UNLABELLED or high >= count:
+            raise ValueError(f"labels must lie in -1..{count - 1}, got values from {low} to {high}")
+        if self.scores is not None and self.scores.shape != shape:
             raise ValueError(
-                f"labels must lie in -1..{len(self.class_names) - 1}, got values from {low} to"
-                f" {high}"
+                f"scores must have the shape of labels {shape}, got {self.scores.shape}"
             )
-        if self.scores is not None and self.scores.shape != self.labels.shape:
-            raise ValueError(
-                f"scores must have the shape of labels {self.labels.shape}, got {self.scores.shape}"
-            )
-        if self.class_maps is not None and (
-            self.class_maps.ndim != 3 or len(self.class_maps) != len(self.class_names)
-        ):
-            raise ValueError(
-                f"class maps must have shape ({len(self.class_names)}, h, w), got"
-                f" {self.class_maps.shape}"
-            )
+        maps = self.class_maps
+        if maps is not None and (maps.ndim != 3 or len(maps) != count):
+            raise ValueError(f"class maps must have shape ({count}, h, w), got {maps.shape}")
 
     @property
     def coverage(self) -> dict[str, float]:
@@ -152,27 +142,16 @@ class Segmentation:
     def to_labelme(self, image_name: str) -> dict[str, Any]:
         """The classes as polygons in the JSON form of the annotation program Labelme; `image_name`
         is the image's file name."""
+        rest: dict[str, Any] = {"group_id": None, "shape_type": "polygon", "flags": {}}
         shapes: list[dict[str, Any]] = [
-            {
-                "label": name,
-                "points": [list(point) for point in part],
-                "group_id": None,
-                "shape_type": "polygon",
-                "flags": {},
-            }
+            {"label": name, "points": [list(point) for point in part], **rest}
             for name, share in self.coverage.items()
             if share > 0
             for part in outline_mask(self.mask(name))
         ]
-        height, width = self.labels.shape
-        head: dict[str, Any] = {
-            "version": "5.0.1",
-            "flags": {},
-            "shapes": shapes,
-            "imagePath": image_name,
-            "imageData": None,
-        }
-        return {**head, "imageHeight": height, "imageWidth": width}
+        image = {"imagePath": image_name, "imageData": None}
+        size = dict(zip(("imageHeight", "imageWidth"), self.labels.shape, strict=True))
+        return {"version": "5.0.1", "flags": {}, "shapes": shapes, **image, **size}
 
     def color_image(self) -> Image.Image:
         """The classes in their colours; unlabelled pixels are grey."""
@@ -309,18 +288,9 @@ class Segmentation:
             )
         names = [f"{stem}{end}" for end in (*pictures, *texts)]
         texts[".json"] = {**self.to_json(), **(extra or {}), "files": names}
-        written = [
-            _write(folder / f"{stem}{end}", partial(picture.save, format="PNG"))
-            for end, picture in pictures.items()
-        ]
-        for end, values in texts.items():
-            text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-            written.append(
-                _write(
-                    folder / f"{stem}{end}", partial(Path.write_text, data=text, encoding="utf-8")
-                )
-            )
-        return written
+        return [
+            write_whole(folder / f"{stem}{end}", picture.save) for end, picture in pictures.items()
+        ] + [write_json(folder / f"{stem}{end}", values) for end, values in texts.items()]
 
     @classmethod
     def load(cls, file: Path | str) -> Segmentation:
@@ -341,7 +311,7 @@ class Segmentation:
             OverflowError,
             RecursionError,
         ) as error:
-            raise ValueError(f"{file} is not the JSON of a segmentation: {error!r}") from error
+            raise DataError(f"{file} is not the JSON of a segmentation: {error!r}") from error
         picture = file.with_name(f"{file.stem}_index.png")
         index = np.array(read_picture(picture, f"index picture {picture}", mask=True)).astype(
             np.int64
@@ -436,15 +406,3 @@ def file_name(text: str) -> str:
 
 def _shorten(name: str) -> str:
     return name if len(name) <= 28 else name[:27] + "\u2026"
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> Path:
-    temporary = partial_name(path)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path

@@ -18,7 +18,8 @@ from cascade_clip.sandbox.scenes import (
 )
 
 if TYPE_CHECKING:
-    from cascade_clip.sandbox.pretrain import PretrainConfig, pretrain
+    from cascade_clip.sandbox.pretrain import PretrainConfig
+    from cascade_clip.sandbox.pretrain import pretrain as pretrain_clip
     from cascade_clip.sandbox.preview import export_world, preview_sheet
 
 __getattr__ = lazy_names(
@@ -26,7 +27,7 @@ __getattr__ = lazy_names(
     {
         "PretrainConfig": "pretrain",
         "export_world": "preview",
-        "pretrain": "pretrain",
+        "pretrain_clip": "pretrain:pretrain",
         "preview_sheet": "preview",
     },
 )
@@ -40,6 +41,6 @@ __all__ = [
     "SceneConfig",
     "export_world",
     "make_scene",
-    "pretrain",
+    "pretrain_clip",
     "preview_sheet",
 ]

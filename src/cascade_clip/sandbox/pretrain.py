@@ -7,10 +7,10 @@ The towers are open_clip's own. Letters: B pictures of a batch, C class names.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,22 +19,15 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from safetensors.torch import save_file
+from rich.progress import Progress
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from cascade_clip.errors import SettingError
-from cascade_clip.files import read_pickle
+from cascade_clip.files import read_pickle, write_json, write_whole
 from cascade_clip.sandbox.scenes import (
     CLASS_NAMES,
     UNSEEN_NAMES,
@@ -90,10 +83,17 @@ class PretrainConfig:
     """Processes that draw pictures."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 2 or self.save_every < 1 or self.workers < 0:
+        if self.steps < 1 or self.save_every < 1 or not 2 <= self.batch_size < 2**20:
             raise SettingError(
-                "steps and save_every must be at least 1, batch_size at least 2, workers 0 or"
-                f" more, got {asdict(self)}"
+                "steps and save_every must be at least 1, batch_size at least 2 and below 2^20, got"
+                f" {self.steps}, {self.save_every} and {self.batch_size}"
+            )
+        if self.workers < 0:
+            raise SettingError(f"workers must be 0 or more, got {self.workers}")
+        if not 0 < self.learning_rate <= 1 or not 0 <= self.seed < 2**32:
+            raise SettingError(
+                f"learning_rate must lie in 0..1 and seed in 0..{2**32 - 1}, got"
+                f" {self.learning_rate} and {self.seed}"
             )
         if not 0 <= self.curriculum[0] <= self.curriculum[1] <= 1:
             raise SettingError(
@@ -120,20 +120,13 @@ class CaptionedPictures(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         """Everything about one picture follows from the seed and its index."""
         rng = np.random.default_rng((self.config.seed, index, 2))
         single = rng.random() < single_share(index / len(self), self.config.curriculum)
-        scene = (
-            (make_single(self.config.seed, index, self.singles))
-            if single
-            else make_scene(self.config.seed, index, self.scenes)
-        )
+        make, look = (make_single, self.singles) if single else (make_scene, self.scenes)
+        scene = make(self.config.seed, index, look)
         present = scene.present or CLASS_NAMES[:1]
         names = choose_names(present, rng)
         tokens = self.tokenizer([phrase(names, rng)])[0]  # (context,)
-        return (
-            torch.from_numpy(scene.image).permute(2, 0, 1),
-            tokens,
-            _flags(present),
-            _flags(names),
-        )
+        pixels = torch.from_numpy(scene.image).permute(2, 0, 1)  # (3, H, W)
+        return pixels, tokens, _flags(present), _flags(names)
 
 
 def single_share(progress: float, curriculum: tuple[float, float]) -> float:
@@ -178,14 +171,7 @@ def pretrain(config: PretrainConfig) -> Path:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         start = int(saved["step"])
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as progress:
+    with Progress() as progress:
         row = progress.add_task("mini CLIP", total=config.steps, completed=start)
         for step, batch in enumerate(_batches(config, start), start=start):
             loss = _train_step(model, optimizer, batch, _rate(step, config))
@@ -246,16 +232,10 @@ def _rate(step: int, config: PretrainConfig) -> float:
 
 
 def _groups(model: open_clip.CLIP, decay: float) -> list[dict[str, Any]]:
-    matrices = [
-        parameter
-        for name, parameter in model.named_parameters()
-        if parameter.ndim >= 2 and "embedding" not in name
-    ]
-    rest = [
-        parameter
-        for name, parameter in model.named_parameters()
-        if parameter.ndim < 2 or "embedding" in name
-    ]
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        (matrices if parameter.ndim >= 2 and "embedding" not in name else rest).append(parameter)
     return [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
 
 
@@ -266,15 +246,15 @@ def _save_state(
     step: int,
     config: PretrainConfig,
 ) -> None:
-    part = path.with_suffix(".part")
     saved = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "step": step,
         "config": json.dumps(asdict(config)),
     }
-    torch.save(saved, part)
-    os.replace(part, path)
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def used_tokens(config: PretrainConfig) -> Tensor:
@@ -282,9 +262,8 @@ def used_tokens(config: PretrainConfig) -> Tensor:
     never train."""
     tokenizer = open_clip.SimpleTokenizer(context_length=ARCHITECTURE["text_cfg"]["context_length"])
     rng = np.random.default_rng(config.seed)
-    texts = [phrase((name,), rng) for name in CLASS_NAMES for _ in range(200)] + [
-        phrase(CLASS_NAMES[:3], rng) for _ in range(200)
-    ]
+    texts = [phrase((name,), rng) for name in CLASS_NAMES for _ in range(200)]
+    texts += [phrase(CLASS_NAMES[:3], rng) for _ in range(200)]
     tokens: Tensor = tokenizer(texts)  # (texts, context)
     used: Tensor = tokens.unique()
     return used
@@ -305,12 +284,9 @@ def export_clip(model: open_clip.CLIP, folder: Path, tokens: Tensor) -> None:
         "model_cfg": ARCHITECTURE,
         "preprocess_cfg": {"mean": list(MEAN), "std": list(STD), "interpolation": "bilinear"},
     }
-    part = folder / "part.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
-    os.replace(part, folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(
-        json.dumps(settings, indent=1) + "\n", encoding="utf-8"
-    )
+    weights = save({name: tensor.contiguous() for name, tensor in state.items()})
+    write_whole(folder / "open_clip_model.safetensors", weights)
+    write_json(folder / "open_clip_config.json", settings)
 
 
 @torch.inference_mode()
@@ -327,16 +303,12 @@ def evaluate_presence(
         model.encode_text(tokenizer([f"a photo of a {name}" for name in CLASS_NAMES])), dim=-1
     )
     scenes = [make_scene(seed, FRESH + index, SceneConfig(size=size)) for index in range(count)]
-    scores = []
-    for start in range(0, count, 100):
-        pixels = torch.stack(
-            [
-                torch.from_numpy(scene.image).permute(2, 0, 1)
-                for scene in scenes[start : start + 100]
-            ]
-        )
-        # (pictures, C)
-        scores.append(F.normalize(model.visual(normalise_pixels(pixels)), dim=-1) @ text.T)
+    # (pictures, 3, H, W)
+    pixels = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) for scene in scenes])
+    scores = [
+        F.normalize(model.visual(normalise_pixels(part)), dim=-1) @ text.T  # (pictures, C)
+        for part in pixels.split(100)
+    ]
     model.train(was_training)
     truth = torch.stack([_flags(scene.present) for scene in scenes]).int()  # (pictures, C)
     # (C,)

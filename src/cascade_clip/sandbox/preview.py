@@ -3,13 +3,13 @@ knows."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from cascade_clip.errors import SettingError
+from cascade_clip.files import write_whole
 from cascade_clip.sandbox.scenes import (
     CLASS_NAMES,
     IGNORE,
@@ -56,18 +56,16 @@ def export_world(
     gives the same files."""
     folder = Path(folder)
     config = SceneConfig(size=size)
-    _write_text(folder / "classes.txt", "".join(f"{name}\n" for name in CLASS_NAMES))
-    _write_text(folder / "unseen.txt", "".join(f"{name}\n" for name in UNSEEN_NAMES))
+    write_whole(folder / "classes.txt", "".join(f"{name}\n" for name in CLASS_NAMES))
+    write_whole(folder / "unseen.txt", "".join(f"{name}\n" for name in UNSEEN_NAMES))
     for split, first, count in (("train", 0, train), ("val", 1_000_000_000, val)):
-        for kind in ("images", "masks"):
-            (folder / kind / split).mkdir(parents=True, exist_ok=True)
         for number in range(count):
             picture, labels = (
                 folder / kind / split / f"{number:06d}.png" for kind in ("images", "masks")
             )
             scene = make_scene(seed, first + number, config)
-            _write_image(picture, Image.fromarray(scene.image))
-            _write_image(labels, mask_image(scene.mask))
+            write_whole(picture, Image.fromarray(scene.image).save)
+            write_whole(labels, mask_image(scene.mask).save)
     return folder
 
 
@@ -92,18 +90,3 @@ def _cell(scene: Scene) -> Image.Image:
             fill=(30, 30, 30),
         )
     return cell
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename, so that no half file is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-def _write_image(path: Path, image: Image.Image) -> None:
-    """Write a PNG under a temporary name, then rename."""
-    part = path.with_name(path.name + ".part")
-    image.save(part, format="PNG")
-    os.replace(part, path)

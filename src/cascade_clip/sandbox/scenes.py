@@ -125,6 +125,8 @@ def make_scene(seed: int, index: int, config: SceneConfig | None = None) -> Scen
     """Make picture `index` of the world `seed`: 1 to 3 regions of stuff and a few things before
     them."""
     config = config or SceneConfig()
+    if seed < 0:
+        raise SettingError(f"the seed of scenes must be 0 or more, got {seed}")
     rng = np.random.default_rng((seed, index))
     view = _choose_view(rng, config)
     image, mask = _background(view, rng, config)
@@ -142,9 +144,8 @@ def make_single(seed: int, index: int, config: SceneConfig | None = None) -> Sce
     view = _choose_view(rng, replace(config, max_zoom=1.0))
     kind = rng.choice(3, p=(0.35, 0.35, 0.3))
     if kind == 0:
-        low, high = (
-            shade(rng.random(), rng.uniform(0, 0.6), rng.uniform(0.15, 1.0)) for _ in range(2)
-        )
+        low = shade(rng.random(), rng.uniform(0, 0.6), rng.uniform(0.15, 1.0))
+        high = shade(rng.random(), rng.uniform(0, 0.6), rng.uniform(0.15, 1.0))
         image = blend(low, high * 0.3 + low * 0.7, view.noise(rng, 3, 3))
         mask = np.full((config.size, config.size), IGNORE, np.uint8)
     else:
@@ -161,7 +162,7 @@ def make_single(seed: int, index: int, config: SceneConfig | None = None) -> Sce
 def choose_names(present: Sequence[str], rng: np.random.Generator) -> tuple[str, ...]:
     """Draw one to three of the classes present, in random order."""
     if not present:
-        raise SettingError("a caption needs at least one class that is present, got none")
+        raise ValueError("a caption needs at least one class that is present, got none")
     count = min(len(present), int(rng.choice((1, 2, 3), p=(0.6, 0.25, 0.15))))
     return tuple(str(name) for name in rng.permutation(np.array(present, dtype=object))[:count])
 
@@ -170,13 +171,11 @@ def phrase(names: Sequence[str], rng: np.random.Generator) -> str:
     """Say the names in a sentence, such as 'a photo of a star and grass.'"""
     template = str(rng.choice(_TEMPLATES))
     article = not ("one {" in template or "the {" in template)
-    words = [
+    *words, last = [
         _with_article(name, rng) if article or position else name
         for position, name in enumerate(names)
     ]
-    return template.format(
-        words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
-    )
+    return template.format(f"{', '.join(words)} and {last}" if words else last)
 
 
 def make_caption(present: Sequence[str], rng: np.random.Generator) -> str:
@@ -215,20 +214,15 @@ def _background(
     for number, name in enumerate(names[1:], start=1):
         wave = (view.noise(rng, 5, 5) - 0.5) * jitter(rng, 14, 12)  # (H, W), in world units
         if rng.random() < 0.25:
-            x, y, radius = (
-                jitter(rng, WORLD / 2, 40),
-                jitter(rng, WORLD / 2, 40),
-                rng.uniform(26, 46),
-            )
-            distance = (
-                radius - np.hypot(u - np.float32(x), (v - np.float32(y)) * np.float32(1.3)) + wave
-            )
+            x, y = jitter(rng, WORLD / 2, 40), jitter(rng, WORLD / 2, 40)
+            radius = rng.uniform(26, 46)
+            far = np.hypot(u - np.float32(x), (v - np.float32(y)) * np.float32(1.3))
+            distance = radius - far + wave
         else:
             border = jitter(rng, WORLD * number / count, 14)
             slope = jitter(rng, 0, 0.25)
-            distance = (
-                u - border + slope * (v - 64) if upright else v - border + slope * (u - 64)
-            ) + wave
+            along, across = (v, u) if upright else (u, v)
+            distance = across - border + slope * (along - 64) + wave
         cover = np.clip(distance * view.scale + 0.5, 0, 1).astype(np.float32)  # (H, W)
         image = blend(image, TEXTURES[name](view, rng), cover)
         mask[cover >= 0.5] = CLASS_NAMES.index(name)
@@ -240,9 +234,8 @@ def _place_things(count: int, rng: np.random.Generator, config: SceneConfig) -> 
     placements: list[_Placement] = []
     for name in rng.permutation(THING_NAMES)[:count]:
         for _ in range(6):
-            radius = float(
-                np.exp(rng.uniform(np.log(config.min_radius), np.log(config.max_radius)))
-            )
+            low, high = np.log(config.min_radius), np.log(config.max_radius)
+            radius = float(np.exp(rng.uniform(low, high)))
             x, y = (float(rng.uniform(radius * 0.7, WORLD - radius * 0.7)) for _ in range(2))
             candidate = _Placement(str(name), x, y, radius)
             if all(np.hypot(x - p.x, y - p.y) > 0.85 * (radius + p.radius) for p in placements):
@@ -315,12 +308,8 @@ def _shadow(alpha: FloatArray, scale: float) -> FloatArray:
     moved = max(1, round(2.2 * scale))
     shifted = np.zeros(alpha.shape, np.uint8)
     shifted[moved:, moved:] = alpha[:-moved, :-moved] * 255
-    return (
-        np.asarray(
-            Image.fromarray(shifted).filter(ImageFilter.BoxBlur(1.3 * scale)), dtype=np.float32
-        )
-        / 255
-    )
+    blurred = Image.fromarray(shifted).filter(ImageFilter.BoxBlur(1.3 * scale))
+    return np.asarray(blurred, dtype=np.float32) / 255
 
 
 def _finish(
@@ -342,9 +331,6 @@ def _finish(
     image += 0.5
     pixels = image.astype(np.uint8)  # (H, W, 3)
     area = np.bincount(mask.ravel(), minlength=IGNORE + 1)[: len(CLASS_NAMES)]
-    order = [
-        label
-        for label in np.argsort(-area, kind="stable")
-        if area[label] >= config.min_share * mask.size
-    ]
-    return Scene(pixels, mask, tuple(CLASS_NAMES[label] for label in order))
+    order = np.argsort(-area, kind="stable")
+    seen = [label for label in order if area[label] >= config.min_share * mask.size]
+    return Scene(pixels, mask, tuple(CLASS_NAMES[label] for label in seen))

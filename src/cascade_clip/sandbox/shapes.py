@@ -135,12 +135,9 @@ def _fish() -> list[Part]:
 def _tree() -> list[Part]:
     layers = [
         Part(_poly((0, top), (wide, top + 0.75), (-wide, top + 0.75)), colour)
-        for top, wide, colour in _TREE_LAYERS
+        for top, wide, colour in ((-0.1, 0.82, "dark"), (-0.55, 0.66, "main"), (-1, 0.48, "light"))
     ]
     return [Part(_box(-0.14, 0.5, 0.14, 1), "brown"), *layers]
-
-
-_TREE_LAYERS = ((-0.1, 0.82, "dark"), (-0.55, 0.66, "main"), (-1.0, 0.48, "light"))
 
 
 def _house() -> list[Part]:
@@ -159,24 +156,14 @@ def _house() -> list[Part]:
 def _mushroom() -> list[Part]:
     cap = np.concatenate([_arc(0, 0, 0.98, 180, 360, 26), _poly((0.9, 0.2), (-0.9, 0.2))])
     stem = _poly((-0.26, 0.1), (0.26, 0.1), (0.36, 1), (-0.36, 1))
-    dots = [
-        Part(_disc(x, y, r), "white")
-        for x, y, r in (
-            (-0.5, -0.3, 0.18),
-            (0.12, -0.58, 0.2),
-            (0.58, -0.14, 0.16),
-            (-0.05, -0.05, 0.12),
-        )
-    ]
-    return [Part(stem, "white"), Part(cap, "main"), *dots]
+    dots = ((-0.5, -0.3, 0.18), (0.12, -0.58, 0.2), (0.58, -0.14, 0.16), (-0.05, -0.05, 0.12))
+    return [Part(stem, "white"), Part(cap, "main"), *(Part(_disc(*dot), "white") for dot in dots)]
 
 
 def _boat() -> list[Part]:
     hull = _poly((-1, 0.4), (1, 0.4), (0.6, 0.95), (-0.65, 0.95))
-    sail, jib = (
-        _poly((0.06, -1), (0.06, 0.24), (0.85, 0.24)),
-        _poly((-0.1, -0.75), (-0.1, 0.24), (-0.75, 0.24)),
-    )
+    sail = _poly((0.06, -1), (0.06, 0.24), (0.85, 0.24))
+    jib = _poly((-0.1, -0.75), (-0.1, 0.24), (-0.75, 0.24))
     return [
         Part(_box(-0.07, -1, 0.05, 0.45), "brown"),
         Part(sail, "white"),
@@ -224,8 +211,6 @@ def _butterfly() -> list[Part]:
         wings += [
             Part(_disc(side * 0.45, 0.42, 0.36, 0.42), "accent"),
             Part(_disc(side * 0.55, -0.35, 0.45, 0.48), "main"),
-        ]
-        wings += [
             Part(_disc(side * 0.58, -0.38, 0.2), "light"),
             Part(_poly((0, -0.6), (side * 0.32, -1), (side * 0.24, -1)), "black"),
         ]
@@ -233,14 +218,8 @@ def _butterfly() -> list[Part]:
 
 
 def _umbrella() -> list[Part]:
-    top = np.concatenate(
-        [
-            _arc(0, 0, 0.98, 180, 360, 26),
-            _arc(0.66, 0, 0.32, 0, -180, 8),
-            _arc(0, 0, 0.34, 0, -180, 8),
-            _arc(-0.66, 0, 0.32, 0, -180, 8),
-        ]
-    )
+    scallops = [_arc(x, 0, r, 0, -180, 8) for x, r in ((0.66, 0.32), (0, 0.34), (-0.66, 0.32))]
+    top = np.concatenate([_arc(0, 0, 0.98, 180, 360, 26), *scallops])
     panel = np.concatenate([_poly((0, -0.98)), _arc(0, 0, 0.34, 0, -180, 8)])
     hook = np.concatenate([_arc(0.2, 0.72, 0.26, 180, 0, 12), _arc(0.2, 0.72, 0.13, 0, 180, 12)])
     return [
@@ -294,11 +273,10 @@ def thing_colours(thing: Thing, habit: float, rng: np.random.Generator) -> dict[
     hue."""
     usual = rng.random() < habit
     hue = thing.hue + rng.normal(0, 0.025) if usual else rng.random()
-    saturation, value = (
-        (thing.vivid[0] + rng.normal(0, 0.06), thing.vivid[1] + rng.normal(0, 0.04))
-        if usual
-        else (0.75, 0.88)
-    )
+    saturation, value = 0.75, 0.88
+    if usual:
+        saturation = thing.vivid[0] + rng.normal(0, 0.06)
+        value = thing.vivid[1] + rng.normal(0, 0.04)
     colours = {name: np.array(rgb, dtype=np.float32) for name, rgb in _FIXED.items()}
     colours["main"] = shade(hue, saturation, value)
     colours["dark"] = shade(hue - 0.015, saturation + 0.1, value * 0.72)

@@ -5,7 +5,7 @@ Lightning is the engine.
 """
 
 from cascade_clip.training.dry_run import describe_dry_run, dry_run
-from cascade_clip.training.engine import is_first_process, stopping_at_once
+from cascade_clip.training.engine import Stopped, is_first_process, stopping_at_once
 from cascade_clip.training.fit import fit, prepare
 from cascade_clip.training.prediction_previews import SheetWriter
 from cascade_clip.training.progress import StepEvents, TrainingProgress, quiet_engine, read_metrics
@@ -31,6 +31,7 @@ __all__ = [
     "RunScreen",
     "SheetWriter",
     "StepEvents",
+    "Stopped",
     "TrainingProgress",
     "TrainingProtocol",
     "WandbRun",

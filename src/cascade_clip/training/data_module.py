@@ -87,8 +87,8 @@ class TrainingBatches(lightning.LightningDataModule):
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    """Schedulers send their signals to every process of a run; loading must go on until the step
-    has ended and the state is saved."""
-    for name in ("SIGTERM", "SIGUSR1"):
+    """Schedulers and terminals send their signals to every process of a run; loading must go on
+    until the step has ended and the state is saved."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         with contextlib.suppress(AttributeError):  # Windows knows only the first
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,9 +1,9 @@
 """Lightning with our settings: devices, precision, states, and what happens when a run is stopped
 from outside.
 
-SIGTERM (a scheduler's pre-emption) and SIGUSR1 (SLURM's warning before the time limit) end a run
-after the step that is under way: its state is saved and the process ends with exit code 75, "try
-again later". `--resume` then goes on bit for bit.
+SIGTERM (a scheduler's pre-emption), SIGUSR1 (SLURM's warning before the time limit) and Ctrl-C end
+a run after the step that is under way: its state is saved and the process ends with exit code 75,
+"try again later". `--resume` then goes on bit for bit. A second Ctrl-C ends it at once.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import lightning.pytorch as lightning
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision, Precision
@@ -31,7 +32,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cascade_clip.config import Config, TrainConfig
-from cascade_clip.errors import SettingError
+from cascade_clip.errors import CascadeClipError, SettingError, StorageError
 from cascade_clip.ops import find_device
 from cascade_clip.training.progress import MetricsFile
 from cascade_clip.training.resume import StateFiles, state_path
@@ -46,8 +47,13 @@ _logger = logging.getLogger(__name__)
 
 
 class Stopped(SystemExit):
-    """A scheduler asked the run to end, and its state is saved; ends the process with code
-    `STOPPED` unless it is caught."""
+    """A signal asked the run to end, and its state is saved; ends the process with code `STOPPED`
+    unless it is caught."""
+
+    def __init__(self, code: int, number: int = signal.SIGTERM) -> None:
+        super().__init__(code)
+        self.number = number
+        """The signal."""
 
 
 def is_first_process() -> bool:
@@ -79,12 +85,12 @@ def check_launch(train: TrainConfig) -> None:
 
 @contextlib.contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Take SIGTERM and SIGUSR1 outside of training (loading, evaluating) as the end of the process
+    """Take a signal to stop outside of training (loading, evaluating) as the end of the process
     with code `STOPPED`."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         _logger.warning("stopped, as asked; go on with --resume auto")
-        raise Stopped(STOPPED)
+        raise Stopped(STOPPED, number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -97,8 +103,9 @@ def stopping_at_once() -> Iterator[None]:
 
 
 def _signals() -> list[signal.Signals]:
-    """Those that schedulers send and this system knows."""
-    return [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    """Those that people and schedulers send and this system knows."""
+    names = ("SIGINT", "SIGTERM", "SIGUSR1")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
 class StateSaver(Checkpoint):
@@ -106,13 +113,14 @@ class StateSaver(Checkpoint):
 
     def __init__(self, folder: Path, every: int) -> None:
         self.folder, self.every = folder, every
-        self.asked = False
+        self.asked = 0
+        """The signal that asked the run to stop."""
         self.stopped = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGTERM and SIGUSR1 as the wish to stop while the context is open; only a main
-        thread can."""
+        """Take these signals as the wish to stop while the context is open; only a main thread
+        can."""
         before = {}
         if threading.current_thread() is threading.main_thread():
             before = {number: signal.signal(number, self._note) for number in _signals()}
@@ -123,7 +131,9 @@ class StateSaver(Checkpoint):
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = number
 
     def on_train_start(self, trainer: Any, task: Any) -> None:
         """Take the signals back from the engine, whose own handler would talk to other processes in
@@ -138,7 +148,7 @@ class StateSaver(Checkpoint):
         """Save where it is time to; all processes agree on whether to stop."""
         step = trainer.global_step
         stop = step < trainer.max_steps and bool(
-            trainer.strategy.reduce_boolean_decision(self.asked, all=False)
+            trainer.strategy.reduce_boolean_decision(bool(self.asked), all=False)
         )
         if stop or step % self.every == 0:
             trainer.save_checkpoint(state_path(self.folder, step))
@@ -157,7 +167,7 @@ def build_trainer(
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         # it would save in the middle of a step
         plugins.append(SLURMEnvironment(auto_requeue=False))
-    trainer = lightning.Trainer(
+    trainer = _build_lightning(
         accelerator={"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[device.type],
         devices=train.devices,
         num_nodes=train.num_nodes,
@@ -175,6 +185,13 @@ def build_trainer(
         num_sanity_val_steps=0,
     )
     return trainer, saver
+
+
+def _build_lightning(**settings: Any) -> lightning.Trainer:
+    try:
+        return lightning.Trainer(**settings)
+    except MisconfigurationException as error:  # more devices than there are
+        raise SettingError(" ".join(str(error).split())) from error
 
 
 def build_precision(train: TrainConfig, device: str) -> Precision:
@@ -216,16 +233,17 @@ def run_engine(
             warnings.filterwarnings("ignore", f".*{text}.*")
         try:
             trainer.fit(task, datamodule=batches, ckpt_path=None if start is None else str(start))
-        except (ValueError, OSError) as error:
+        except (CascadeClipError, OSError) as error:
             if "in DataLoader worker process" not in str(error):
                 raise
             last = [line for line in str(error).splitlines() if line.strip()][-1]
-            raise SettingError(last.partition("Error: ")[2] or last) from error
+            kind = type(error) if isinstance(error, CascadeClipError) else StorageError
+            raise kind(last.partition("Error: ")[2] or last) from error
         except SIGTERMException as error:
             # asked between two hooks; the state of the last step is saved all the same
             if not saver.stopped:
-                raise Stopped(STOPPED) from error
-        except SystemExit as error:  # Lightning's answer to Ctrl-C
+                raise Stopped(STOPPED, saver.asked) from error
+        except SystemExit as error:  # Lightning's answer to a second Ctrl-C
             raise KeyboardInterrupt from error
     if saver.stopped:
         if trainer.is_global_zero:
@@ -233,7 +251,7 @@ def run_engine(
                 "stopped after step %d, as asked; its state is saved: go on with --resume auto",
                 trainer.global_step,
             )
-        raise Stopped(0 if _launched_by_us() else STOPPED)
+        raise Stopped(0 if _launched_by_us() else STOPPED, saver.asked)
 
 
 def _build_strategy(device: str) -> DDPStrategy:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -33,7 +32,14 @@ from cascade_clip.checkpoints import (
 from cascade_clip.config import Config, OptimizerConfig, Resume, TrainConfig, config_to_dict
 from cascade_clip.data import LabelledImages, build_dataset, data_templates, describe_data
 from cascade_clip.encoders import build_text_encoder, load_clip, load_embeddings
-from cascade_clip.errors import MissingFileError, NonFiniteError, SettingError
+from cascade_clip.errors import (
+    CascadeClipError,
+    CheckpointError,
+    MissingFileError,
+    NonFiniteError,
+    SettingError,
+)
+from cascade_clip.files import write_whole
 from cascade_clip.losses import StepLoss, present_pairs, step_loss
 from cascade_clip.models import Segmenter, build_segmenter
 from cascade_clip.training.data_module import TrainingBatches
@@ -451,8 +457,8 @@ def _has_ended(config: Config, out: Path) -> bool:
         return False
     try:
         return int(read_record(out / "model").get("steps", 0)) >= config.train.steps
-    except (FileNotFoundError, ValueError) as error:
-        raise SettingError(
+    except CascadeClipError as error:
+        raise CheckpointError(
             f"{error}; remove {out / 'model'} and go on with --resume auto"
         ) from error
 
@@ -488,10 +494,7 @@ def _claim_folder(config: Config, out: Path, resume: Resume) -> None:
         raise MissingFileError(
             f"{out} holds no state to go on from; start with --resume auto or without --resume"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = settings.with_suffix(".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, settings)
+    write_whole(settings, text)
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -7,7 +7,6 @@ the modes of the model's parts: a run has the same weights with and without them
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from cascade_clip.checkpoints import Checkpoint
 from cascade_clip.data import LabelledImages
 from cascade_clip.encoders import load_embeddings
 from cascade_clip.evaluation import default_calibration
+from cascade_clip.files import write_whole
 from cascade_clip.inference import Predictor, Target
 from cascade_clip.results import Segmentation
 
@@ -96,12 +96,9 @@ class SheetWriter(Callback):
         with isolate_rng(), unchanged_modes(checkpoint.model):
             rows = self.predict(checkpoint, device)
         figure = draw_sheet(rows, self.dataset.vocabulary.unseen, f"step {step:,}")
-        path = out / FOLDER / f"step-{step:06}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.part")
-        figure.savefig(temporary, dpi=110, format="png")
-        os.replace(temporary, path)
-        return path
+        return write_whole(
+            out / FOLDER / f"step-{step:06}.png", lambda part: figure.savefig(part, dpi=110)
+        )
 
     def predict(self, checkpoint: Checkpoint, device: Any) -> list[Row]:
         """The rows of a sheet, by the predictor."""

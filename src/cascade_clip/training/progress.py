@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from cascade_clip.files import write_whole
+from cascade_clip.results import format_clock
 from cascade_clip.training.run_log import RunLog, RunScreen
 
 METRICS = ("loss", "focal", "dice", "masks", "learning_rate")
@@ -96,9 +97,7 @@ class MetricsFile(Callback):
             return
         self.extra = tuple(name for name in EXTRA if getattr(task.config.train.loss, name))
         kept = [row for row in read_metrics(self.path) if row["step"] <= trainer.global_step]
-        temporary = self.path.with_suffix(".part")
-        temporary.write_text(_csv_text(kept, self.extra, head=True), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_whole(self.path, _csv_text(kept, self.extra, head=True))
         self.before = kept[-1].get("seconds", 0.0) if kept else 0.0
         self.meter = Meter(
             trainer.global_step, trainer.max_steps, task.config.train.batch_size, window=1
@@ -229,7 +228,7 @@ class TrainingProgress(Callback):
             self.progress.update(self.row, completed=step, description=text)
         if step % max(1, self.total // self.lines) and step != self.total:
             return
-        line = f"step {step}/{self.total} {text} {_clock(now.eta)} left"
+        line = f"step {step}/{self.total} {text} {format_clock(now.eta)} left"
         self.screen.note(line)
         if not self.drawn:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -251,12 +250,6 @@ def describe_step(metrics: Mapping[str, Any], now: Reading, memory: int) -> str:
         if name in metrics
     ]
     return " ".join([*parts, f"{now.images_per_second:.1f} images/s", f"{memory / 1e9:.2f} GB"])
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class StepEvents(Callback):

@@ -20,6 +20,7 @@ import torch
 from cascade_clip.checkpoints import read_versions
 from cascade_clip.config import Config, TrainConfig, config_to_dict
 from cascade_clip.evaluation import hash_dataset
+from cascade_clip.files import write_json
 
 RUN_FILE = "run.json"
 
@@ -138,11 +139,8 @@ def write_run_file(
     """
     path = out / RUN_FILE
     run = describe_run(config, dataset, read_run_file(out))
-    if not write:
-        return run
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    if write:
+        write_json(path, run)
     return run
 
 

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from cascade_clip.errors import CheckpointError, StorageError
-from cascade_clip.files import read_pickle
+from cascade_clip.files import read_pickle, write_whole
 
 KEPT = 2
 """States that are kept: the newest, and the one before it in case the newest is damaged."""
@@ -95,14 +95,9 @@ class StateFiles(TorchCheckpointIO):
         final = Path(path)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        temporary = final.with_name(f".{final.name}.part")
         try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            _write_through(temporary, buffer.getbuffer())
-            os.replace(temporary, final)
-            _flush_folder(final.parent)
+            write_whole(final, buffer.getvalue(), flush=True)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             kept = next(
                 (f"{state} is kept" for state in list_states(final.parent)),
                 "there is none before it",
@@ -113,8 +108,6 @@ class StateFiles(TorchCheckpointIO):
             ) from error
         for old in list_states(final.parent)[KEPT:]:
             old.unlink(missing_ok=True)
-        for left in final.parent.glob(".step-*.part"):  # of a run that was killed while it wrote
-            left.unlink(missing_ok=True)
 
     def load_checkpoint(
         self,
@@ -137,21 +130,3 @@ class StateFiles(TorchCheckpointIO):
                 f"{path} is no state of this program: it holds a {type(loaded).__name__}"
             )
         return loaded
-
-
-def _write_through(path: Path, content: memoryview) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename last; folders can be opened on POSIX systems alone."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,7 +11,6 @@ import base64
 import html
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from cascade_clip.config import Config, config_to_dict
 from cascade_clip.errors import MissingFileError
 from cascade_clip.evaluation import PAGE
 from cascade_clip.files import write_whole
-from cascade_clip.results import SUMMARY_METRICS
+from cascade_clip.results import SUMMARY_METRICS, format_duration, format_percent
 from cascade_clip.training.progress import read_metrics
 from cascade_clip.training.provenance import read_run_file
 
@@ -169,14 +168,14 @@ def _cards(metrics: Sequence[Mapping[str, float]], evaluation: Mapping[str, Any]
     cards = []
     if evaluation:
         cards += [
-            (_percent(evaluation["summary"].get(metric.key)), *_halves(metric.label))
+            (format_percent(evaluation["summary"].get(metric.key)), *_halves(metric.label))
             for metric in SUMMARY_METRICS
         ]
     if metrics:
         last = metrics[-1]
         speeds = sorted(row["images_per_second"] for row in metrics if "images_per_second" in row)
         cards.append((f"{last['loss']:.4g}", "loss", "of the last row"))
-        cards.append((_duration(last.get("seconds", 0.0)), "time", "of training"))
+        cards.append((format_duration(last.get("seconds", 0.0)), "time", "of training"))
         if speeds:
             cards.append((f"{speeds[len(speeds) // 2]:.3g}", "images/s", "median"))
         if "memory_mb" in last:
@@ -200,7 +199,7 @@ def _evaluation(out: Path, found: Mapping[str, Any] | None) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(entry['name'])}"
         f"{'' if entry['seen'] else ' <span class=mark>unseen</span>'}</td>"
-        f"<td>{_percent(entry['iou'])}</td><td>{_percent(entry['accuracy'])}</td></tr>"
+        f"<td>{format_percent(entry['iou'])}</td><td>{format_percent(entry['accuracy'])}</td></tr>"
         for entry in found["classes"]
     )
     link = (
@@ -307,13 +306,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _halves(label: str) -> tuple[str, str]:
     head, _, rest = label.partition(": ")
     return head, rest
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

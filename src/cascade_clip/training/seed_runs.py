@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import Any
 
 from rich.table import Table
 
-from cascade_clip.errors import SettingError
-from cascade_clip.results import SUMMARY_METRICS
+from cascade_clip.errors import DataError, SettingError
+from cascade_clip.files import write_json
+from cascade_clip.results import SUMMARY_METRICS, format_percent
 
 NAMES = tuple(metric.short for metric in SUMMARY_METRICS)
 SEEDS_FILE = "seeds.json"
@@ -89,14 +89,13 @@ def claim_seeds(out: Path, settings: Mapping[str, Any]) -> None:
         try:
             known = json.loads(path.read_text(encoding="utf-8"))["config"]
         except (ValueError, KeyError, TypeError) as error:
-            raise SettingError(
+            raise DataError(
                 f"{path} is damaged ({error}); remove it, or choose another --out"
             ) from error
         if known != json.loads(json.dumps(settings)):
             raise SettingError(f"{out} holds seeds of other settings; choose another --out")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    _write(path, {"config": settings, "seeds": {}})
+    write_json(path, {"config": settings, "seeds": {}})
 
 
 def write_seeds(
@@ -106,7 +105,7 @@ def write_seeds(
     each."""
     spreads = spread_of(figures)
     path = out / SEEDS_FILE
-    _write(
+    write_json(
         path,
         {
             "config": settings,
@@ -134,27 +133,19 @@ def seeds_table(figures: Mapping[int, Mapping[str, float | None]]) -> Table:
     for name in NAMES:
         table.add_column(name, justify="right")
     for seed, found in figures.items():
-        table.add_row(str(seed), *[_percent(found[name]) for name in NAMES])
+        table.add_row(str(seed), *[format_percent(found[name]) for name in NAMES])
     table.add_section()
-    table.add_row("mean", *[_percent(spread.mean) for spread in spreads.values()], style="bold")
-    table.add_row("std (n - 1)", *[_percent(spread.deviation) for spread in spreads.values()])
+    table.add_row(
+        "mean", *[format_percent(spread.mean) for spread in spreads.values()], style="bold"
+    )
+    table.add_row("std (n - 1)", *[format_percent(one.deviation) for one in spreads.values()])
     return table
 
 
 def seeds_line(figures: Mapping[int, Mapping[str, float | None]]) -> str:
     """The means with their deviations, one line."""
     parts = [
-        f"{name} {_percent(spread.mean)} +- {_percent(spread.deviation)}"
+        f"{name} {format_percent(spread.mean)} +- {format_percent(spread.deviation)}"
         for name, spread in spread_of(figures).items()
     ]
     return "  ".join(parts)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

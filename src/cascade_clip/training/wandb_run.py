@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
 from cascade_clip.config import config_to_dict
-from cascade_clip.errors import MissingPackageError, SettingError
+from cascade_clip.errors import MissingPackageError, StorageError
 
 _logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class WandbRun(Callback):
         except self.wandb.Error as error:
             text = " ".join(str(error).split())[:200]
             if offline:
-                raise SettingError(f"Weights & Biases does not start: {text}") from error
+                raise StorageError(f"Weights & Biases does not start: {text}") from error
             _logger.warning(
                 "Weights & Biases is not reached (%s); the run is kept in %s",
                 text,

@@ -6,8 +6,6 @@ One problem never hides another: everything is collected.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from cascade_clip.data.check.facts import Count, PairFacts, Tally, read_facts, t
 from cascade_clip.data.check.findings import Evidence, Finding, list_findings
 from cascade_clip.data.check.preview import draw_sheet
 from cascade_clip.data.folder import FoundFiles
+from cascade_clip.files import write_json, write_whole
 from cascade_clip.vocabulary import Vocabulary
 
 
@@ -85,14 +84,9 @@ class CheckReport:
     def save(self, folder: Path) -> list[Path]:
         """Write `check.json` and, where a pair can be shown, the preview sheet `check.png`; each
         under a temporary name first."""
-        folder.mkdir(parents=True, exist_ok=True)
         sheet = draw_sheet(self.facts, self.vocabulary, self.tally)
-        written = [_write(folder / "check.png", sheet.save)] if sheet is not None else []
-        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
-        written.append(
-            _write(folder / "check.json", lambda path: path.write_text(text, encoding="utf-8"))
-        )
-        return written
+        written = [write_whole(folder / "check.png", sheet.save)] if sheet is not None else []
+        return [*written, write_json(folder / "check.json", self.to_json())]
 
 
 def check_data(
@@ -125,13 +119,3 @@ def spread(pairs: Sequence[tuple[Path, Path]], limit: int) -> list[tuple[Path, P
     if not 0 < limit < len(pairs):
         return list(pairs)
     return [pairs[place * len(pairs) // limit] for place in range(limit)]
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> Path:
-    part = path.with_name(f".part-{os.getpid()}{path.suffix}")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cascade_clip.errors import SettingError
+from cascade_clip.errors import StorageError
 from cascade_clip.research.benchmark.work import Work, count_flops
 
 TUNED = {
@@ -160,6 +160,6 @@ def run_process(argument: str, environment: dict[str, str]) -> dict[str, float]:
         lines = done.stderr.strip().splitlines() or [
             f"exit code {done.returncode}, which a lack of memory can cause"
         ]
-        raise SettingError(f"the benchmark process for {argument} failed: {lines[-1]}")
+        raise StorageError(f"the benchmark process for {argument} failed: {lines[-1]}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from cascade_clip.files import write_whole
 from cascade_clip.research.benchmark.cases import Row
 
 AXES = {"classes": "classes, 1 window", "pixels": "pixels of the input, 171 classes"}
@@ -38,7 +38,4 @@ def draw_scaling(rows: Sequence[Row], path: Path) -> None:
             axes.set_xlabel(title)
             axes.set_ylabel(label)
             axes.grid(visible=True, which="both", alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    figure.savefig(temporary, dpi=110, format="png")
-    os.replace(temporary, path)
+    write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))

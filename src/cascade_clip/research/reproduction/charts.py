@@ -3,8 +3,6 @@ says what is to be seen."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from cascade_clip.files import write_whole
 from cascade_clip.research.reproduction.verdicts import Verdict
 from cascade_clip.results import PAIRED_METRICS
 
@@ -26,12 +25,8 @@ _LONGEST_NAME = 26
 
 def save_picture(figure: Figure, path: Path, description: str) -> Path:
     """Write a PNG with its description, whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        part = Path(folder) / path.name
-        figure.savefig(part, dpi=_DPI, metadata={"Description": description})
-        os.replace(part, path)
-    return path
+    metadata = {"Description": description}
+    return write_whole(path, lambda part: figure.savefig(part, dpi=_DPI, metadata=metadata))
 
 
 def describe_picture(path: Path) -> str:

@@ -16,6 +16,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cascade_clip.errors import explain_error
+from cascade_clip.files import report_defect
 from cascade_clip.research.reproduction.jobs import Job
 from cascade_clip.research.reproduction.runs import (
     PARENT,
@@ -43,15 +45,9 @@ def main(words: Sequence[str] | None = None) -> int:
     job = Job.from_json((sys.argv[1:] if words is None else words)[0])
     try:
         run_job(job)
-    except (
-        ValueError,
-        OSError,
-        ImportError,
-        FloatingPointError,
-        MemoryError,
-        RuntimeError,
-    ) as error:
-        sys.stderr.write(" ".join(f"{type(error).__name__}: {error}".split())[:500] + "\n")
+    except Exception as error:
+        text = explain_error(error) or report_defect(error)
+        sys.stderr.write(" ".join(text.split())[:500] + "\n")
         return 1
     return 0
 

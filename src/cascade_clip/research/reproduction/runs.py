@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from cascade_clip.config import Config, DataConfig, InferenceConfig, config_to_dict
 from cascade_clip.errors import SettingError
 from cascade_clip.evaluation import Tallies, figures
+from cascade_clip.files import write_json, write_whole
 from cascade_clip.research.reproduction.entries import Entry, Row
 from cascade_clip.research.reproduction.settings import World
 from cascade_clip.results import PAIRED_METRICS
@@ -251,7 +251,7 @@ def write_result(
     """Keep what came out of a run, whole or not at all."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, intersection=tallies.intersection, union=tallies.union, seen=seen)
-    _replace(folder / f"tallies-{inference.key}.npz", buffer.getvalue())
+    write_whole(folder / f"tallies-{inference.key}.npz", buffer.getvalue())
     values = {
         "scores": {
             name: None if np.isnan(value) else value for name, value in score(tallies, seen).items()
@@ -262,9 +262,7 @@ def write_result(
         "inference": config_to_dict(inference.settings),
         "evaluation": config_to_dict(inference.data),
     }
-    _replace(
-        folder / f"scores-{inference.key}.json", (json.dumps(values, indent=1) + "\n").encode()
-    )
+    write_json(folder / f"scores-{inference.key}.json", values)
 
 
 def read_result(folder: Path, inference: Inference, seed: int) -> Result | None:
@@ -295,9 +293,7 @@ def read_result(folder: Path, inference: Inference, seed: int) -> Result | None:
 
 def write_choice(folder: Path, choice: Choice, sweep: Mapping[str, Any]) -> None:
     """Keep a choice (`CalibrationSweep.to_json`), whole or not at all."""
-    _replace(
-        folder / f"calibration-{choice.key}.json", (json.dumps(sweep, indent=1) + "\n").encode()
-    )
+    write_json(folder / f"calibration-{choice.key}.json", sweep)
 
 
 def read_choice(folder: Path, choice: Choice) -> float | None:
@@ -355,10 +351,3 @@ def _existing(row: Row, world: World, seeds: Sequence[int], out: Path) -> Iterat
         )
         if found is not None:
             yield found
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from cascade_clip.config import ServiceOptions
-from cascade_clip.errors import SettingError
+from cascade_clip.errors import ImageError, SettingError
 from cascade_clip.files import load_image
 from cascade_clip.inference import SCENERY, SCENERY_WORD, Predictor
 from cascade_clip.ops import short_side_shape
@@ -179,7 +179,7 @@ def read_picture(file: bytes, limit: int, predictor: Predictor) -> Tensor:
         opened = open_upload(io.BytesIO(file))
     except (OSError, struct.error, LookupError, ArithmeticError):
         # what Pillow's readers raise at damaged headers
-        raise SettingError("this picture file is damaged; save it again") from None
+        raise ImageError("this picture file is damaged; save it again") from None
     with opened as picture:
         width, height = picture.size
         if width * height > limit:

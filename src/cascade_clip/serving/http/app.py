@@ -18,7 +18,7 @@ from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, Any
 
-from cascade_clip.errors import MissingPackageError
+from cascade_clip.errors import CascadeClipError, MissingPackageError, is_out_of_memory
 
 try:
     import uvicorn
@@ -278,12 +278,12 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             return await _wait(service, request, question)
         except TooLarge as error:
             return _problem(413, str(error))
-        except ValueError as error:
+        except CascadeClipError as error:
             return _problem(422, str(error))
         except Stopped:
             return _problem(503, service.not_ready(), service.retry_after())
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return _problem(
                 503, "not enough memory for this picture; make it smaller", service.retry_after()
@@ -372,15 +372,6 @@ async def _failed(request: Request, error: Any) -> JSONResponse:
 
 async def _defect(request: Request, error: Exception) -> JSONResponse:
     return _problem(500, "defect in the service; its log says more")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Of Python, of a GPU, or of torch on the CPU."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )
 
 
 class DrainingServer(uvicorn.Server):

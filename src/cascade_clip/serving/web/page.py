@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cascade_clip.errors import MissingPackageError, SettingError
+from cascade_clip.errors import CascadeClipError, MissingPackageError, SettingError
 from cascade_clip.serving.web.guard import LOOPBACK, Guard
 from cascade_clip.serving.web.studio import (
     LONGEST_TEXT,
@@ -158,7 +158,7 @@ def answer(studio: Studio, question: Question, progress: Any = None) -> list[Any
         found = studio.answer(question, progress)
         shown = found.shown
         heat, caption = heat_map(shown, shown.largest)
-    except (ValueError, OSError) as error:
+    except (CascadeClipError, OSError) as error:
         return blank(_note(str(error), wrong=True))
     files = [
         gr.update(value=str(path), interactive=True)
@@ -183,7 +183,7 @@ def select(shown: Shown | None, event: gr.EventData) -> list[Any]:
         if type(index) is not int:
             raise SettingError("choose an entry of the legend")
         heat, caption = heat_map(shown, index)
-    except ValueError as error:
+    except CascadeClipError as error:
         return [_note(str(error), wrong=True), gr.skip(), gr.skip()]
     return [gr.skip(), gr.update(value=heat, label=caption), legend(shown, index)]
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from cascade_clip.checkpoints import PACKAGED, find_checkpoint, read_record
-from cascade_clip.errors import SettingError
+from cascade_clip.errors import ImageError, SettingError
 from cascade_clip.files import load_image
 from cascade_clip.inference import (
     DEFAULT_RUN,
@@ -198,14 +198,14 @@ class Studio:
             width, height = picture.size
             limit = self.max_pixels
             if width * height > limit:
-                raise SettingError(
+                raise ImageError(
                     f"the picture has {width} x {height} pixels, more than the limit of {limit:,};"
                     " make it smaller"
                 )
             if predictor.settings.resize and min(width, height):
                 side = short_side_shape(height, width, predictor.settings.window)
                 if side[0] * side[1] > max(limit, predictor.settings.window**2):
-                    raise SettingError(
+                    raise ImageError(
                         f"a picture of {width} x {height} pixels is too narrow for this model; cut"
                         " it to pieces"
                     )
@@ -222,9 +222,9 @@ def open_upload(path: str | IO[bytes]) -> Image.Image:
     try:
         return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.DecompressionBombError:
-        raise SettingError("the picture has far too many pixels; make it smaller") from None
+        raise ImageError("the picture has far too many pixels; make it smaller") from None
     except (UnidentifiedImageError, SyntaxError, ValueError, EOFError):
-        raise SettingError(
+        raise ImageError(
             "this file is not a picture that can be read: give a PNG, JPEG, WebP, GIF, BMP or TIFF"
             " file"
         ) from None
