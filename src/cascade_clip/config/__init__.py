@@ -17,7 +17,7 @@ from cascade_clip.config.model import (
 )
 from cascade_clip.config.run import Config
 from cascade_clip.config.serialization import config_from_dict, config_to_dict, read_yaml
-from cascade_clip.config.service import MEBIBYTE, ServiceOptions
+from cascade_clip.config.service import MEBIBYTE, ServiceOptions, check_limit
 from cascade_clip.config.train import AugmentConfig, LossConfig, OptimizerConfig, TrainConfig
 from cascade_clip.config.values import (
     IMAGENET_MEAN,
@@ -52,6 +52,7 @@ __all__ = [
     "Resume",
     "ServiceOptions",
     "TrainConfig",
+    "check_limit",
     "config_from_dict",
     "config_to_dict",
     "read_yaml",

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 from cascade_clip.files.atomic import write_whole
 from cascade_clip.files.hashing import file_sha256
-from cascade_clip.files.images import LARGEST_PICTURE, is_large, open_picture, read_picture
+from cascade_clip.files.images import (
+    LARGEST_PICTURE,
+    TooLarge,
+    is_large,
+    open_picture,
+    read_picture,
+)
 from cascade_clip.files.partial import exchange, partial_name
 from cascade_clip.lazy import lazy_names
 
@@ -34,6 +40,7 @@ __getattr__ = lazy_names(
 
 __all__ = [
     "LARGEST_PICTURE",
+    "TooLarge",
     "exchange",
     "file_sha256",
     "is_color_mask",
