@@ -36,11 +36,7 @@ from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 from cascade_clip.serving.guard import LOCAL_HOSTS
 from cascade_clip.serving.http.app import build_app
-from cascade_clip.serving.http.segmentation import (
-    BatchSegmenter,
-    SegmentationResponse,
-    read_request,
-)
+from cascade_clip.serving.http.segmentation import read_request
 from cascade_clip.serving.http.service import Service
 from cascade_clip.vocabulary import Vocabulary
 
@@ -474,21 +470,17 @@ def test_none_switches_the_background_names_of_a_model_off(
 ) -> None:
     changed = copy.copy(predictor)
     changed.settings = dataclasses.replace(predictor.settings, background="sky, sand, road, cloud")
-    segmenter = BatchSegmenter(lambda: changed, OPTIONS)
+    service = Service(lambda: changed, OPTIONS)
+    service.start()
     asked = [
         read_request(png(scene), WORDS, background, OPTIONS, format="json")
         for background in ("", "none", "None ", "wall")
     ]
-    found = [
-        json.loads(one.body)["classes"]
-        for request in asked
-        for one in segmenter.segment([request])
-        if isinstance(one, SegmentationResponse)
-    ]
+    found = [json.loads(service.submit(request).result(60).body)["classes"] for request in asked]
     backgrounds = [
         [entry["name"] for entry in classes if entry["name"] == "background"] for classes in found
     ]
     assert backgrounds == [["background"], [], [], ["background"]]
     # the two forms of `none` may be answered together, with nothing else
     assert len({request.key for request in asked}) == 3
-    segmenter.close()
+    service.stop()

@@ -22,10 +22,12 @@ from cascade_clip.encoders.text import _cache_folder
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results.segmentation import Segmentation
+from cascade_clip.serving.guard import BODIES_AT_ONCE
 from cascade_clip.serving.http.batching import RememberedText, SharedForward, segment_together
-from cascade_clip.serving.http.guard import UPLOADS_AT_ONCE, SegmentGuard
+from cascade_clip.serving.http.guard import SegmentGuard
 from cascade_clip.serving.http.queue import JobQueue, QueueClosed, Slots
 from cascade_clip.serving.http.server import DeadlineProtocol
+from cascade_clip.serving.http.service import Service
 
 
 def test_slots_are_free_when_all_have_let_go() -> None:
@@ -222,13 +224,15 @@ class TestGuard:
             while more:
                 message = await receive()
                 body, more = body + message["body"], message["more_body"]
-            assert guard.slots.used == 1
+            assert guard.service.slots.used == 1
             held.append(guard.uploading)
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": body})
 
-        options = ServiceOptions(max_upload=1, upload_timeout=0.1)
-        guard = SegmentGuard(app, options, Slots(1), changes.get("closing", lambda: ""), lambda: 7)
+        options = ServiceOptions(max_upload=1, upload_timeout=0.1, queue=0)
+        service = Service(Mock(), options)
+        service.not_ready = changes.get("not_ready", lambda: "")  # type: ignore[method-assign]
+        guard = SegmentGuard(app, service)
         return guard
 
     def test_bodies_arrive_whole(self) -> None:
@@ -236,7 +240,7 @@ class TestGuard:
         guard = self.guard(held)
         assert self.send(guard, [b"one ", b"", b"two"]) == (200, b"one two")
         assert held == [0]  # a body that has a slot does not count any more
-        assert guard.slots.used == guard.uploading == 0
+        assert guard.service.slots.used == guard.uploading == 0
 
     def test_slow_uploads_are_given_up(self) -> None:
         guard = self.guard()
@@ -244,16 +248,16 @@ class TestGuard:
             408,
             b'{"error": "the request took too long to arrive"}',
         )
-        assert guard.slots.used == guard.uploading == 0
+        assert guard.service.slots.used == guard.uploading == 0
 
     def test_uploads_together_are_bounded(self) -> None:
         guard = self.guard()
-        guard.uploading = UPLOADS_AT_ONCE * guard.largest - 2
+        guard.uploading = BODIES_AT_ONCE * guard.largest - 2
         assert self.send(guard, [b"xxx"])[0] == 429
         assert self.send(guard, [b"xx"])[0] == 200
 
     def test_what_is_refused_is_thrown_away_first(self) -> None:
-        guard = self.guard(closing=lambda: "the service is stopping")
+        guard = self.guard(not_ready=lambda: "the service is stopping")
         parts = [b"x" * 1000] * 5
         assert self.send(guard, parts)[0] == 503
         for length in (b"-1", b"1e3", b"99999999", "\u00b2".encode("latin-1")):
@@ -261,7 +265,7 @@ class TestGuard:
 
     def test_a_service_that_stops_during_the_upload_refuses(self) -> None:
         answers = iter(["", "stopping"])
-        assert self.send(self.guard(closing=lambda: next(answers)), [b"x"]) == (
+        assert self.send(self.guard(not_ready=lambda: next(answers)), [b"x"]) == (
             503,
             b'{"error": "stopping"}',
         )

@@ -403,6 +403,7 @@ class TestGuard:
             ("[::1]:7860", 200),
             ("evil.example", 400),
             ("127.0.0.1.evil.example", 400),
+            ("[evil", 400),
             ("-", 400),
         ],
     )
@@ -418,6 +419,7 @@ class TestGuard:
             ("http://127.0.0.1:7860", 200),
             ("http://evil.example", 403),
             ("http://127.0.0.1:1", 403),
+            ("http://[evil", 403),
             ("null", 403),
         ],
     )
@@ -425,6 +427,19 @@ class TestGuard:
         assert (
             request(guard, "POST", "/gradio_api/queue/join", {"origin": origin}, b"{}")[0] == status
         )
+
+    def test_an_origin_needs_a_host(self, tmp_path: Path) -> None:
+        headers = {"host": "-", "origin": "null"}
+        assert request(PageGuard(echo, tmp_path, 1), "GET", "/", headers)[0] == 403
+
+    def test_web_sockets_are_closed(self, guard: PageGuard) -> None:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        asyncio.run(guard({"type": "websocket"}, send, send))
+        assert sent == [{"type": "websocket.close", "code": 1008}]
 
     @pytest.mark.parametrize(
         "name",

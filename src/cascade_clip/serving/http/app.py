@@ -21,12 +21,12 @@ from starlette.exceptions import HTTPException
 
 from cascade_clip.files import TooLarge
 from cascade_clip.serving.guard import LOCAL_HOSTS
-from cascade_clip.serving.http.docs_page import describe_service
-from cascade_clip.serving.http.guard import SEGMENT, SLOT, SegmentGuard
-from cascade_clip.serving.http.metrics import RequestTimer
+from cascade_clip.serving.http.guard import SLOT, SegmentGuard
+from cascade_clip.serving.http.metrics import SEGMENT
 from cascade_clip.serving.http.queue import QueueClosed
 from cascade_clip.serving.http.segmentation import Format, SegmentationRequest, read_request
 from cascade_clip.serving.http.service import Service
+from cascade_clip.serving.pages import render
 
 CLIENT_LEFT = 499
 """Status, in the metrics alone, of requests whose client left before the response."""
@@ -91,11 +91,7 @@ def build_app(service: Service, hosts: Sequence[str] = LOCAL_HOSTS) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid_form)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_defect)
-    app.add_middleware(
-        SegmentGuard, options=service.options, slots=service.slots, hosts=hosts,
-        closing=service.not_ready, retry_after=service.retry_after,
-    )  # fmt: skip
-    app.add_middleware(RequestTimer, report=service.metrics.report)  # the outermost layer
+    app.add_middleware(SegmentGuard, service=service, hosts=hosts)
     return app
 
 
@@ -171,7 +167,7 @@ class _Endpoints:
         return Response(self.service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def docs(self, request: Request) -> HTMLResponse:
-        page = describe_service(request.app.openapi())
+        page = render("service.html", document=request.app.openapi())
         return HTMLResponse(page, headers={"content-security-policy": _DOCS_POLICY})
 
     async def _wait(self, request: Request, asked: SegmentationRequest) -> Response:

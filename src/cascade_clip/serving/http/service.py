@@ -1,55 +1,67 @@
-"""The state of a running service: one predictor behind a queue, from loading to stopping."""
+"""A running service: one predictor behind a queue, from loading to stopping."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from torch import Tensor
 
 from cascade_clip.config import ServiceOptions
 from cascade_clip.inference import Predictor
+from cascade_clip.serving.http.batching import RememberedText, segment_together
 from cascade_clip.serving.http.metrics import RequestMetrics
 from cascade_clip.serving.http.queue import JobQueue, QueueClosed, Slots
 from cascade_clip.serving.http.segmentation import (
-    BatchSegmenter,
     SegmentationRequest,
     SegmentationResponse,
+    write_response,
 )
+from cascade_clip.serving.uploads import read_upload
+
+Responses = list[SegmentationResponse | BaseException]
 
 
 class Service:
-    """One predictor with its queue, its limits and its counters."""
+    """One predictor with its queue, its limits and its counters.
+
+    Text embeddings of class lists stay in a bounded memory and are not written to disk.
+    """
 
     def __init__(self, load: Callable[[], Predictor], options: ServiceOptions) -> None:
         self.options, self._load = options, load
         self.slots = Slots(options.queue + options.workers * (options.batch or 1))
         self.metrics = RequestMetrics(lambda: self.waiting, lambda: self.slots.used)
         self.jobs: JobQueue[SegmentationRequest, SegmentationResponse] | None = None
-        self.segmenter: BatchSegmenter | None = None
         self.failure: BaseException | None = None
         self.stopping = False
         self._mean_seconds = 1.0
 
     def start(self) -> None:
         """Load the model and begin to take requests; what goes wrong is kept in `failure`."""
+        options = self.options
         try:
-            self.segmenter = BatchSegmenter(self._load, self.options)
+            self.predictor = predictor = self._load()
         except BaseException as error:
             self.failure = error
             return
-        workers, batch = self.options.workers, self.segmenter.batch
-        self.slots.limit = self.options.queue + workers * batch
-        jobs = JobQueue(self._segment, workers, batch, self.metrics.batches.observe)
+        if predictor.text_encoder is not None:
+            predictor.text_encoder = RememberedText(predictor.text_encoder, options.cached_texts)
+        batch = options.batch or (1 if predictor.device.type == "cpu" else 8)
+        self.slots.limit = options.queue + options.workers * batch
+        self._pool = ThreadPoolExecutor(options.workers * batch, thread_name_prefix="image")
+        jobs = JobQueue(self._segment, options.workers, batch, self.metrics.batches.observe)
         jobs.start()
         self.jobs = jobs
 
     def stop(self) -> None:
         """Refuse the requests that wait and end the threads."""
         self.stopping = True
-        if self.jobs is not None and self.segmenter is not None:
+        if self.jobs is not None:
             self.jobs.close()
-            self.segmenter.close()
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     @property
     def waiting(self) -> int:
@@ -81,12 +93,28 @@ class Service:
             raise QueueClosed
         return self.jobs.submit(request, request.key)
 
-    def _segment(
-        self, requests: list[SegmentationRequest]
-    ) -> list[SegmentationResponse | BaseException]:
-        assert self.segmenter is not None
-        started = time.perf_counter()
-        responses = self.segmenter.segment(requests)
-        seconds = (time.perf_counter() - started) / len(requests)
+    def _segment(self, requests: list[SegmentationRequest]) -> Responses:
+        """Answer requests of one key, in order; an error takes the place of a response."""
+        began, first = time.perf_counter(), requests[0]
+        target = self.predictor.bind(
+            first.classes, first.calibration, background=first.background, threshold=first.threshold
+        )
+        if len(requests) == 1:
+            images = [self._read(first)]
+        else:
+            images = list(self._pool.map(self._read, requests))
+        read = [image for image in images if isinstance(image, Tensor)]
+        results = iter(segment_together(self.predictor, read, target, self._pool) if read else [])
+        responses: Responses = [
+            write_response(request, image, next(results)) if isinstance(image, Tensor) else image
+            for request, image in zip(requests, images, strict=True)
+        ]
+        seconds = (time.perf_counter() - began) / len(requests)
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
         return responses
+
+    def _read(self, request: SegmentationRequest) -> Tensor | Exception:
+        try:
+            return read_upload(request.file, self.options.max_pixels, self.predictor.settings)
+        except Exception as error:
+            return error

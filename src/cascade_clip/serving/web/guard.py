@@ -18,13 +18,11 @@ from cascade_clip.serving.guard import (
     ANY_HOST,
     App,
     Guard,
-    Message,
     Receive,
     Refusal,
     Scope,
     header,
     in_time,
-    read_part,
     replay,
 )
 
@@ -74,7 +72,7 @@ class PageGuard(Guard):
             hosts: names by which the server may be called; `*`: any.
             patience: seconds within which the body of a request must arrive.
         """
-        super().__init__(app, hosts, patience)
+        super().__init__(app, MOST_JSON, hosts, patience)
         self.folder, self.max_upload = folder.resolve(), max_upload
 
     def check_head(self, scope: Scope) -> None:
@@ -97,14 +95,14 @@ class PageGuard(Guard):
             return receive
         if scope["path"] == _UPLOAD:
             return self._with_deadline(receive)
-        parts = await in_time(_read_all(receive), self.patience)
+        body = await self.read_body(receive)
         try:
-            foreign = self._names_foreign_file(json.loads(b"".join(parts) or b"{}"))
+            foreign = self._names_foreign_file(json.loads(b"".join(body) or b"{}"))
         except (ValueError, RecursionError):
             raise Refusal(400, "the request is not JSON") from None
         if foreign:
             raise Refusal(403, "this file is not open")
-        return replay(parts, receive)
+        return replay(body, receive)
 
     def _check_length(self, scope: Scope) -> None:
         length = header(scope, b"content-length")
@@ -119,11 +117,11 @@ class PageGuard(Guard):
     def _with_deadline(self, receive: Receive) -> Receive:
         end, done = time.monotonic() + self.patience, False
 
-        async def receive_in_time() -> Message:
+        async def receive_in_time() -> Any:
             nonlocal done
             if done:
                 return await receive()
-            message: Message = await in_time(receive(), max(0.01, end - time.monotonic()))
+            message = await in_time(receive(), max(0.01, end - time.monotonic()))
             done = message["type"] == "http.request" and not message.get("more_body")
             return message
 
@@ -148,11 +146,3 @@ class PageGuard(Guard):
             )
         except (OSError, ValueError, RuntimeError):  # names that no file can have, circular links
             return False
-
-
-async def _read_all(receive: Receive) -> list[bytes]:
-    parts, more = [], True
-    while more:
-        part, more = await read_part(receive)
-        parts.append(part)
-    return parts
