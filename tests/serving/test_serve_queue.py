@@ -30,15 +30,11 @@ from cascade_clip.serving.http.server import DeadlineProtocol
 from cascade_clip.serving.http.service import Service
 
 
-def test_slots_are_free_when_all_have_let_go() -> None:
-    slots = Slots(1)
-    slot = slots.take()
-    assert slot is not None and slots.take() is None
-    slot.hold()
-    slot.release()
-    assert slots.take() is None
-    slot.release()
-    assert slots.used == 0 and slots.take() is not None
+def test_slots_are_bounded() -> None:
+    slots = Slots(2)
+    assert [slots.take() for _ in range(3)] == [True, True, False]
+    slots.release()
+    assert slots.used == 1 and slots.take()
 
 
 class TestQueue:

@@ -26,7 +26,7 @@ from cascade_clip.errors import CascadeClipError, SettingError
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.sandbox.scenes import CLASS_NAMES, PALETTE, SceneConfig, make_scene
-from cascade_clip.serving.guard import ANY_HOST, LOCAL_HOSTS
+from cascade_clip.serving.guard import ANY_HOST, FORM_OVERHEAD, LOCAL_HOSTS
 from cascade_clip.serving.web.drawing import (
     PREVIEW_SIDE,
     ResultView,
@@ -34,7 +34,7 @@ from cascade_clip.serving.web.drawing import (
     legend,
     make_examples,
 )
-from cascade_clip.serving.web.guard import FORM_OVERHEAD, MOST_JSON, PageGuard
+from cascade_clip.serving.web.guard import MOST_JSON, PageGuard
 from cascade_clip.serving.web.service import (
     MOST_NAMES,
     PageRequest,

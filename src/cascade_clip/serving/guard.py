@@ -15,6 +15,8 @@ from urllib.parse import SplitResult, urlsplit
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 """Names of this machine; a server that listens on one of them is reached from nowhere else."""
 ANY_HOST = ("*",)
+FORM_OVERHEAD = 64 * 1024
+"""Bytes of an upload apart from its file."""
 BODIES_AT_ONCE = 8
 """Bodies of the largest size that may be in memory before they are let in; counted in bytes, so
 that slow ones take little."""
@@ -161,6 +163,12 @@ class Guard:
 def header(scope: Scope, name: bytes) -> str:
     """Return a header of a request; empty where it has none of that name."""
     return str(dict(scope["headers"]).get(name, b"").decode("latin-1"))
+
+
+def content_length(scope: Scope) -> int | None:
+    """Return the length of the body that a request announces; None where that is no number."""
+    length = header(scope, b"content-length")
+    return int(length) if length.isascii() and length.isdigit() else None
 
 
 def replay(parts: list[bytes], receive: Receive) -> Receive:

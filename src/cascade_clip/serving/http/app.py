@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from cascade_clip.files import TooLarge
 from cascade_clip.serving.guard import LOCAL_HOSTS
-from cascade_clip.serving.http.guard import SLOT, SegmentGuard
+from cascade_clip.serving.http.guard import JOBS, SegmentGuard
 from cascade_clip.serving.http.metrics import SEGMENT
 from cascade_clip.serving.http.queue import QueueClosed
 from cascade_clip.serving.http.segmentation import Format, SegmentationRequest, read_request
@@ -173,9 +173,7 @@ class _Endpoints:
     async def _wait(self, request: Request, asked: SegmentationRequest) -> Response:
         """Wait for the response, until the time limit is over or the client has left."""
         job = self.service.submit(asked)
-        slot = request.scope[SLOT]
-        slot.hold()  # until the work is done, also where nobody waits for it any more
-        job.add_done_callback(lambda _: slot.release())
+        request.scope[JOBS].append(job)
         done: asyncio.Future[Any] = asyncio.wrap_future(job)
         gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
         limit = self.service.options.timeout

@@ -10,21 +10,21 @@ from collections.abc import Iterable
 from cascade_clip.config import MEBIBYTE
 from cascade_clip.serving.guard import (
     ANY_HOST,
+    FORM_OVERHEAD,
     App,
     Guard,
     Receive,
     Refusal,
     Scope,
+    content_length,
     header,
     replay,
 )
 from cascade_clip.serving.http.metrics import SEGMENT
 from cascade_clip.serving.http.service import Service
 
-SLOT = "cascade_clip.slot"
-"""Where a request finds its slot in the scope."""
-FORM_OVERHEAD = 64 * 1024
-"""Bytes of a form apart from the image."""
+JOBS = "cascade_clip.jobs"
+"""Where the scope of a request that has a slot keeps its job, in a list."""
 DRAIN_SECONDS = 1.0
 """Time for the body of a refused request to arrive and be thrown away, so that the client reads the
 response."""
@@ -48,8 +48,8 @@ class SegmentGuard(Guard):
         if scope["path"] != SEGMENT or scope["method"] != "POST":
             return receive
         slots = self.service.slots
-        length = header(scope, b"content-length") or "0"
-        if not (length.isascii() and length.isdigit()) or int(length) > self.largest:
+        length = content_length(scope) if header(scope, b"content-length") else 0
+        if length is None or length > self.largest:
             raise self.too_big()
         if self.service.not_ready() or slots.used >= slots.limit:
             await _discard(receive)
@@ -57,16 +57,19 @@ class SegmentGuard(Guard):
             raise self.full()
         body = await self.read_body(receive)
         self._check_ready()
-        slot = slots.take()
-        if slot is None:
+        if not slots.take():
             raise self.full()
-        scope[SLOT] = slot
+        scope[JOBS] = []
         return replay(body, receive)
 
     def leave(self, scope: Scope, status: int, seconds: float) -> None:
-        """Release the slot, unless the computation still holds it, and count the request."""
-        if SLOT in scope:
-            scope[SLOT].release()
+        """Release the slot once the job is done too, though nobody may wait for it any more, and
+        count the request."""
+        jobs, release = scope.get(JOBS), self.service.slots.release
+        if jobs:
+            jobs[0].add_done_callback(lambda _: release())
+        elif jobs is not None:
+            release()
         self.service.metrics.report(scope["path"], status, seconds)
 
     def describe(self, reason: str) -> str:

@@ -29,38 +29,17 @@ class Slots:
         self.used = 0
         self._lock = threading.Lock()
 
-    def take(self) -> Slot | None:
-        """Return a slot, or None when all are taken."""
+    def take(self) -> bool:
+        """Take a slot; False when all are taken."""
         with self._lock:
-            if self.used >= self.limit:
-                return None
-            self.used += 1
-        return Slot(self)
-
-    def give_back(self) -> None:
-        """Count one less."""
-        with self._lock:
-            self.used -= 1
-
-
-class Slot:
-    """One slot of the request limit, given back when its reference count reaches zero."""
-
-    def __init__(self, slots: Slots) -> None:
-        self._slots, self._holders, self._lock = slots, 1, threading.Lock()
-
-    def hold(self) -> None:
-        """Add a reference."""
-        with self._lock:
-            self._holders += 1
+            free = self.used < self.limit
+            self.used += free
+            return free
 
     def release(self) -> None:
-        """Drop a reference."""
+        """Give a slot back."""
         with self._lock:
-            self._holders -= 1
-            last = self._holders == 0
-        if last:
-            self._slots.give_back()
+            self.used -= 1
 
 
 @dataclass(eq=False)

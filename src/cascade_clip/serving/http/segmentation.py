@@ -70,22 +70,14 @@ def read_request(
 
 
 def write_response(
-    request: SegmentationRequest, image: Tensor, result: Segmentation | Exception
-) -> SegmentationResponse | Exception:
-    """Write the result for an image (3, H, W) in the format of its request; errors, also those of
-    writing, are returned."""
-    try:
-        return result if isinstance(result, Exception) else _write(result, image, request.format)
-    except Exception as error:
-        return error
-
-
-def _write(result: Segmentation, image: Tensor, form: Format) -> SegmentationResponse:
-    if form in ("json", "coco"):
-        values = result.to_json() if form == "json" else _coco_document(result)
+    request: SegmentationRequest, image: Tensor, result: Segmentation
+) -> SegmentationResponse:
+    """Write the result for an image (3, H, W) in the format of its request."""
+    if request.format in ("json", "coco"):
+        values = result.to_json() if request.format == "json" else _coco_document(result)
         text = json.dumps(values, ensure_ascii=False, allow_nan=False)
         return SegmentationResponse(text.encode(), "application/json")
-    if form == "png":
+    if request.format == "png":
         drawn = result.index_image()
     else:
         drawn = result.overlay(Image.fromarray(image.permute(1, 2, 0).numpy()))  # (H, W, 3)

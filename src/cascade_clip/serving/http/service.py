@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cascade_clip.config import ServiceOptions
 from cascade_clip.inference import Predictor
-from cascade_clip.serving.http.batching import RememberedText, segment_together
+from cascade_clip.serving.http.batching import RememberedText, attempt, segment_together
 from cascade_clip.serving.http.metrics import RequestMetrics
 from cascade_clip.serving.http.queue import JobQueue, QueueClosed, Slots
 from cascade_clip.serving.http.segmentation import (
@@ -99,22 +99,21 @@ class Service:
         target = self.predictor.bind(
             first.classes, first.calibration, background=first.background, threshold=first.threshold
         )
-        if len(requests) == 1:
-            images = [self._read(first)]
-        else:
-            images = list(self._pool.map(self._read, requests))
+        # a single request needs no other thread
+        run = map if len(requests) == 1 else self._pool.map
+        images = list(run(self._read, requests))
         read = [image for image in images if isinstance(image, Tensor)]
-        results = iter(segment_together(self.predictor, read, target, self._pool) if read else [])
-        responses: Responses = [
-            write_response(request, image, next(results)) if isinstance(image, Tensor) else image
-            for request, image in zip(requests, images, strict=True)
-        ]
+        results = iter(segment_together(self.predictor, read, target, self._pool))
+        responses: Responses = []
+        for request, image in zip(requests, images, strict=True):
+            result = next(results) if isinstance(image, Tensor) else image
+            if not isinstance(result, Exception):
+                result = attempt(write_response, request, image, result)
+            responses.append(result)
         seconds = (time.perf_counter() - began) / len(requests)
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
         return responses
 
     def _read(self, request: SegmentationRequest) -> Tensor | Exception:
-        try:
-            return read_upload(request.file, self.options.max_pixels, self.predictor.settings)
-        except Exception as error:
-            return error
+        limit, settings = self.options.max_pixels, self.predictor.settings
+        return attempt(read_upload, request.file, limit, settings)

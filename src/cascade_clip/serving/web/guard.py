@@ -16,11 +16,13 @@ from urllib.parse import unquote
 
 from cascade_clip.serving.guard import (
     ANY_HOST,
+    FORM_OVERHEAD,
     App,
     Guard,
     Receive,
     Refusal,
     Scope,
+    content_length,
     header,
     in_time,
     replay,
@@ -28,8 +30,6 @@ from cascade_clip.serving.guard import (
 
 MOST_JSON = 1_000_000
 """Bytes of a request that is no upload."""
-FORM_OVERHEAD = 10_000
-"""Bytes of an upload apart from the file."""
 
 _API = "/gradio_api/"
 _FILE = f"{_API}file="
@@ -105,14 +105,13 @@ class PageGuard(Guard):
         return replay(body, receive)
 
     def _check_length(self, scope: Scope) -> None:
-        length = header(scope, b"content-length")
+        length = content_length(scope)
         # a chunked body would not keep to its length
-        chunked = header(scope, b"transfer-encoding")
-        if chunked or not (length.isascii() and length.isdigit()):
+        if length is None or header(scope, b"transfer-encoding"):
             raise Refusal(411, "say how long the request is (Content-Length)")
         limit = self.max_upload + FORM_OVERHEAD if scope["path"] == _UPLOAD else MOST_JSON
-        if int(length) > limit:
-            raise Refusal(413, f"the request is too big: {int(length):,} bytes, {limit:,} at most")
+        if length > limit:
+            raise Refusal(413, f"the request is too big: {length:,} bytes, {limit:,} at most")
 
     def _with_deadline(self, receive: Receive) -> Receive:
         end, done = time.monotonic() + self.patience, False

@@ -170,7 +170,7 @@ def _image_input(examples: list[Path]) -> tuple[gr.Image, gr.Dataset]:
     )  # fmt: skip
     # Gradio's own preprocessing would fail on broken files before our reader can say so (and a
     # subclass writes a .pyi beside this file). The guard has made sure that the path is an upload.
-    image.preprocess = lambda payload: None if payload is None else str(payload.path)
+    image.preprocess = lambda payload: None if payload is None else str(payload.path)  # type: ignore[method-assign]
     scenes = gr.Dataset(
         components=[gr.Image(render=False, type="filepath")],
         samples=[[str(path)] for path in examples], type="index", layout="gallery",
