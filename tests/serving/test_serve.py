@@ -388,6 +388,7 @@ class TestPressure:
                 500,
                 "defect in the service; its log says more",
             ),
+            (ValueError("/home/me is wrong"), 500, "defect in the service; its log says more"),
             (
                 OSError(2, "No such file", "/home/me/weights"),
                 500,

@@ -19,6 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from cascade_clip.errors import CascadeClipError
 from cascade_clip.files import TooLarge
 from cascade_clip.serving.guard import LOCAL_HOSTS
 from cascade_clip.serving.http.guard import JOBS, SegmentGuard
@@ -146,7 +147,7 @@ class _Endpoints:
             return await self._wait(request, asked)
         except TooLarge as error:
             return _problem(413, str(error))
-        except ValueError as error:
+        except CascadeClipError as error:
             return _problem(422, str(error))
         except QueueClosed:
             return _problem(503, service.not_ready(), service.retry_after())

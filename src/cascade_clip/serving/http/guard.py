@@ -23,7 +23,7 @@ from cascade_clip.serving.guard import (
 from cascade_clip.serving.http.metrics import SEGMENT
 from cascade_clip.serving.http.service import Service
 
-JOBS = "cascade_clip.jobs"
+JOBS = "segment jobs"
 """Where the scope of a request that has a slot keeps its job, in a list."""
 DRAIN_SECONDS = 1.0
 """Time for the body of a refused request to arrive and be thrown away, so that the client reads the

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cascade_clip.errors import MissingPackageError, SettingError
+from cascade_clip.errors import CascadeClipError, MissingPackageError, SettingError
 from cascade_clip.serving.guard import ANY_HOST
 from cascade_clip.serving.pages import escape, render
 from cascade_clip.serving.uploads import LONGEST_TEXT
@@ -130,7 +130,7 @@ def respond(service: WebService, request: PageRequest, progress: Any = None) -> 
         found = service.segment(request, progress)
         view = found.view
         heat, caption = heat_map(view, view.largest)
-    except (ValueError, OSError) as error:
+    except (CascadeClipError, OSError) as error:
         return blank(_note(str(error), wrong=True))
     files = [
         gr.update(value=str(path), interactive=True)
@@ -150,7 +150,7 @@ def select(view: ResultView | None, event: gr.EventData) -> list[Any]:
         if type(index) is not int:
             raise SettingError("choose an entry of the legend")
         heat, caption = heat_map(view, index)
-    except ValueError as error:
+    except CascadeClipError as error:
         return [_note(str(error), wrong=True), gr.skip(), gr.skip()]
     return [gr.skip(), gr.update(value=heat, label=caption), legend(view, index)]
 
