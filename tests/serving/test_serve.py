@@ -4,6 +4,7 @@ documentation."""
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import io
 import json
@@ -28,28 +29,19 @@ from fastapi.testclient import TestClient
 
 from cascade_clip.cli.main import main
 from cascade_clip.config.service import ServiceOptions
-from cascade_clip.inference.loading import load_predictor
+from cascade_clip.errors import SettingError
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results.rle import decode_mask
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
-from cascade_clip.serving.http.answering import (
-    Answer,
-    Answerer,
-    TooLarge,
-    read_picture,
-    read_question,
-    read_words,
-)
-from cascade_clip.serving.http.app import LOCAL_HOSTS, Service, build_app
+from cascade_clip.serving.guard import LOCAL_HOSTS
+from cascade_clip.serving.http.app import build_app
+from cascade_clip.serving.http.segmentation import read_request
+from cascade_clip.serving.http.service import Service
+from cascade_clip.vocabulary import Vocabulary
 
 WORDS = "water, snow, fabric, umbrella"
 OPTIONS = ServiceOptions(max_upload=1, max_pixels=40_000, max_words=12, queue=1)
-
-
-@pytest.fixture(scope="module")
-def predictor() -> Predictor:
-    return load_predictor("mini", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +50,8 @@ def scene() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    service = Service(lambda: load_predictor("mini", device="cpu"), OPTIONS)
+def service(predictor: Predictor) -> Iterator[Service]:
+    service = Service(lambda: copy.copy(predictor), OPTIONS)
     service.start()
     yield service
     service.stop()
@@ -100,7 +92,8 @@ def image_of(response: Any) -> np.ndarray:
 class Blocked:
     """A service whose predictor waits for a signal."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, predictor: Predictor, **options: Any) -> None:
+        self.predictor = predictor
         self.go, self.entered = threading.Event(), threading.Semaphore(0)
         self.service = Service(self.load, ServiceOptions(**{"queue": 1, "timeout": 20, **options}))
         self.service.start()
@@ -109,7 +102,7 @@ class Blocked:
         )
 
     def load(self) -> Predictor:
-        predictor = load_predictor("mini", device="cpu")
+        predictor = copy.copy(self.predictor)
         segment = predictor.segment_pixels
 
         def wait(pixels: torch.Tensor, target: Any) -> Segmentation:
@@ -122,8 +115,8 @@ class Blocked:
 
 
 @pytest.fixture
-def blocked() -> Iterator[Blocked]:
-    found = Blocked()
+def blocked(predictor: Predictor) -> Iterator[Blocked]:
+    found = Blocked(predictor)
     yield found
     found.go.set()
     found.service.stop()
@@ -134,7 +127,7 @@ def wait_until(condition: Any) -> None:
         if condition():
             return
         threading.Event().wait(0.01)
-    raise AssertionError("it did not come to pass")
+    raise AssertionError("timed out waiting for the condition")
 
 
 class TestAnswers:
@@ -169,7 +162,7 @@ class TestAnswers:
 
     def test_together_equal_alone(self, predictor: Predictor, scene: np.ndarray) -> None:
         """Four requests of which three have the same words, in one service with batches."""
-        blocked = Blocked(batch=4, queue=6)
+        blocked = Blocked(predictor, batch=4, queue=6)
         asks = [(scene, WORDS), (scene[:100], WORDS), (scene[:, :90], "sky, sand"), (scene, WORDS)]
         with ThreadPoolExecutor(5) as pool:
             first = pool.submit(ask, blocked.client, png(scene), "sky")
@@ -199,39 +192,28 @@ class TestAnswers:
 def test_words_are_never_a_file(tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("password")
-    question = read_question(b"", str(secret), str(secret) + ", wall", OPTIONS)
-    assert question.classes.names == (str(secret),)
-    assert question.background is not None
-    assert question.background.names == (str(secret), "wall")
+    request = read_request(b"", str(secret), str(secret) + ", wall", OPTIONS)
+    assert request.classes.names == (str(secret),)
+    assert isinstance(request.background, Vocabulary)
+    assert request.background.names == (str(secret), "wall")
 
 
-def test_words_are_counted_with_synonyms_and_background() -> None:
-    assert read_words("a = b; c,\nd,", 4).synonyms == (("a", "b", "c"), ("d",))
-    with pytest.raises(ValueError, match="4 words are given; 3 at most"):
-        read_words("a = b; c, d", 3)
-    with pytest.raises(ValueError, match="2 words are given; 1 at most"):
-        read_question(b"", ", ".join(f"n{index}" for index in range(11)), "wall, floor", OPTIONS)
-    scenery = read_question(b"", "cat", "scenery", OPTIONS).background
-    assert scenery is not None and "sky" in scenery.names
-
-
-def test_too_many_pixels_are_refused_before_decoding(predictor: Predictor) -> None:
-    with pytest.raises(TooLarge, match="201 x 200 pixels, more than the limit of 40000"):
-        # the header alone
-        read_picture(png(np.zeros((200, 201, 3), np.uint8))[:60], 40_000, predictor)
-    with pytest.raises(TooLarge, match="too narrow"):
-        read_picture(png(np.zeros((16, 2000, 3), np.uint8)), 40_000, predictor)
+def test_background_names_count_together_with_class_names() -> None:
+    with pytest.raises(SettingError, match="2 class names are given; 1 at most"):
+        read_request(b"", ", ".join(f"n{index}" for index in range(11)), "wall, floor", OPTIONS)
+    scenery = read_request(b"", "cat", "scenery", OPTIONS).background
+    assert isinstance(scenery, Vocabulary) and "sky" in scenery.names
 
 
 class TestRefusals:
     @pytest.mark.parametrize(
         ("data", "status", "reason"),
         [
-            ({"classes": " ,"}, 422, "no words given"),
+            ({"classes": " ,"}, 422, "no class names given"),
             ({"classes": "cat, Cat"}, 422, "given twice"),
             ({"classes": "a\x00b"}, 422, "control characters"),
-            ({"classes": "x" * 10_001}, 422, "10001 characters"),
-            ({"classes": ",".join("abcdefghijklm")}, 422, "13 words"),
+            ({"classes": "x" * 10_001}, 422, "10,001 characters"),
+            ({"classes": ",".join("abcdefghijklm")}, 422, "13 class names"),
             ({"classes": "background", "threshold": "0.5"}, 422, "only class name"),
             ({"threshold": "nan"}, 422, "threshold: "),
             ({"threshold": "2"}, 422, "threshold: "),
@@ -248,8 +230,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("file", "status", "reason"),
         [
-            (b"", 422, "not a picture"),
-            (b"nothing", 422, "not a picture"),
+            (b"", 422, "not an image"),
+            (b"nothing", 422, "not an image"),
             (png(make_scene(1, 1, SceneConfig(size=64)).image)[:2000], 422, "image"),
             (palette_png()[:100], 422, "damaged"),
             (png(np.zeros((4, 4, 3), np.uint8)), 422, "4 x 4"),
@@ -334,10 +316,10 @@ class TestPressure:
         assert "cascade_clip_request_seconds_count 3.0" in text
         assert blocked.service.slots.used == 0
 
-    def test_no_answer_in_time(self, scene: np.ndarray) -> None:
-        blocked = Blocked(timeout=0.2)
+    def test_no_response_in_time(self, predictor: Predictor, scene: np.ndarray) -> None:
+        blocked = Blocked(predictor, timeout=0.2)
         late = ask(blocked.client, png(scene))
-        assert (late.status_code, late.json()["error"][:23]) == (504, "no answer within 0.2 s;")
+        assert (late.status_code, late.json()["error"][:24]) == (504, "no response within 0.2 s")
         assert blocked.service.slots.used == 1  # the work goes on, so its place is not free
         blocked.go.set()
         wait_until(lambda: blocked.service.slots.used == 0)
@@ -377,8 +359,8 @@ class TestPressure:
             assert running.result().status_code == 200
         assert not blocked.entered.acquire(timeout=0.1)  # and it was never computed
 
-    def test_loading_and_stopping(self, scene: np.ndarray) -> None:
-        service = Service(lambda: load_predictor("mini", device="cpu"), OPTIONS)
+    def test_loading_and_stopping(self, predictor: Predictor, scene: np.ndarray) -> None:
+        service = Service(lambda: copy.copy(predictor), OPTIONS)
         client = TestClient(build_app(service), base_url="http://localhost")
         assert (client.get("/health").status_code, client.get("/health").json()["status"]) == (
             503,
@@ -406,6 +388,7 @@ class TestPressure:
                 500,
                 "defect in the service; its log says more",
             ),
+            (ValueError("/home/me is wrong"), 500, "defect in the service; its log says more"),
             (
                 OSError(2, "No such file", "/home/me/weights"),
                 500,
@@ -414,17 +397,14 @@ class TestPressure:
         ],
     )
     def test_defects_leak_nothing(
-        self, scene: np.ndarray, error: Exception, status: int, reason: str
+        self, predictor: Predictor, scene: np.ndarray, error: Exception, status: int, reason: str
     ) -> None:
         def fail(*_: Any) -> None:
             raise error
 
-        def load() -> Predictor:
-            predictor = load_predictor("mini", device="cpu")
-            predictor.segment_pixels = fail  # type: ignore[method-assign, assignment]
-            return predictor
-
-        service = Service(load, OPTIONS)
+        broken = copy.copy(predictor)
+        broken.segment_pixels = fail  # type: ignore[method-assign, assignment]
+        service = Service(lambda: broken, OPTIONS)
         service.start()
         response = ask(
             TestClient(
@@ -465,7 +445,7 @@ class TestPages:
     def test_a_missing_extra_is_named(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.delitem(sys.modules, "cascade_clip.serving.http.app")
+        monkeypatch.delitem(sys.modules, "cascade_clip.serving.http")
         monkeypatch.setitem(sys.modules, "uvicorn", None)
         assert main(["serve"]) == 2
         assert "pip install 'cascade-clip[serve]'" in capsys.readouterr().err
@@ -486,26 +466,22 @@ class TestPages:
         assert re.search(rf"{flag} must lie in .*got {value}", capsys.readouterr().err)
 
 
-def test_none_switches_the_background_words_of_a_model_off(scene: np.ndarray) -> None:
-    predictor = load_predictor("mini", device="cpu")
-    predictor.settings = dataclasses.replace(
-        predictor.settings, background="sky, sand, road, cloud"
-    )
-    answerer = Answerer(lambda: predictor, OPTIONS)
+def test_none_switches_the_background_names_of_a_model_off(
+    predictor: Predictor, scene: np.ndarray
+) -> None:
+    changed = copy.copy(predictor)
+    changed.settings = dataclasses.replace(predictor.settings, background="sky, sand, road, cloud")
+    service = Service(lambda: changed, OPTIONS)
+    service.start()
     asked = [
-        read_question(png(scene), WORDS, background, OPTIONS, format="json")
+        read_request(png(scene), WORDS, background, OPTIONS, format="json")
         for background in ("", "none", "None ", "wall")
     ]
-    found = [
-        json.loads(one.body)["classes"]
-        for question in asked
-        for one in answerer.answer([question])
-        if isinstance(one, Answer)
-    ]
+    found = [json.loads(service.submit(request).result(60).body)["classes"] for request in asked]
     backgrounds = [
         [entry["name"] for entry in classes if entry["name"] == "background"] for classes in found
     ]
     assert backgrounds == [["background"], [], [], ["background"]]
     # the two forms of `none` may be answered together, with nothing else
-    assert len({question.key for question in asked}) == 3
-    answerer.close()
+    assert len({request.key for request in asked}) == 3
+    service.stop()

@@ -3,13 +3,14 @@ pictures: nothing but documented answers."""
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -22,27 +23,21 @@ from fastapi.testclient import TestClient
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from cascade_clip.config.service import ServiceOptions
-from cascade_clip.inference.loading import load_predictor
-from cascade_clip.serving.http.app import Service, build_app
+from cascade_clip.inference.predictor import Predictor
+from cascade_clip.serving.http.app import build_app
+from cascade_clip.serving.http.service import Service
 
 DOCUMENTED = {200, 400, 403, 408, 413, 422, 429, 503, 504}
 PHASES = (Phase.explicit, Phase.generate)
 LEAK = re.compile(r"Traceback|site-packages|\.py\b|/(usr|home|root|tmp)/")
 
 
-def build_service() -> Service:
-    service = Service(
-        lambda: load_predictor("mini", device="cpu"),
-        ServiceOptions(max_upload=1, max_pixels=100_000, max_words=20),
-    )
+@pytest.fixture(scope="module")
+def service(predictor: Predictor) -> Any:
+    options = ServiceOptions(max_upload=1, max_pixels=100_000, max_words=20)
+    service = Service(lambda: copy.copy(predictor), options)
     service.start()
     assert service.failure is None
-    return service
-
-
-@pytest.fixture(scope="module")
-def service() -> Any:
-    service = build_service()
     yield service
     service.stop()
 
@@ -163,6 +158,8 @@ def fuzz_forms(client: TestClient, service: Service, count: int, *, same: bool) 
         database=None,
         suppress_health_check=list(HealthCheck),
     )
+    @example(file=picture("RGB", 40, 30, "PNG", 10**9), form={"classes": "sky, sand"})  # 200
+    @example(file=picture("RGB", 150, 1, "PNG", 10**9), form={"classes": "sky"})  # 413, too narrow
     @given(file=PICTURES, form=FORMS)
     def send(file: bytes, form: dict[str, str]) -> None:
         statuses.add(check_form(client, service, file, form))

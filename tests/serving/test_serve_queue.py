@@ -22,20 +22,19 @@ from cascade_clip.encoders.text import _cache_folder
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results.segmentation import Segmentation
+from cascade_clip.serving.guard import BODIES_AT_ONCE
 from cascade_clip.serving.http.batching import RememberedText, SharedForward, segment_together
-from cascade_clip.serving.http.guard import UPLOADS_AT_ONCE, Guard, PatientProtocol, Refusal
-from cascade_clip.serving.http.queue import JobQueue, Slots, Stopped
+from cascade_clip.serving.http.guard import SegmentGuard
+from cascade_clip.serving.http.queue import JobQueue, QueueClosed, Slots
+from cascade_clip.serving.http.server import DeadlineProtocol
+from cascade_clip.serving.http.service import Service
 
 
-def test_slots_are_free_when_all_have_let_go() -> None:
-    slots = Slots(1)
-    slot = slots.take()
-    assert slot is not None and slots.take() is None
-    slot.hold()
-    slot.release()
-    assert slots.take() is None
-    slot.release()
-    assert slots.used == 0 and slots.take() is not None
+def test_slots_are_bounded() -> None:
+    slots = Slots(2)
+    assert [slots.take() for _ in range(3)] == [True, True, False]
+    slots.release()
+    assert slots.used == 1 and slots.take()
 
 
 class TestQueue:
@@ -64,7 +63,7 @@ class TestQueue:
         # at most three; the oldest decides
         assert groups == [["a1", "a2", "a3"], ["b1", "b2"], ["a4"]]
         assert sizes == [3, 2, 1]
-        assert (queue.waiting, queue.running) == (0, 0)
+        assert queue.waiting == 0
         queue.close()
 
     def test_errors_reach_their_callers_alone_and_the_thread_lives_on(self) -> None:
@@ -91,19 +90,14 @@ class TestQueue:
         assert groups == [["kept"]]
         queue.close()
         assert not any(thread.is_alive() for thread in queue._threads)
-        with pytest.raises(Stopped):
+        with pytest.raises(QueueClosed):
             queue.submit("late", 1)
 
     def test_closing_refuses_what_waits(self) -> None:
         queue, groups, _ = self.queue()
         future = queue.submit("waits", 1)
         queue.close()
-        assert isinstance(future.exception(0), Stopped) and groups == []
-
-
-@pytest.fixture(scope="module")
-def predictor() -> Predictor:
-    return load_predictor("mini", device="cpu")
+        assert isinstance(future.exception(0), QueueClosed) and groups == []
 
 
 class TestTogether:
@@ -199,7 +193,7 @@ def test_texts_are_remembered_in_memory_alone(
 
 class TestGuard:
     def send(
-        self, guard: Guard, parts: list[bytes], pause: float = 0.0, headers: Any = ()
+        self, guard: SegmentGuard, parts: list[bytes], pause: float = 0.0, headers: Any = ()
     ) -> tuple[int, bytes]:
         """Post a body in parts; a pause stands before the last."""
         sent: list[Any] = []
@@ -218,7 +212,7 @@ class TestGuard:
         asyncio.run(guard(scope, receive, collect))
         return sent[0]["status"], sent[1]["body"]
 
-    def guard(self, held: list[int] | None = None, **changes: Any) -> Guard:
+    def guard(self, held: list[int] | None = None, **changes: Any) -> SegmentGuard:
         held = [] if held is None else held
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -226,13 +220,15 @@ class TestGuard:
             while more:
                 message = await receive()
                 body, more = body + message["body"], message["more_body"]
-            assert guard.slots.used == 1
+            assert guard.service.slots.used == 1
             held.append(guard.uploading)
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": body})
 
-        options = ServiceOptions(max_upload=1, upload_timeout=0.1)
-        guard = Guard(app, options, Slots(1), changes.get("closing", lambda: ""), lambda: 7)
+        options = ServiceOptions(max_upload=1, upload_timeout=0.1, queue=0)
+        service = Service(Mock(), options)
+        service.not_ready = changes.get("not_ready", lambda: "")  # type: ignore[method-assign]
+        guard = SegmentGuard(app, service)
         return guard
 
     def test_bodies_arrive_whole(self) -> None:
@@ -240,7 +236,7 @@ class TestGuard:
         guard = self.guard(held)
         assert self.send(guard, [b"one ", b"", b"two"]) == (200, b"one two")
         assert held == [0]  # a body that has a slot does not count any more
-        assert guard.slots.used == guard.uploading == 0
+        assert guard.service.slots.used == guard.uploading == 0
 
     def test_slow_uploads_are_given_up(self) -> None:
         guard = self.guard()
@@ -248,16 +244,16 @@ class TestGuard:
             408,
             b'{"error": "the request took too long to arrive"}',
         )
-        assert guard.slots.used == guard.uploading == 0
+        assert guard.service.slots.used == guard.uploading == 0
 
     def test_uploads_together_are_bounded(self) -> None:
         guard = self.guard()
-        guard.uploading = UPLOADS_AT_ONCE * guard.largest - 2
+        guard.uploading = BODIES_AT_ONCE * guard.largest - 2
         assert self.send(guard, [b"xxx"])[0] == 429
         assert self.send(guard, [b"xx"])[0] == 200
 
     def test_what_is_refused_is_thrown_away_first(self) -> None:
-        guard = self.guard(closing=lambda: "the service is stopping")
+        guard = self.guard(not_ready=lambda: "the service is stopping")
         parts = [b"x" * 1000] * 5
         assert self.send(guard, parts)[0] == 503
         for length in (b"-1", b"1e3", b"99999999", "\u00b2".encode("latin-1")):
@@ -265,17 +261,14 @@ class TestGuard:
 
     def test_a_service_that_stops_during_the_upload_refuses(self) -> None:
         answers = iter(["", "stopping"])
-        assert self.send(self.guard(closing=lambda: next(answers)), [b"x"]) == (
+        assert self.send(self.guard(not_ready=lambda: next(answers)), [b"x"]) == (
             503,
             b'{"error": "stopping"}',
         )
 
-    def test_a_refusal_says_when_to_come_again(self) -> None:
-        assert Refusal(429, "full", 7).retry_after == 7
-
 
 def test_a_client_that_does_not_read_is_cut_off() -> None:
-    protocol = object.__new__(PatientProtocol.under(ServiceOptions(upload_timeout=0.05)))
+    protocol = object.__new__(DeadlineProtocol.under(ServiceOptions(upload_timeout=0.05)))
     protocol.flow, protocol.transport = Mock(), Mock()
 
     async def run() -> None:

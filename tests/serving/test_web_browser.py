@@ -19,7 +19,8 @@ from PIL import Image
 
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
-from cascade_clip.serving.web.studio import parse_words, with_known_colors
+from cascade_clip.serving.web.service import with_known_colors
+from cascade_clip.vocabulary import parse_classes
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("gradio", reason="needs the extra `web`")
@@ -84,9 +85,9 @@ def open_page(context: Any, address: str, urls: list[str], errors: list[str]) ->
 
 
 def upload(page: Any, path: Path) -> None:
-    page.locator("#picture").get_by_label("Remove Image").click()
-    page.locator("#picture input[type=file]").set_input_files(path)
-    page.wait_for_selector("#picture img")
+    page.locator("#image").get_by_label("Remove Image").click()
+    page.locator("#image input[type=file]").set_input_files(path)
+    page.wait_for_selector("#image img")
     page.wait_for_function("document.querySelector('#status').innerText.includes('Press Segment')")
 
 
@@ -124,7 +125,9 @@ def test_upload_type_run_click_download(page: Any, scene: Path, tmp_path: Path) 
     upload(page, scene)
     assert "180 x 200 pixels, 4 names" in segment(page, WORDS)
     predictor = load_predictor("mini", device="cpu")
-    expected = predictor.segment(scene, with_known_colors(parse_words(WORDS), predictor.vocabulary))
+    expected = predictor.segment(
+        scene, with_known_colors(parse_classes(WORDS), predictor.vocabulary)
+    )
     assert np.array_equal(shown(page, "overlay"), np.array(expected.overlay(scene, legend=False)))
     rows = page.locator("#legend button").all_inner_texts()
     shares = sorted(expected.coverage.items(), key=lambda row: -row[1])
@@ -170,13 +173,13 @@ def test_sliders_models_and_examples(page: Any, scene: Path) -> None:
 def test_mistakes_are_one_line_in_the_page(page: Any, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
     upload(page, tmp_path / "bad.png")
-    status = segment(page, WORDS, "not a picture")
+    status = segment(page, WORDS, "not an image")
     assert "\n" not in status.strip()
     assert page.locator("#legend button").count() == 0
     assert page.locator("#overlay img").count() == 0
     page.locator("#scenes button").first.click()
     page.wait_for_selector("#legend button")
-    segment(page, "  ", "no class names yet")
+    segment(page, "  ", "no class names given")
 
 
 def test_names_stay_text(page: Any) -> None:

@@ -41,9 +41,8 @@ EXTRAS = {
 }
 """Modules that the core does not bring."""
 _ANYTHING = DistributionFinder.Context()
-STANDALONE = ("cascade_clip.export.runner", "cascade_clip.serving.http.guard")
-"""Copied beside an exported model, and imported by `serve` alone, which names the extra: these need
-not name it themselves."""
+STANDALONE = ("cascade_clip.export.runner",)
+"""Copied beside an exported model: it need not name the extra itself."""
 
 
 class WithoutExtras(PathFinder):

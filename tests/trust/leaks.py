@@ -32,7 +32,8 @@ from PIL import Image
 
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
-from cascade_clip.serving.web.studio import Question, Studio, heat_map
+from cascade_clip.serving.web.drawing import heat_map
+from cascade_clip.serving.web.service import PageRequest, WebService
 from figures import Figure, main
 from load_service import start_service
 
@@ -151,15 +152,15 @@ def watch_page(calls: int, warm: int) -> Figure:
     """Answers of the web page with a heat map each, as `web.answer` makes them; the files of old
     answers are removed as the page does."""
     with tempfile.TemporaryDirectory(prefix="cascade-clip-leaks-") as folder:
-        studio = Studio(["mini"], Path(folder), 1_000_000)
+        service = WebService(["mini"], Path(folder), 1_000_000)
         paths = []
         for number, picture in enumerate(pictures(8)):
             paths.append(str(Path(folder) / f"{number}.png"))
             Image.fromarray(picture).save(paths[-1])
 
         def ask(number: int) -> Any:
-            found = studio.answer(Question("mini", paths[number % 8], WORDS[number % 3]))
-            heat_map(found.shown, found.shown.largest)
+            found = service.segment(PageRequest("mini", paths[number % 8], WORDS[number % 3]))
+            heat_map(found.view, found.view.largest)
             shutil.rmtree(found.json_file.parent)
 
         return watch("answers of the web page", ask, psutil.Process(), calls, warm)

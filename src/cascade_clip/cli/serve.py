@@ -6,6 +6,7 @@ import os
 import sys
 
 from cascade_clip.cli.exit_codes import ExitCode
+from cascade_clip.cli.sockets import listen
 from cascade_clip.cli.terminal import say, warn
 from cascade_clip.config import ServiceOptions
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
@@ -22,10 +23,10 @@ def serve(
     options: ServiceOptions = DEFAULT_OPTIONS,
     run: RunOptions = DEFAULT_RUN,
 ) -> int:
-    """Answer segmentation requests over HTTP: POST /segment, /health, /metrics, /docs.
+    """Serve segmentations over HTTP: POST /segment, /health, /metrics, /docs.
 
-    The service listens on this machine alone unless --host says otherwise, and needs no network. It
-    stops at SIGTERM or Ctrl-C, after it has answered what it accepted.
+    The service listens on this machine only unless --host says otherwise, and needs no network. At
+    SIGTERM or Ctrl-C it finishes the requests it has accepted, then stops.
 
     Args:
         model: checkpoint folder, run folder, packaged model (mini, mini-last), or
@@ -39,10 +40,9 @@ def serve(
         options: limits.
         run: how to load and run.
     """
-    from cascade_clip.cli.web import open_socket
     from cascade_clip.inference import load_predictor
-    from cascade_clip.serving.http import LOCAL_HOSTS, Service
-    from cascade_clip.serving.http import run as answer
+    from cascade_clip.serving.http import Service
+    from cascade_clip.serving.http import run as run_service
 
     service = Service(
         lambda: load_predictor(
@@ -50,20 +50,12 @@ def serve(
         ),
         options,
     )
-    local = host in LOCAL_HOSTS
-    hosts = allow_host or (LOCAL_HOSTS if local else ("*",))
-    with open_socket(host, port) as sock:
-        if not local:
-            warn(
-                f"warning: {host} is not the loopback address: everyone who reaches this machine"
-                " can ask, without a password"
-            )
-        name = f"[{host}]" if ":" in host else host
-        say(f"http://{name}:{sock.getsockname()[1]}/docs describes the service; Ctrl-C stops")
-        answer(service, sock, hosts)
+    with listen(host, port) as listener:
+        say(f"{listener.address}/docs describes the service; Ctrl-C stops")
+        run_service(service, listener.sock, allow_host or listener.hosts)
     say("stopped")
     if service.jobs is not None and service.jobs.busy:
-        warn("the grace time is over: pictures that were at work have been given up")
+        warn("the grace time is over: images that were being segmented have been given up")
         sys.stdout.flush()
         sys.stderr.flush()
         # a thread inside torch must not meet the end of the interpreter, which would abort

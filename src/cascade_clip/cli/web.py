@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import signal
-import socket
 import tempfile
 from pathlib import Path
 
 from cascade_clip.cli.exit_codes import ExitCode
-from cascade_clip.cli.terminal import say, warn
-from cascade_clip.errors import SettingError
+from cascade_clip.cli.sockets import listen
+from cascade_clip.cli.terminal import say
 from cascade_clip.inference import DEFAULT_RUN, RunOptions
-
-MEBIBYTE = 2**20
 
 
 def web(
@@ -24,61 +21,34 @@ def web(
     max_pixels: int = 16_000_000,
     run: RunOptions = DEFAULT_RUN,
 ) -> int:
-    """Segment pictures with your own words in the browser.
+    """Segment images with your own class names in the browser.
 
-    The page listens on this machine alone unless --host says otherwise; it needs no network.
+    The page listens on this machine only unless --host says otherwise; it needs no network.
 
     Args:
         model: checkpoint folder, run folder, or clip:ViT-B-16-quickgelu/openai (CLIP alone, no
-            training), to offer beside the packaged models mini and mini-last; may be given several
-            times, the first is chosen at the start.
+            training), to offer in addition to the packaged models mini and mini-last; may be given
+            several times, the first is chosen at the start.
         host: address to listen on; 0.0.0.0 opens the page to the whole network, without a password.
         port: port to listen on; 0 takes a free one.
         max_upload: largest upload, in MiB.
-        max_pixels: most pixels of a picture.
+        max_pixels: most pixels of an image.
         run: how to load and run.
     """
-    from cascade_clip.serving.web import LOOPBACK, Studio, serve
+    from cascade_clip.serving.web import WebService, serve
 
-    if not 1 <= max_upload <= 1024:
-        raise SettingError(f"--max-upload must lie in 1..1024 MiB, got {max_upload}")
     # stopped in either way, uploads are deleted
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with (
             tempfile.TemporaryDirectory(prefix="cascade-clip-web-") as folder,
-            open_socket(host, port) as sock,
+            listen(host, port) as listener,
         ):
-            studio = Studio(model, Path(folder).resolve(), max_pixels, run)
-            if host not in LOOPBACK:
-                warn(
-                    f"warning: {host} is not the loopback address: everyone who reaches this"
-                    " machine can use the page, without a password"
-                )
-            name = f"[{host}]" if ":" in host else host
-            say(f"open http://{name}:{sock.getsockname()[1]} in a browser; Ctrl-C stops")
-            serve(studio, sock, max_upload * MEBIBYTE, host)
+            service = WebService(model, Path(folder).resolve(), max_pixels, max_upload, run)
+            say(f"open {listener.address} in a browser; Ctrl-C stops")
+            serve(service, listener.sock, listener.hosts)
     except KeyboardInterrupt:
         say("stopped")
     finally:
         signal.signal(signal.SIGTERM, before)
     return ExitCode.DONE
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        ValueError: no such port or address, or one that is in use.
-    """
-    if not 0 <= port <= 65535:
-        raise SettingError(f"--port must lie in 0..65535, got {port}")
-    try:
-        return socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
-    except OSError as error:
-        raise SettingError(
-            f"cannot listen on {host}, port {port} ({error.strerror}); choose others with --host"
-            " and --port"
-        ) from error

@@ -23,7 +23,7 @@ from cascade_clip.config.serialization import (
     differing_settings,
     read_yaml,
 )
-from cascade_clip.config.service import MEBIBYTE, ServiceOptions
+from cascade_clip.config.service import MEBIBYTE, ServiceOptions, check_limit
 from cascade_clip.config.train import AugmentConfig, LossConfig, OptimizerConfig, TrainConfig
 from cascade_clip.config.values import (
     IMAGENET_MEAN,
@@ -61,6 +61,7 @@ __all__ = [
     "ServiceOptions",
     "TrainConfig",
     "Upsampler",
+    "check_limit",
     "config_from_dict",
     "config_to_dict",
     "differing_settings",

@@ -1,1 +1,8 @@
-"""A model for others: an HTTP service and a web page, and what both share."""
+"""A model for others: an HTTP service and a web page, and what both share.
+
+In: images and class names from strangers. Out: segmentations, or a refusal in one line.
+"""
+
+from cascade_clip.serving.guard import ANY_HOST, LOCAL_HOSTS
+
+__all__ = ["ANY_HOST", "LOCAL_HOSTS"]

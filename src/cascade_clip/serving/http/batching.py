@@ -1,6 +1,5 @@
-"""Several pictures through the network together: each runs the one inference path of `Predictor` in
-a thread of its own, and the forward passes that all of them have reached become one.
-"""
+"""Several images through the network together: each runs the one inference path of `Predictor` in a
+thread of its own, and the forward passes that all of them have reached become one."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +17,8 @@ from cascade_clip.encoders import TextEncoder
 from cascade_clip.inference import Predictor, Target
 from cascade_clip.models import Segmenter
 from cascade_clip.results import Segmentation
+
+T = TypeVar("T")
 
 
 class RememberedText(TextEncoder):
@@ -30,50 +31,50 @@ class RememberedText(TextEncoder):
         self.remembered = lru_cache(size)(super().embed)
 
     def embed(self, words: Sequence[Sequence[str]], templates: Sequence[str]) -> Tensor:
-        """Text embeddings (C, D), as `TextEncoder.embed` gives them."""
+        """Return text embeddings (C, D), as `TextEncoder.embed` does."""
         return self.remembered(tuple(map(tuple, words)), tuple(templates))
 
 
 class SharedForward:
-    """Stands in for a network: calls with the same text that several threads have reached become
+    """A stand-in for a network: calls with the same text that several threads have reached become
     one call."""
 
     def __init__(self, model: Callable[[Tensor, Tensor], Tensor], members: int) -> None:
-        """Serve `members` threads, each of which must say `leave` at its end."""
+        """Serve `members` threads, each of which must call `leave` at its end."""
         self._model, self._members = model, members
         self._calls: list[tuple[Tensor, Tensor]] = []
-        self._answers: dict[int, Tensor | Exception] = {}
+        self._results: dict[int, Tensor | Exception] = {}
         self._changed = threading.Condition()
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the network's own."""
+        """Return the network's own attributes."""
         return getattr(self._model, name)
 
     def __call__(self, images: Tensor, text: Tensor) -> Tensor:
-        """Wait until every other thread calls too or has left, then answer all with one forward
-        pass."""
+        """Wait until every other thread calls too or has left, then run one forward pass for all
+        of them."""
         with self._changed:
             self._calls.append((images, text))
             self._changed.notify_all()
-            while id(images) not in self._answers:
+            while id(images) not in self._results:
                 if len(self._calls) == self._members:
                     self._run()
                     self._changed.notify_all()
                 else:
                     self._changed.wait()
-            answer = self._answers.pop(id(images))
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+            result = self._results.pop(id(images))
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def leave(self) -> None:
-        """The calling thread asks nothing more."""
+        """Take note that the calling thread makes no more calls."""
         with self._changed:
             self._members -= 1
             self._changed.notify_all()
 
     def _run(self) -> None:
-        """Answer the calls that wait, those of one size together."""
+        """Run the calls that wait, those of one size together."""
         sizes: dict[torch.Size, list[Tensor]] = {}
         text = self._calls[0][1]
         for images, _ in self._calls:
@@ -86,43 +87,45 @@ class SharedForward:
                 )
             except Exception as error:
                 found = [error] * len(group)
-            self._answers |= {
-                id(images): answer for images, answer in zip(group, found, strict=True)
+            self._results |= {
+                id(images): result for images, result in zip(group, found, strict=True)
             }
 
 
 def segment_together(
-    predictor: Predictor, pictures: Sequence[Tensor], target: Target, pool: ThreadPoolExecutor
+    predictor: Predictor, images: Sequence[Tensor], target: Target, pool: ThreadPoolExecutor
 ) -> list[Segmentation | Exception]:
-    """Segment 8-bit pictures (3, H, W) of any sizes with one target; errors take the place of
+    """Segment 8-bit images (3, H, W) of any sizes with one target; errors take the place of
     results.
 
-    One picture alone gives exactly what `Predictor.segment_pixels` gives; of several the scores
-    agree to about 1e-5, since the matrix products add in another order.
+    A single image gives exactly what `Predictor.segment_pixels` gives; of several the scores agree
+    to about 1e-5, since the matrix products add in another order.
 
     Args:
         predictor: the model.
-        pictures: the pictures.
+        images: the images.
         target: class names, bound.
-        pool: must have a free thread for every picture.
+        pool: must have a free thread for every image.
     """
-    if len(pictures) == 1:
-        return [_attempt(predictor, pictures[0], target)]
-    shared = SharedForward(predictor.model, len(pictures))
+    if len(images) == 1:
+        return [attempt(predictor.segment_pixels, images[0], target)]
+    shared = SharedForward(predictor.model, len(images))
     together = copy.copy(predictor)
     together.model = cast(Segmenter, shared)
 
     def run(pixels: Tensor) -> Segmentation | Exception:
         try:
-            return _attempt(together, pixels, target)
+            return attempt(together.segment_pixels, pixels, target)
         finally:
             shared.leave()
 
-    return list(pool.map(run, pictures))
+    return list(pool.map(run, images))
 
 
-def _attempt(predictor: Predictor, pixels: Tensor, target: Target) -> Segmentation | Exception:
+def attempt(function: Callable[..., T], *values: Any) -> T | Exception:
+    """Call a function, and return its error instead of raising it, since it concerns only one of
+    several requests."""
     try:
-        return predictor.segment_pixels(pixels, target)
+        return function(*values)
     except Exception as error:
         return error

@@ -1,7 +1,7 @@
-"""Requests that wait: a bounded number of slots, and worker threads that take waiting jobs together
-where they ask the same.
+"""A bounded number of slots for requests in flight, and worker threads that take waiting jobs
+together when they have the same key.
 
-Nothing here knows pictures or HTTP.
+Nothing here knows images or HTTP.
 """
 
 from __future__ import annotations
@@ -13,73 +13,52 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-Q = TypeVar("Q")
-A = TypeVar("A")
+Request = TypeVar("Request")
+Response = TypeVar("Response")
 
 
-class Stopped(RuntimeError):
-    """The queue takes nothing any more."""
+class QueueClosed(RuntimeError):
+    """The queue accepts no more requests."""
 
 
 class Slots:
-    """A bounded number of requests that are in the house: waiting, worked on, or being sent."""
+    """A limit on the requests in flight: waiting, being computed, or being sent."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
         self._lock = threading.Lock()
 
-    def take(self) -> Slot | None:
-        """A slot, or None when all are taken."""
+    def take(self) -> bool:
+        """Take a slot; False when all are taken."""
         with self._lock:
-            if self.used >= self.limit:
-                return None
-            self.used += 1
-        return Slot(self)
+            free = self.used < self.limit
+            self.used += free
+            return free
 
-    def give_back(self) -> None:
-        """Count one less."""
+    def release(self) -> None:
+        """Give a slot back."""
         with self._lock:
             self.used -= 1
 
 
-class Slot:
-    """One place in the house; free again when all who hold it have let go."""
-
-    def __init__(self, slots: Slots) -> None:
-        self._slots, self._holders, self._lock = slots, 1, threading.Lock()
-
-    def hold(self) -> None:
-        """Hold it once more."""
-        with self._lock:
-            self._holders += 1
-
-    def release(self) -> None:
-        """Let go once."""
-        with self._lock:
-            self._holders -= 1
-            last = self._holders == 0
-        if last:
-            self._slots.give_back()
-
-
 @dataclass(eq=False)
-class Job(Generic[Q, A]):
-    """A question that waits for its answer."""
+class Job(Generic[Request, Response]):
+    """A request that waits for its response."""
 
-    question: Q
+    request: Request
     key: Hashable
-    """Jobs of one key may be answered together."""
-    future: Future[A] = field(default_factory=Future)
+    """Jobs of one key may be computed together."""
+    future: Future[Response] = field(default_factory=Future)
 
 
-class JobQueue(Generic[Q, A]):
-    """Worker threads that answer jobs in the order of their arrival; those that wait with the same
-    key are taken together."""
+class JobQueue(Generic[Request, Response]):
+    """Worker threads that take jobs in the order of their arrival; jobs that wait with the same key
+    are taken together."""
 
     def __init__(
         self,
-        answer: Callable[[list[Q]], list[A | BaseException]],
+        compute: Callable[[list[Request]], list[Response | BaseException]],
         workers: int,
         batch: int,
         watch: Callable[[int], object] = lambda size: None,
@@ -87,15 +66,14 @@ class JobQueue(Generic[Q, A]):
         """Prepare the threads; `start` lets them begin.
 
         Args:
-            answer: gives an answer, or the error instead of it, for each of at most `batch`
-                questions of one key.
+            compute: returns a response, or an error instead of it, for each of at most `batch`
+                requests of one key.
             workers: number of threads.
-            batch: jobs that are taken together at most.
+            batch: most jobs that are taken together.
             watch: called with the size of every group.
         """
-        self.running = 0
-        self._answer, self._batch, self._watch = answer, batch, watch
-        self._jobs: deque[Job[Q, A]] = deque()
+        self._compute, self._batch, self._watch = compute, batch, watch
+        self._jobs: deque[Job[Request, Response]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [
@@ -108,28 +86,33 @@ class JobQueue(Generic[Q, A]):
         """Jobs that no thread has taken."""
         return len(self._jobs)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is still at work."""
+        return any(thread.is_alive() for thread in self._threads)
+
     def start(self) -> None:
         """Let the threads begin."""
         for thread in self._threads:
             thread.start()
 
-    def submit(self, question: Q, key: Hashable) -> Future[A]:
-        """Queue a question; a future that is cancelled before its turn is left out.
+    def submit(self, request: Request, key: Hashable) -> Future[Response]:
+        """Queue a request; one whose future is cancelled before its turn is never computed.
 
         Raises:
-            Stopped: after `close`.
+            QueueClosed: after `close`.
         """
-        job: Job[Q, A] = Job(question, key)
+        job: Job[Request, Response] = Job(request, key)
         with self._changed:
             if self._closed:
-                raise Stopped
+                raise QueueClosed
             self._jobs.append(job)
             self._changed.notify()
         return job.future
 
     def close(self, patience: float = 1.0) -> None:
-        """Refuse what waits (`Stopped`), let the threads end, and wait for them up to `patience`
-        seconds."""
+        """Refuse the jobs that wait (`QueueClosed`), let the threads end, and wait up to `patience`
+        seconds for each."""
         with self._changed:
             self._closed = True
             left = list(self._jobs)
@@ -137,38 +120,31 @@ class JobQueue(Generic[Q, A]):
             self._changed.notify_all()
         for job in left:
             if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(Stopped())
+                job.future.set_exception(QueueClosed())
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(patience)
-
-    @property
-    def busy(self) -> bool:
-        """Whether a thread is still at work."""
-        return any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
         while jobs := self._take():
             self._watch(len(jobs))
             try:
-                answers = self._answer([job.question for job in jobs])
+                responses = self._compute([job.request for job in jobs])
             except BaseException as error:  # a thread that dies would leave its callers waiting
-                answers = [error] * len(jobs)
-            with self._changed:
-                self.running -= len(jobs)
-            for job, answer in zip(jobs, answers, strict=True):
-                if isinstance(answer, BaseException):
-                    job.future.set_exception(answer)
+                responses = [error] * len(jobs)
+            for job, response in zip(jobs, responses, strict=True):
+                if isinstance(response, BaseException):
+                    job.future.set_exception(response)
                 else:
-                    job.future.set_result(answer)
+                    job.future.set_result(response)
 
-    def _take(self) -> list[Job[Q, A]]:
-        """The oldest job and others of its key, in order; empty when the queue is closed."""
+    def _take(self) -> list[Job[Request, Response]]:
+        """Take the oldest job and others of its key, in order; empty when the queue is closed."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._jobs or self._closed)
-                taken: list[Job[Q, A]] = []
-                left: deque[Job[Q, A]] = deque()
+                taken: list[Job[Request, Response]] = []
+                left: deque[Job[Request, Response]] = deque()
                 for job in self._jobs:
                     fits = len(taken) < self._batch and (not taken or job.key == taken[0].key)
                     if not fits:
@@ -176,6 +152,5 @@ class JobQueue(Generic[Q, A]):
                     elif job.future.set_running_or_notify_cancel():
                         taken.append(job)
                 self._jobs = left
-                self.running += len(taken)
                 if taken or self._closed:
                     return taken

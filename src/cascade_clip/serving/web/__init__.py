@@ -1,7 +1,6 @@
 """The web page: an upload and class names in, an overlay and files out."""
 
-from cascade_clip.serving.web.guard import LOOPBACK
 from cascade_clip.serving.web.page import serve
-from cascade_clip.serving.web.studio import Studio
+from cascade_clip.serving.web.service import WebService
 
-__all__ = ["LOOPBACK", "Studio", "serve"]
+__all__ = ["WebService", "serve"]

@@ -1,7 +1,7 @@
 """The web page: layout and events in Gradio, mounted behind the guard; what is computed comes from
-`web_answers`.
+`WebService`.
 
-Nothing of the page is fetched from the net: fonts are the system's, analytics are off.
+Nothing of the page is fetched from other hosts: fonts are the system's, analytics are off.
 """
 
 from __future__ import annotations
@@ -13,17 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cascade_clip.errors import CascadeClipError, MissingPackageError, SettingError
-from cascade_clip.serving.web.guard import LOOPBACK, Guard
-from cascade_clip.serving.web.studio import (
-    LONGEST_TEXT,
-    Question,
-    Shown,
-    Studio,
-    escape,
-    heat_map,
-    legend,
-    make_examples,
-)
+from cascade_clip.serving.guard import ANY_HOST
+from cascade_clip.serving.pages import escape, render
+from cascade_clip.serving.uploads import LONGEST_TEXT
+from cascade_clip.serving.web.drawing import ResultView, heat_map, legend, make_examples
+from cascade_clip.serving.web.guard import PageGuard
+from cascade_clip.serving.web.service import PageRequest, WebService
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the first import of gradio
 try:
@@ -36,115 +31,91 @@ except ImportError as error:
     ) from error
 
 QUEUE_SIZE = 32
-"""Questions that may wait; more are told that the page is busy."""
+"""Requests that may wait; more are told that the page is busy."""
 AT_ONCE = 1
-"""Questions that run at the same time: one keeps all cores busy, and memory stays that of one
-picture."""
+"""Requests that run at the same time: one keeps all cores busy, and memory stays that of one
+image."""
 SESSIONS = 64
-"""Visitors whose last answer is kept in memory."""
+"""Visitors whose last result is kept in memory."""
 KEPT_SECONDS = 3600
 """Age at which uploads and results are deleted."""
 CONNECTIONS = 256
-"""Open connections at most."""
+"""Most open connections."""
 
-_INTRO = "# Cascade-CLIP\nA picture and your own words: every pixel gets one of them."
-_HINT = (
-    "Calibration is taken off the scores of names seen in training. Pixels whose best score lies"
-    " below the threshold get no name. Click on an entry of the legend for its heat map; the"
-    " brightest is the highest score of any class."
-)
+_INTRO = "# Cascade-CLIP\nAn image and your own class names: every pixel gets one of them."
 _READY = "Press Segment."
 _HEAT = "Heat map of a class: click on the legend"
-_CLICK = """element.addEventListener('click', event => {
-  const entry = event.target.closest('button[data-class]');
-  if (entry) trigger('click', {index: Number(entry.dataset.class)});
-});"""
-_STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+_STYLE, _SCRIPT = (
+    (Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+)
 
 
-def build_app(studio: Studio, max_upload: int, hosts: Sequence[str] = ()) -> Guard:
-    """The page as an ASGI application.
+def build_app(service: WebService, hosts: Sequence[str] = ANY_HOST) -> PageGuard:
+    """Build the page as an ASGI application.
 
     Args:
-        studio: what answers. Its folder becomes Gradio's upload folder for this process.
-        max_upload: bytes of an uploaded picture.
-        hosts: names by which the server may be called; empty: any.
+        service: what computes the results. Its folder becomes Gradio's upload folder for this
+            process.
+        hosts: names by which the server may be called; `*`: any.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(studio.folder)
-    page = build_page(studio)
+    os.environ["GRADIO_TEMP_DIR"] = str(service.folder)
     app = gr.mount_gradio_app(
-        FastAPI(openapi_url=None), page, "/", allowed_paths=[], max_file_size=max_upload,
-        ssr_mode=False, pwa=False, mcp_server=False,
+        FastAPI(openapi_url=None), build_page(service), "/", allowed_paths=[],
+        max_file_size=service.max_upload, ssr_mode=False, pwa=False, mcp_server=False,
         show_error=False, enable_monitoring=False, footer_links=[], run_history=False, css=_STYLE,
         theme=_theme(),
     )  # fmt: skip
-    return Guard(app, studio.folder, max_upload, hosts)
+    return PageGuard(app, service.folder, service.max_upload, hosts)
 
 
-def serve(studio: Studio, sock: socket.socket, max_upload: int, host: str) -> None:
-    """Answer on an open socket until interrupted; away from the loopback address any host name is
-    accepted."""
-    app = build_app(studio, max_upload, LOOPBACK if host in LOOPBACK else ())
+def serve(service: WebService, sock: socket.socket, hosts: Sequence[str]) -> None:
+    """Serve the page on an open socket until interrupted."""
     config = uvicorn.Config(
-        app,
-        log_level="warning",
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=2,
-        ws="none",
-    )
+        build_app(service, hosts), log_level="warning", limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=2, ws="none",
+    )  # fmt: skip
     uvicorn.Server(config).run(sockets=[sock])
 
 
-def build_page(studio: Studio) -> gr.Blocks:
-    """Layout and events."""
-    examples = make_examples(studio.folder / "examples")
-    models = list(studio.sources)
+def build_page(service: WebService) -> gr.Blocks:
+    """Build layout and events."""
+    examples = make_examples(service.folder / "examples")
     with gr.Blocks(
-        title="Cascade-CLIP",
-        analytics_enabled=False,
-        delete_cache=(600, KEPT_SECONDS),
+        title="Cascade-CLIP", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS),
         fill_width=True,
-    ) as page:
-        shown = gr.State(None, time_to_live=KEPT_SECONDS)
+    ) as page:  # fmt: skip
+        view = gr.State(None, time_to_live=KEPT_SECONDS)
         gr.Markdown(_INTRO, elem_id="intro")
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=320):
-                image, scenes, asked = _questions(examples, models, studio.words)
+                image, scenes = _image_input(examples)
+                classes, calibration, threshold, model, button = _settings(service)
             with gr.Column(scale=8, min_width=320):
-                answers = _answers(shown)
-        words, calibration, threshold, model, button = asked
-        status, overlay, heat, entries, *_ = answers
+                results = _results(view)
+        status, overlay, heat, entries, *_ = results
 
-        def ask(*values: Any, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008 (Gradio finds it by its default)
-            return answer(studio, Question(*values), progress)
+        def segment(*values: Any, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008 (Gradio finds it by its default)
+            return respond(service, PageRequest(*values), progress)
 
         settings: dict[str, Any] = {
-            "inputs": [model, image, words, calibration, threshold], "outputs": answers,
-            "show_progress_on": [overlay],
-            "trigger_mode": "always_last", "concurrency_id": "model",
-            "concurrency_limit": AT_ONCE, "api_visibility": "private",
+            "inputs": [model, image, classes, calibration, threshold], "outputs": results,
+            "show_progress_on": [overlay], "trigger_mode": "always_last",
+            "concurrency_id": "model", "concurrency_limit": AT_ONCE, "api_visibility": "private",
         }  # fmt: skip
         triggers = [
-            page.load,
-            button.click,
-            words.submit,
-            calibration.release,
-            threshold.release,
+            page.load, button.click, classes.submit, calibration.release, threshold.release,
             model.input,
-        ]
-        gr.on(triggers, ask, **settings)
+        ]  # fmt: skip
+        gr.on(triggers, segment, **settings)
         scenes.click(
             lambda number: str(examples[number]), scenes, image, api_visibility="private"
-        ).then(ask, **settings)
+        ).then(segment, **settings)
         gr.on(
-            [image.upload, image.clear],
-            lambda: blank(_note(_READY)),
-            None,
-            answers,
+            [image.upload, image.clear], lambda: blank(_note(_READY)), None, results,
             api_visibility="private",
-        )
+        )  # fmt: skip
         entries.click(
-            select, shown, [status, heat, entries], api_visibility="private", show_progress="hidden"
+            select, view, [status, heat, entries], api_visibility="private", show_progress="hidden"
         )
     page.state_session_capacity = SESSIONS
     page.queue(max_size=QUEUE_SIZE)
@@ -152,150 +123,115 @@ def build_page(studio: Studio) -> gr.Blocks:
     return blocks
 
 
-def answer(studio: Studio, question: Question, progress: Any = None) -> list[Any]:
-    """Values of all results for one question; what the visitor did wrong becomes one line."""
+def respond(service: WebService, request: PageRequest, progress: Any = None) -> list[Any]:
+    """Return the values of all results for one request; a mistake of the visitor becomes one
+    line."""
     try:
-        found = studio.answer(question, progress)
-        shown = found.shown
-        heat, caption = heat_map(shown, shown.largest)
+        found = service.segment(request, progress)
+        view = found.view
+        heat, caption = heat_map(view, view.largest)
     except (CascadeClipError, OSError) as error:
         return blank(_note(str(error), wrong=True))
     files = [
         gr.update(value=str(path), interactive=True)
         for path in (found.index_file, found.overlay_file, found.json_file)
     ]
-    return [
-        _note(found.summary),
-        found.overlay,
-        gr.update(value=heat, label=caption),
-        legend(shown, shown.largest),
-        *files,
-        shown,
-    ]
+    heat_update = gr.update(value=heat, label=caption)
+    entries = legend(view, view.largest)
+    return [_note(found.summary), found.overlay, heat_update, entries, *files, view]
 
 
-def select(shown: Shown | None, event: gr.EventData) -> list[Any]:
-    """Status, heat map and legend after a click on an entry of the legend."""
+def select(view: ResultView | None, event: gr.EventData) -> list[Any]:
+    """Return status, heat map and legend after a click on an entry of the legend."""
     try:
-        if shown is None:
+        if view is None:
             raise SettingError("this result is not kept any more; press Segment again")
         index = event._data.get("index") if isinstance(event._data, dict) else None
         if type(index) is not int:
             raise SettingError("choose an entry of the legend")
-        heat, caption = heat_map(shown, index)
+        heat, caption = heat_map(view, index)
     except CascadeClipError as error:
         return [_note(str(error), wrong=True), gr.skip(), gr.skip()]
-    return [gr.skip(), gr.update(value=heat, label=caption), legend(shown, index)]
+    return [gr.skip(), gr.update(value=heat, label=caption), legend(view, index)]
 
 
 def blank(status: str) -> list[Any]:
-    """Values of all results where there is none, so that no old result stands beside a new
-    question."""
+    """Return the values of all results where there is none, so that no old result is shown beside a
+    new image."""
     files = [gr.update(value=None, interactive=False)] * 3
     return [status, None, gr.update(value=None, label=_HEAT), "", *files, None]
 
 
-def _questions(
-    examples: list[Path], models: list[str], words: str
-) -> tuple[gr.Image, gr.Dataset, list[Any]]:
-    """Left side: what a visitor gives."""
+def _image_input(examples: list[Path]) -> tuple[gr.Image, gr.Dataset]:
     image = gr.Image(
-        str(examples[0]), label="Picture", type="filepath", image_mode=None, sources=["upload",
+        str(examples[0]), label="Image", type="filepath", image_mode=None, sources=["upload",
         "clipboard"], height=196,
-        buttons=[], elem_id="picture",
+        buttons=[], elem_id="image",
     )  # fmt: skip
     # Gradio's own preprocessing would fail on broken files before our reader can say so (and a
-    # subclass writes a .pyi beside this file).
-    image.preprocess = _path_of  # type: ignore[method-assign]
-    sample = gr.Image(render=False, type="filepath")
+    # subclass writes a .pyi beside this file). The guard has made sure that the path is an upload.
+    image.preprocess = lambda payload: None if payload is None else str(payload.path)  # type: ignore[method-assign]
     scenes = gr.Dataset(
-        components=[sample],
-        samples=[[str(path)] for path in examples],
-        type="index",
-        layout="gallery",
-        show_label=False,
-        elem_id="scenes",
-    )
-    names = gr.Textbox(
-        words, label="Class names (synonyms: sofa = couch; settee)", lines=4, max_lines=5,
-        max_length=LONGEST_TEXT, placeholder="cat, grass, sofa = couch; settee", elem_id="names",
+        components=[gr.Image(render=False, type="filepath")],
+        samples=[[str(path)] for path in examples], type="index", layout="gallery",
+        show_label=False, elem_id="scenes",
+    )  # fmt: skip
+    return image, scenes
+
+
+def _settings(service: WebService) -> list[Any]:
+    """Class names, calibration, threshold, model, and the button."""
+    classes = gr.Textbox(
+        service.first_classes, label="Class names (synonyms: sofa = couch; settee)", lines=4,
+        max_lines=5, max_length=LONGEST_TEXT, placeholder="cat, grass, sofa = couch; settee",
+        elem_id="names",
     )  # fmt: skip
     button = gr.Button("Segment", variant="primary", elem_id="segment")
     with gr.Row(elem_id="sliders"):
-        calibration = gr.Slider(
-            0, 0.5, 0, step=0.01, label="Calibration", min_width=140, elem_id="calibration"
+        calibration, threshold = (
+            gr.Slider(0, most, 0, step=0.01, label=name.title(), min_width=140, elem_id=name)
+            for name, most in (("calibration", 0.5), ("threshold", 1))
         )
-        threshold = gr.Slider(
-            0, 1, 0, step=0.01, label="Threshold", min_width=140, elem_id="threshold"
-        )
-    gr.HTML(f'<p class="note">{_HINT}</p>', elem_id="hint", apply_default_css=False)
+    gr.HTML(render("hint.html"), elem_id="hint", apply_default_css=False)
+    models = list(service.sources)
     model = gr.Dropdown(models, value=models[0], label="Model", elem_id="model")
-    return image, scenes, [names, calibration, threshold, model, button]
+    return [classes, calibration, threshold, model, button]
 
 
-def _answers(shown: gr.State) -> list[Any]:
-    """Right side: what the visitor gets, in the order of `answer`."""
+def _results(view: gr.State) -> list[Any]:
+    """What the visitor gets, in the order of `respond`."""
     status = gr.HTML(_note(_READY), elem_id="status", apply_default_css=False)
     with gr.Row():
-        overlay = gr.Image(
-            label="Result",
-            interactive=False,
-            buttons=["fullscreen"],
-            format="png",
-            height=380,
-            min_width=300,
-            elem_id="overlay",
-        )
-        heat = gr.Image(
-            label=_HEAT,
-            interactive=False,
-            buttons=["fullscreen"],
-            format="png",
-            height=380,
-            min_width=300,
-            elem_id="heat",
-        )
-    entries = gr.HTML("", js_on_load=_CLICK, elem_id="legend", apply_default_css=False)
+        overlay, heat = (
+            gr.Image(
+                label=label, interactive=False, buttons=["fullscreen"], format="png", height=380,
+                min_width=300, elem_id=name,
+            )
+            for name, label in (("overlay", "Result"), ("heat", _HEAT))
+        )  # fmt: skip
+    entries = gr.HTML("", js_on_load=_SCRIPT, elem_id="legend", apply_default_css=False)
     with gr.Row(elem_id="files"):
-        labels = ("\u2193 Index PNG", "\u2193 Overlay PNG", "\u2193 JSON")
         files = [
             gr.DownloadButton(
-                label, interactive=False, size="sm", min_width=80, elem_id=f"file{number}"
+                f"\u2193 {label}", interactive=False, size="sm", min_width=80,
+                elem_id=f"file{number}",
             )
-            for number, label in enumerate(labels)
-        ]
-    return [status, overlay, heat, entries, *files, shown]
+            for number, label in enumerate(("Index PNG", "Overlay PNG", "JSON"))
+        ]  # fmt: skip
+    return [status, overlay, heat, entries, *files, view]
 
 
 def _note(text: str, *, wrong: bool = False) -> str:
-    """The status line: one line, whatever the text."""
-    return (
-        '<p role="status"'
-        f' class="{"wrong" if wrong else "note"}">{escape(" ".join(text.split()))}</p>'
-    )
-
-
-def _path_of(payload: Any) -> str | None:
-    """Where an upload lies; the guard has made sure that it is one."""
-    return None if payload is None else str(payload.path)
+    """Return the status line: one line, whatever the text."""
+    kind = "wrong" if wrong else "note"
+    return f'<p role="status" class="{kind}">{escape(" ".join(text.split()))}</p>'
 
 
 def _theme() -> gr.themes.Base:
     """Fonts of the system only."""
-    sans, mono = (
-        ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"),
-        (
-            "ui-monospace",
-            "Consolas",
-            "monospace",
-        ),
-    )
     return gr.themes.Default(
-        primary_hue="teal",
-        neutral_hue="slate",
-        font=sans,
-        font_mono=mono,
-        spacing_size="sm",
-        radius_size="sm",
-        text_size="sm",
-    )
+        primary_hue="teal", neutral_hue="slate",
+        font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"),
+        font_mono=("ui-monospace", "Consolas", "monospace"),
+        spacing_size="sm", radius_size="sm", text_size="sm",
+    )  # fmt: skip

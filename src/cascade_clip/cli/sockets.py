@@ -1,0 +1,52 @@
+"""The socket of a command that serves others."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from cascade_clip.cli.terminal import warn
+from cascade_clip.errors import SettingError
+
+
+class Listener(NamedTuple):
+    """An open socket."""
+
+    sock: socket.socket
+    address: str
+    """As a browser needs it."""
+    hosts: Sequence[str]
+    """Names by which the server may be called."""
+
+
+@contextmanager
+def listen(host: str, port: int) -> Iterator[Listener]:
+    """Open a listening socket, with a warning where other machines can reach it.
+
+    Raises:
+        SettingError: no such port or address, or one that is in use.
+    """
+    from cascade_clip.serving import ANY_HOST, LOCAL_HOSTS
+
+    if not 0 <= port <= 65535:
+        raise SettingError(f"--port must lie in 0..65535, got {port}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        sock = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise SettingError(
+            f"cannot listen on {host}, port {port} ({error.strerror}); choose others with --host"
+            " and --port"
+        ) from error
+    with sock:
+        local = host in LOCAL_HOSTS
+        if not local:
+            warn(
+                f"warning: {host} is not the loopback address: everyone who reaches this machine"
+                " can use the server, without a password"
+            )
+        name = f"[{host}]" if ":" in host else host
+        address = f"http://{name}:{sock.getsockname()[1]}"
+        yield Listener(sock, address, LOCAL_HOSTS if local else ANY_HOST)
