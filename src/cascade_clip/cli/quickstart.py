@@ -3,10 +3,7 @@ pictures."""
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
-import io
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +25,9 @@ from cascade_clip.checkpoints import find_checkpoint, read_config
 from cascade_clip.config import DataConfig
 from cascade_clip.data import LabelledImages, build_dataset
 from cascade_clip.errors import SettingError, StorageError
-from cascade_clip.evaluation import Report, evaluate
+from cascade_clip.evaluation import Report, embed_figure, evaluate, render
 from cascade_clip.inference import Predictor, load_predictor
+from cascade_clip.results import SUMMARY_METRICS, percent
 from cascade_clip.training import TrainingProgress, fit, quiet_engine
 
 TITLES = {"mini-last": "last layer", "mini": "cascade"}
@@ -38,7 +36,7 @@ LOSS_FILE = "loss.csv"
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownScene:
     """One scene with its labels and what each model says."""
 
     image: NDArray[np.uint8]  # (H, W, 3)
@@ -107,14 +105,14 @@ def quickstart(
     return 0
 
 
-def show_scene(dataset: LabelledImages, index: int, predictors: dict[str, Predictor]) -> Shown:
+def show_scene(dataset: LabelledImages, index: int, predictors: dict[str, Predictor]) -> ShownScene:
     """One scene with every model's labels."""
     sample = dataset.sample(index)
     found = {}
     for name, predictor in predictors.items():
         target = predictor.bind(dataset.vocabulary, calibration=predictor.settings.calibration)
         found[TITLES[name]] = predictor.label_map(sample.image, target).labels.numpy()
-    return Shown(sample.image.permute(1, 2, 0).numpy(), sample.labels.numpy(), found)
+    return ShownScene(sample.image.permute(1, 2, 0).numpy(), sample.labels.numpy(), found)
 
 
 def train_for(
@@ -145,40 +143,39 @@ def read_curve(path: Path) -> list[tuple[int, float]]:
         return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
 
 
+def score_rows(reports: dict[str, Report]) -> list[tuple[str, list[str], bool]]:
+    """List S, U, hIoU and pixel accuracy, then the IoU of every class: label, the value of every
+    model in percent, and whether it is a summary or an unseen class."""
+    found = [report.scores for report in reports.values()]
+    rows = [
+        (metric.label, [percent(getattr(one, metric.key), 1) for one in found], True)
+        for metric in SUMMARY_METRICS
+        if metric.key != "miou"
+    ]
+    for index, (name, seen) in enumerate(zip(found[0].names, found[0].seen, strict=True)):
+        values = [percent(one.iou[index], 1) for one in found]
+        rows.append((name if seen else f"{name} *", values, not seen))
+    return rows
+
+
 def score_table(reports: dict[str, Report]) -> Table:
-    """S, U, hIoU and pixel accuracy of every model, then the IoU of every class."""
+    """Show `score_rows` on the screen."""
     table = Table(
         title="IoU in percent on fresh scenes; * marks classes whose masks were never seen"
     )
     table.add_column("")
     for title in reports:
         table.add_column(title, justify="right")
-    for label, pick in _ROWS:
-        table.add_row(
-            label,
-            *[_percent(getattr(report.scores, pick)) for report in reports.values()],
-            style="bold",
-        )
-    first = next(iter(reports.values())).scores
-    for index, (name, seen) in enumerate(zip(first.names, first.seen, strict=True)):
-        table.add_row(
-            name if seen else f"{name} *",
-            *[_percent(report.scores.iou[index]) for report in reports.values()],
-        )
+    for label, values, bold in score_rows(reports):
+        table.add_row(label, *values, style="bold" if bold else "")
     return table
 
 
-_ROWS = (
-    ("S: mIoU of seen classes", "seen_miou"),
-    ("U: mIoU of unseen classes", "unseen_miou"),
-    ("hIoU", "hiou"),
-    ("pixel accuracy", "pixel_accuracy"),
-)
 _BAR_COLORS = ("#b8b8b8", "#7fa8d0", "#1f5fa8")
 
 
 def draw_page(
-    shown: Sequence[Shown],
+    shown: Sequence[ShownScene],
     dataset: LabelledImages,
     reports: dict[str, Report],
     curve: list[tuple[int, float]],
@@ -211,7 +208,7 @@ def draw_page(
     return figure
 
 
-def _draw_legend(axis: Axes, scene: Shown, dataset: LabelledImages) -> None:
+def _draw_legend(axis: Axes, scene: ShownScene, dataset: LabelledImages) -> None:
     """Names of the classes that are there, unseen ones starred and bold."""
     vocabulary = dataset.vocabulary
     present = [
@@ -280,66 +277,13 @@ def _draw_curve(axis: Axes, curve: list[tuple[int, float]]) -> None:
 
 
 def build_html(figure: Figure, reports: dict[str, Report], dataset: LabelledImages) -> str:
-    """The page as one file: what is shown, the picture, and every class."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130, format="png")
-    picture = base64.b64encode(buffer.getvalue()).decode()
-    heads = "".join(f"<th>{html.escape(title)}</th>" for title in reports)
-    lines = [
-        (label, [getattr(report.scores, pick) for report in reports.values()], "b")
-        for label, pick in _ROWS
-    ]
-    scores = next(iter(reports.values())).scores
-    for index, (name, seen) in enumerate(zip(scores.names, scores.seen, strict=True)):
-        lines.append(
-            (
-                name if seen else f"{name} *",
-                [report.scores.iou[index] for report in reports.values()],
-                "span" if seen else "b",
-            )
-        )
-    body = "".join(
-        f"<tr><td><{tag}>{html.escape(label)}</{tag}></td>"
-        f"{''.join(f'<td>{_percent(value)}</td>' for value in values)}</tr>"
-        for label, values, tag in lines
+    """Build the page as one file: what is shown, the images, and every class."""
+    return render(
+        "cli/templates/quickstart.html",
+        title="Cascade-CLIP on the built-in world",
+        unseen=", ".join(dataset.vocabulary.unseen),
+        picture=embed_figure(figure, dpi=130),
+        heads=list(reports),
+        rows=score_rows(reports),
+        assumptions=list(reports.values())[-1].assumptions,
     )
-    return PAGE.format(
-        unseen=html.escape(", ".join(dataset.vocabulary.unseen)),
-        picture=picture,
-        heads=heads,
-        body=body,
-        assumptions="".join(
-            f"<li>{html.escape(line)}</li>" for line in list(reports.values())[-1].assumptions
-        ),
-    )
-
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,
-initial-scale=1">
-<title>Cascade-CLIP quickstart</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem
-}}
-img {{ max-width: 100% }}
-table {{ border-collapse: collapse }}
-td, th {{ padding: .15rem .8rem; text-align: right; border-bottom: 1px solid #ddd }}
-td:first-child {{ text-align: left }}
-</style>
-<h1>Cascade-CLIP on the built-in world</h1>
-<p>Every pixel gets a class name. No model was ever shown a mask of <b>{unseen}</b> (marked *): it
-knows them from captions only.
-<b>last layer</b> aligns text with the encoder's last block; <b>cascade</b> gives three stages of
-blocks a decoder each and adds up their
-masks.</p>
-<img alt="scenes, truth, predictions, scores and loss curve" src="data:image/png;base64,{picture}">
-<h2>IoU in percent</h2>
-<table><tr><th></th>{heads}</tr>{body}</table>
-<h2>What the figures rest on</h2>
-<ul>{assumptions}</ul>
-</html>
-"""
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{100 * value:.1f}"
