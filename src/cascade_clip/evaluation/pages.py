@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal
 
 import matplotlib
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -21,7 +23,7 @@ from cascade_clip.results import SUMMARY_METRICS, duration, percent
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in a template; text is escaped.
+    """Fill in a template; in HTML text is escaped.
 
     Args:
         template: file in this package, such as `evaluation/templates/report.html`.
@@ -34,13 +36,18 @@ def render(template: str, **values: Any) -> str:
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("cascade_clip", ""),
-        autoescape=True,
+        autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, duration=duration)
+    environment.filters.update(percent=percent, duration=duration, code=mark_code)
     return environment
+
+
+def mark_code(text: str) -> Markup:
+    """Escape a text in which `backticks` mean code."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 def summary_cards(summary: Mapping[str, float | None]) -> list[tuple[str, str, str]]:

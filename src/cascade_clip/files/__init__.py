@@ -6,7 +6,7 @@ and files that are written whole or not at all.
 
 from typing import TYPE_CHECKING
 
-from cascade_clip.files.atomic import write_whole
+from cascade_clip.files.atomic import write_json, write_whole
 from cascade_clip.files.hashing import file_sha256
 from cascade_clip.files.images import LARGEST_PICTURE, is_large, open_picture, read_picture
 from cascade_clip.files.partial import exchange, partial_name
@@ -45,5 +45,6 @@ __all__ = [
     "partial_name",
     "read_pickle",
     "read_picture",
+    "write_json",
     "write_whole",
 ]

@@ -3,8 +3,6 @@ says what is to be seen."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from cascade_clip.files import write_whole
 from cascade_clip.research.reproduction.verdicts import Verdict
 from cascade_clip.results import PAIRED_METRICS
 
@@ -25,13 +24,9 @@ _LONGEST_NAME = 26
 
 
 def save_picture(figure: Figure, path: Path, description: str) -> Path:
-    """Write a PNG with its description, whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        part = Path(folder) / path.name
-        figure.savefig(part, dpi=_DPI, metadata={"Description": description})
-        os.replace(part, path)
-    return path
+    """Write a PNG with its description, completely or not at all; its folder is made."""
+    metadata = {"Description": description}
+    return write_whole(path, lambda part: figure.savefig(part, dpi=_DPI, metadata=metadata))
 
 
 def describe_picture(path: Path) -> str:
@@ -87,7 +82,7 @@ def describe_differences(verdicts: Sequence[Verdict]) -> str:
 def draw_lengths(
     ours: Mapping[int, Sequence[Mapping[str, float]]],
     paper: Mapping[int, Mapping[str, float]],
-    worlds: tuple[str, str],
+    datasets: tuple[str, str],
 ) -> Figure:
     """S and U over the steps of training, the paper's at the left and ours at the right (paper
     Figure 7).
@@ -95,7 +90,7 @@ def draw_lengths(
     Args:
         ours: steps to the scores of every seed, in 0..1.
         paper: steps to its figures, in percent.
-        worlds: whose figures are printed in the paper, and where ours come from.
+        datasets: whose values are printed in the paper, and where ours come from.
     """
     figure = Figure(figsize=(7.4, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -124,7 +119,7 @@ def draw_lengths(
                 alpha=0.6,
                 linestyle="none",
             )
-    for panel, title in ((left, f"paper, {worlds[0]}"), (right, f"here, {worlds[1]}")):
+    for panel, title in ((left, f"paper, {datasets[0]}"), (right, f"here, {datasets[1]}")):
         panel.set_title(title, fontsize=10, loc="left")
         panel.set_xlabel("steps of training", fontsize=9)
         panel.set_ylabel("mIoU in percent", fontsize=9)

@@ -1,8 +1,8 @@
-"""The paper's figures from the trained models: patches alike, blocks alike, masks as stages are
+"""The paper's figures from the trained models: similar patches, similar blocks, masks as stages are
 added, and longer training.
 
-Scenes are fresh: neither training nor evaluation has seen them. On other data they are those of the
-evaluation set. Letters: L blocks, h x w patches, H x W pixels.
+Scenes are fresh: neither training nor evaluation has seen them. On other datasets they are those of
+the evaluation set. Letters: L blocks, h x w patches, H x W pixels.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from cascade_clip.ops import normalise, resize_image
 from cascade_clip.research.analysis import block_alignment, compare_stages, patch_similarity
 from cascade_clip.research.reproduction.charts import draw_lengths, save_picture
 from cascade_clip.research.reproduction.entries import Entry
-from cascade_clip.research.reproduction.runs import collect_results, is_trained
-from cascade_clip.research.reproduction.settings import World
+from cascade_clip.research.reproduction.runs import Reproduction, is_trained
+from cascade_clip.research.reproduction.settings import ReproductionSettings
 from cascade_clip.results import Segmentation
 from cascade_clip.training import prepare
 
@@ -40,36 +40,26 @@ SHOWN, MEASURED = 4, 64
 PICTURES = "pictures"
 
 
-def draw_figure(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> list[Path]:
-    """Draw a figure from what the runs in `out` hold; an empty list where they hold too little, or
-    the entry is no figure.
-
-    Args:
-        entry: what to draw.
-        world: where.
-        out: folder of the reproduction.
-        seeds: whose runs to take; pictures of one model take the first that is there.
-    """
+def draw_figure(entry: Entry, reproduction: Reproduction) -> list[Path]:
+    """Draw a figure from what the runs hold; an empty list where they hold too little, or the entry
+    is no figure. Plots of one model take the first seed that is there."""
     painter = _PAINTERS.get(entry.key)
-    if painter is None:
-        return []
-    found = painter(entry, world, out, seeds)
+    found = painter(entry, reproduction) if painter else None
     if found is None:
         return []
-    figure, description = found
-    return [save_picture(figure, out / PICTURES / f"{entry.key}.png", description)]
+    return [save_picture(found[0], reproduction.out / PICTURES / f"{entry.key}.png", found[1])]
 
 
 Painted = tuple[Figure, str] | None
 
 
-def _draw_similarity(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Painted:
+def _draw_similarity(entry: Entry, reproduction: Reproduction) -> Painted:
     """Figure 1: cosine maps of one patch, block by block, and how well every block tells the
     patch's class from the rest."""
-    predictor = _trained(entry, world, out, seeds)
+    predictor = _trained(entry, reproduction)
     if predictor is None:
         return None
-    dataset = fresh_scenes(world, entry)
+    dataset = fresh_scenes(reproduction.settings, entry)
     depth = predictor.model.backbone.depth
     blocks = sorted({max(1, round(depth * part / 6)) for part in range(1, 7)})
     figure, axes = _grid(min(SHOWN, len(dataset)), 1 + len(blocks))
@@ -85,26 +75,23 @@ def _draw_similarity(entry: Entry, world: World, out: Path, seeds: Sequence[int]
     _name_columns(axes, ["picture", *(f"block {block}" for block in blocks)])
     figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=30, label="cosine")
     shares = measure_similarity(predictor, dataset, blocks)
-    words = ", ".join(
+    wording = ", ".join(
         f"{100 * share:.0f} % in block {block}" for block, share in zip(blocks, shares, strict=True)
     )
-    return (
-        figure,
-        (
-            "Cosine between the hidden state of the marked patch and of every patch, in six blocks"
-            f" of the trained cascade. Over {len(dataset)} scenes, a patch of the marked patch's"
-            f" class is more like it than a patch of another class is: {words} (50 % would be"
-            " chance)."
-        ),
+    return figure, (
+        "Cosine between the hidden state of the marked patch and of every patch, in six blocks"
+        f" of the trained cascade. Over {len(dataset)} scenes, a patch of the marked patch's"
+        f" class is more like it than a patch of another class is: {wording} (50 % would be"
+        " chance)."
     )
 
 
-def _draw_alignment(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Painted:
+def _draw_alignment(entry: Entry, reproduction: Reproduction) -> Painted:
     """Figure 4: centred kernel alignment between all pairs of blocks, before and after training."""
-    trained = _trained(entry, world, out, seeds)
+    trained = _trained(entry, reproduction)
     if trained is None:
         return None
-    dataset = fresh_scenes(world, entry)
+    dataset = fresh_scenes(reproduction.settings, entry)
     images = [_square(trained, dataset.sample(index).image) for index in range(len(dataset))]
     found = [block_alignment(predictor, images) for predictor in (untrained(trained), trained)]
     figure = Figure(figsize=(7.4, 3.6), layout="constrained")
@@ -123,27 +110,24 @@ def _draw_alignment(entry: Entry, world: World, out: Path, seeds: Sequence[int])
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="centred kernel alignment")
     last = len(found[0])
     pairs = [(first, last) for first in sorted({max(1, last // 2), max(1, last - 1)})]
-    words = "; of ".join(
+    wording = "; of ".join(
         f"blocks {a} and {b}: {found[0][a - 1, b - 1]:.2f} before, {found[1][a - 1, b - 1]:.2f}"
         " after"
         for a, b in pairs
     )
-    return (
-        figure,
-        (
-            "Centred kernel alignment between the patch features of all pairs of blocks over"
-            f" {len(images)} scenes, with the prompt tokens as they start and after training; 1 is"
-            f" alike. Alignment of {words}."
-        ),
+    return figure, (
+        "Centred kernel alignment between the patch features of all pairs of blocks over"
+        f" {len(images)} scenes, with the prompt tokens as they start and after training; 1 is"
+        f" alike. Alignment of {wording}."
     )
 
 
-def _draw_stages(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Painted:
+def _draw_stages(entry: Entry, reproduction: Reproduction) -> Painted:
     """Figure 6: what every stage alone says, and the sums of the first two, three, ... stages."""
-    predictor = _trained(entry, world, out, seeds)
+    predictor = _trained(entry, reproduction)
     if predictor is None:
         return None
-    dataset = fresh_scenes(world, entry)
+    dataset = fresh_scenes(reproduction.settings, entry)
     target = predictor.bind(
         dataset.vocabulary, calibration=default_calibration(predictor.checkpoint)
     )
@@ -167,27 +151,25 @@ def _draw_stages(entry: Entry, world: World, out: Path, seeds: Sequence[int]) ->
             ):
                 axis.imshow(view.color_image())
     _name_columns(axes, ["picture", "truth", *(_stage_title(choice, stages) for choice in rights)])
-    words = ", ".join(
+    wording = ", ".join(
         f"{_stage_name(choice)} {100 * float(np.mean(values)):.0f} %"
         for choice, values in rights.items()
     )
-    return (
-        figure,
-        (
-            "Masks of the trained cascade from every stage alone, and as stages are added up; a"
-            " colour is a class. Stages are trained for their sum, so that one alone need not be"
-            f" right. Pixels that are, mean over {len(dataset)} scenes: {words}."
-        ),
+    return figure, (
+        "Masks of the trained cascade from every stage alone, and as stages are added up; a"
+        " colour is a class. Stages are trained for their sum, so that one alone need not be"
+        f" right. Pixels that are, mean over {len(dataset)} scenes: {wording}."
     )
 
 
-def _draw_lengths(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Painted:
+def _draw_lengths(entry: Entry, reproduction: Reproduction) -> Painted:
     """Figure 7: S and U over the steps of training."""
+    settings = reproduction.settings
     ours, paper = {}, {}
     for row in entry.rows:
-        results = collect_results(entry, row, world, seeds, out)
+        results = reproduction.results(entry, row)
         if results:
-            ours[world.config(row).train.steps] = [result.scores for result in results]
+            ours[settings.config(row).train.steps] = [result.scores for result in results]
         if (found := row.published.get(entry.published_on)) is not None:
             steps = int(row.settings["train"]["steps"])
             paper[steps] = {
@@ -197,23 +179,18 @@ def _draw_lengths(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -
             }
     if len(ours) < 2:
         return None
-    words = "; ".join(
+    wording = "; ".join(
         f"{steps:,} steps: "
-        + ", ".join(
-            f"{name} {100 * float(np.mean([run[name] for run in runs])):.1f}" for name in ("S", "U")
-        )
+        + ", ".join(f"{name} {100 * np.mean([run[name] for run in runs]):.1f}" for name in "SU")
         for steps, runs in sorted(ours.items())
     )
-    return (
-        draw_lengths(ours, paper, (entry.published_on, world.name)),
-        (
-            f"S and U over the steps of training, the paper's beside ours on {world.name}. {words}."
-            " Small marks are single seeds."
-        ),
+    return draw_lengths(ours, paper, (entry.published_on, settings.name)), (
+        f"S and U over the steps of training, the paper's beside ours on {settings.name}. {wording}"
+        ". Small marks are single seeds."
     )
 
 
-_PAINTERS: dict[str, Callable[[Entry, World, Path, Sequence[int]], Painted]] = {
+_PAINTERS: dict[str, Callable[[Entry, Reproduction], Painted]] = {
     "figure1": _draw_similarity,
     "figure4": _draw_alignment,
     "figure6": _draw_stages,
@@ -221,10 +198,10 @@ _PAINTERS: dict[str, Callable[[Entry, World, Path, Sequence[int]], Painted]] = {
 }
 
 
-def fresh_scenes(world: World, entry: Entry) -> LabelledImages:
+def fresh_scenes(settings: ReproductionSettings, entry: Entry) -> LabelledImages:
     """Scenes that neither training nor evaluation has seen; on other data the evaluation set's
     first images."""
-    config = world.config(entry.rows[0])
+    config = settings.config(entry.rows[0])
     data = config.evaluation or config.data
     if data.name == "sandbox":
         data = dataclasses.replace(data, seed=FRESH_SEED)
@@ -309,14 +286,12 @@ def _middles(patches: int, pixels: int) -> NDArray[np.int64]:
     return np.minimum(((np.arange(patches) + 0.5) * pixels / patches).astype(np.int64), pixels - 1)
 
 
-def _trained(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Predictor | None:
-    """The model of the first seed whose checkpoint is there; scores may outlive theirs."""
-    found = [
-        one.checkpoint
-        for one in collect_results(entry, entry.rows[0], world, seeds, out)
-        if is_trained(one.checkpoint.parent)
-    ]
-    return load_predictor(found[0]) if found else None
+def _trained(entry: Entry, reproduction: Reproduction) -> Predictor | None:
+    """Load the model of the first seed whose checkpoint is there; scores may outlive theirs."""
+    for one in reproduction.results(entry, entry.rows[0]):
+        if is_trained(one.checkpoint.parent):
+            return load_predictor(one.checkpoint)
+    return None
 
 
 def _square(predictor: Predictor, image: Tensor) -> Tensor:

@@ -16,15 +16,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cascade_clip.research.reproduction.jobs import Job
-from cascade_clip.research.reproduction.runs import (
-    PARENT,
-    Choice,
-    Inference,
-    is_trained,
-    write_choice,
-    write_result,
-)
+from cascade_clip.research.reproduction.jobs import PARENT, Job
+from cascade_clip.research.reproduction.keys import Choice, Inference
+from cascade_clip.research.reproduction.runs import is_trained, write_choice, write_result
 
 if TYPE_CHECKING:
     from torch import Tensor
