@@ -184,7 +184,7 @@ def make_runs(
     """Make what is missing, with a progress bar on standard error; every failure is one line there.
 
     Raises:
-        ValueError, FileNotFoundError: the files of another dataset than the built-in one are missing.
+        ValueError, FileNotFoundError: the files of the dataset are missing.
     """
     from cascade_clip.data import build_dataset
     from cascade_clip.research.reproduction import run_jobs

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -33,6 +33,7 @@ PUBLISHED_COSTS: dict[str, tuple[float, float | None, float, float]] = {
 }
 """Table 12: parameters and trained parameters in millions, operations of a 512 x 512 image in 10^9,
 images/s on one RTX 3090."""
+_COSTS = ("parameters", "trained", "operations", "speed")
 _COUNTED = {"ZegCLIP": "ZegCLIP", "Cascade-CLIP": "ZegCLIP with the cascade"}
 """Names in Table 12 and in Table 10, whose settings are counted."""
 PUBLISHED_WEIGHTS: dict[tuple[int, ...], tuple[float, ...]] = {
@@ -75,31 +76,26 @@ def count_costs(out: Path) -> Counted:
     small ones of the built-in world here."""
     kinds = ("all", "trained", "G operations")
     heads = ("model", *(f"{kind}, {source}" for kind in kinds for source in ("paper", "counted")))
+    speeds = ("images/s, paper (RTX 3090)", "images/s, small model, here")
+    units = ((1e6, " M"), (1e6, " M"), (1e9, ""), (1, ""))
     rows = []
-    for name, (parameters, trained, operations, speed) in PUBLISHED_COSTS.items():
+    for name, published in PUBLISHED_COSTS.items():
         found = _costs(name, out) if name in _COUNTED else {}
-        values = (
-            f"{parameters:.1f} M", _shown(found.get("parameters"), 1e6, " M"),
-            "-" if trained is None else f"{trained:.1f} M", _shown(found.get("trained"), 1e6, " M"),
-            f"{operations:.1f}", _shown(found.get("operations"), 1e9), f"{speed:.1f}",
-            _shown(found.get("speed"), 1),
-        )  # fmt: skip
-        rows.append((Cell(name), *(Cell(value) for value in values)))
-    table = Table(
-        "Costs", (*heads, "images/s, paper (RTX 3090)", "images/s, small model, here"), tuple(rows)
-    )
+        cells = [Cell(name)]
+        for paper, kind, (scale, unit) in zip(published, _COSTS, units, strict=True):
+            ours = found.get(kind)
+            for value in (paper, None if ours is None else ours / scale):
+                cells.append(Cell("-" if value is None else f"{value:.1f}{unit}"))
+        rows.append(tuple(cells))
+    table = Table("Costs", (*heads, *speeds), tuple(rows))
     wording = [
-        (
-            "Parameters and operations are those of the full-size models (ViT-B/16, 512 x 512"
-            " pixels, 171 classes), counted as the paper does: with the text tower and with the"
-            " weights of the released program that reach no output. Weights are not loaded. G"
-            " operations count a multiplication and an addition as one."
-        ),
-        (
-            "The last column is the small model of the built-in world on this machine, one 64-pixel"
-            " scene at a time, median; only the ratio of the two models can be compared with the"
-            " paper's."
-        ),
+        "Parameters and operations are those of the full-size models (ViT-B/16, 512 x 512"
+        " pixels, 171 classes), counted as the paper does: with the text tower and with the"
+        " weights of the released program that reach no output. Weights are not loaded. G"
+        " operations count a multiplication and an addition as one.",
+        "The last column is the small model of the built-in world on this machine, one 64-pixel"
+        " scene at a time, median; only the ratio of the two models can be compared with the"
+        " paper's.",
     ]
     return Counted([table], wording)
 
@@ -194,10 +190,6 @@ def measure_speed(row: EntryRow, clock: Callable[[], float] = time.perf_counter)
         predictor.label_map(pixels, target).labels.cpu()
         seconds.append(clock() - begin)
     return 1 / statistics.median(seconds)
-
-
-def _shown(value: Any, scale: float, unit: str = "") -> str:
-    return "-" if value is None else f"{value / scale:.1f}{unit}"
 
 
 def _numbers(values: Sequence[float], digits: int = 3) -> str:

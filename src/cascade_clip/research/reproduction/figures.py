@@ -8,6 +8,7 @@ the evaluation set. Letters: L blocks, h x w patches, H x W pixels.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,22 +98,19 @@ def _draw_alignment(entry: Entry, reproduction: Reproduction) -> Painted:
     figure = Figure(figsize=(7.4, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
     edge = len(found[0]) + 0.5
-    for axis, alignment, title in zip(
-        axes, found, ("before training", "after training"), strict=True
-    ):
-        drawn = axis.imshow(
-            alignment, cmap="magma", vmin=0, vmax=1, origin="lower", extent=(0.5, edge, 0.5, edge)
-        )
-        axis.set_title(title, fontsize=10)
+    extent = (0.5, edge, 0.5, edge)
+    for axis, alignment, when in zip(axes, found, ("before", "after"), strict=True):
+        drawn = axis.imshow(alignment, cmap="magma", vmin=0, vmax=1, origin="lower", extent=extent)
+        axis.set_title(f"{when} training", fontsize=10)
         axis.set_xlabel("block", fontsize=9)
         axis.set_ylabel("block", fontsize=9)
         axis.tick_params(labelsize=8)
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="centred kernel alignment")
     last = len(found[0])
     pairs = [(first, last) for first in sorted({max(1, last // 2), max(1, last - 1)})]
+    before, after = found
     wording = "; of ".join(
-        f"blocks {a} and {b}: {found[0][a - 1, b - 1]:.2f} before, {found[1][a - 1, b - 1]:.2f}"
-        " after"
+        f"blocks {a} and {b}: {before[a - 1, b - 1]:.2f} before, {after[a - 1, b - 1]:.2f} after"
         for a, b in pairs
     )
     return figure, (
@@ -128,9 +126,8 @@ def _draw_stages(entry: Entry, reproduction: Reproduction) -> Painted:
     if predictor is None:
         return None
     dataset = fresh_scenes(reproduction.settings, entry)
-    target = predictor.bind(
-        dataset.vocabulary, calibration=default_calibration(predictor.checkpoint)
-    )
+    calibration = default_calibration(predictor.checkpoint)
+    target = predictor.bind(dataset.vocabulary, calibration=calibration)
     stages = predictor.model.stages
     shown = min(SHOWN, len(dataset))
     rights: dict[tuple[int, ...], list[float]] = {}
@@ -140,15 +137,13 @@ def _draw_stages(entry: Entry, reproduction: Reproduction) -> Painted:
         pixels, labels = _picture(sample.image), sample.labels.numpy()
         found = compare_stages(predictor, pixels, target)
         for choice, result in found:
-            rights.setdefault(choice, []).append(
-                float((result.labels == labels)[labels >= 0].mean())
-            )
+            right = (result.labels == labels)[labels >= 0].mean()
+            rights.setdefault(choice, []).append(float(right))
         if index < shown:
             truth = Segmentation(labels, dataset.vocabulary.names, dataset.vocabulary.colors)
+            views = [truth, *(result for _, result in found)]
             axes[index][0].imshow(pixels)
-            for axis, view in zip(
-                axes[index][1:], [truth, *(result for _, result in found)], strict=True
-            ):
+            for axis, view in zip(axes[index][1:], views, strict=True):
                 axis.imshow(view.color_image())
     _name_columns(axes, ["picture", "truth", *(_stage_title(choice, stages) for choice in rights)])
     wording = ", ".join(
@@ -172,11 +167,8 @@ def _draw_lengths(entry: Entry, reproduction: Reproduction) -> Painted:
             ours[settings.config(row).train.steps] = [result.scores for result in results]
         if (found := row.published.get(entry.published_on)) is not None:
             steps = int(row.settings["train"]["steps"])
-            paper[steps] = {
-                name: value
-                for name, value in zip(("S", "U"), found, strict=False)
-                if value is not None
-            }
+            known = zip("SU", found, strict=False)
+            paper[steps] = {name: value for name, value in known if value is not None}
     if len(ours) < 2:
         return None
     wording = "; ".join(
@@ -199,8 +191,8 @@ _PAINTERS: dict[str, Callable[[Entry, Reproduction], Painted]] = {
 
 
 def fresh_scenes(settings: ReproductionSettings, entry: Entry) -> LabelledImages:
-    """Scenes that neither training nor evaluation has seen; on other data the evaluation set's
-    first images."""
+    """Build scenes that neither training nor evaluation has seen; on other datasets take the first
+    images of the evaluation set."""
     config = settings.config(entry.rows[0])
     data = config.evaluation or config.data
     if data.name == "sandbox":
@@ -209,8 +201,8 @@ def fresh_scenes(settings: ReproductionSettings, entry: Entry) -> LabelledImages
 
 
 def untrained(predictor: Predictor) -> Predictor:
-    """The model as it was before the first step of its training; the random state is left as it
-    is."""
+    """Build the model as it was before the first step of its training; the random state is left
+    as it is."""
     config = predictor.checkpoint.config
     with isolate_rng():
         untrained = prepare(config, build_dataset(config.data))
@@ -219,8 +211,8 @@ def untrained(predictor: Predictor) -> Predictor:
 
 
 def choose_point(labels: NDArray[np.int64]) -> tuple[int, int]:
-    """The patch to look from, as x and y: innermost pixel of the class with the second most pixels,
-    or of the only one.
+    """Choose the patch to look from, as x and y: the innermost pixel of the class with the second
+    most pixels, or of the only one.
 
     Args:
         labels: class of every pixel, (H, W); negative where there is none.
@@ -231,17 +223,16 @@ def choose_point(labels: NDArray[np.int64]) -> tuple[int, int]:
     ranked = classes[np.argsort(-counts, kind="stable")]
     # the border of the picture is a border
     inside = np.pad(labels == ranked[min(1, len(ranked) - 1)], 1)
-    row, column = np.unravel_index(
-        int(distance_transform_edt(inside)[1:-1, 1:-1].argmax()), labels.shape
-    )
+    innermost = int(distance_transform_edt(inside)[1:-1, 1:-1].argmax())
+    row, column = np.unravel_index(innermost, labels.shape)
     return int(column), int(row)
 
 
 def measure_similarity(
     predictor: Predictor, dataset: LabelledImages, blocks: Sequence[int]
 ) -> list[float]:
-    """How often a patch of the chosen patch's class is more like it than a patch of another class,
-    block by block, mean over the scenes.
+    """Measure how often a patch of the chosen patch's class is more similar to it than a patch of
+    another class, block by block, as the mean over the scenes.
 
     Ties count half. A patch has the class of the pixel at its middle. Scenes with one class only,
     or no second patch of it, are left out.
@@ -252,27 +243,15 @@ def measure_similarity(
         labels = sample.labels.numpy()
         x, y = choose_point(labels)
         maps = patch_similarity(predictor, _picture(sample.image), (x, y), blocks)
+        height, width = labels.shape
         rows, columns = next(iter(maps.values())).shape
-        # (h, w)
-        patches = labels[_middles(rows, labels.shape[0])][:, _middles(columns, labels.shape[1])]
+        patches = labels[_middles(rows, height)][:, _middles(columns, width)]  # (h, w)
         kept = patches >= 0
-        kept[
-            min(y * rows // labels.shape[0], rows - 1),
-            min(x * columns // labels.shape[1], columns - 1),
-        ] = False
-        same = patches == labels[y, x]
-        if (same & kept).any() and (~same & kept).any():
-            found.append(
-                [
-                    _share_ahead(maps[block][same & kept], maps[block][~same & kept])
-                    for block in blocks
-                ]
-            )
-    return (
-        [float(value) for value in np.mean(found, axis=0)]
-        if found
-        else [float("nan")] * len(blocks)
-    )
+        kept[min(y * rows // height, rows - 1), min(x * columns // width, columns - 1)] = False
+        same, other = kept & (patches == labels[y, x]), kept & (patches != labels[y, x])
+        if same.any() and other.any():
+            found.append([_share_ahead(one[same], one[other]) for one in maps.values()])
+    return [float(value) for value in np.mean(found, axis=0)] if found else [math.nan] * len(blocks)
 
 
 def _share_ahead(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:

@@ -143,14 +143,13 @@ def judge(
         ValueError: results on other images or classes.
     """
     pairs = [(row, other) for row in entry.rows if (other := entry.reference_of(row)) is not None]
-    pairs = [
-        (row, other) for row, other in pairs if results.get(row.name) and results.get(other.name)
+    known = [
+        (row, other, (first, second))
+        for row, other in pairs
+        if (first := results.get(row.name)) and (second := results.get(other.name))
     ]
-    tests = len(pairs) * len(PAIRED_METRICS)
-    found = []
-    for row, other in pairs:
-        found += _compare(row, other, (results[row.name], results[other.name]), published_on, tests)
-    return found
+    tests = len(known) * len(PAIRED_METRICS)
+    return [one for both in known for one in _compare(*both, published_on, tests)]
 
 
 def compare_seeds(first: Sequence[float], second: Sequence[float], *, paired: bool) -> float | None:
