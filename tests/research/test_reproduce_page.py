@@ -637,6 +637,7 @@ def test_figures_are_drawn(
 ) -> None:
     # a minibatch of the alignment has 16
     monkeypatch.setattr(figures, "MEASURED", 16 if key == "figure4" else 4)
+    monkeypatch.setattr(figures, "SHOWN", 2)
     (found,) = find_entries(key)
     (path,) = figures.draw_figure(found, made(runs, found))
     assert path == runs / "pictures" / f"{key}.png"

@@ -70,6 +70,8 @@ def quickstart(
             f" {pictures}, {minutes}"
         )
     console = Console()
+    if minutes:  # before the time of the evaluation is spent
+        remove_earlier(out / "training")
     quiet_engine()
     dataset = build_dataset(DataConfig(name="sandbox", seed=seed, limit=max(scenes, pictures)))
     predictors = {name: load_predictor(name, device="cpu") for name in TITLES}
@@ -115,17 +117,25 @@ def show_scene(dataset: LabelledImages, index: int, predictors: dict[str, Predic
     return ShownScene(sample.image.permute(1, 2, 0).numpy(), sample.labels.numpy(), found)
 
 
-def train_for(
-    minutes: float, folder: Path, console: Console
-) -> tuple[Predictor, list[tuple[int, float]]]:
-    """Train the shipped cascade's own settings from the start for a while: the model, and its
-    (step, loss) curve."""
+def remove_earlier(folder: Path) -> None:
+    """Delete the training of an earlier tour.
+
+    Raises:
+        OSError: the folder holds something else.
+    """
     if folder.exists():
         if not ((folder / "config.yaml").is_file() and (folder / "metrics.csv").is_file()):
             raise StorageError(
                 f"{folder} exists and is not a run of an earlier tour; choose another --out"
             )
         shutil.rmtree(folder)
+
+
+def train_for(
+    minutes: float, folder: Path, console: Console
+) -> tuple[Predictor, list[tuple[int, float]]]:
+    """Train the shipped cascade's own settings from the start for a while: the model, and its
+    (step, loss) curve."""
     timer = Timer(timedelta(minutes=minutes), interval="step")
     checkpoint = fit(
         read_config(find_checkpoint("mini")),

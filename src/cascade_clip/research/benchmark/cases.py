@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from cascade_clip.errors import SettingError
 from cascade_clip.files import write_whole
-from cascade_clip.research.benchmark.work import Work, count_flops
+from cascade_clip.research.benchmark.work import Size, Work, count_flops
 
 TUNED = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -79,7 +79,7 @@ def against_textbook(name: str, work: Work) -> list[Variant]:
     return [Variant(name, one) for one in works]
 
 
-def list_cases(case: str, size: str = "full") -> list[Variant]:
+def list_cases(case: str, size: Size = "full") -> list[Variant]:
     """List the variants of a case: `inference`, `sliding`, `classes` or `train`."""
     side, (height, width) = (512, (1024, 1365)) if size == "full" else (64, (100, 130))
     image: Any = functools.partial(Work, height=side, width=side, size=size)
@@ -105,7 +105,7 @@ def list_cases(case: str, size: str = "full") -> list[Variant]:
     return [*against_textbook("training step, 156 classes, batch 2", step), few]
 
 
-def list_scaling(size: str = "full") -> list[Variant]:
+def list_scaling(size: Size = "full") -> list[Variant]:
     """List ours over numbers of classes at one window, and over numbers of pixels with 171
     classes."""
     side = 512 if size == "full" else 64

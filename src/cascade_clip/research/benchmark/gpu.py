@@ -23,6 +23,7 @@ from cascade_clip.models import Segmenter, build_segmenter
 from cascade_clip.ops import autocast_type, first_best
 from cascade_clip.research.benchmark.machine import Measurement
 from cascade_clip.research.benchmark.work import (
+    Size,
     Work,
     blocky_labels,
     build_predictor,
@@ -38,7 +39,7 @@ class GpuPlan:
     """What is measured; the defaults are the published model's."""
 
     device: Literal["cuda", "cpu"] = "cuda"
-    size: Literal["full", "tiny"] = "full"
+    size: Size = "full"
     batches: tuple[int, ...] = (1, 8, 32)
     classes: tuple[int, ...] = (20, 171)
     train_batch: int = 16

@@ -103,8 +103,8 @@ def write_photos(folder: Path, count: int = PHOTOS) -> list[int]:
     for index in range(count):
         scene = make_scene(0, index, SceneConfig(size=160))
         image = Image.fromarray(scene.image).resize(PHOTO_SIZE, Image.Resampling.BICUBIC)
-        noisy = np.asarray(image, dtype=np.float32)
-        noisy = noisy + draw.normal(0, 6, (PHOTO_SIZE[1], PHOTO_SIZE[0], 3))
+        noise = draw.normal(0, 6, (PHOTO_SIZE[1], PHOTO_SIZE[0], 3))
+        noisy = np.asarray(image, dtype=np.float32) + noise
         path = folder / "images" / f"{index:03d}.jpg"
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
         mask = Image.fromarray(scene.mask.astype(np.uint8))

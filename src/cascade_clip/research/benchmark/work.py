@@ -50,6 +50,10 @@ CALIBRATION = 0.1
 WINDOW, STRIDE = 512, 426
 
 
+Size = Literal["full", "tiny"]
+"""`full`: the published ViT-B/16 with 50 prompt tokens; `tiny`: to try the benchmark."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What is run, and how."""
@@ -62,8 +66,7 @@ class Work:
     width: int = 512
     batch: int = 1
     """Images of a training step."""
-    size: Literal["full", "tiny"] = "full"
-    """`full`: the published ViT-B/16 with 50 prompt tokens."""
+    size: Size = "full"
     tuned: bool = False
     """Whether the process starts with an allocator that keeps large blocks (`cases.TUNED`)."""
 
@@ -78,7 +81,7 @@ class Work:
         return STRIDE if self.size == "full" else 48
 
 
-def model_config(size: str) -> ModelConfig:
+def model_config(size: Size) -> ModelConfig:
     """Settings of the published COCO-Stuff model, or of a tiny one."""
     if size == "full":
         clip = ClipConfig(weights="random", tokenizer=False)
