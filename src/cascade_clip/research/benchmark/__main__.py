@@ -1,5 +1,5 @@
 """One benchmark in a process of its own: `python -m cascade_clip.research.benchmark ARGUMENT`
-prints one line of JSON. ARGUMENT is the JSON of `Work` with `repeats` and `warm`, or `peak`."""
+prints one line of JSON. ARGUMENT is the JSON of `Work`, or `peak`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ def main(argument: str) -> None:
     if argument == "peak":
         found = {"fp32": matmul_peak(torch.float32), "bf16": matmul_peak(torch.bfloat16)}
     else:
-        values = json.loads(argument)
-        repeats, warm = values.pop("repeats"), values.pop("warm")
-        found = time_work(Work(**values), repeats, warm)
+        found = time_work(Work(**json.loads(argument)))
     sys.stdout.write(json.dumps(found) + "\n")
 
 

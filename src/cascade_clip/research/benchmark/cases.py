@@ -133,8 +133,8 @@ def measure_variants(
     for turn in range(rounds):
         for one in variants:
             progress(f"{one.name}: {one.variant}, round {turn + 1} of {rounds}")
-            argument = json.dumps({**vars(one.work), "repeats": 1, "warm": 1})
-            one.turns.append(run_process(argument, TUNED if one.work.tuned else {}))
+            environment = TUNED if one.work.tuned else {}
+            one.turns.append(run_process(json.dumps(vars(one.work)), environment))
     for one in variants if flops else ():
         one.flops = count_flops(one.work)
 

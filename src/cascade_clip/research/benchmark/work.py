@@ -6,7 +6,6 @@ Models have random weights: time and memory do not depend on them.
 from __future__ import annotations
 
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -82,7 +81,7 @@ class Work:
 
 
 def model_config(size: Size) -> ModelConfig:
-    """Settings of the published COCO-Stuff model, or of a tiny one."""
+    """Return the settings of the published COCO-Stuff model, or of a tiny one."""
     if size == "full":
         clip = ClipConfig(weights="random", tokenizer=False)
         return ModelConfig(clip=clip, prompts=PromptConfig(tokens=50))
@@ -123,7 +122,7 @@ def build_predictor(
     settings: InferenceConfig,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> Predictor:
-    """A predictor of numbered class names, of which the last was not seen in training."""
+    """Build a predictor of numbered class names, of which the last was not seen in training."""
     names = [f"class {index}" for index in range(len(text))]
     vocabulary = parse_classes(", ".join(names)).with_unseen((names[-1],))
     config = Config(inference=settings)
@@ -157,15 +156,15 @@ def _training(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
 
 
 def blocky_labels(batch: int, classes: int, height: int, width: int, cell: int = 64) -> Tensor:
-    """Labels (B, height, width) in square regions, some of them without a label."""
+    """Draw labels (B, height, width) in square regions, some of them without a label."""
     coarse = torch.randint(-1, classes, (batch, -(-height // cell), -(-width // cell)))
     labels = coarse.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
     return labels[:, :height, :width].contiguous()
 
 
 def count_flops(work: Work) -> int:
-    """Floating-point operations of the network in one run of the work, by torch's counter on
-    tensors without values."""
+    """Count the floating-point operations of the network in one run of the work, by torch's counter
+    on tensors without values."""
     model = build_segmenter(model_config(work.size))
     model.backbone.remake_taps = False  # what is computed twice to save memory counts once
     network: Any = reference.Textbook(model) if work.variant == "textbook" else model
@@ -187,39 +186,33 @@ def count_flops(work: Work) -> int:
     return int(counter.get_total_flops()) * times
 
 
-def time_work(work: Work, repeats: int = 1, warm: int = 1) -> dict[str, float]:
-    """Medians of wall-clock and processor seconds, and the largest memory of this process in
-    MiB."""
+def time_work(work: Work) -> dict[str, float]:
+    """Measure wall-clock and processor seconds of one run, after another to warm up, and the
+    largest memory of this process in MiB."""
     run = prepare(work)
-    for _ in range(warm):
-        run()
-    wall, processor = [], []
-    for _ in range(repeats):
-        begin, used = time.perf_counter(), time.process_time()
-        run()
-        wall.append(time.perf_counter() - begin)
-        processor.append(time.process_time() - used)
+    run()
+    begin, used = time.perf_counter(), time.process_time()
+    run()
     return {
-        "seconds": statistics.median(wall),
-        "processor": statistics.median(processor),
+        "seconds": time.perf_counter() - begin,
+        "processor": time.process_time() - used,
         "memory": peak_memory(),
     }
 
 
 def peak_memory() -> float:
-    """Largest resident memory of this process so far, in MiB."""
+    """Read the largest resident memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
     if status.is_file():  # unlike getrusage, it does not start from what the parent process held
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return float(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        2**20 if sys.platform == "darwin" else 2**10
-    )
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def matmul_peak(dtype: torch.dtype, side: int = 2048, repeats: int = 8) -> float:
-    """Floating-point operations per processor second of this machine's matrix products, in
-    GFLOP/s."""
+    """Measure the floating-point operations per processor second of this machine's matrix
+    products, in GFLOP/s."""
     left, right = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
     best = float("inf")
     with torch.inference_mode():

@@ -63,8 +63,8 @@ def draw_differences(verdicts: Sequence[Verdict]) -> Figure:
         _tidy(panel)
     panels[0].set_yticks(range(len(rows)), labels, fontsize=9)
     panels[1].set_xlabel("percentage points", fontsize=9)
-    place = "outside lower center"
-    figure.legend(handles=_key(verdicts), loc=place, ncols=3, frameon=False, fontsize=8)
+    marks = _key(verdicts)
+    figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
@@ -123,9 +123,8 @@ def _draw_one(panel: Axes, place: int, verdict: Verdict) -> None:
     if found.difference is not None and found.low is not None and found.high is not None:
         ends = [100 * found.low, 100 * found.high]
         panel.plot(ends, [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
-        filling = color if certain else "white"
-        style = {"color": color, "markersize": 6.5, "markerfacecolor": filling}
-        panel.plot(100 * found.difference, place, "o", **style)
+        (dot,) = panel.plot(100 * found.difference, place, "o", color=color, markersize=6.5)
+        dot.set_markerfacecolor(color if certain else "white")
     if verdict.published is not None:
         panel.plot(verdict.published, place - 0.27, **_PUBLISHED)
 

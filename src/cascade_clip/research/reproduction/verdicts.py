@@ -34,18 +34,8 @@ LEANING_P = 0.2
 three pairs of equal rows would lean."""
 
 Standing = Literal["certain", "leaning", "open", "unknown"]
-Outcome = Literal[
-    "holds",
-    "leans the same way",
-    "open",
-    "leans the other way",
-    "reversed",
-    "higher",
-    "leans higher",
-    "leans lower",
-    "lower",
-    "unknown",
-]
+Ordering = Literal["holds", "leans the same way", "leans the other way", "reversed"]
+Outcome = Ordering | Literal["open", "higher", "leans higher", "leans lower", "lower", "unknown"]
 
 
 @dataclass(frozen=True)
