@@ -18,14 +18,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
 from cascade_clip.checkpoints import find_checkpoint, read_config
+from cascade_clip.cli.terminal import console, say
 from cascade_clip.config import DataConfig
 from cascade_clip.data import LabelledImages, build_dataset
 from cascade_clip.errors import SettingError, StorageError
 from cascade_clip.evaluation import Report, embed_figure, evaluate, render
+from cascade_clip.files import write_whole
 from cascade_clip.inference import Predictor, load_predictor
 from cascade_clip.results import SUMMARY_METRICS, percent
 from cascade_clip.training import TrainingProgress, fit, quiet_engine
@@ -69,7 +70,6 @@ def quickstart(
             f"--scenes and --pictures must be at least 1 and --minutes 0 or more, got {scenes},"
             f" {pictures}, {minutes}"
         )
-    console = Console()
     if minutes:  # before the time of the evaluation is spent
         remove_earlier(out / "training")
     quiet_engine()
@@ -77,33 +77,23 @@ def quickstart(
     predictors = {name: load_predictor(name, device="cpu") for name in TITLES}
     reports: dict[str, Report] = {}
     for name, predictor in predictors.items():
-        console.print(
-            f"evaluating {name} ({TITLES[name]}) on {scenes} fresh scenes ...", highlight=False
-        )
+        say(f"evaluating {name} ({TITLES[name]}) on {scenes} fresh scenes ...")
         reports[TITLES[name]] = evaluate(predictor, dataset)
     shown = [show_scene(dataset, index, predictors) for index in range(pictures)]
     curve: list[tuple[int, float]] = []
     if minutes:
         title = f"cascade, {minutes:g} min"
-        console.print(
+        say(
             f"training the cascade from its start for {minutes:g} minutes (the shipped one had"
-            " longer) ...",
-            highlight=False,
-            soft_wrap=True,
+            " longer) ..."
         )
-        trained, curve = train_for(minutes, out / "training", console)
+        trained, curve = train_for(minutes, out / "training")
         reports = {title: evaluate(trained, dataset), **reports}
     console.print(score_table(reports))
-    out.mkdir(parents=True, exist_ok=True)
     figure = draw_page(shown, dataset, reports, curve)
-    figure.savefig(out / "quickstart.png", dpi=110)
-    (out / "index.html").write_text(build_html(figure, reports, dataset), encoding="utf-8")
-    console.print(
-        f"wrote {out / 'quickstart.png'} and {out / 'index.html'}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    write_whole(out / "quickstart.png", lambda part: figure.savefig(part, dpi=110))
+    write_whole(out / "index.html", build_html(figure, reports, dataset))
+    say(f"wrote {out / 'quickstart.png'} and {out / 'index.html'}")
     return 0
 
 
@@ -131,9 +121,7 @@ def remove_earlier(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def train_for(
-    minutes: float, folder: Path, console: Console
-) -> tuple[Predictor, list[tuple[int, float]]]:
+def train_for(minutes: float, folder: Path) -> tuple[Predictor, list[tuple[int, float]]]:
     """Train the shipped cascade's own settings from the start for a while: the model, and its
     (step, loss) curve."""
     timer = Timer(timedelta(minutes=minutes), interval="step")
@@ -221,28 +209,17 @@ def draw_page(
 def _draw_legend(axis: Axes, scene: ShownScene, dataset: LabelledImages) -> None:
     """Names of the classes that are there, unseen ones starred and bold."""
     vocabulary = dataset.vocabulary
-    present = [
-        index
-        for index in np.argsort(-np.bincount(scene.truth.ravel(), minlength=len(vocabulary)))
-        if (scene.truth == index).any()
-    ]
+    counts = np.bincount(scene.truth.ravel(), minlength=len(vocabulary))
+    present = [index for index in np.argsort(-counts) if counts[index]]
     for line, index in enumerate(present[:8]):
-        seen = vocabulary.seen_mask[index]
-        y = 0.93 - 0.13 * line
+        seen, y = vocabulary.seen_mask[index], 0.93 - 0.13 * line
         color = np.array(vocabulary.colors[index]) / 255
-        box = Rectangle(
-            (0.0, y - 0.04), 0.08, 0.08, facecolor=color, edgecolor="0.4", transform=axis.transAxes
-        )
+        place: Any = {"transform": axis.transAxes}
+        box = Rectangle((0.0, y - 0.04), 0.08, 0.08, facecolor=color, edgecolor="0.4", **place)
         axis.add_patch(box)
         name = vocabulary.names[index] + ("" if seen else " * unseen")
-        axis.text(
-            0.13,
-            y,
-            name,
-            transform=axis.transAxes,
-            va="center",
-            weight="normal" if seen else "bold",
-        )
+        weight = "normal" if seen else "bold"
+        axis.text(0.13, y, name, va="center", weight=weight, **place)
 
 
 def _draw_scores(axis: Axes, reports: dict[str, Report]) -> None:
@@ -251,10 +228,8 @@ def _draw_scores(axis: Axes, reports: dict[str, Report]) -> None:
     width = 0.8 / len(reports)
     for number, (title, report) in enumerate(reports.items()):
         heights = [100 * (getattr(report.scores, pick) or 0.0) for pick in picks]
-        color = _BAR_COLORS[-len(reports) :][number]
-        bars = axis.bar(
-            np.arange(3) + number * width, heights, width * 0.92, label=title, color=color
-        )
+        color, places = _BAR_COLORS[-len(reports) :][number], np.arange(3) + number * width
+        bars = axis.bar(places, heights, width * 0.92, label=title, color=color)
         axis.bar_label(bars, fmt="%.0f", padding=1)
     axis.set_xticks(np.arange(3) + 0.4 - width / 2, labels)
     axis.set_ylabel("mIoU in percent")
@@ -266,19 +241,13 @@ def _draw_scores(axis: Axes, reports: dict[str, Report]) -> None:
 
 def _draw_curve(axis: Axes, curve: list[tuple[int, float]]) -> None:
     full = read_curve(find_checkpoint("mini") / LOSS_FILE)
-    for points, label, color in (
-        (full, "full run of the shipped cascade", "#1f5fa8"),
-        (curve, "your run", "#d1495b"),
+    for points, label, color, width in (
+        (full, "full run of the shipped cascade", "#1f5fa8", 1.2),
+        (curve, "your run", "#d1495b", 2.4),
     ):
         if points:
             steps, losses = zip(*points, strict=True)
-            axis.plot(
-                steps,
-                losses,
-                label=label,
-                color=color,
-                linewidth=2.4 if label == "your run" else 1.2,
-            )
+            axis.plot(steps, losses, label=label, color=color, linewidth=width)
     axis.set_yscale("log")
     axis.set_xlabel("step")
     axis.set_title("training loss (focal + dice)")
