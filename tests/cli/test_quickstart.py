@@ -38,7 +38,11 @@ def test_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         and "{" not in text.split("</style>")[1]
     )
     assert read_curve(tmp_path / "tour" / "training" / "metrics.csv")
+    for flag, small in (("--scenes", "1"), ("--pictures", "1"), ("--minutes", "0.001")):
+        words[words.index(flag) + 1] = small
+    (tmp_path / "tour" / "training" / "left").touch()
     assert main(words) == 0  # a second tour replaces the first
+    assert not (tmp_path / "tour" / "training" / "left").exists()
 
 
 def test_a_folder_of_somebody_else_is_not_deleted(

@@ -23,10 +23,10 @@ from cascade_clip.ops.running_argmax import first_best
 from cascade_clip.research.benchmark import reference as textbook
 from cascade_clip.research.benchmark.cases import (
     TUNED,
-    Row,
+    Variant,
     list_cases,
     list_scaling,
-    measure_rows,
+    measure_variants,
     run_process,
 )
 from cascade_clip.research.benchmark.gpu import GpuPlan, labels_of, measure_gpu
@@ -216,7 +216,7 @@ def test_rows_take_turns_in_processes_of_their_own(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("cascade_clip.research.benchmark.cases.run_process", fake)
     rows = list_cases("sliding", "tiny")
-    measure_rows(rows, 3, lambda text: None, flops=False)
+    measure_variants(rows, 3, lambda text: None, flops=False)
     rows[0].flops = 10**9
     assert asked == [(False, False), (True, False), (False, True), (True, False)] * 3
     assert [row.median("seconds") for row in rows] == [5, 6, 7, 8]  # the second of three turns
@@ -226,7 +226,10 @@ def test_rows_take_turns_in_processes_of_their_own(monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 def test_a_failing_process_is_reported() -> None:
     with pytest.raises(ValueError, match=r"benchmark process for .* failed: .*depth"):
-        run_process('{"kind": "inference", "depth": 3, "repeats": 1, "warm": 0}', {})
+        run_process(
+            '{"kind": "inference", "depth": 3}',
+            {"PYTHONWARNINGS": "error::RuntimeWarning"},  # runpy warns of a module imported before
+        )
 
 
 def test_cases() -> None:
@@ -337,7 +340,7 @@ def test_scaling_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     )
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert [row.name for row in list_scaling("tiny")] == ["classes"] * 3 + ["pixels"] * 3
-    assert Row("x", Work("train")).variant == "ours fp32"
+    assert Variant("x", Work("train")).variant == "ours fp32"
 
 
 def test_profile_command(capsys: pytest.CaptureFixture[str]) -> None:

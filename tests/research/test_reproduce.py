@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 import yaml
 
+import cascade_clip.inference
+import cascade_clip.training
 from cascade_clip.cli import reproduce as reproduce_commands
 from cascade_clip.cli import terminal
 from cascade_clip.cli.main import main
@@ -30,29 +32,29 @@ from cascade_clip.evaluation.bootstrap import Tallies
 from cascade_clip.research.reproduction import job_process, jobs
 from cascade_clip.research.reproduction.entries import (
     Entry,
-    Row,
+    EntryRow,
     build_entry,
     find_entries,
     list_entries,
 )
 from cascade_clip.research.reproduction.jobs import Job, estimate_seconds, plan_jobs, run_jobs
+from cascade_clip.research.reproduction.keys import Choice, Inference, training_key
 from cascade_clip.research.reproduction.runs import (
-    Choice,
-    Inference,
-    choice_of,
-    collect_results,
-    inference_of,
+    Reproduction,
+    Result,
     read_choice,
     read_result,
-    run_folder,
     score,
     slug,
-    training_config,
-    training_key,
     write_choice,
     write_result,
 )
-from cascade_clip.research.reproduction.settings import World, list_worlds, load_world, merge
+from cascade_clip.research.reproduction.settings import (
+    ReproductionSettings,
+    list_settings,
+    load_settings,
+    merge,
+)
 from cascade_clip.vocabulary import load_vocabulary
 from paths import ROOT, TESTS
 
@@ -61,9 +63,9 @@ TALLIES = Tallies(np.array([[6, 0, 1], [2, 3, 0]]), np.array([[8, 0, 3], [4, 3, 
 SEEN = np.array([True, True, False])
 
 
-def tiny_world() -> World:
+def tiny_world() -> ReproductionSettings:
     """The built-in world with two steps of two scenes."""
-    world = load_world("sandbox")
+    world = load_settings("sandbox")
     train = {
         "steps": 2,
         "batch_size": 2,
@@ -76,17 +78,34 @@ def tiny_world() -> World:
     )
 
 
-def entry_of(*rows: Row, key: str = "table1") -> Entry:
+def entry_of(*rows: EntryRow, key: str = "table1") -> Entry:
     return Entry(key, "", rows, rows[0].name, "coco-stuff", (0,), "table")
 
 
-def row_of(name: str, **settings: Any) -> Row:
-    return Row(name, {}, settings)
+def plan(
+    entries: Sequence[Entry],
+    world: ReproductionSettings,
+    seeds: Mapping[str, Sequence[int]],
+    out: Path,
+) -> list[Job]:
+    return plan_jobs(entries, Reproduction(world, out, seeds))
 
 
-def finish(out: Path, entries: Sequence[Entry], world: World, seeds: Sequence[int]) -> None:
+def collect(
+    entry: Entry, row: EntryRow, world: ReproductionSettings, seeds: Sequence[int], out: Path
+) -> list[Result]:
+    return Reproduction(world, out, {entry.key: seeds}).results(entry, row)
+
+
+def row_of(name: str, **settings: Any) -> EntryRow:
+    return EntryRow(name, {}, settings)
+
+
+def finish(
+    out: Path, entries: Sequence[Entry], world: ReproductionSettings, seeds: Sequence[int]
+) -> None:
     """Write what runs leave, without running them."""
-    for job in plan_jobs(entries, world, {entry.key: seeds for entry in entries}, out):
+    for job in plan(entries, world, {entry.key: seeds for entry in entries}, out):
         (job.folder / "model").mkdir(parents=True)
         (job.folder / "model" / "checkpoint.json").write_text("{}")
         (job.folder / "metrics.csv").write_text(f"step,seconds\n{job.config.train.steps},60.0\n")
@@ -169,12 +188,12 @@ def test_a_damaged_entry_is_refused(change: Mapping[str, Any], message: str) -> 
 @pytest.mark.parametrize("name", WORLDS)
 def test_rows_are_valid_and_differ(name: str) -> None:
     """On every world; two rows of an entry are never the same model used in the same way."""
-    world = load_world(name)
+    world = load_settings(name)
     for entry in list_entries():
         found = [
             (
-                training_key(training_config(world, row, 0)),
-                inference_of(world, row).key,
+                training_key(world.training_config(row, 0)),
+                world.inference(row).key,
                 row.choices,
             )
             for row in entry.rows
@@ -183,11 +202,11 @@ def test_rows_are_valid_and_differ(name: str) -> None:
 
 
 def test_there_are_no_other_worlds() -> None:
-    assert list_worlds() == WORLDS
+    assert list_settings() == WORLDS
     with pytest.raises(
         ValueError, match="unknown world 'mars'; choose one of sandbox, coco-stuff, context, voc"
     ):
-        load_world("mars")
+        load_settings("mars")
 
 
 @pytest.mark.parametrize(
@@ -197,8 +216,8 @@ def test_worlds_have_the_published_settings(name: str, file: str) -> None:
     published = config_from_dict(
         Config, read_yaml(ROOT / "configs" / f"cascade-{file}-inductive.yaml")
     )
-    assert load_world(name).config(row_of("cascade")) == published
-    placed = load_world(name, "elsewhere").config(row_of("cascade"))
+    assert load_settings(name).config(row_of("cascade")) == published
+    placed = load_settings(name, "elsewhere").config(row_of("cascade"))
     assert placed.data.root == "elsewhere"
     assert placed.evaluation is not None
     assert placed.evaluation.root == "elsewhere"
@@ -209,14 +228,14 @@ METHODS = {"Frozen CLIP": "frozen", "ZegCLIP": "zegclip", "SPT-SEG": "spt"}
 
 @pytest.mark.parametrize(("name", "file"), [("coco-stuff", "coco"), ("voc", "voc")])
 @pytest.mark.parametrize("row", find_entries("table10")[0].rows, ids=lambda row: row.name)
-def test_rows_of_table_10_are_the_published_files(row: Row, name: str, file: str) -> None:
+def test_rows_of_table_10_are_the_published_files(row: EntryRow, name: str, file: str) -> None:
     method, _, protocol = row.name.partition(", ")
     kind, _, cascade = method.partition(" with the ")
     stem = f"{METHODS[kind]}{'-cascade' if cascade else ''}".replace("zegclip-cascade", "cascade")
     published = config_from_dict(
         Config, read_yaml(ROOT / "configs" / f"{stem}-{file}-{protocol or 'inductive'}.yaml")
     )
-    found = load_world(name).config(row)
+    found = load_settings(name).config(row)
     if kind == "Frozen CLIP":  # without prompts their number means nothing
         found = dataclasses.replace(
             found, model=dataclasses.replace(found.model, prompts=published.model.prompts)
@@ -248,7 +267,7 @@ def test_tables_are_those_of_the_methods_page() -> None:
 
 
 def test_paper_values_stand_for_others() -> None:
-    world = World(
+    world = ReproductionSettings(
         "sandbox",
         {"train": {"steps": 10}},
         {"model.prompts.tokens": {50: 8}, "train.steps": {40000: 5}},
@@ -263,14 +282,14 @@ def test_paper_values_stand_for_others() -> None:
     ) == (8, 5, 40000, 3)
     assert world.config(row_of("a", model={"prompts": {"tokens": 51}})).model.prompts.tokens == 51
     assert world.config(row_of("a")).train.steps == 10
-    literal = Row("a", {}, change, {"sandbox": {"model": {"prompts": {"tokens": 50}}}})
+    literal = EntryRow("a", {}, change, {"sandbox": {"model": {"prompts": {"tokens": 50}}}})
     assert world.config(literal).model.prompts.tokens == 50
     assert world.config(literal).train.batch_size == Config().train.batch_size
 
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_longer_and_halved_training_keep_their_proportions(name: str) -> None:
-    world = load_world(name)
+    world = load_settings(name)
     full = world.config(row_of("a")).train.steps
     found = [world.config(row).train.steps / full for row in find_entries("figure7")[0].rows]
     assert found == [0.5, 1.0, 1.6, 2.0]
@@ -353,9 +372,9 @@ def test_scores_rest_on_inference_and_evaluation() -> None:
 
 def test_rows_and_tables_share_runs() -> None:
     """Tables 1 and 4 have the baseline and the cascade in common."""
-    planned = plan_jobs(
+    planned = plan(
         find_entries("table1,table4"),
-        load_world("sandbox"),
+        load_settings("sandbox"),
         {"table1": (0, 1), "table4": (0,)},
         Path("out"),
     )
@@ -373,9 +392,9 @@ def test_rows_and_tables_share_runs() -> None:
 
 
 def test_rows_that_differ_in_inference_share_the_training() -> None:
-    planned = plan_jobs(
+    planned = plan(
         find_entries("question4,table1"),
-        load_world("sandbox"),
+        load_settings("sandbox"),
         {"question4": (0,), "table1": (0,)},
         Path("out"),
     )
@@ -394,8 +413,11 @@ def test_rows_that_differ_in_inference_share_the_training() -> None:
 def test_a_choice_needs_a_second_training() -> None:
     """Whose data hide the held-out classes as well; the values to choose from are scored with the
     first training."""
-    world, entry = load_world("sandbox"), entry_of(Row("chosen", {}, {}, choices=(0.05, 0.2)))
-    first, second = plan_jobs([entry], world, {"table1": (1,)}, Path("out"))
+    world, entry = (
+        load_settings("sandbox"),
+        entry_of(EntryRow("chosen", {}, {}, choices=(0.05, 0.2))),
+    )
+    first, second = plan([entry], world, {"table1": (1,)}, Path("out"))
     assert [one.calibration for one in first.inferences] == [0.05, 0.2]
     assert not second.inferences
     assert not first.choices
@@ -414,29 +436,29 @@ def test_a_choice_needs_a_second_training() -> None:
 def test_held_out_classes_are_seen_ones(name: str, classes: str) -> None:
     """The second training hides the unseen classes and these, nothing else, and every name
     exists."""
-    world = load_world(name)
+    world = load_settings(name)
     vocabulary = load_vocabulary(classes) if classes else sandbox_vocabulary()
     assert set(world.held_out.names) <= set(vocabulary.seen)
     hidden = [part.strip() for part in world.held_out.unseen.split(",")]
     assert hidden == [*vocabulary.unseen, *world.held_out.names]
-    row = Row("chosen", {}, {}, choices=(0.0,))
-    choice = choice_of(world, row)
+    row = EntryRow("chosen", {}, {}, choices=(0.0,))
+    choice = world.choice(row)
     assert choice is not None
     assert choice.data != world.config(row).evaluation
 
 
 def test_the_chosen_calibration_is_used(tmp_path: Path) -> None:
     """Every seed with its own choice; a seed without one has no result."""
-    world, row = tiny_world(), Row("chosen", {}, {}, choices=(0.05, 0.2))
+    world, row = tiny_world(), EntryRow("chosen", {}, {}, choices=(0.05, 0.2))
     entry = entry_of(row)
     finish(tmp_path, [entry], world, (0, 1))
-    assert collect_results(entry, row, world, (0, 1), tmp_path) == []
-    for job in plan_jobs([entry], world, {"table1": (0,)}, tmp_path):
+    assert collect(entry, row, world, (0, 1), tmp_path) == []
+    for job in plan([entry], world, {"table1": (0,)}, tmp_path):
         for choice in job.to_choose:
             write_choice(job.folder, choice, {"chosen": 0.2})
-    (found,) = collect_results(entry, row, world, (0, 1), tmp_path)
+    (found,) = collect(entry, row, world, (0, 1), tmp_path)
     assert (found.seed, found.calibration) == (0, 0.2)
-    assert [job.done for job in plan_jobs([entry], world, {"table1": (0, 1)}, tmp_path)] == [
+    assert [job.done for job in plan([entry], world, {"table1": (0, 1)}, tmp_path)] == [
         True,
         True,
         True,
@@ -445,22 +467,21 @@ def test_the_chosen_calibration_is_used(tmp_path: Path) -> None:
 
 
 def test_a_run_is_found_under_the_name_it_was_made_with(tmp_path: Path) -> None:
-    config = Config()
+    config, place = Config(), Reproduction(tiny_world(), tmp_path, {})
     assert (
-        run_folder(tmp_path, row_of("3 decoders"), config).name
-        == f"3-decoders-{training_key(config)}"
+        place.run_folder(row_of("3 decoders"), config).name == f"3-decoders-{training_key(config)}"
     )
     made = tmp_path / "runs" / f"cascade-clip-{training_key(config)}"
     made.mkdir(parents=True)
-    assert run_folder(tmp_path, row_of("3 decoders"), config) == made
+    assert place.run_folder(row_of("3 decoders"), config) == made
 
 
 def test_the_seeds_of_a_training_share_a_folder(tmp_path: Path) -> None:
     """Table 5 needs the first seed of the cascade under another name than Table 1, which needs
     all."""
-    world, seeds = load_world("sandbox"), {"table5": (0,), "table1": (0, 1, 2)}
+    world, seeds = load_settings("sandbox"), {"table5": (0,), "table1": (0, 1, 2)}
     entries = find_entries("table5,table1")
-    planned = plan_jobs(entries, world, seeds, tmp_path)
+    planned = plan(entries, world, seeds, tmp_path)
     folders: dict[str, set[Path]] = {}
     for job in planned:
         folders.setdefault(training_key(job.config), set()).add(job.folder.parent)
@@ -473,26 +494,25 @@ def test_the_seeds_of_a_training_share_a_folder(tmp_path: Path) -> None:
     for entry in entries:
         for row in entry.rows:
             assert [
-                found.seed
-                for found in collect_results(entry, row, world, seeds[entry.key], tmp_path)
+                found.seed for found in collect(entry, row, world, seeds[entry.key], tmp_path)
             ] == list(seeds[entry.key])
-    assert all(job.done for job in plan_jobs(entries[::-1], world, seeds, tmp_path))
+    assert all(job.done for job in plan(entries[::-1], world, seeds, tmp_path))
 
 
 def test_seeds_in_two_folders_are_all_found(tmp_path: Path) -> None:
     """As earlier versions left them: a seed that only the second folder has, and one that both
     have, scored in the second alone."""
     world, entry = tiny_world(), entry_of(row_of("z"))
-    key = training_key(training_config(world, entry.rows[0], 0))
+    key = training_key(world.training_config(entry.rows[0], 0))
     finish(tmp_path, [entry], world, (0, 1))
     (tmp_path / "runs" / f"a-{key}" / "seed-1").mkdir(parents=True)
     (tmp_path / "runs" / f"a-{key}" / "seed-2").mkdir()
-    found = collect_results(entry, entry.rows[0], world, (0, 1, 2), tmp_path)
+    found = collect(entry, entry.rows[0], world, (0, 1, 2), tmp_path)
     assert [(one.seed, one.checkpoint.parent.parent.name) for one in found] == [
         (0, f"z-{key}"),
         (1, f"z-{key}"),
     ]
-    assert [job.done for job in plan_jobs([entry], world, {"table1": (0, 1, 2)}, tmp_path)] == [
+    assert [job.done for job in plan([entry], world, {"table1": (0, 1, 2)}, tmp_path)] == [
         True,
         True,
         False,
@@ -549,12 +569,12 @@ def test_only_what_exists_is_collected(tmp_path: Path) -> None:
     world, entry = tiny_world(), entry_of(row_of("a"), row_of("b", inference={"calibration": 0.3}))
     finish(tmp_path, [entry_of(entry.rows[0])], world, (2, 0))
     assert [
-        result.seed for result in collect_results(entry, entry.rows[0], world, (0, 1, 2), tmp_path)
+        result.seed for result in collect(entry, entry.rows[0], world, (0, 1, 2), tmp_path)
     ] == [0, 2]
     # trained, not scored this way
-    assert collect_results(entry, entry.rows[1], world, (0, 1, 2), tmp_path) == []
+    assert collect(entry, entry.rows[1], world, (0, 1, 2), tmp_path) == []
     with pytest.raises(ValueError, match="'c' is no row of table1"):
-        collect_results(entry, row_of("c"), world, (0,), tmp_path)
+        collect(entry, row_of("c"), world, (0,), tmp_path)
 
 
 # one run
@@ -564,7 +584,7 @@ def test_only_what_exists_is_collected(tmp_path: Path) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Job]:
     """One tiny run, really made."""
     out = tmp_path_factory.mktemp("reproduction")
-    (job,) = plan_jobs(
+    (job,) = plan(
         [entry_of(row_of("last", model={"stages": [[12]]}))], tiny_world(), {"table1": (0,)}, out
     )
     job_process.run_job(job)
@@ -576,7 +596,7 @@ def test_a_run_trains_and_scores(made: tuple[Path, Job]) -> None:
     assert job.done
     assert (job.steps, job.steps_done) == (2, 2)
     entry = entry_of(row_of("other name", model={"stages": [[12]]}))
-    (found,) = collect_results(entry, entry.rows[0], tiny_world(), (0,), out)
+    (found,) = collect(entry, entry.rows[0], tiny_world(), (0,), out)
     assert found.tallies.union.shape == (2, 26)
     assert found.seen.sum() == 20
     assert found.tallies.union.sum() + found.tallies.intersection.sum() == 2 * 2 * 64 * 64
@@ -591,11 +611,10 @@ def test_what_exists_is_not_made_again(
     before = {
         path: path.stat().st_mtime_ns for path in job.folder.iterdir() if path.name != ".lock"
     }
+    monkeypatch.setattr(cascade_clip.training, "fit", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(
-        "cascade_clip.training.fit.fit", lambda *_, **__: pytest.fail("trained again")
-    )
-    monkeypatch.setattr(
-        "cascade_clip.inference.loading.load_predictor",
+        cascade_clip.inference,
+        "load_predictor",
         lambda *_, **__: pytest.fail("scored again"),
     )
     job_process.run_job(job)
@@ -608,9 +627,7 @@ def test_another_inference_is_scored_without_training(
     """With a calibration of 1 no seen class is ever given: its union with nothing is what the
     labels hold of it."""
     _, job = made
-    monkeypatch.setattr(
-        "cascade_clip.training.fit.fit", lambda *_, **__: pytest.fail("trained again")
-    )
+    monkeypatch.setattr(cascade_clip.training, "fit", lambda *_, **__: pytest.fail("trained again"))
     other = dataclasses.replace(
         job.inferences[0], settings=dataclasses.replace(job.inferences[0].settings, calibration=1.0)
     )
@@ -687,7 +704,7 @@ def pretend(
 
 def three_jobs(out: Path) -> list[Job]:
     rows = [row_of(name, train={"steps": steps}) for name, steps in (("a", 3), ("b", 4), ("c", 5))]
-    return plan_jobs([entry_of(*rows)], tiny_world(), {"table1": (0,)}, out)
+    return plan([entry_of(*rows)], tiny_world(), {"table1": (0,)}, out)
 
 
 def test_a_failing_run_does_not_stop_the_others(
@@ -763,7 +780,9 @@ def test_the_plan_trains_nothing(
 ) -> None:
     monkeypatch.setattr(terminal.console, "width", 200)
     entry = find_entries("table1")[0]
-    finish(tmp_path, [dataclasses.replace(entry, rows=entry.rows[:1])], load_world("sandbox"), (0,))
+    finish(
+        tmp_path, [dataclasses.replace(entry, rows=entry.rows[:1])], load_settings("sandbox"), (0,)
+    )
     monkeypatch.setattr(jobs, "run_jobs", lambda *_, **__: pytest.fail("trained"))
     assert main(["reproduce", "table1", "--out", str(tmp_path), "--plan", "--jobs", "2"]) == 0
     text = capsys.readouterr().out
@@ -798,7 +817,7 @@ def test_missing_data_is_one_error(
     assert not (tmp_path / "out").exists()
     assert main([*words, "--plan"]) == 0  # needs no data
     finish(
-        tmp_path / "out", find_entries("table5"), load_world("voc", str(tmp_path / "none")), (0,)
+        tmp_path / "out", find_entries("table5"), load_settings("voc", str(tmp_path / "none")), (0,)
     )
     assert main(words) == 0  # nothing is left to make
 
@@ -815,7 +834,7 @@ def test_results_are_printed_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(terminal.console, "width", 250)
-    finish(tmp_path, find_entries("table1"), load_world("sandbox"), (0, 1))
+    finish(tmp_path, find_entries("table1"), load_settings("sandbox"), (0, 1))
     monkeypatch.setattr(jobs, "run_jobs", lambda *_, **__: pytest.fail("trained"))
     assert (
         main(["reproduce", "table1,table9", "--out", str(tmp_path), "--seeds", "0,1", "--plan"])
@@ -882,8 +901,8 @@ def test_choices_are_told_once(
 ) -> None:
     monkeypatch.setattr(terminal.console, "width", 250)
     (entry,) = find_entries("question4")
-    planned = plan_jobs([entry], load_world("sandbox"), {"question4": (0,)}, tmp_path)
-    finish(tmp_path, [entry], load_world("sandbox"), (0,))
+    planned = plan([entry], load_settings("sandbox"), {"question4": (0,)}, tmp_path)
+    finish(tmp_path, [entry], load_settings("sandbox"), (0,))
     for job in planned:
         for choice in job.choices:
             write_choice(job.folder, choice, {"chosen": 0.2})
@@ -928,8 +947,8 @@ def test_a_row_without_all_seeds_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (entry,) = find_entries("table9")
-    finish(tmp_path, [entry], load_world("sandbox"), (0, 1))
-    missing = plan_jobs([entry], load_world("sandbox"), {"table9": (0, 1)}, tmp_path)[-1]
+    finish(tmp_path, [entry], load_settings("sandbox"), (0, 1))
+    missing = plan([entry], load_settings("sandbox"), {"table9": (0, 1)}, tmp_path)[-1]
     assert (missing.name, missing.config.train.seed) == ("independent", 1)
     for path in missing.folder.glob("scores-*"):
         path.unlink()
@@ -970,7 +989,7 @@ def test_a_killed_command_goes_on(tmp_path: Path) -> None:
         " import *; run_jobs(three_jobs(Path(sys.argv[1])), 1, one_core=True, failed=print,"
         " moved=lambda *_: None)"
     )
-    words = [sys.executable, "-c", program, str(tmp_path), str(TESTS)]
+    words = [sys.executable, "-c", program, str(tmp_path), str(TESTS / "research")]
     command = subprocess.Popen(words)
     planned = three_jobs(tmp_path)
     end = time.monotonic() + 120

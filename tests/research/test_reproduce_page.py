@@ -24,25 +24,17 @@ from cascade_clip.research.reproduction.charts import (
     draw_lengths,
     save_picture,
 )
-from cascade_clip.research.reproduction.entries import Entry, Figures, Row, find_entries
-from cascade_clip.research.reproduction.markdown import (
-    build_markdown,
+from cascade_clip.research.reproduction.entries import Entry, EntryRow, Figures, find_entries
+from cascade_clip.research.reproduction.overview import (
     different_tests,
     how_to_read,
     overview,
     seed_spread,
 )
-from cascade_clip.research.reproduction.page import build_page, write_page
-from cascade_clip.research.reproduction.runs import (
-    Result,
-    inference_of,
-    score,
-    seed_folder,
-    training_config,
-    write_result,
-)
+from cascade_clip.research.reproduction.page import build_markdown, build_page, write_page
+from cascade_clip.research.reproduction.runs import Reproduction, Result, score, write_result
 from cascade_clip.research.reproduction.sections import Section, build_section
-from cascade_clip.research.reproduction.settings import load_world, merge
+from cascade_clip.research.reproduction.settings import load_settings, merge
 from cascade_clip.research.reproduction.tables import (
     Cell,
     Table,
@@ -51,12 +43,12 @@ from cascade_clip.research.reproduction.tables import (
     mean_cell,
 )
 from cascade_clip.research.reproduction.verdicts import Verdict, compare_seeds, judge
-from cascade_clip.research.reproduction.wording import describe, describe_choices, outcome_words
+from cascade_clip.research.reproduction.wording import describe, describe_choices, word_outcome
 
 SEEN = np.array([True, False])
 PAPER: Figures = (40.0, 30.0, 34.3)
 LOWER: Figures = (39.5, 28.0, 32.8)
-_SANDBOX = load_world("sandbox")
+_SANDBOX = load_settings("sandbox")
 WORLD = replace(  # its number of steps may be changed
     _SANDBOX,
     base=merge(_SANDBOX.base, {"train": {"steps": 300}}),
@@ -71,6 +63,11 @@ def result(seed: int, images: Sequence[Sequence[float]], checkpoint: str = "") -
     return Result(
         seed, score(tallies, SEEN), tallies, SEEN, 60.0, Path(checkpoint or f"run-{seed}-{images}")
     )
+
+
+def made(out: Path, *entries: Entry) -> Reproduction:
+    """Entries with their first seed."""
+    return Reproduction(WORLD, out, {one.key: (0,) for one in entries})
 
 
 def alike(*shares: float, checkpoint: str = "") -> list[Result]:
@@ -89,7 +86,7 @@ def entry(
     note: str = "",
 ) -> Entry:
     rows = [
-        Row(name, {} if paper is None else {"coco-stuff": paper}, {})
+        EntryRow(name, {} if paper is None else {"coco-stuff": paper}, {})
         for name, paper in (("plain", first), ("ours", second))
     ]
     return Entry(
@@ -117,9 +114,9 @@ def test_clear_win_and_its_reverse() -> None:
     assert found.found.difference == pytest.approx(-0.1)
     assert found.published == -0.5 and found.seeds == (3, 3)
     assert -0.102 <= found.found.low <= found.found.high <= -0.098
-    assert outcome_words(found) == "holds with confidence"
+    assert word_outcome(found) == "holds with confidence"
     assert verdicts(high, low)["S"].outcome == "reversed"
-    assert outcome_words(verdicts(high, low)["U"]) == "is reversed with confidence"
+    assert word_outcome(verdicts(high, low)["U"]) == "is reversed with confidence"
 
 
 def test_without_a_published_ordering_only_higher_or_lower_is_said() -> None:
@@ -205,7 +202,7 @@ def test_one_seed_speaks_of_the_trained_models() -> None:
     better = [[share + 0.1 for share in image] for image in images]
     found = verdicts([result(0, images)], [result(0, better)])["S"]
     assert (found.p_value, found.one_seed, found.outcome) == (None, True, "holds")
-    assert outcome_words(found) == "holds between these two trained models"
+    assert word_outcome(found) == "holds between these two trained models"
     words = " ".join(
         describe(
             entry(),
@@ -283,7 +280,7 @@ def test_rows_without_results_are_left_out() -> None:
 
 
 def test_words_of_a_table() -> None:
-    rows = (*entry().rows, Row("third", {"coco-stuff": (41.0, 31.0, 35.3)}, {}))
+    rows = (*entry().rows, EntryRow("third", {"coco-stuff": (41.0, 31.0, 35.3)}, {}))
     table = Entry("table1", "", rows, "ours", "coco-stuff", (0,), "table")
     results = {
         "plain": alike(0.300, 0.301, 0.302),
@@ -316,7 +313,7 @@ def test_words_of_a_table() -> None:
 
 
 def test_chosen_calibrations_are_named() -> None:
-    rows = (Row("fixed", {}, {}), Row("chosen", {}, {}, choices=(0.05, 0.1)))
+    rows = (EntryRow("fixed", {}, {}), EntryRow("chosen", {}, {}, choices=(0.05, 0.1)))
     question = Entry("question4", "", rows, "fixed", "coco-stuff", (0, 1), "question")
     runs = [
         replace(run, calibration=value)
@@ -473,9 +470,9 @@ def test_the_same_comparison_counts_once() -> None:
 def test_a_choice_of_the_value_of_another_row_is_no_other_comparison() -> None:
     fixed = {"inference": {"calibration": 0.2}}
     rows = (
-        Row("published", {}, {}),
-        Row("0.2", {}, fixed),
-        Row("chosen", {}, {}, choices=(0.1, 0.2)),
+        EntryRow("published", {}, {}),
+        EntryRow("0.2", {}, fixed),
+        EntryRow("chosen", {}, {}, choices=(0.1, 0.2)),
     )
     table = Entry("question4", "", rows, "published", "coco-stuff", (0, 1), "question")
     runs = {
@@ -505,7 +502,11 @@ def test_a_choice_of_the_value_of_another_row_is_no_other_comparison() -> None:
 def test_the_spread_of_seeds_depends_on_no_order() -> None:
     """Rows that share their training count once, by the first; chosen calibrations are not the same
     settings."""
-    rows = (Row("first", {}, {}), Row("second", {}, {}), Row("chosen", {}, {}, choices=(0.1, 0.2)))
+    rows = (
+        EntryRow("first", {}, {}),
+        EntryRow("second", {}, {}),
+        EntryRow("chosen", {}, {}, choices=(0.1, 0.2)),
+    )
     table = Entry("question4", "", rows, "first", "coco-stuff", (0, 1, 2), "question")
     runs = {
         "first": alike(0.30, 0.31, 0.32, checkpoint="m"),
@@ -524,10 +525,10 @@ def test_page_holds_every_row_and_picture(tmp_path: Path) -> None:
     page = build_page(WORLD, [found])
     for row in found.entry.rows:
         assert f'<tr><th scope="row">{row.name}</th>' in page
-    for line in found.words:
-        assert line.replace("'", "&#x27;").replace("<", "&lt;").replace(">", "&gt;") in page
+    for line in found.wording:
+        assert line.replace("'", "&#39;").replace("<", "&lt;").replace(">", "&gt;") in page
     assert (
-        page.count('<img alt="Who is &quot;better&quot; [here]?" src="data:image/png;base64,')
+        page.count('<img alt="Who is &#34;better&#34; [here]?" src="data:image/png;base64,')
         == page.count("<img")
         == 1
     )
@@ -541,7 +542,7 @@ def test_page_holds_every_row_and_picture(tmp_path: Path) -> None:
 
 
 def test_files_of_a_page(tmp_path: Path) -> None:
-    paths = write_page(tmp_path, WORLD, [section(tmp_path)])
+    paths = write_page(Reproduction(WORLD, tmp_path, {}), [section(tmp_path)])
     assert [path.name for path in paths] == ["index.html", "reproduction.md", "results.json"]
     values = json.loads(paths[2].read_text())["entries"]["table1"]
     assert values["rows"][0]["runs"][1]["scores"]["S"] == pytest.approx(0.31)
@@ -601,11 +602,12 @@ def test_share_of_pairs() -> None:
 def runs(tmp_path: Path) -> Path:
     """The shipped cascade as the run of every row of Figure 7, with scores that grow with the
     steps."""
+    place = made(tmp_path)
     for number, row in enumerate(find_entries("figure7")[0].rows):
-        folder = seed_folder(tmp_path, row, training_config(WORLD, row, 0))
+        folder = place.seed_folder(row, WORLD.training_config(row, 0))
         folder.mkdir(parents=True)
         (folder / "model").symlink_to(find_checkpoint("mini"))
-        write_result(folder, inference_of(WORLD, row), alike(0.2 + 0.1 * number)[0].tallies, SEEN)
+        write_result(folder, WORLD.inference(row), alike(0.2 + 0.1 * number)[0].tallies, SEEN)
     return tmp_path
 
 
@@ -635,8 +637,9 @@ def test_figures_are_drawn(
 ) -> None:
     # a minibatch of the alignment has 16
     monkeypatch.setattr(figures, "MEASURED", 16 if key == "figure4" else 4)
+    monkeypatch.setattr(figures, "SHOWN", 2)
     (found,) = find_entries(key)
-    (path,) = figures.draw_figure(found, WORLD, runs, (0,))
+    (path,) = figures.draw_figure(found, made(runs, found))
     assert path == runs / "pictures" / f"{key}.png"
     assert words in describe_picture(path)
     assert Image.open(path).width > 1000
@@ -645,14 +648,15 @@ def test_figures_are_drawn(
 def test_scores_whose_checkpoint_is_gone_draw_nothing(runs: Path) -> None:
     for path in runs.glob("runs/*/seed-0/model"):
         path.unlink()
+    (table,) = find_entries("table17")
     for found in find_entries("figure1, figure4, figure6"):
-        assert figures.draw_figure(found, WORLD, runs, (0,)) == []
-    assert counts.count_parts(find_entries("table17")[0], WORLD, runs, (0,)) == ([], [])
+        assert figures.draw_figure(found, made(runs, found)) == []
+    assert counts.count_parts(table, made(runs, table)) == ([], [])
 
 
 def test_nothing_is_drawn_without_runs(tmp_path: Path) -> None:
     for found in find_entries("figure1, figure4, figure6, figure7, table17, table1"):
-        empty = build_section(found, WORLD, tmp_path, (0,), "do it")
+        empty = build_section(found, made(tmp_path, found), "do it")
         assert empty.is_empty and empty.pictures == [] and empty.verdicts == []
     assert list(tmp_path.iterdir()) == []
 
@@ -671,12 +675,12 @@ def test_untrained_is_the_start_of_the_run() -> None:
 
 def test_a_whole_section(runs: Path) -> None:
     (found,) = find_entries("figure7")
-    built = build_section(found, WORLD, runs, (0,), "do it")
+    built = build_section(found, made(runs, found), "do it")
     assert not built.is_empty and built.missing == ()
     assert [path.name for path in built.pictures] == ["figure7.png", "figure7-differences.png"]
     assert (
         len(built.verdicts) == 9
-        and built.words
+        and built.wording
         and built.tables[0].heads[6] == "S, minus 80,000 steps"
     )
 
@@ -684,7 +688,7 @@ def test_a_whole_section(runs: Path) -> None:
 def test_aggregation_weights(runs: Path) -> None:
     """The cascade's run is that of Figure 7's 80,000 steps."""
     (found,) = find_entries("table17")
-    (table,), (words,) = counts.count_parts(found, WORLD, runs, (0,))
+    (table,), (words,) = counts.count_parts(found, made(runs, found))
     learned = load_checkpoint("mini").model.aggregations[0].weights.tolist()
     assert table.heads[-1] == "after training, seed 0"
     shown = [cell.text for cell in table.rows[0]]

@@ -13,7 +13,7 @@ from cascade_clip.config import Precision
 from cascade_clip.errors import SettingError
 
 if TYPE_CHECKING:
-    from cascade_clip.research.benchmark import Measurement, Row
+    from cascade_clip.research.benchmark import Measurement, Variant
 
 Case = Literal[
     "inference", "sliding", "classes", "train", "scaling", "data", "startup", "gpu", "all"
@@ -46,6 +46,7 @@ def benchmark(
         picture: scaling: where to draw time and memory over classes and pixels.
         out: the figures as JSON.
     """
+    from cascade_clip.files import write_json
     from cascade_clip.research.benchmark import describe_machine
 
     for name, value, least in (("rounds", rounds, 1), ("workers", workers, 0)):
@@ -63,7 +64,7 @@ def benchmark(
             values[one] = _scale(rounds, size, picture)
         else:
             values[one] = _measure(one, rounds, seconds, workers)
-        _write(out, values)
+        write_json(out, values)
     say(", ".join(f"{name} {value}" for name, value in machine.items() if value is not None))
     say(f"wrote {out}")
     return ExitCode.DONE
@@ -128,28 +129,20 @@ def profile(
 
 def _compare(case: str, rounds: int, size: Size) -> dict[str, Any]:
     """Measure and print the rows of one case."""
-    from cascade_clip.research.benchmark import list_cases, measure_peak, measure_rows
+    from cascade_clip.research.benchmark import list_cases, measure_peak, measure_variants
 
     rows = list_cases(case, size)
     peak = measure_peak()
-    measure_rows(rows, rounds, lambda text: warn(f"measuring: {text}"))
+    measure_variants(rows, rounds, lambda text: warn(f"measuring: {text}"))
     table = Table(
         title=(
             f"benchmark {case}, medians of {rounds} (processor seconds are little disturbed by"
             " other programs)"
         )
     )
-    for heading in (
-        "work",
-        "variant",
-        "s",
-        "processor s",
-        "times as fast",
-        "MiB",
-        "GFLOP",
-        "of the peak",
-    ):
-        table.add_column(heading, justify="left" if heading in ("work", "variant") else "right")
+    numbers = ("s", "processor s", "times as fast", "MiB", "GFLOP", "of the peak")
+    for heading in ("work", "variant", *numbers):
+        table.add_column(heading, justify="right" if heading in numbers else "left")
     for row in rows:
         table.add_row(
             row.name, row.variant, f"{row.median('seconds'):.2f}",
@@ -165,7 +158,7 @@ def _compare(case: str, rounds: int, size: Size) -> dict[str, Any]:
     return {"rows": [row.to_json() for row in rows], "peak": peak}
 
 
-def _faster(row: Row, rows: list[Row]) -> str:
+def _faster(row: Variant, rows: list[Variant]) -> str:
     """How many times as fast, in processor time, as the textbook variant under either allocator."""
     bases = [base for base in rows if base.name == row.name and base.work.variant == "textbook"]
     if row.work.variant == "textbook" or not bases:
@@ -175,10 +168,10 @@ def _faster(row: Row, rows: list[Row]) -> str:
 
 def _scale(rounds: int, size: Size, picture: Path) -> dict[str, Any]:
     """Measure and draw how time and memory grow."""
-    from cascade_clip.research.benchmark import draw_scaling, list_scaling, measure_rows
+    from cascade_clip.research.benchmark import draw_scaling, list_scaling, measure_variants
 
     rows = list_scaling(size)
-    measure_rows(rows, rounds, lambda text: warn(f"measuring: {text}"), flops=False)
+    measure_variants(rows, rounds, lambda text: warn(f"measuring: {text}"), flops=False)
     draw_scaling(rows, picture)
     say(f"wrote {picture}")
     return {"rows": [row.to_json() for row in rows]}
@@ -211,9 +204,3 @@ def _single_figures(case: str, rounds: int, seconds: float, workers: int) -> lis
     from cascade_clip.research.benchmark import measure_startup
 
     return measure_startup(rounds, tell)
-
-
-def _write(out: Path, values: dict[str, Any]) -> None:
-    from cascade_clip.files import write_json
-
-    write_json(out, values)

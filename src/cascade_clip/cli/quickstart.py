@@ -3,10 +3,7 @@ pictures."""
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
-import io
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,18 +18,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
 from cascade_clip.checkpoints import find_checkpoint, read_config
 from cascade_clip.cli.exit_codes import ExitCode
+from cascade_clip.cli.terminal import console, say
 from cascade_clip.config import DataConfig
 from cascade_clip.data import LabelledImages, build_dataset
 from cascade_clip.errors import OccupiedError, SettingError
-from cascade_clip.evaluation import Report, evaluate
+from cascade_clip.evaluation import Report, embed_figure, evaluate, render
 from cascade_clip.files import write_whole
 from cascade_clip.inference import Predictor, load_predictor
-from cascade_clip.results import format_percent
+from cascade_clip.results import SUMMARY_METRICS, format_percent
 from cascade_clip.training import Stopped, TrainingProgress, fit, quiet_engine
 
 TITLES = {"mini-last": "last layer", "mini": "cascade"}
@@ -41,7 +38,7 @@ LOSS_FILE = "loss.csv"
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownScene:
     """One scene with its labels and what each model says."""
 
     image: NDArray[np.uint8]  # (H, W, 3)
@@ -74,62 +71,60 @@ def quickstart(
             f"--scenes and --pictures must be at least 1 and --minutes 0 or more, got {scenes},"
             f" {pictures}, {minutes}"
         )
-    console = Console()
+    if minutes:  # before the time of the evaluation is spent
+        remove_earlier(out / "training")
     quiet_engine()
     dataset = build_dataset(DataConfig(name="sandbox", seed=seed, limit=max(scenes, pictures)))
     predictors = {name: load_predictor(name, device="cpu") for name in TITLES}
     reports: dict[str, Report] = {}
     for name, predictor in predictors.items():
-        console.print(
-            f"evaluating {name} ({TITLES[name]}) on {scenes} fresh scenes ...", highlight=False
-        )
+        say(f"evaluating {name} ({TITLES[name]}) on {scenes} fresh scenes ...")
         reports[TITLES[name]] = evaluate(predictor, dataset)
     shown = [show_scene(dataset, index, predictors) for index in range(pictures)]
     curve: list[tuple[int, float]] = []
     if minutes:
         title = f"cascade, {minutes:g} min"
-        console.print(
+        say(
             f"training the cascade from its start for {minutes:g} minutes (the shipped one had"
-            " longer) ...",
-            highlight=False,
-            soft_wrap=True,
+            " longer) ..."
         )
-        trained, curve = train_for(minutes, out / "training", console)
+        trained, curve = train_for(minutes, out / "training")
         reports = {title: evaluate(trained, dataset), **reports}
     console.print(score_table(reports))
     figure = draw_page(shown, dataset, reports, curve)
     write_whole(out / "quickstart.png", lambda part: figure.savefig(part, dpi=110))
     write_whole(out / "index.html", build_html(figure, reports, dataset))
-    console.print(
-        f"wrote {out / 'quickstart.png'} and {out / 'index.html'}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"wrote {out / 'quickstart.png'} and {out / 'index.html'}")
     return ExitCode.DONE
 
 
-def show_scene(dataset: LabelledImages, index: int, predictors: dict[str, Predictor]) -> Shown:
+def show_scene(dataset: LabelledImages, index: int, predictors: dict[str, Predictor]) -> ShownScene:
     """One scene with every model's labels."""
     sample = dataset.sample(index)
     found = {}
     for name, predictor in predictors.items():
         target = predictor.bind(dataset.vocabulary, calibration=predictor.settings.calibration)
         found[TITLES[name]] = predictor.label_map(sample.image, target).labels.numpy()
-    return Shown(sample.image.permute(1, 2, 0).numpy(), sample.labels.numpy(), found)
+    return ShownScene(sample.image.permute(1, 2, 0).numpy(), sample.labels.numpy(), found)
 
 
-def train_for(
-    minutes: float, folder: Path, console: Console
-) -> tuple[Predictor, list[tuple[int, float]]]:
-    """Train the shipped cascade's own settings from the start for a while: the model, and its
-    (step, loss) curve."""
+def remove_earlier(folder: Path) -> None:
+    """Delete the training of an earlier tour.
+
+    Raises:
+        OSError: the folder holds something else.
+    """
     if folder.exists():
         if not ((folder / "config.yaml").is_file() and (folder / "metrics.csv").is_file()):
             raise OccupiedError(
                 f"{folder} exists and is not a run of an earlier tour; choose another --out"
             )
         shutil.rmtree(folder)
+
+
+def train_for(minutes: float, folder: Path) -> tuple[Predictor, list[tuple[int, float]]]:
+    """Train the shipped cascade's own settings from the start for a while: the model, and its
+    (step, loss) curve."""
     timer = Timer(timedelta(minutes=minutes), interval="step")
     try:
         checkpoint = fit(
@@ -150,40 +145,39 @@ def read_curve(path: Path) -> list[tuple[int, float]]:
         return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
 
 
+def score_rows(reports: dict[str, Report]) -> list[tuple[str, list[str], bool]]:
+    """List S, U, hIoU and pixel accuracy, then the IoU of every class: label, the value of every
+    model in percent, and whether it is a summary or an unseen class."""
+    found = [report.scores for report in reports.values()]
+    rows = [
+        (metric.label, [format_percent(getattr(one, metric.key), 1) for one in found], True)
+        for metric in SUMMARY_METRICS
+        if metric.key != "miou"
+    ]
+    for index, (name, seen) in enumerate(zip(found[0].names, found[0].seen, strict=True)):
+        values = [format_percent(one.iou[index], 1) for one in found]
+        rows.append((name if seen else f"{name} *", values, not seen))
+    return rows
+
+
 def score_table(reports: dict[str, Report]) -> Table:
-    """S, U, hIoU and pixel accuracy of every model, then the IoU of every class."""
+    """Show `score_rows` on the screen."""
     table = Table(
         title="IoU in percent on fresh scenes; * marks classes whose masks were never seen"
     )
     table.add_column("")
     for title in reports:
         table.add_column(title, justify="right")
-    for label, pick in _ROWS:
-        table.add_row(
-            label,
-            *[format_percent(getattr(report.scores, pick), 1) for report in reports.values()],
-            style="bold",
-        )
-    first = next(iter(reports.values())).scores
-    for index, (name, seen) in enumerate(zip(first.names, first.seen, strict=True)):
-        table.add_row(
-            name if seen else f"{name} *",
-            *[format_percent(report.scores.iou[index], 1) for report in reports.values()],
-        )
+    for label, values, bold in score_rows(reports):
+        table.add_row(label, *values, style="bold" if bold else "")
     return table
 
 
-_ROWS = (
-    ("S: mIoU of seen classes", "seen_miou"),
-    ("U: mIoU of unseen classes", "unseen_miou"),
-    ("hIoU", "hiou"),
-    ("pixel accuracy", "pixel_accuracy"),
-)
 _BAR_COLORS = ("#b8b8b8", "#7fa8d0", "#1f5fa8")
 
 
 def draw_page(
-    shown: Sequence[Shown],
+    shown: Sequence[ShownScene],
     dataset: LabelledImages,
     reports: dict[str, Report],
     curve: list[tuple[int, float]],
@@ -216,31 +210,20 @@ def draw_page(
     return figure
 
 
-def _draw_legend(axis: Axes, scene: Shown, dataset: LabelledImages) -> None:
+def _draw_legend(axis: Axes, scene: ShownScene, dataset: LabelledImages) -> None:
     """Names of the classes that are there, unseen ones starred and bold."""
     vocabulary = dataset.vocabulary
-    present = [
-        index
-        for index in np.argsort(-np.bincount(scene.truth.ravel(), minlength=len(vocabulary)))
-        if (scene.truth == index).any()
-    ]
+    counts = np.bincount(scene.truth.ravel(), minlength=len(vocabulary))
+    present = [index for index in np.argsort(-counts) if counts[index]]
     for line, index in enumerate(present[:8]):
-        seen = vocabulary.seen_mask[index]
-        y = 0.93 - 0.13 * line
+        seen, y = vocabulary.seen_mask[index], 0.93 - 0.13 * line
         color = np.array(vocabulary.colors[index]) / 255
-        box = Rectangle(
-            (0.0, y - 0.04), 0.08, 0.08, facecolor=color, edgecolor="0.4", transform=axis.transAxes
-        )
+        place: Any = {"transform": axis.transAxes}
+        box = Rectangle((0.0, y - 0.04), 0.08, 0.08, facecolor=color, edgecolor="0.4", **place)
         axis.add_patch(box)
         name = vocabulary.names[index] + ("" if seen else " * unseen")
-        axis.text(
-            0.13,
-            y,
-            name,
-            transform=axis.transAxes,
-            va="center",
-            weight="normal" if seen else "bold",
-        )
+        weight = "normal" if seen else "bold"
+        axis.text(0.13, y, name, va="center", weight=weight, **place)
 
 
 def _draw_scores(axis: Axes, reports: dict[str, Report]) -> None:
@@ -249,10 +232,8 @@ def _draw_scores(axis: Axes, reports: dict[str, Report]) -> None:
     width = 0.8 / len(reports)
     for number, (title, report) in enumerate(reports.items()):
         heights = [100 * (getattr(report.scores, pick) or 0.0) for pick in picks]
-        color = _BAR_COLORS[-len(reports) :][number]
-        bars = axis.bar(
-            np.arange(3) + number * width, heights, width * 0.92, label=title, color=color
-        )
+        color, places = _BAR_COLORS[-len(reports) :][number], np.arange(3) + number * width
+        bars = axis.bar(places, heights, width * 0.92, label=title, color=color)
         axis.bar_label(bars, fmt="%.0f", padding=1)
     axis.set_xticks(np.arange(3) + 0.4 - width / 2, labels)
     axis.set_ylabel("mIoU in percent")
@@ -264,19 +245,13 @@ def _draw_scores(axis: Axes, reports: dict[str, Report]) -> None:
 
 def _draw_curve(axis: Axes, curve: list[tuple[int, float]]) -> None:
     full = read_curve(find_checkpoint("mini") / LOSS_FILE)
-    for points, label, color in (
-        (full, "full run of the shipped cascade", "#1f5fa8"),
-        (curve, "your run", "#d1495b"),
+    for points, label, color, width in (
+        (full, "full run of the shipped cascade", "#1f5fa8", 1.2),
+        (curve, "your run", "#d1495b", 2.4),
     ):
         if points:
             steps, losses = zip(*points, strict=True)
-            axis.plot(
-                steps,
-                losses,
-                label=label,
-                color=color,
-                linewidth=2.4 if label == "your run" else 1.2,
-            )
+            axis.plot(steps, losses, label=label, color=color, linewidth=width)
     axis.set_yscale("log")
     axis.set_xlabel("step")
     axis.set_title("training loss (focal + dice)")
@@ -285,62 +260,13 @@ def _draw_curve(axis: Axes, curve: list[tuple[int, float]]) -> None:
 
 
 def build_html(figure: Figure, reports: dict[str, Report], dataset: LabelledImages) -> str:
-    """The page as one file: what is shown, the picture, and every class."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130, format="png")
-    picture = base64.b64encode(buffer.getvalue()).decode()
-    heads = "".join(f"<th>{html.escape(title)}</th>" for title in reports)
-    lines = [
-        (label, [getattr(report.scores, pick) for report in reports.values()], "b")
-        for label, pick in _ROWS
-    ]
-    scores = next(iter(reports.values())).scores
-    for index, (name, seen) in enumerate(zip(scores.names, scores.seen, strict=True)):
-        lines.append(
-            (
-                name if seen else f"{name} *",
-                [report.scores.iou[index] for report in reports.values()],
-                "span" if seen else "b",
-            )
-        )
-    body = "".join(
-        f"<tr><td><{tag}>{html.escape(label)}</{tag}></td>"
-        f"{''.join(f'<td>{format_percent(value, 1)}</td>' for value in values)}</tr>"
-        for label, values, tag in lines
+    """Build the page as one file: what is shown, the images, and every class."""
+    return render(
+        "cli/templates/quickstart.html",
+        title="Cascade-CLIP on the built-in world",
+        unseen=", ".join(dataset.vocabulary.unseen),
+        picture=embed_figure(figure, dpi=130),
+        heads=list(reports),
+        rows=score_rows(reports),
+        assumptions=list(reports.values())[-1].assumptions,
     )
-    return PAGE.format(
-        unseen=html.escape(", ".join(dataset.vocabulary.unseen)),
-        picture=picture,
-        heads=heads,
-        body=body,
-        assumptions="".join(
-            f"<li>{html.escape(line)}</li>" for line in list(reports.values())[-1].assumptions
-        ),
-    )
-
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,
-initial-scale=1">
-<title>Cascade-CLIP quickstart</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem
-}}
-img {{ max-width: 100% }}
-table {{ border-collapse: collapse }}
-td, th {{ padding: .15rem .8rem; text-align: right; border-bottom: 1px solid #ddd }}
-td:first-child {{ text-align: left }}
-</style>
-<h1>Cascade-CLIP on the built-in world</h1>
-<p>Every pixel gets a class name. No model was ever shown a mask of <b>{unseen}</b> (marked *): it
-knows them from captions only.
-<b>last layer</b> aligns text with the encoder's last block; <b>cascade</b> gives three stages of
-blocks a decoder each and adds up their
-masks.</p>
-<img alt="scenes, truth, predictions, scores and loss curve" src="data:image/png;base64,{picture}">
-<h2>IoU in percent</h2>
-<table><tr><th></th>{heads}</tr>{body}</table>
-<h2>What the figures rest on</h2>
-<ul>{assumptions}</ul>
-</html>
-"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,15 @@ from cascade_clip.errors import SettingError
 from cascade_clip.results import format_duration
 
 if TYPE_CHECKING:
-    from cascade_clip.research.reproduction import Failure, Job, World
+    from cascade_clip.research.reproduction import (
+        Entry,
+        Failure,
+        Job,
+        Reproduction,
+        ReproductionSettings,
+        Section,
+    )
     from cascade_clip.research.reproduction import Table as CellTable
-    from cascade_clip.research.reproduction.entries import Entry
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Where Linux says how many microseconds of processor time a control group has in how many (cgroup
@@ -53,24 +59,28 @@ def reproduce(
     Args:
         what: table1, figure4, question3; several separated by commas; or all.
         seeds: seeds such as 0,1,2; by default those of each entry on the sandbox, and 0 elsewhere.
-        world: sandbox (the built-in world, no download), voc, coco-stuff or context.
+        world: dataset: sandbox (the built-in world, no download), voc, coco-stuff or context.
         out: folder for runs and results.
         jobs: runs at a time; 0 takes as many as cores and free memory allow on the sandbox, and one
             elsewhere.
-        root: folder that holds the data set of another world than the sandbox.
+        root: folder that holds the dataset, unless it is the sandbox.
         plan: list the runs and do nothing else.
         show: print and write what is there already, and train nothing.
     """
-    from cascade_clip.research.reproduction import load_world, plan_jobs
-    from cascade_clip.research.reproduction.entries import find_entries
+    from cascade_clip.research.reproduction import (
+        Reproduction,
+        find_entries,
+        load_settings,
+        plan_jobs,
+    )
 
-    entries, place = find_entries(what), load_world(world, root)
+    entries, settings = find_entries(what), load_settings(world, root)
     if jobs < 0:
         raise SettingError(f"--jobs must be 0 (by itself) or more, got {jobs}")
     check_folder(out)
-    chosen = choose_seeds(entries, place, seeds)
-    runs = plan_jobs(entries, place, chosen, out)
-    at_once = jobs or (count_jobs() if place.small else 1)
+    reproduction = Reproduction(settings, out, choose_seeds(entries, settings, seeds))
+    runs = plan_jobs(entries, reproduction)
+    at_once = jobs or (count_jobs() if settings.small else 1)
     if plan:
         print_plan(entries, runs, at_once)
         return ExitCode.DONE
@@ -78,13 +88,16 @@ def reproduce(
         raise SettingError(
             f"--show: there is no folder {out}; give the one that `reproduce` wrote to with --out"
         )
-    failures = [] if show else make_runs(runs, at_once, place)
-    show_results(entries, place, chosen, out, repeat_flags(seeds, world, out, root), count=not show)
+    failures = [] if show else make_runs(runs, at_once, settings)
+    flags = repeat_flags(seeds, world, out, root)
+    show_results(entries, reproduction, flags, count=not show)
     return ExitCode.FINDINGS if failures else ExitCode.DONE
 
 
-def choose_seeds(entries: Sequence[Entry], world: World, given: str) -> dict[str, tuple[int, ...]]:
-    """The seeds of every entry, by its key.
+def choose_seeds(
+    entries: Sequence[Entry], settings: ReproductionSettings, given: str
+) -> dict[str, tuple[int, ...]]:
+    """Choose the seeds of every entry, by its key.
 
     Raises:
         ValueError: `given` is no list of seeds.
@@ -93,17 +106,18 @@ def choose_seeds(entries: Sequence[Entry], world: World, given: str) -> dict[str
 
     if given:
         return dict.fromkeys((entry.key for entry in entries), parse_seeds(given))
-    return {entry.key: entry.seeds if world.small else (0,) for entry in entries}
+    return {entry.key: entry.seeds if settings.small else (0,) for entry in entries}
 
 
 def repeat_flags(seeds: str, world: str, out: Path, root: str) -> str:
-    """The flags that a command about the same runs needs, where they are not the defaults."""
-    place, folder = (
-        "" if world == "sandbox" else world,
-        ("" if out == Path("reproduction") else str(out)),
+    """Write the flags that a command about the same runs needs, without defaults."""
+    given = {"seeds": seeds, "world": world, "out": str(out), "root": root}
+    defaults = {"world": "sandbox", "out": "reproduction"}
+    return "".join(
+        f" --{name} {shlex.quote(value)}"
+        for name, value in given.items()
+        if value != defaults.get(name, "")
     )
-    flags = {"seeds": seeds, "world": place, "out": folder, "root": root}
-    return "".join(f" --{name} {shlex.quote(value)}" for name, value in flags.items() if value)
 
 
 def count_cores() -> int:
@@ -127,7 +141,7 @@ def count_jobs() -> int:
 
 
 def print_plan(entries: Sequence[Entry], runs: Sequence[Job], at_once: int) -> None:
-    """Every run, what is done of it, and how long the rest may take."""
+    """Print every run, what is done of it, and how long the rest may take."""
     from cascade_clip.research.reproduction import estimate_seconds
 
     left = estimate_seconds(runs)
@@ -135,15 +149,10 @@ def print_plan(entries: Sequence[Entry], runs: Sequence[Job], at_once: int) -> N
     for head in ("run", "seed", "for", "state", "training left"):
         table.add_column(head, justify="right" if head in ("seed", "training left") else "left")
     for run in runs:
+        seed, names = str(run.config.train.seed), ", ".join(run.entries)
         seconds = left.get(run.folder)
         time_left = "-" if run.done else "unknown" if seconds is None else format_duration(seconds)
-        table.add_row(
-            run.name,
-            str(run.config.train.seed),
-            ", ".join(run.entries),
-            describe_state(run),
-            time_left,
-        )
+        table.add_row(run.name, seed, names, describe_state(run), time_left)
     if runs:
         console.print(table)
     untrained = [entry.key for entry in entries if not entry.rows]
@@ -151,12 +160,12 @@ def print_plan(entries: Sequence[Entry], runs: Sequence[Job], at_once: int) -> N
         say(f"nothing to train for {', '.join(untrained)}")
     if not runs:
         return
-    missing = [run for run in runs if not run.done]
-    total = ""
+    missing = sum(not run.done for run in runs)
+    line = f"{len(runs) - missing} of {len(runs)} runs are done; {missing} to do"
     if left:
-        training = format_duration(sum(left.values()) / min(at_once, len(missing)))
-        total = f", about {training} of training, {at_once} at a time"
-    say(f"{len(runs) - len(missing)} of {len(runs)} runs are done; {len(missing)} to do{total}")
+        total = format_duration(sum(left.values()) / min(at_once, missing))
+        line += f", about {total} of training, {at_once} at a time"
+    say(line)
 
 
 def describe_state(run: Job) -> str:
@@ -170,11 +179,13 @@ def describe_state(run: Job) -> str:
     return f"step {run.steps_done} of {run.steps}" if run.steps_done else "to do"
 
 
-def make_runs(runs: Sequence[Job], at_once: int, world: World) -> Sequence[Failure]:
+def make_runs(
+    runs: Sequence[Job], at_once: int, settings: ReproductionSettings
+) -> Sequence[Failure]:
     """Make what is missing, with a progress bar on standard error; every failure is one line there.
 
     Raises:
-        ValueError, FileNotFoundError: the data of another world than the built-in one is not there.
+        ValueError, FileNotFoundError: the files of the dataset are missing.
     """
     from cascade_clip.data import build_dataset
     from cascade_clip.research.reproduction import run_jobs
@@ -182,7 +193,7 @@ def make_runs(runs: Sequence[Job], at_once: int, world: World) -> Sequence[Failu
     missing = [run for run in runs if not run.done]
     if not missing:
         return []
-    if not world.small:
+    if not settings.small:
         build_dataset(missing[0].config.data)  # what is missing is one error, not one for each run
     done_before = len(runs) - len(missing)
     screen = Console(file=sys.stderr)
@@ -214,52 +225,42 @@ def make_runs(runs: Sequence[Job], at_once: int, world: World) -> Sequence[Failu
                 f" {failure.reason} ({failure.job.folder})"
             )
 
-        return run_jobs(missing, at_once, one_core=world.small, failed=failed, moved=moved)
+        return run_jobs(missing, at_once, one_core=settings.small, failed=failed, moved=moved)
 
 
 def show_results(
-    entries: Sequence[Entry],
-    world: World,
-    seeds: Mapping[str, Sequence[int]],
-    out: Path,
-    given: str,
-    *,
-    count: bool,
+    entries: Sequence[Entry], reproduction: Reproduction, flags: str, *, count: bool
 ) -> None:
     """Print every entry with what it says in words, and write the page.
 
     Args:
         entries: what to show.
-        world: where.
-        seeds: entry key to its seeds.
-        out: output folder.
-        given: flags that a command needs again.
+        reproduction: its runs.
+        flags: flags that a command needs again.
         count: whether costs may be counted and timed.
     """
     from cascade_clip.research.reproduction import build_section, write_page
 
     sections = []
     for entry in entries:
-        section = build_section(
-            entry,
-            world,
-            out,
-            seeds[entry.key],
-            f"cascade-clip reproduce {entry.key}{given}",
-            count=count,
-        )
-        say(f"\n{entry.key}: {entry.title}")
-        for table in section.tables:
-            console.print(draw_table(table))
-        for line in section.words:
-            say(line)
-        for what, names in (("not run", section.missing), ("incomplete", section.incomplete)):
-            if names:
-                say(f"{what}: {', '.join(names)}; {section.command}")
-        sections.append(section)
+        command = f"cascade-clip reproduce {entry.key}{flags}"
+        sections.append(build_section(entry, reproduction, command, count=count))
+        print_section(sections[-1])
     say("")
-    for path in write_page(out, world, sections):
+    for path in write_page(reproduction, sections):
         say(f"wrote {path}")
+
+
+def print_section(section: Section) -> None:
+    """Print an entry: its tables, what they say, and what was not run."""
+    say(f"\n{section.entry.key}: {section.entry.title}")
+    for table in section.tables:
+        console.print(draw_table(table))
+    for line in section.wording:
+        say(line)
+    for what, names in (("not run", section.missing), ("incomplete", section.incomplete)):
+        if names:
+            say(f"{what}: {', '.join(names)}; {section.command}")
 
 
 def draw_table(found: CellTable) -> Table:

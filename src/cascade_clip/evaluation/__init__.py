@@ -31,13 +31,18 @@ from cascade_clip.evaluation.evaluator import (
     summarise,
 )
 from cascade_clip.evaluation.fingerprints import hash_checkpoint, hash_dataset
+from cascade_clip.evaluation.pages import (
+    embed,
+    embed_figure,
+    embed_image,
+    render,
+    summary_cards,
+)
 from cascade_clip.evaluation.ranks import Ranks, join_ranks
 from cascade_clip.evaluation.report import build_page, write_report
-from cascade_clip.evaluation.report_page import PAGE
 from cascade_clip.evaluation.threshold import ThresholdChoice, choose_threshold
 
 __all__ = [
-    "PAGE",
     "VALUES",
     "CalibrationSweep",
     "Comparison",
@@ -57,6 +62,9 @@ __all__ = [
     "compare_figures",
     "compare_paired",
     "default_calibration",
+    "embed",
+    "embed_figure",
+    "embed_image",
     "evaluate",
     "evaluation_record",
     "figures",
@@ -65,7 +73,9 @@ __all__ = [
     "join_ranks",
     "read_evaluation",
     "read_report",
+    "render",
     "summarise",
+    "summary_cards",
     "sweep_calibration",
     "write_report",
 ]

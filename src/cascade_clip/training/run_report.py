@@ -1,21 +1,16 @@
-"""The report of a run as one HTML file: its figures, its curves, its sheets, what differs from the
-defaults, and where it comes from.
+"""The report of a run as one HTML page: metrics, curves, previews, settings that differ from the
+defaults, and provenance.
 
-Everything is read from the run folder, so the page can be made again; it needs no script and no
-connection.
+Everything is read from the run folder, so the page can be made again.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -23,24 +18,15 @@ from PIL import Image
 
 from cascade_clip.config import Config, config_to_dict
 from cascade_clip.errors import MissingFileError
-from cascade_clip.evaluation import PAGE
+from cascade_clip.evaluation import embed_figure, embed_image, render, summary_cards
 from cascade_clip.files import write_whole
-from cascade_clip.results import SUMMARY_METRICS, format_duration, format_percent
+from cascade_clip.results import format_duration
 from cascade_clip.training.progress import read_metrics
 from cascade_clip.training.provenance import read_run_file
 
 REPORT, EVALUATION = "report.html", "evaluation.html"
 STAGE1 = "stage1"
 """Folder of the inductive half of a transductive run."""
-_SHEETS = 2
-_STYLE = """<style>
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: .8rem }
-.sheet { min-width: 640px; width: 100% }
-summary { cursor: pointer; margin: .6rem 0; font-weight: 600 }
-td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; width: 70% }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f5f7f9; border-radius: 8px;
-padding: .7rem .9rem; font-size: .9rem }
-</style>"""
 
 
 def write_run_report(out: Path) -> Path:
@@ -53,38 +39,28 @@ def write_run_report(out: Path) -> Path:
 
 
 def build_run_page(out: Path) -> str:
-    """The HTML of a run folder's report; what the folder does not hold is left out."""
+    """Build the HTML of a run folder's report; what the folder does not hold is left out."""
     if not (out / "config.yaml").is_file():
         raise MissingFileError(f"{out} holds no run: config.yaml is missing")
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
-    metrics, run, evaluation = (
-        read_metrics(out / "metrics.csv"),
-        read_run_file(out) or {},
-        _read_json(out / "report.json"),
-    )
+    metrics, evaluation = read_metrics(out / "metrics.csv"), _read_evaluation(out / "report.json")
     steps = int(metrics[-1]["step"]) if metrics else 0
-    train = config.get("train", {})
-    sections = [
-        ("Training", _charts(metrics)),
-        ("First half", _first_half(out)),
-        ("Predictions", _sheets(out)),
-        ("Evaluation", _evaluation(out, evaluation)),
-        ("Settings that differ from the defaults", _rows(changed_settings(config))),
-        ("Where it comes from", _provenance(run)),
-    ]
-    body = "\n".join(
-        f"<section><h2>{html.escape(title)}</h2>\n{part}</section>"
-        for title, part in sections
-        if part
-    )
-    return PAGE.substitute(
-        title=html.escape(f"Training run {out.resolve().name}"),
-        lead=html.escape(
-            f"{train.get('protocol', '')}, {steps:,} of {train.get('steps', 0):,} steps, seed"
-            f" {train.get('seed', 0)}"
-        ),
-        cards=_cards(metrics, evaluation),
-        body=_STYLE + body,
+    train = {"protocol": "", "steps": 0, "seed": 0, **config.get("train", {})}
+    previews = sorted((out / "sheets").glob("step-*.png"))
+    return render(
+        "training/templates/run_report.html",
+        title=f"Training run {out.resolve().name}",
+        lead=f"{train['protocol']}, {steps:,} of {train['steps']:,} steps, seed {train['seed']}",
+        cards=[*(summary_cards(evaluation["summary"]) if evaluation else ()), *_cards(metrics)],
+        charts=_charts(metrics),
+        first_half=_charts(read_metrics(out / STAGE1 / "metrics.csv")),
+        previews=[
+            (path.stem, _read_preview(path)) for path in dict.fromkeys(previews[:1] + previews[-1:])
+        ],
+        evaluation=evaluation,
+        evaluation_page=EVALUATION if (out / EVALUATION).is_file() else "",
+        settings=changed_settings(config),
+        run=read_run_file(out) or {},
     )
 
 
@@ -141,168 +117,45 @@ def draw_curve(
     return figure
 
 
-def _charts(metrics: Sequence[Mapping[str, float]]) -> str:
+def _charts(metrics: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
+    """Title and image of every chart; none without metrics."""
     if not metrics:
-        return ""
+        return []
     figures = [
         draw_curve(metrics, ("loss", "focal", "dice"), "loss (focal + dice)", log=True),
         draw_curve(metrics, ("learning_rate",), "learning rate"),
         draw_curve(metrics, ("images_per_second",), "images per second"),
     ]
-    return f'<div class="charts">{"".join(_picture(figure) for figure in figures)}</div>'
+    return [(one.axes[0].get_title(loc="left"), embed_figure(one, "svg")) for one in figures]
 
 
-def _picture(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    title = figure.axes[0].get_title(loc="left")
-    return (
-        f'<img alt="{html.escape(title)} over the steps"'
-        f' src="data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-    )
-
-
-def _cards(metrics: Sequence[Mapping[str, float]], evaluation: Mapping[str, Any] | None) -> str:
-    """The figures of the evaluation if there is one, then how the run went."""
-    cards = []
-    if evaluation:
-        cards += [
-            (format_percent(evaluation["summary"].get(metric.key)), *_halves(metric.label))
-            for metric in SUMMARY_METRICS
-        ]
-    if metrics:
-        last = metrics[-1]
-        speeds = sorted(row["images_per_second"] for row in metrics if "images_per_second" in row)
-        cards.append((f"{last['loss']:.4g}", "loss", "of the last row"))
-        cards.append((format_duration(last.get("seconds", 0.0)), "time", "of training"))
-        if speeds:
-            cards.append((f"{speeds[len(speeds) // 2]:.3g}", "images/s", "median"))
-        if "memory_mb" in last:
-            cards.append(
-                (
-                    f"{max(row.get('memory_mb', 0.0) for row in metrics) / 1000:.2f} GB",
-                    "memory",
-                    "largest",
-                )
-            )
-    return "".join(
-        f'<div class="card"><b>{html.escape(value)}</b><span>{html.escape(name)}</span>'
-        f"<small>{html.escape(note)}</small></div>"
-        for value, name, note in cards
-    )
-
-
-def _evaluation(out: Path, found: Mapping[str, Any] | None) -> str:
-    if not found:
-        return ""
-    rows = "".join(
-        f"<tr><td>{html.escape(entry['name'])}"
-        f"{'' if entry['seen'] else ' <span class=mark>unseen</span>'}</td>"
-        f"<td>{format_percent(entry['iou'])}</td><td>{format_percent(entry['accuracy'])}</td></tr>"
-        for entry in found["classes"]
-    )
-    link = (
-        f'<p><a href="{EVALUATION}">The whole evaluation</a>: confusions, worst and best'
-        " images.</p>"
-        if (out / EVALUATION).is_file()
-        else ""
-    )
-    assumptions = "".join(f"<li>{html.escape(line)}</li>" for line in found["assumptions"])
-    table = f"<table><tr><th>class</th><th>IoU %</th><th>accuracy %</th></tr>{rows}</table>"
-    details = f"<details><summary>IoU and accuracy of every class</summary>{table}</details>"
-    return f"<p>{found['images']:,} images.</p><ul>{assumptions}</ul>{link}{details}"
-
-
-def _first_half(out: Path) -> str:
-    """The curves of the inductive half of a transductive run."""
-    metrics = read_metrics(out / STAGE1 / "metrics.csv")
-    return f"<p>The inductive half, before self-training.</p>{_charts(metrics)}" if metrics else ""
-
-
-def _sheets(out: Path) -> str:
-    """The first and the last sheet."""
-    paths = sorted((out / "sheets").glob("step-*.png"))
-    kept = [*paths[:1], *paths[1:][-(_SHEETS - 1) :]]
-    return "".join(
-        f'<figure class="scroll"><img class="sheet" alt="predictions, {path.stem}"'
-        f' src="data:image/jpeg;base64,{_jpeg(path)}"></figure>'
-        for path in kept
-    )
-
-
-def _jpeg(path: Path) -> str:
-    buffer = io.BytesIO()
-    with Image.open(path) as picture:
-        picture.convert("RGB").save(buffer, "JPEG", quality=85)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _provenance(run: Mapping[str, Any]) -> str:
-    """Data, split, batch, and every start of the run."""
-    if not run:
-        return ""
-    batch, data, split = run["batch"], run["data"], run["split"]
-    rows = [
-        ("training images", f"{data['images']:,}"),
-        ("data SHA-256", data["sha256"] or "unknown"),
-        ("seen classes", ", ".join(split["seen"])),
-        ("unseen classes", ", ".join(split["unseen"]) or "none"),
-        (
-            "batch",
-            (
-                f"{batch['effective']} = {batch['devices']} devices x {batch['per_device']} at once"
-                f" x {batch['accumulation']} passes"
-            ),
-        ),
+def _cards(metrics: Sequence[Mapping[str, float]]) -> list[tuple[str, str, str]]:
+    """Value, name and note of how the run went."""
+    if not metrics:
+        return []
+    last = metrics[-1]
+    speeds = sorted(row["images_per_second"] for row in metrics if "images_per_second" in row)
+    cards = [
+        (f"{last['loss']:.4g}", "loss", "of the last row"),
+        (format_duration(last.get("seconds", 0.0)), "time", "of training"),
     ]
-    parts = [_rows(rows)]
-    for number, start in enumerate(run["starts"]):
-        git, hardware = start["git"], start["hardware"]
-        code = (
-            "no git repository"
-            if git is None
-            else git["commit"] + (" with changes" if git["dirty"] else "")
-        )
-        parts.append(
-            f"<h3>{'Started' if number == 0 else 'Went on'}"
-            f" {html.escape(start['time'])}</h3><pre>{html.escape(start['command'])}</pre>"
-        )
-        lines = [
-            ("git", code),
-            ("processor", f"{hardware['cpu']}, {hardware['cpu_cores']} cores"),
-            ("graphics cards", ", ".join(hardware["gpus"]) or "none"),
-            ("platform", hardware["platform"]),
-            (
-                "versions",
-                ", ".join(f"{name} {version}" for name, version in start["versions"].items()),
-            ),
-        ]
-        parts.append(_rows(lines))
-    return "".join(parts)
+    if speeds:
+        cards.append((f"{speeds[len(speeds) // 2]:.3g}", "images/s", "median"))
+    if "memory_mb" in last:
+        largest = max(row.get("memory_mb", 0.0) for row in metrics) / 1000
+        cards.append((f"{largest:.2f} GB", "memory", "largest"))
+    return cards
 
 
-def _rows(rows: Sequence[tuple[str, str]]) -> str:
-    cells = "".join(
-        f'<tr><td>{html.escape(name)}</td><td class="text">{html.escape(value)}</td></tr>'
-        for name, value in rows
-    )
-    return f"<table>{cells}</table>" if rows else ""
+def _read_preview(path: Path) -> str:
+    with Image.open(path) as image:
+        return embed_image(image)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_evaluation(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return (
-        found
-        if isinstance(found, dict)
-        and {"summary", "classes", "assumptions", "images"} <= found.keys()
-        else None
-    )
-
-
-def _halves(label: str) -> tuple[str, str]:
-    head, _, rest = label.partition(": ")
-    return head, rest
+    wanted = {"summary", "classes", "assumptions", "images"}
+    return found if isinstance(found, dict) and wanted <= found.keys() else None

@@ -1,22 +1,26 @@
-"""Speed and memory of this machine, against a plain implementation."""
+"""Speed and memory of this machine, against a plain implementation of the same model."""
 
 from cascade_clip.research.benchmark.cases import (
-    Row,
+    Variant,
+    draw_scaling,
     list_cases,
     list_scaling,
     measure_peak,
-    measure_rows,
+    measure_variants,
 )
 from cascade_clip.research.benchmark.gpu import GpuPlan, measure_gpu
-from cascade_clip.research.benchmark.machine import Measurement, describe_machine, measure_data
-from cascade_clip.research.benchmark.scaling import draw_scaling
-from cascade_clip.research.benchmark.startup import measure_startup
+from cascade_clip.research.benchmark.machine import (
+    Measurement,
+    describe_machine,
+    measure_data,
+    measure_startup,
+)
 from cascade_clip.research.benchmark.work import Work, prepare
 
 __all__ = [
     "GpuPlan",
     "Measurement",
-    "Row",
+    "Variant",
     "Work",
     "describe_machine",
     "draw_scaling",
@@ -25,7 +29,7 @@ __all__ = [
     "measure_data",
     "measure_gpu",
     "measure_peak",
-    "measure_rows",
     "measure_startup",
+    "measure_variants",
     "prepare",
 ]

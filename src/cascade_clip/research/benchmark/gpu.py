@@ -23,6 +23,7 @@ from cascade_clip.models import Segmenter, build_segmenter
 from cascade_clip.ops import autocast_type, first_best
 from cascade_clip.research.benchmark.machine import Measurement
 from cascade_clip.research.benchmark.work import (
+    Size,
     Work,
     blocky_labels,
     build_predictor,
@@ -38,7 +39,7 @@ class GpuPlan:
     """What is measured; the defaults are the published model's."""
 
     device: Literal["cuda", "cpu"] = "cuda"
-    size: Literal["full", "tiny"] = "full"
+    size: Size = "full"
     batches: tuple[int, ...] = (1, 8, 32)
     classes: tuple[int, ...] = (20, 171)
     train_batch: int = 16
@@ -60,11 +61,8 @@ def measure_gpu(plan: GpuPlan, progress: Callable[[str], None]) -> list[Measurem
         )
     torch.manual_seed(0)
     peak = _peak(plan)
-    found = [
-        Measurement(
-            "bf16 matrix products", peak / 1e12, "TFLOP/s", "the machine's own peak, 100 % below"
-        )
-    ]
+    note = "the machine's own peak, 100 % below"
+    found = [Measurement("bf16 matrix products", peak / 1e12, "TFLOP/s", note)]
     model = build_segmenter(model_config(plan.size)).to(plan.device)
     for measured in (
         *_inference(plan, model.eval(), peak),
@@ -90,40 +88,29 @@ def _inference(plan: GpuPlan, model: Segmenter, peak: float) -> Iterator[Measure
         images = torch.randn(batch, 3, side, side, device=plan.device)
         text = normalize(torch.randn(classes, model.joint_width, device=plan.device), dim=-1)
         network = torch.compile(model.forward) if compiled else model.forward
-        with (
-            torch.inference_mode(),
-            torch.autocast(plan.device, autocast_type(precision), enabled=precision != "fp32"),
-        ):
-            seconds, memory = _time(
-                plan,
-                lambda network=network, images=images, text=text: labels_of(  # type: ignore[misc]
-                    network(images, text), side
-                ),
-            )
-        flops = (
-            count_flops(Work("inference", classes=classes, height=side, width=side, size=plan.size))
-            * batch
-        )
-        name = (
-            f"inference {side}, batch {batch}, {classes} classes,"
-            f" {precision}{', compiled' if compiled else ''}"
-        )
-        yield Measurement(name, batch / seconds, "images/s", _note(flops / seconds / peak, memory))
+        label = functools.partial(_label, network, images, text)
+        with torch.inference_mode(), _autocast(plan, precision):
+            seconds, memory = _time(plan, label)
+        work = Work("inference", classes=classes, height=side, width=side, size=plan.size)
+        share = count_flops(work) * batch / seconds / peak
+        name = f"inference {side}, batch {batch}, {classes} classes, {_mode(precision, compiled)}"
+        yield Measurement(name, batch / seconds, "images/s", _note(share, memory))
+
+
+def _label(network: Callable[..., Tensor], images: Tensor, text: Tensor) -> Tensor:
+    return labels_of(network(images, text), images.shape[-1])
 
 
 def labels_of(logits: Tensor, side: int) -> Tensor:
     """Labels (B, side, side) of mask logits (B, C, h, w), in chunks of classes with a running
     maximum."""
-    best, labels = (
-        logits.new_full((), -1.0),
-        torch.zeros((), dtype=torch.int64, device=logits.device),
-    )
+    best = logits.new_full((), -1.0)
+    labels = torch.zeros((), dtype=torch.int64, device=logits.device)
+    size = (side, side)
     for start in range(0, logits.shape[1], CHUNK):
         part = logits[:, start : start + CHUNK].float()
         # (B, c, side, side)
-        scores = interpolate(
-            part, size=(side, side), mode="bilinear", align_corners=False
-        ).sigmoid_()
+        scores = interpolate(part, size=size, mode="bilinear", align_corners=False).sigmoid_()
         high, index = first_best(scores.transpose(0, 1))  # (B, side, side)
         labels = torch.where(high > best, index + start, labels)
         best = torch.maximum(high, best)
@@ -144,12 +131,8 @@ def _sliding(plan: GpuPlan, model: Segmenter) -> Iterator[Measurement]:
         target, image = predictor.bind(text=text), torch.randn(3, height, width, device=plan.device)
         label = functools.partial(predictor.label_map_of_input, image, target)
         seconds, memory = _time(plan, label)
-        yield Measurement(
-            f"sliding {height} x {width}, {len(text)} classes, {precision}",
-            1 / seconds,
-            "images/s",
-            _note(None, memory),
-        )
+        name = f"sliding {height} x {width}, {len(text)} classes, {precision}"
+        yield Measurement(name, 1 / seconds, "images/s", _note(None, memory))
 
 
 def _training(plan: GpuPlan, model: Segmenter, peak: float) -> Iterator[Measurement]:
@@ -163,32 +146,32 @@ def _training(plan: GpuPlan, model: Segmenter, peak: float) -> Iterator[Measurem
     optimizer = torch.optim.AdamW(
         trained, lr=config.optimizer.learning_rate, fused=plan.device == "cuda"
     )
-    work = Work(
-        "train",
-        classes=plan.train_classes,
-        height=side,
-        width=side,
-        batch=plan.train_batch,
-        size=plan.size,
-    )
-    flops = count_flops(work)
+    work = Work("train", classes=plan.train_classes, height=side, width=side, size=plan.size)
+    flops = count_flops(work) * plan.train_batch
     for precision, compiled in _modes(plan):
         network: Any = torch.compile(model.forward) if compiled else model.forward
 
         def step(network: Any = network, precision: Precision = precision) -> None:
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(plan.device, autocast_type(precision), enabled=precision != "fp32"):
-                mask_loss(
-                    network(images, text), labels, model.patch_size, config.loss
-                ).total.backward()
+            with _autocast(plan, precision):
+                masks = network(images, text)
+                mask_loss(masks, labels, model.patch_size, config.loss).total.backward()
             optimizer.step()
 
         seconds, memory = _time(plan, step)
         name = (
             f"training step, batch {plan.train_batch}, {plan.train_classes} classes,"
-            f" {precision}{', compiled' if compiled else ''}"
+            f" {_mode(precision, compiled)}"
         )
         yield Measurement(name, 1 / seconds, "steps/s", _note(flops / seconds / peak, memory))
+
+
+def _autocast(plan: GpuPlan, precision: Precision) -> torch.autocast:
+    return torch.autocast(plan.device, autocast_type(precision), enabled=precision != "fp32")
+
+
+def _mode(precision: Precision, compiled: bool) -> str:
+    return f"{precision}, compiled" if compiled else precision
 
 
 def _time(plan: GpuPlan, run: Callable[[], Any]) -> tuple[float, float]:

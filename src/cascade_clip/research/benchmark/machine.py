@@ -1,11 +1,14 @@
-"""Measurements of this machine: how fast training data come, how long inference and training take,
-against a textbook variant."""
+"""Measurements of this machine: how fast training data are loaded, and how fast the program
+starts."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,8 +41,8 @@ class Measurement:
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"name": self.name, "value": self.value, "unit": self.unit, "note": self.note}
+        """Write plain values."""
+        return dict(vars(self))
 
 
 def describe_machine() -> dict[str, Any]:
@@ -47,12 +50,8 @@ def describe_machine() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [
-            line.partition(":")[2].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        model = names[0] if names else model
+        found = re.search(r"^model name\s*:\s*(.*?)\s*$", info.read_text(), re.MULTILINE)
+        model = found[1] if found else model
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -65,7 +64,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def measure_data(
-    seconds: float = 8.0, workers: int = 0, progress: Callable[[str], None] | None = None
+    seconds: float = 8.0, workers: int = 0, tell: Callable[[str], None] = lambda text: None
 ) -> list[Measurement]:
     """Augmented 512 px crops per second and core, from JPEG photos of 640 x 480 pixels with PNG
     masks.
@@ -76,37 +75,23 @@ def measure_data(
     Args:
         seconds: how long each setting runs.
         workers: loading processes to measure beside one process; 0 takes the number of cores.
-        progress: told what is measured.
+        tell: told what is measured.
     """
     cores = int(describe_machine()["cores"] or 1)
-    found = []
     with tempfile.TemporaryDirectory() as folder:
         sizes = write_photos(Path(folder))
-        dataset = SegmentationFolder(
-            Path(folder) / "images", Path(folder) / "masks", parse_classes(", ".join(CLASS_NAMES))
-        )
-        training = TrainingSet(
-            dataset, TrainTransform(AugmentConfig(), IMAGENET_MEAN, IMAGENET_STD)
-        )
+        names = parse_classes(", ".join(CLASS_NAMES))
+        dataset = SegmentationFolder(Path(folder) / "images", Path(folder) / "masks", names)
+        transform = TrainTransform(AugmentConfig(), IMAGENET_MEAN, IMAGENET_STD)
+        training = TrainingSet(dataset, transform)
+        tell("one process")
+        rate, count = _crops_per_second(training, seconds), workers or cores
         note = f"JPEG of {statistics.mean(sizes) / 1000:.0f} kB on average"
-        if progress is not None:
-            progress("one process")
-        found.append(
-            Measurement("crops, one process", _crops_per_second(training, seconds), "crops/s", note)
-        )
-        count = workers or cores
-        if progress is not None:
-            progress(f"{count} processes")
+        one = Measurement("crops, one process", rate, "crops/s", note)
+        tell(f"{count} processes")
         rate = _loaded_per_second(training, count, seconds)
-        found.append(
-            Measurement(
-                f"crops, {count} processes",
-                rate,
-                "crops/s",
-                f"{rate / min(count, cores):.1f} per core",
-            )
-        )
-    return found
+        note = f"{rate / min(count, cores):.1f} per core"
+        return [one, Measurement(f"crops, {count} processes", rate, "crops/s", note)]
 
 
 def write_photos(folder: Path, count: int = PHOTOS) -> list[int]:
@@ -117,15 +102,14 @@ def write_photos(folder: Path, count: int = PHOTOS) -> list[int]:
         (folder / part).mkdir(parents=True, exist_ok=True)
     for index in range(count):
         scene = make_scene(0, index, SceneConfig(size=160))
-        picture = Image.fromarray(scene.image).resize(PHOTO_SIZE, Image.Resampling.BICUBIC)
-        noisy = np.asarray(picture, dtype=np.float32) + draw.normal(
-            0, 6, (PHOTO_SIZE[1], PHOTO_SIZE[0], 3)
-        )
+        image = Image.fromarray(scene.image).resize(PHOTO_SIZE, Image.Resampling.BICUBIC)
+        noise = draw.normal(0, 6, (PHOTO_SIZE[1], PHOTO_SIZE[0], 3))
+        noisy = np.asarray(image, dtype=np.float32) + noise
         path = folder / "images" / f"{index:03d}.jpg"
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
-        Image.fromarray(scene.mask.astype(np.uint8)).resize(
-            PHOTO_SIZE, Image.Resampling.NEAREST
-        ).save(folder / "masks" / f"{index:03d}.png")
+        mask = Image.fromarray(scene.mask.astype(np.uint8))
+        mask = mask.resize(PHOTO_SIZE, Image.Resampling.NEAREST)
+        mask.save(folder / "masks" / f"{index:03d}.png")
         sizes.append(path.stat().st_size)
     return sizes
 
@@ -158,3 +142,38 @@ def _loaded_per_second(training: TrainingSet, workers: int, seconds: float) -> f
     while time.perf_counter() - begin < seconds:
         count += len(next(batches)[0])
     return count / (time.perf_counter() - begin)
+
+
+def measure_startup(rounds: int, tell: Callable[[str], None]) -> list[Measurement]:
+    """Measure the seconds from a cold process to `--help`, to `import cascade_clip`, and to one
+    segmented image with `mini`."""
+    with tempfile.TemporaryDirectory() as folder:
+        photo, out = Path(folder) / "scene.png", Path(folder) / "out"
+        Image.fromarray(make_scene(0, 0, SceneConfig(size=128)).image).save(photo)
+        segment = ["segment", str(photo), "--model", "mini", "--out", str(out)]
+        commands = {
+            "cascade-clip --help": ["-m", "cascade_clip", "--help"],
+            "import cascade_clip": ["-c", "import cascade_clip"],
+            "segment one image with mini": ["-m", "cascade_clip", *segment],
+        }
+        return [_time_start(name, words, rounds, tell) for name, words in commands.items()]
+
+
+def _time_start(
+    name: str, words: list[str], rounds: int, tell: Callable[[str], None]
+) -> Measurement:
+    wall, processor = [], []
+    for turn in range(rounds):
+        tell(f"{name}, round {turn + 1} of {rounds}")
+        begin, used = time.perf_counter(), _children_seconds()
+        subprocess.run([sys.executable, *words], check=True, capture_output=True)
+        wall.append(time.perf_counter() - begin)
+        processor.append(_children_seconds() - used)
+    note = f"{statistics.median(processor):.2f} s of processor time"
+    return Measurement(name, statistics.median(wall), "s", note)
+
+
+def _children_seconds() -> float:
+    """Processor seconds of ended child processes."""
+    used = os.times()
+    return used.children_user + used.children_system

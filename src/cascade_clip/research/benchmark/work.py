@@ -1,15 +1,11 @@
-"""One piece of work that a benchmark times, in a process of its own: `python -m
-cascade_clip.research.benchmark.work JSON` prints one line of JSON.
+"""One piece of work that a benchmark times.
 
 Models have random weights: time and memory do not depend on them.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -53,6 +49,10 @@ CALIBRATION = 0.1
 WINDOW, STRIDE = 512, 426
 
 
+Size = Literal["full", "tiny"]
+"""`full`: the published ViT-B/16 with 50 prompt tokens; `tiny`: to try the benchmark."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What is run, and how."""
@@ -65,11 +65,9 @@ class Work:
     width: int = 512
     batch: int = 1
     """Images of a training step."""
-    size: Literal["full", "tiny"] = "full"
-    """`full`: the published ViT-B/16 with 50 prompt tokens."""
+    size: Size = "full"
     tuned: bool = False
-    """Whether the process starts with an allocator that keeps large blocks (see
-    `benchmark_cases.TUNED`)."""
+    """Whether the process starts with an allocator that keeps large blocks (`cases.TUNED`)."""
 
     @property
     def window(self) -> int:
@@ -82,16 +80,16 @@ class Work:
         return STRIDE if self.size == "full" else 48
 
 
-def model_config(size: str) -> ModelConfig:
-    """Settings of the published COCO-Stuff model, or of a tiny one."""
+def model_config(size: Size) -> ModelConfig:
+    """Return the settings of the published COCO-Stuff model, or of a tiny one."""
     if size == "full":
-        return ModelConfig(
-            clip=ClipConfig(weights="random", tokenizer=False), prompts=PromptConfig(tokens=50)
-        )
-    clip = ClipConfig(name="tiny", weights="random", architecture=TINY, tokenizer=False)
-    decoder = DecoderConfig(heads=4, feedforward=128)
+        clip = ClipConfig(weights="random", tokenizer=False)
+        return ModelConfig(clip=clip, prompts=PromptConfig(tokens=50))
     return ModelConfig(
-        clip=clip, prompts=PromptConfig(tokens=3), decoder=decoder, position_grid=(4, 4)
+        clip=ClipConfig(name="tiny", weights="random", architecture=TINY, tokenizer=False),
+        prompts=PromptConfig(tokens=3),
+        decoder=DecoderConfig(heads=4, feedforward=128),
+        position_grid=(4, 4),
     )
 
 
@@ -100,11 +98,9 @@ def prepare(work: Work) -> Callable[[], Any]:
     torch.manual_seed(0)
     model = build_segmenter(model_config(work.size))
     text = normalize(torch.randn(work.classes, model.joint_width), dim=-1)
-    return (
-        _inference(work, model.eval(), text)
-        if work.kind == "inference"
-        else _training(work, model.train(), text)
-    )
+    if work.kind == "inference":
+        return _inference(work, model.eval(), text)
+    return _training(work, model.train(), text)
 
 
 def _inference(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
@@ -126,13 +122,12 @@ def build_predictor(
     settings: InferenceConfig,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> Predictor:
-    """A predictor of numbered class names, of which the last was not seen in training."""
-    words = ", ".join(f"class {index}" for index in range(len(text)))
-    vocabulary = parse_classes(words).with_unseen((f"class {len(text) - 1}",))
+    """Build a predictor of numbered class names, of which the last was not seen in training."""
+    names = [f"class {index}" for index in range(len(text))]
+    vocabulary = parse_classes(", ".join(names)).with_unseen((names[-1],))
     config = Config(inference=settings)
-    return Predictor(
-        Checkpoint(model, None, config, vocabulary, ("a {}",), "", None, text), settings, device
-    )
+    checkpoint = Checkpoint(model, None, config, vocabulary, ("a {}",), "", None, text)
+    return Predictor(checkpoint, settings, device)
 
 
 def _training(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
@@ -147,92 +142,77 @@ def _training(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(
-            "cpu", dtype=autocast_type(work.precision), enabled=work.precision != "fp32"
-        ):
+        cast = autocast_type(work.precision)
+        with torch.autocast("cpu", dtype=cast, enabled=work.precision != "fp32"):
             if plain is not None:
-                reference.loss(plain(images, text), labels, config.loss).backward()
+                total = reference.loss(plain(images, text), labels, config.loss)
             else:
-                mask_loss(
-                    model(images, text), labels, model.patch_size, config.loss
-                ).total.backward()
+                masks = model(images, text)
+                total = mask_loss(masks, labels, model.patch_size, config.loss).total
+            total.backward()
         optimizer.step()
 
     return step
 
 
 def blocky_labels(batch: int, classes: int, height: int, width: int, cell: int = 64) -> Tensor:
-    """Labels (B, height, width) in square regions, some of them without a label."""
+    """Draw labels (B, height, width) in square regions, some of them without a label."""
     coarse = torch.randint(-1, classes, (batch, -(-height // cell), -(-width // cell)))
-    return (
-        coarse.repeat_interleave(cell, 1)
-        .repeat_interleave(cell, 2)[:, :height, :width]
-        .contiguous()
-    )
+    labels = coarse.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+    return labels[:, :height, :width].contiguous()
 
 
 def count_flops(work: Work) -> int:
-    """Floating-point operations of the network in one run of the work, by torch's counter on
-    tensors without values."""
+    """Count the floating-point operations of the network in one run of the work, by torch's counter
+    on tensors without values."""
     model = build_segmenter(model_config(work.size))
-    windows = (
-        len(list_windows((work.height, work.width), work.window, work.stride))
-        if work.kind == "inference"
-        else 1
-    )
     model.backbone.remake_taps = False  # what is computed twice to save memory counts once
     network: Any = reference.Textbook(model) if work.variant == "textbook" else model
-    if work.kind == "inference":
+    training = work.kind == "train"
+    times = work.batch
+    if not training:
         network.eval().requires_grad_(False)
+        times = len(list_windows((work.height, work.width), work.window, work.stride))
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
+        torch.set_grad_enabled(training),
     ):
-        images, text = (
-            torch.zeros(1, 3, work.window, work.window),
-            torch.zeros(work.classes, model.joint_width),
-        )
-        with torch.set_grad_enabled(work.kind == "train"):
-            result = network(images, text)
-            if work.kind == "train":
-                result.sum().backward()
-    return int(counter.get_total_flops()) * windows * (work.batch if work.kind == "train" else 1)
+        images = torch.zeros(1, 3, work.window, work.window)
+        result = network(images, torch.zeros(work.classes, model.joint_width))
+        if training:
+            result.sum().backward()
+    return int(counter.get_total_flops()) * times
 
 
-def time_work(work: Work, repeats: int = 1, warm: int = 1) -> dict[str, float]:
-    """Medians of wall-clock and processor seconds, and the largest memory of this process in
-    MiB."""
+def time_work(work: Work) -> dict[str, float]:
+    """Measure wall-clock and processor seconds of one run, after another to warm up, and the
+    largest memory of this process in MiB."""
     run = prepare(work)
-    for _ in range(warm):
-        run()
-    wall, processor = [], []
-    for _ in range(repeats):
-        begin, used = time.perf_counter(), time.process_time()
-        run()
-        wall.append(time.perf_counter() - begin)
-        processor.append(time.process_time() - used)
+    run()
+    begin, used = time.perf_counter(), time.process_time()
+    run()
     return {
-        "seconds": statistics.median(wall),
-        "processor": statistics.median(processor),
+        "seconds": time.perf_counter() - begin,
+        "processor": time.process_time() - used,
         "memory": peak_memory(),
     }
 
 
 def peak_memory() -> float:
-    """Largest resident memory of this process so far, in MiB."""
+    """Read the largest resident memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
     if status.is_file():  # unlike getrusage, it does not start from what the parent process held
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return float(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        2**20 if sys.platform == "darwin" else 2**10
-    )
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def matmul_peak(dtype: torch.dtype, side: int = 2048, repeats: int = 8) -> float:
-    """Floating-point operations per processor second of this machine's matrix products, in
-    GFLOP/s."""
+    """Measure the floating-point operations per processor second of this machine's matrix
+    products, in GFLOP/s."""
     left, right = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
     best = float("inf")
     with torch.inference_mode():
@@ -242,23 +222,3 @@ def matmul_peak(dtype: torch.dtype, side: int = 2048, repeats: int = 8) -> float
             left @ right
             best = min(best, time.process_time() - begin)
     return 2 * side**3 / best / 1e9
-
-
-def main(words: list[str]) -> None:
-    """Do the work of the one argument, JSON of `Work` with `repeats` and `warm`, or `peak`."""
-    if words == ["peak"]:
-        found = {"fp32": matmul_peak(torch.float32), "bf16": matmul_peak(torch.bfloat16)}
-    else:
-        values = json.loads(words[0])
-        repeats, warm = values.pop("repeats"), values.pop("warm")
-        found = time_work(Work(**values), repeats, warm)
-    sys.stdout.write(json.dumps(found) + "\n")
-
-
-def to_json(work: Work) -> dict[str, Any]:
-    """Plain values."""
-    return dataclasses.asdict(work)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

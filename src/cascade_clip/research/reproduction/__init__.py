@@ -1,6 +1,7 @@
 """The paper's tables and figures, and the questions it left open, as runs that one command makes
 and reports."""
 
+from cascade_clip.research.reproduction.entries import Entry, find_entries
 from cascade_clip.research.reproduction.jobs import (
     Failure,
     Job,
@@ -9,20 +10,24 @@ from cascade_clip.research.reproduction.jobs import (
     run_jobs,
 )
 from cascade_clip.research.reproduction.page import write_page
-from cascade_clip.research.reproduction.runs import is_trained
-from cascade_clip.research.reproduction.sections import build_section
-from cascade_clip.research.reproduction.settings import World, load_world
+from cascade_clip.research.reproduction.runs import Reproduction, is_trained
+from cascade_clip.research.reproduction.sections import Section, build_section
+from cascade_clip.research.reproduction.settings import ReproductionSettings, load_settings
 from cascade_clip.research.reproduction.tables import Table
 
 __all__ = [
+    "Entry",
     "Failure",
     "Job",
+    "Reproduction",
+    "ReproductionSettings",
+    "Section",
     "Table",
-    "World",
     "build_section",
     "estimate_seconds",
+    "find_entries",
     "is_trained",
-    "load_world",
+    "load_settings",
     "plan_jobs",
     "run_jobs",
     "write_page",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,25 +20,33 @@ from cascade_clip.research.reproduction.verdicts import Verdict
 from cascade_clip.results import PAIRED_METRICS
 
 CERTAIN, UNSURE, PAPER = "#2f6db3", "#8a94a0", "#c7651a"
+_PUBLISHED: dict[str, Any] = {
+    "color": PAPER,
+    "marker": "D",
+    "markerfacecolor": "white",
+    "markersize": 4.5,
+    "linestyle": "none",
+}
+"""The diamond of a published value."""
 _DPI = 160
 _LONGEST_NAME = 26
 
 
 def save_picture(figure: Figure, path: Path, description: str) -> Path:
-    """Write a PNG with its description, whole or not at all; its folder is made."""
+    """Write a PNG with its description, completely or not at all; its folder is made."""
     metadata = {"Description": description}
     return write_whole(path, lambda part: figure.savefig(part, dpi=_DPI, metadata=metadata))
 
 
 def describe_picture(path: Path) -> str:
-    """What is to be seen in a picture that `save_picture` wrote."""
+    """Read the description of a plot that `save_picture` wrote."""
     with Image.open(path) as picture:
         return str(picture.info.get("Description", path.stem))
 
 
 def draw_differences(verdicts: Sequence[Verdict]) -> Figure:
-    """Every comparison with its interval beside the paper's difference, a panel for each of S, U
-    and hIoU."""
+    """Draw every comparison with its interval beside the paper's difference, a panel for each of S,
+    U and hIoU."""
     rows = list(dict.fromkeys((verdict.row, verdict.against) for verdict in verdicts))
     several = len({against for _, against in rows}) > 1
     labels = [_wrap(f"{row}, minus {against}" if several else row) for row, against in rows]
@@ -54,72 +63,49 @@ def draw_differences(verdicts: Sequence[Verdict]) -> Figure:
         _tidy(panel)
     panels[0].set_yticks(range(len(rows)), labels, fontsize=9)
     panels[1].set_xlabel("percentage points", fontsize=9)
-    figure.legend(
-        handles=_key(verdicts), loc="outside lower center", ncols=3, frameon=False, fontsize=8
-    )
+    marks = _key(verdicts)
+    figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
 def describe_differences(verdicts: Sequence[Verdict]) -> str:
-    """What `draw_differences` shows, for those who cannot see it."""
-    against = sorted({verdict.against for verdict in verdicts})
-    rows = (
-        f"every row minus {against[0]}"
-        if len(against) == 1
-        else "every row minus the one that it is compared with"
-    )
-    paper = (
-        ", and the paper's differences"
-        if any(verdict.published is not None for verdict in verdicts)
-        else ""
-    )
+    """Say what `draw_differences` shows, for those who cannot see it."""
+    against = {verdict.against for verdict in verdicts}
+    other = against.pop() if len(against) == 1 else "the one that it is compared with"
+    published = any(verdict.published is not None for verdict in verdicts)
+    paper = ", and the paper's differences" if published else ""
     return (
-        f"Differences in S, U and hIoU, {rows}, with 95 % intervals{paper}. The numbers are in the"
-        " table."
+        f"Differences in S, U and hIoU, every row minus {other}, with 95 % intervals{paper}. The"
+        " numbers are in the table."
     )
 
 
 def draw_lengths(
     ours: Mapping[int, Sequence[Mapping[str, float]]],
     paper: Mapping[int, Mapping[str, float]],
-    worlds: tuple[str, str],
+    datasets: tuple[str, str],
 ) -> Figure:
-    """S and U over the steps of training, the paper's at the left and ours at the right (paper
+    """Draw S and U over the steps of training, the paper's at the left and ours at the right (paper
     Figure 7).
 
     Args:
         ours: steps to the scores of every seed, in 0..1.
         paper: steps to its figures, in percent.
-        worlds: whose figures are printed in the paper, and where ours come from.
+        datasets: whose values are printed in the paper, and where ours come from.
     """
     figure = Figure(figsize=(7.4, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, color, marker in (("S", CERTAIN, "o"), ("U", PAPER, "s")):
-        printed = [
-            (steps, values[name]) for steps, values in sorted(paper.items()) if name in values
-        ]
+        printed = [(at, values[name]) for at, values in sorted(paper.items()) if name in values]
         left.plot(*zip(*printed, strict=True), color=color, marker=marker, label=name)
-        means = [
-            (steps, 100 * float(np.mean([run[name] for run in runs])))
-            for steps, runs in sorted(ours.items())
-        ]
-        right.plot(*zip(*means, strict=True), color=color, marker=marker, label=name)
-        seeds = [
-            (steps, 100 * run[name])
-            for steps, runs in sorted(ours.items())
-            if len(runs) > 1
-            for run in runs
-        ]
+        found = [(steps, [100 * run[name] for run in runs]) for steps, runs in sorted(ours.items())]
+        means = [float(np.mean(values)) for _, values in found]
+        right.plot([at for at, _ in found], means, color=color, marker=marker, label=name)
+        seeds = [(at, one) for at, values in found if len(values) > 1 for one in values]
         if seeds:
-            right.plot(
-                *zip(*seeds, strict=True),
-                color=color,
-                marker=marker,
-                markersize=3,
-                alpha=0.6,
-                linestyle="none",
-            )
-    for panel, title in ((left, f"paper, {worlds[0]}"), (right, f"here, {worlds[1]}")):
+            points = right.plot(*zip(*seeds, strict=True), color=color, marker=marker, alpha=0.6)
+            points[0].set(markersize=3, linestyle="none")
+    for panel, title in ((left, f"paper, {datasets[0]}"), (right, f"here, {datasets[1]}")):
         panel.set_title(title, fontsize=10, loc="left")
         panel.set_xlabel("steps of training", fontsize=9)
         panel.set_ylabel("mIoU in percent", fontsize=9)
@@ -131,67 +117,31 @@ def draw_lengths(
 
 
 def _draw_one(panel: Axes, place: int, verdict: Verdict) -> None:
-    """One comparison: dot and interval, and the paper's diamond above."""
-    found = verdict.found
-    certain = verdict.standing == "certain"
+    """Draw one comparison: dot and interval, and the paper's diamond above."""
+    found, certain = verdict.found, verdict.standing == "certain"
     color = CERTAIN if certain else UNSURE
     if found.difference is not None and found.low is not None and found.high is not None:
-        panel.plot(
-            [100 * found.low, 100 * found.high],
-            [place, place],
-            color=color,
-            linewidth=2.2,
-            solid_capstyle="butt",
-        )
-        panel.plot(
-            100 * found.difference,
-            place,
-            "o",
-            color=color,
-            markersize=6.5,
-            markerfacecolor=color if certain else "white",
-        )
+        ends = [100 * found.low, 100 * found.high]
+        panel.plot(ends, [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
+        (dot,) = panel.plot(100 * found.difference, place, "o", color=color, markersize=6.5)
+        dot.set_markerfacecolor(color if certain else "white")
     if verdict.published is not None:
-        panel.plot(
-            verdict.published,
-            place - 0.27,
-            "D",
-            color=PAPER,
-            markersize=4.5,
-            markerfacecolor="white",
-        )
+        panel.plot(verdict.published, place - 0.27, **_PUBLISHED)
 
 
 def _key(verdicts: Sequence[Verdict]) -> list[Line2D]:
-    """What the marks mean."""
-    certain = (
-        "certain for these trained models"
-        if all(verdict.one_seed for verdict in verdicts)
-        else "certain"
-    )
+    """Explain the marks."""
+    one_seed = all(verdict.one_seed for verdict in verdicts)
+    certain = "certain for these trained models" if one_seed else "certain"
+    dot: dict[str, Any] = {"marker": "o", "linewidth": 2.2}
+    unsure = {"color": UNSURE, "markerfacecolor": "white", **dot}
     marks = [
-        Line2D([], [], color=CERTAIN, marker="o", linewidth=2.2, label=f"{certain}, 95 % interval"),
-        Line2D(
-            [],
-            [],
-            color=UNSURE,
-            marker="o",
-            markerfacecolor="white",
-            linewidth=2.2,
-            label="not certain, 95 % interval",
-        ),
-        Line2D(
-            [],
-            [],
-            color=PAPER,
-            marker="D",
-            markerfacecolor="white",
-            markersize=4.5,
-            linestyle="none",
-            label="paper, no interval",
-        ),
+        Line2D([], [], color=CERTAIN, label=f"{certain}, 95 % interval", **dot),
+        Line2D([], [], label="not certain, 95 % interval", **unsure),
     ]
-    return marks if any(verdict.published is not None for verdict in verdicts) else marks[:-1]
+    if any(verdict.published is not None for verdict in verdicts):
+        marks.append(Line2D([], [], label="paper, no interval", **_PUBLISHED))
+    return marks
 
 
 def _tidy(panel: Axes) -> None:

@@ -8,19 +8,20 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from cascade_clip.checkpoints import load_checkpoint, read_versions
-from cascade_clip.config import config_to_dict
+from cascade_clip.config import ModelConfig, config_to_dict
 from cascade_clip.data import build_dataset
-from cascade_clip.files import write_whole
+from cascade_clip.files import write_json
 from cascade_clip.inference import Predictor
 from cascade_clip.models import WeightedSum, count_cost, gaussian_weights
-from cascade_clip.research.reproduction.entries import Entry, Row, find_entries
-from cascade_clip.research.reproduction.runs import collect_results, hash_settings, is_trained
-from cascade_clip.research.reproduction.settings import World, load_world
+from cascade_clip.research.reproduction.entries import Entry, EntryRow, find_entries
+from cascade_clip.research.reproduction.keys import hash_settings
+from cascade_clip.research.reproduction.runs import Reproduction, is_trained
+from cascade_clip.research.reproduction.settings import load_settings
 from cascade_clip.research.reproduction.tables import Cell, Table
 from cascade_clip.training import prepare
 
@@ -32,6 +33,7 @@ PUBLISHED_COSTS: dict[str, tuple[float, float | None, float, float]] = {
 }
 """Table 12: parameters and trained parameters in millions, operations of a 512 x 512 image in 10^9,
 images/s on one RTX 3090."""
+_COSTS = ("parameters", "trained", "operations", "speed")
 _COUNTED = {"ZegCLIP": "ZegCLIP", "Cascade-CLIP": "ZegCLIP with the cascade"}
 """Names in Table 12 and in Table 10, whose settings are counted."""
 PUBLISHED_WEIGHTS: dict[tuple[int, ...], tuple[float, ...]] = {
@@ -48,115 +50,90 @@ class Counted(NamedTuple):
     """What an entry counts besides scores."""
 
     tables: list[Table]
-    words: list[str]
+    wording: list[str]
 
 
-def count_parts(
-    entry: Entry, world: World, out: Path, seeds: Sequence[int], later: str = ""
-) -> Counted:
-    """The counts of Tables 12 and 17; nothing for other entries, and where nothing was run that
+def count_parts(entry: Entry, reproduction: Reproduction, later: str = "") -> Counted:
+    """Count what Tables 12 and 17 show; nothing for other entries, and where nothing was run that
     they need.
 
     Args:
         entry: any entry.
-        world: where its runs were made.
-        out: folder of the reproduction; what Table 12 took is kept there.
-        seeds: whose runs to read.
+        reproduction: its runs; what Table 12 took is kept in its folder.
         later: command that counts; given, costs that are not kept are not counted now.
     """
     if entry.key == "table12":
-        if later and not all(_costs_path(name, out).is_file() for name in _COUNTED):
+        if later and not all(_costs_path(name, reproduction.out).is_file() for name in _COUNTED):
             return Counted([], [f"not counted; {later}"])
-        return count_costs(out)
+        return count_costs(reproduction.out)
     if entry.key == "table17":
-        return compare_weights(entry, world, out, seeds)
+        return compare_weights(entry, reproduction)
     return Counted([], [])
 
 
 def count_costs(out: Path) -> Counted:
     """Table 12: the published costs, ours counted for the full-size models, and the speed of the
     small ones of the built-in world here."""
-    heads = (
-        "model",
-        "all, paper",
-        "all, counted",
-        "trained, paper",
-        "trained, counted",
-        "G operations, paper",
-        "G operations, counted",
-    )
+    kinds = ("all", "trained", "G operations")
+    heads = ("model", *(f"{kind}, {source}" for kind in kinds for source in ("paper", "counted")))
+    speeds = ("images/s, paper (RTX 3090)", "images/s, small model, here")
+    units = ((1e6, " M"), (1e6, " M"), (1e9, ""), (1, ""))
     rows = []
-    for name, (parameters, trained, operations, speed) in PUBLISHED_COSTS.items():
+    for name, published in PUBLISHED_COSTS.items():
         found = _costs(name, out) if name in _COUNTED else {}
-        values = (
-            f"{parameters:.1f} M", _shown(found.get("parameters"), 1e6, " M"),
-            "-" if trained is None else f"{trained:.1f} M", _shown(found.get("trained"), 1e6, " M"),
-            f"{operations:.1f}", _shown(found.get("operations"), 1e9), f"{speed:.1f}",
-            _shown(found.get("speed"), 1),
-        )  # fmt: skip
-        rows.append((Cell(name), *(Cell(value) for value in values)))
-    table = Table(
-        "Costs", (*heads, "images/s, paper (RTX 3090)", "images/s, small model, here"), tuple(rows)
-    )
-    words = [
-        (
-            "Parameters and operations are those of the full-size models (ViT-B/16, 512 x 512"
-            " pixels, 171 classes), counted as the paper does: with the text tower and with the"
-            " weights of the released program that reach no output. Weights are not loaded. G"
-            " operations count a multiplication and an addition as one."
-        ),
-        (
-            "The last column is the small model of the built-in world on this machine, one 64-pixel"
-            " scene at a time, median; only the ratio of the two models can be compared with the"
-            " paper's."
-        ),
+        cells = [Cell(name)]
+        for paper, kind, (scale, unit) in zip(published, _COSTS, units, strict=True):
+            ours = found.get(kind)
+            for value in (paper, None if ours is None else ours / scale):
+                cells.append(Cell("-" if value is None else f"{value:.1f}{unit}"))
+        rows.append(tuple(cells))
+    table = Table("Costs", (*heads, *speeds), tuple(rows))
+    wording = [
+        "Parameters and operations are those of the full-size models (ViT-B/16, 512 x 512"
+        " pixels, 171 classes), counted as the paper does: with the text tower and with the"
+        " weights of the released program that reach no output. Weights are not loaded. G"
+        " operations count a multiplication and an addition as one.",
+        "The last column is the small model of the built-in world on this machine, one 64-pixel"
+        " scene at a time, median; only the ratio of the two models can be compared with the"
+        " paper's.",
     ]
-    return Counted([table], words)
+    return Counted([table], wording)
 
 
-def compare_weights(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Counted:
-    """Table 17: the weights of every stage at the start, after training with each seed, and in the
-    paper."""
+def compare_weights(entry: Entry, reproduction: Reproduction) -> Counted:
+    """Compare, for Table 17, the weights of every stage at the start, after training with each
+    seed, and in the paper."""
     row = entry.rows[0]
+    model = reproduction.settings.config(row).model
     results = [
         result
-        for result in collect_results(entry, row, world, seeds, out)
+        for result in reproduction.results(entry, row)
         if is_trained(result.checkpoint.parent)
     ]
     rows: list[tuple[Cell, ...]] = []
     moves = [0.0]
-    for number, stage in enumerate(world.config(row).model.stages):
-        learned = [
-            found
-            for result in results
-            if (found := _weights(result.checkpoint, number)) is not None
-        ]
+    for number, stage in enumerate(model.stages):
+        found = [_weights(result.checkpoint, number) for result in results]
+        learned = [weights for weights in found if weights is not None]
         if not learned:
             continue
-        start = gaussian_weights(len(stage), world.config(row).model.aggregation.sigma)
+        start = gaussian_weights(len(stage), model.aggregation.sigma)
         paper = PUBLISHED_WEIGHTS.get(tuple(stage))
-        names = (
-            f"blocks {', '.join(map(str, stage))}",
-            _numbers(start),
-            "-" if paper is None else _numbers(paper, 2),
-        )
-        rows.append(tuple(map(Cell, (*names, *map(_numbers, learned)))))
+        name = f"blocks {', '.join(map(str, stage))}"
+        shown = (_numbers(start), "-" if paper is None else _numbers(paper, 2))
+        rows.append(tuple(map(Cell, (name, *shown, *map(_numbers, learned)))))
         moves += [
             abs(after - before) for one in learned for after, before in zip(one, start, strict=True)
         ]
     if not rows:
         return Counted([], [])
-    heads = (
-        "stage",
-        "start",
-        "after training, paper",
-        *(f"after training, seed {result.seed}" for result in results),
-    )
-    words = (
+    seeds = (f"after training, seed {result.seed}" for result in results)
+    heads = ("stage", "start", "after training, paper", *seeds)
+    wording = (
         "The published weights end within 0.02 of where they start; here the largest move of a"
         f" weight is {max(moves):.3f}."
     )
-    return Counted([Table("Aggregation weights", heads, tuple(rows))], [words])
+    return Counted([Table("Aggregation weights", heads, tuple(rows))], [wording])
 
 
 def _weights(checkpoint: Path, stage: int) -> list[float] | None:
@@ -165,49 +142,44 @@ def _weights(checkpoint: Path, stage: int) -> list[float] | None:
     return part.weights.tolist() if isinstance(part, WeightedSum) else None
 
 
-def _costs_path(name: str, out: Path) -> Path:
-    """Where the costs of a model are kept; another version of the software counts anew."""
+def _models(name: str) -> tuple[ModelConfig, ModelConfig]:
+    """Return the full-size and the small model of a name in Table 12."""
     row = find_entries("table10")[0].row(_COUNTED[name])
-    model, small = (
-        load_world("coco-stuff").config(row).model,
-        load_world("sandbox").config(row).model,
-    )
-    key = hash_settings(
-        {
-            "model": config_to_dict(model),
-            "small": config_to_dict(small),
-            "versions": read_versions(),
-        }
-    )
+    full, small = (load_settings(one).config(row).model for one in ("coco-stuff", "sandbox"))
+    return full, small
+
+
+def _costs_path(name: str, out: Path) -> Path:
+    """Name the file that keeps the costs of a model; another version of the software counts
+    anew."""
+    full, small = map(config_to_dict, _models(name))
+    key = hash_settings({"model": full, "small": small, "versions": read_versions()})
     return out / "costs" / f"{name}-{key}.json"
 
 
 def _costs(name: str, out: Path) -> dict[str, float]:
-    """Counts of the full-size model, and images/s of the small one; kept in OUT/costs, as they take
-    a while."""
+    """Count the full-size model and time the small one (images/s), unless OUT/costs keeps that."""
     path = _costs_path(name, out)
     if path.is_file():
         kept: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
         return kept
-    row = find_entries("table10")[0].row(_COUNTED[name])
-    model = load_world("coco-stuff").config(row).model
     with isolate_rng():
-        cost = count_cost(model, _CLASSES, _SIDE)
+        cost = count_cost(_models(name)[0], _CLASSES, _SIDE)
         found = {
             "parameters": cost.published_parameters,
             "trained": cost.published_trained,
             # the paper counts a multiplication and an addition as one
             "operations": cost.published_flops / 2,
-            "speed": measure_speed(row),
+            "speed": measure_speed(find_entries("table10")[0].row(_COUNTED[name])),
         }
-    write_whole(path, json.dumps(found, indent=1) + "\n")
+    write_json(path, found)
     return found
 
 
-def measure_speed(row: Row, clock: Callable[[], float] = time.perf_counter) -> float:
+def measure_speed(row: EntryRow, clock: Callable[[], float] = time.perf_counter) -> float:
     """Images/s of a row's model on the built-in world, one image at a time on this machine
     (median); its weights play no part."""
-    config = load_world("sandbox").config(row)
+    config = load_settings("sandbox").config(row)
     dataset = build_dataset(config.evaluation or config.data, "val")
     predictor = Predictor(prepare(config, dataset))
     target = predictor.bind()
@@ -218,10 +190,6 @@ def measure_speed(row: Row, clock: Callable[[], float] = time.perf_counter) -> f
         predictor.label_map(pixels, target).labels.cpu()
         seconds.append(clock() - begin)
     return 1 / statistics.median(seconds)
-
-
-def _shown(value: Any, scale: float, unit: str = "") -> str:
-    return "-" if value is None else f"{value / scale:.1f}{unit}"
 
 
 def _numbers(values: Sequence[float], digits: int = 3) -> str:

@@ -1,5 +1,5 @@
 """What can be reproduced: one entry for each table, figure and open question, read from the YAML
-files beside this one."""
+files in `entries/`."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Figures = tuple[float | None, float | None, float | None]
 
 
 @dataclass(frozen=True)
-class Row:
+class EntryRow:
     """One method of an entry."""
 
     name: str
     """Unique in the entry; in tables the name that docs/methods.md uses."""
     published: dict[str, Figures]
-    """World to the figures that the paper prints for it."""
+    """Dataset to the values that the paper prints for it."""
     settings: dict[str, Any]
-    """What differs from the world's base settings, nested as in YAML; where it names `inference`
-    alone, the training is shared."""
+    """What differs from the dataset's base settings, nested as in YAML; where it names only
+    `inference`, the training is shared."""
     settings_on: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """World to the settings that hold there instead of `settings`, taken literally (nothing is
+    """Dataset to the settings that hold there instead of `settings`, taken literally (nothing is
     replaced)."""
     against: str = ""
-    """Row that this one is compared with; empty: the entry's reference."""
+    """EntryRow that this one is compared with; empty: the entry's reference."""
     choices: tuple[float, ...] = ()
     """Calibrations of which one is chosen without labels of unseen classes, by a second model from
     whose training some of the seen classes are hidden too. Empty: the one in the settings."""
@@ -48,13 +48,13 @@ class Entry:
     """How the command calls it: `table1`, `figure4`, `question3`."""
     title: str
     """What it is about."""
-    rows: tuple[Row, ...]
+    rows: tuple[EntryRow, ...]
     """Its methods, in the paper's order; empty where nothing has to be trained."""
     reference: str
     """Name of the row that the others are compared with; may be empty where every comparison is
-    named in `Row.against`."""
+    named in `EntryRow.against`."""
     published_on: str
-    """World whose published figures are shown when the world is the sandbox."""
+    """Dataset whose published values are shown beside those of the sandbox."""
     seeds: tuple[int, ...]
     """Seeds on the sandbox unless others are asked for."""
     kind: Kind
@@ -63,23 +63,23 @@ class Entry:
     note: str = ""
     """Our reading of it."""
 
-    def row(self, name: str) -> Row:
-        """The row of a name.
+    def row(self, name: str) -> EntryRow:
+        """Return the row of a name.
 
         Raises:
             KeyError: there is none.
         """
         return {row.name: row for row in self.rows}[name]
 
-    def reference_of(self, row: Row) -> Row | None:
-        """The row that `row` is compared with; None where it stands for itself."""
+    def reference_of(self, row: EntryRow) -> EntryRow | None:
+        """Return the row that `row` is compared with; None where it stands for itself."""
         name = row.against or self.reference
         return None if name in ("", row.name) else self.row(name)
 
 
 @cache
 def list_entries() -> tuple[Entry, ...]:
-    """Every entry: tables, then figures, then questions, each by its number."""
+    """List every entry: tables, then figures, then questions, each by its number."""
     found = [
         build_entry(key, values)
         for path in sorted(FOLDER.glob("*.yaml"))
@@ -88,15 +88,15 @@ def list_entries() -> tuple[Entry, ...]:
     return tuple(sorted(found, key=lambda entry: _place(entry.key)))
 
 
-def find_entries(words: str) -> tuple[Entry, ...]:
-    """The entries that a list such as `table1,figure4` names, in its order; `all` puts those with
-    most seeds first.
+def find_entries(listed: str) -> tuple[Entry, ...]:
+    """Find the entries that a list such as `table1,figure4` names, in its order; `all` puts those
+    with most seeds first.
 
     Raises:
         ValueError: a name that does not exist, or none.
     """
     known = {entry.key: entry for entry in list_entries()}
-    names = [word.strip().casefold().replace(" ", "") for word in words.split(",") if word.strip()]
+    names = [one.casefold().replace(" ", "") for one in listed.split(",") if one.strip()]
     if names == ["all"]:
         return tuple(
             sorted(known.values(), key=lambda entry: (entry.kind == "question", -len(entry.seeds)))
@@ -114,7 +114,7 @@ def find_entries(words: str) -> tuple[Entry, ...]:
 
 
 def build_entry(key: str, values: Mapping[str, Any]) -> Entry:
-    """An entry from its YAML mapping.
+    """Build an entry from its YAML mapping.
 
     Raises:
         ValueError: a key that does not exist, a missing one, a row twice, a reference that is no
@@ -145,13 +145,13 @@ def _place(key: str) -> tuple[int, int]:
     return ("table", "figure", "question").index(word), int(key[len(word) :])
 
 
-def _build_row(key: str, values: Mapping[str, Any]) -> Row:
+def _build_row(key: str, values: Mapping[str, Any]) -> EntryRow:
     given = {**values, "choices": tuple(values.get("choices", ()))}
     published = {
-        world: _figures(key, figures) for world, figures in given.pop("published", {}).items()
+        name: _figures(key, figures) for name, figures in given.pop("published", {}).items()
     }
     try:
-        return Row(published=published, **{"settings": {}, **given})
+        return EntryRow(published=published, **{"settings": {}, **given})
     except TypeError as error:
         raise SettingError(f"entry {key}, row {values.get('name')!r}: {error}") from error
 

@@ -1,13 +1,14 @@
-"""The paper's figures from the trained models: patches alike, blocks alike, masks as stages are
+"""The paper's figures from the trained models: similar patches, similar blocks, masks as stages are
 added, and longer training.
 
-Scenes are fresh: neither training nor evaluation has seen them. On other data they are those of the
-evaluation set. Letters: L blocks, h x w patches, H x W pixels.
+Scenes are fresh: neither training nor evaluation has seen them. On other datasets they are those of
+the evaluation set. Letters: L blocks, h x w patches, H x W pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from cascade_clip.ops import normalise, resize_image
 from cascade_clip.research.analysis import block_alignment, compare_stages, patch_similarity
 from cascade_clip.research.reproduction.charts import draw_lengths, save_picture
 from cascade_clip.research.reproduction.entries import Entry
-from cascade_clip.research.reproduction.runs import collect_results, is_trained
-from cascade_clip.research.reproduction.settings import World
+from cascade_clip.research.reproduction.runs import Reproduction, is_trained
+from cascade_clip.research.reproduction.settings import ReproductionSettings
 from cascade_clip.results import Segmentation
 from cascade_clip.training import prepare
 
@@ -40,36 +41,26 @@ SHOWN, MEASURED = 4, 64
 PICTURES = "pictures"
 
 
-def draw_figure(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> list[Path]:
-    """Draw a figure from what the runs in `out` hold; an empty list where they hold too little, or
-    the entry is no figure.
-
-    Args:
-        entry: what to draw.
-        world: where.
-        out: folder of the reproduction.
-        seeds: whose runs to take; pictures of one model take the first that is there.
-    """
+def draw_figure(entry: Entry, reproduction: Reproduction) -> list[Path]:
+    """Draw a figure from what the runs hold; an empty list where they hold too little, or the entry
+    is no figure. Plots of one model take the first seed that is there."""
     painter = _PAINTERS.get(entry.key)
-    if painter is None:
-        return []
-    found = painter(entry, world, out, seeds)
+    found = painter(entry, reproduction) if painter else None
     if found is None:
         return []
-    figure, description = found
-    return [save_picture(figure, out / PICTURES / f"{entry.key}.png", description)]
+    return [save_picture(found[0], reproduction.out / PICTURES / f"{entry.key}.png", found[1])]
 
 
 Painted = tuple[Figure, str] | None
 
 
-def _draw_similarity(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Painted:
+def _draw_similarity(entry: Entry, reproduction: Reproduction) -> Painted:
     """Figure 1: cosine maps of one patch, block by block, and how well every block tells the
     patch's class from the rest."""
-    predictor = _trained(entry, world, out, seeds)
+    predictor = _trained(entry, reproduction)
     if predictor is None:
         return None
-    dataset = fresh_scenes(world, entry)
+    dataset = fresh_scenes(reproduction.settings, entry)
     depth = predictor.model.backbone.depth
     blocks = sorted({max(1, round(depth * part / 6)) for part in range(1, 7)})
     figure, axes = _grid(min(SHOWN, len(dataset)), 1 + len(blocks))
@@ -85,68 +76,58 @@ def _draw_similarity(entry: Entry, world: World, out: Path, seeds: Sequence[int]
     _name_columns(axes, ["picture", *(f"block {block}" for block in blocks)])
     figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=30, label="cosine")
     shares = measure_similarity(predictor, dataset, blocks)
-    words = ", ".join(
+    wording = ", ".join(
         f"{100 * share:.0f} % in block {block}" for block, share in zip(blocks, shares, strict=True)
     )
-    return (
-        figure,
-        (
-            "Cosine between the hidden state of the marked patch and of every patch, in six blocks"
-            f" of the trained cascade. Over {len(dataset)} scenes, a patch of the marked patch's"
-            f" class is more like it than a patch of another class is: {words} (50 % would be"
-            " chance)."
-        ),
+    return figure, (
+        "Cosine between the hidden state of the marked patch and of every patch, in six blocks"
+        f" of the trained cascade. Over {len(dataset)} scenes, a patch of the marked patch's"
+        f" class is more like it than a patch of another class is: {wording} (50 % would be"
+        " chance)."
     )
 
 
-def _draw_alignment(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Painted:
+def _draw_alignment(entry: Entry, reproduction: Reproduction) -> Painted:
     """Figure 4: centred kernel alignment between all pairs of blocks, before and after training."""
-    trained = _trained(entry, world, out, seeds)
+    trained = _trained(entry, reproduction)
     if trained is None:
         return None
-    dataset = fresh_scenes(world, entry)
+    dataset = fresh_scenes(reproduction.settings, entry)
     images = [_square(trained, dataset.sample(index).image) for index in range(len(dataset))]
     found = [block_alignment(predictor, images) for predictor in (untrained(trained), trained)]
     figure = Figure(figsize=(7.4, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
     edge = len(found[0]) + 0.5
-    for axis, alignment, title in zip(
-        axes, found, ("before training", "after training"), strict=True
-    ):
-        drawn = axis.imshow(
-            alignment, cmap="magma", vmin=0, vmax=1, origin="lower", extent=(0.5, edge, 0.5, edge)
-        )
-        axis.set_title(title, fontsize=10)
+    extent = (0.5, edge, 0.5, edge)
+    for axis, alignment, when in zip(axes, found, ("before", "after"), strict=True):
+        drawn = axis.imshow(alignment, cmap="magma", vmin=0, vmax=1, origin="lower", extent=extent)
+        axis.set_title(f"{when} training", fontsize=10)
         axis.set_xlabel("block", fontsize=9)
         axis.set_ylabel("block", fontsize=9)
         axis.tick_params(labelsize=8)
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="centred kernel alignment")
     last = len(found[0])
     pairs = [(first, last) for first in sorted({max(1, last // 2), max(1, last - 1)})]
-    words = "; of ".join(
-        f"blocks {a} and {b}: {found[0][a - 1, b - 1]:.2f} before, {found[1][a - 1, b - 1]:.2f}"
-        " after"
+    before, after = found
+    wording = "; of ".join(
+        f"blocks {a} and {b}: {before[a - 1, b - 1]:.2f} before, {after[a - 1, b - 1]:.2f} after"
         for a, b in pairs
     )
-    return (
-        figure,
-        (
-            "Centred kernel alignment between the patch features of all pairs of blocks over"
-            f" {len(images)} scenes, with the prompt tokens as they start and after training; 1 is"
-            f" alike. Alignment of {words}."
-        ),
+    return figure, (
+        "Centred kernel alignment between the patch features of all pairs of blocks over"
+        f" {len(images)} scenes, with the prompt tokens as they start and after training; 1 is"
+        f" alike. Alignment of {wording}."
     )
 
 
-def _draw_stages(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Painted:
+def _draw_stages(entry: Entry, reproduction: Reproduction) -> Painted:
     """Figure 6: what every stage alone says, and the sums of the first two, three, ... stages."""
-    predictor = _trained(entry, world, out, seeds)
+    predictor = _trained(entry, reproduction)
     if predictor is None:
         return None
-    dataset = fresh_scenes(world, entry)
-    target = predictor.bind(
-        dataset.vocabulary, calibration=default_calibration(predictor.checkpoint)
-    )
+    dataset = fresh_scenes(reproduction.settings, entry)
+    calibration = default_calibration(predictor.checkpoint)
+    target = predictor.bind(dataset.vocabulary, calibration=calibration)
     stages = predictor.model.stages
     shown = min(SHOWN, len(dataset))
     rights: dict[tuple[int, ...], list[float]] = {}
@@ -156,64 +137,52 @@ def _draw_stages(entry: Entry, world: World, out: Path, seeds: Sequence[int]) ->
         pixels, labels = _picture(sample.image), sample.labels.numpy()
         found = compare_stages(predictor, pixels, target)
         for choice, result in found:
-            rights.setdefault(choice, []).append(
-                float((result.labels == labels)[labels >= 0].mean())
-            )
+            right = (result.labels == labels)[labels >= 0].mean()
+            rights.setdefault(choice, []).append(float(right))
         if index < shown:
             truth = Segmentation(labels, dataset.vocabulary.names, dataset.vocabulary.colors)
+            views = [truth, *(result for _, result in found)]
             axes[index][0].imshow(pixels)
-            for axis, view in zip(
-                axes[index][1:], [truth, *(result for _, result in found)], strict=True
-            ):
+            for axis, view in zip(axes[index][1:], views, strict=True):
                 axis.imshow(view.color_image())
     _name_columns(axes, ["picture", "truth", *(_stage_title(choice, stages) for choice in rights)])
-    words = ", ".join(
+    wording = ", ".join(
         f"{_stage_name(choice)} {100 * float(np.mean(values)):.0f} %"
         for choice, values in rights.items()
     )
-    return (
-        figure,
-        (
-            "Masks of the trained cascade from every stage alone, and as stages are added up; a"
-            " colour is a class. Stages are trained for their sum, so that one alone need not be"
-            f" right. Pixels that are, mean over {len(dataset)} scenes: {words}."
-        ),
+    return figure, (
+        "Masks of the trained cascade from every stage alone, and as stages are added up; a"
+        " colour is a class. Stages are trained for their sum, so that one alone need not be"
+        f" right. Pixels that are, mean over {len(dataset)} scenes: {wording}."
     )
 
 
-def _draw_lengths(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Painted:
+def _draw_lengths(entry: Entry, reproduction: Reproduction) -> Painted:
     """Figure 7: S and U over the steps of training."""
+    settings = reproduction.settings
     ours, paper = {}, {}
     for row in entry.rows:
-        results = collect_results(entry, row, world, seeds, out)
+        results = reproduction.results(entry, row)
         if results:
-            ours[world.config(row).train.steps] = [result.scores for result in results]
+            ours[settings.config(row).train.steps] = [result.scores for result in results]
         if (found := row.published.get(entry.published_on)) is not None:
             steps = int(row.settings["train"]["steps"])
-            paper[steps] = {
-                name: value
-                for name, value in zip(("S", "U"), found, strict=False)
-                if value is not None
-            }
+            known = zip("SU", found, strict=False)
+            paper[steps] = {name: value for name, value in known if value is not None}
     if len(ours) < 2:
         return None
-    words = "; ".join(
+    wording = "; ".join(
         f"{steps:,} steps: "
-        + ", ".join(
-            f"{name} {100 * float(np.mean([run[name] for run in runs])):.1f}" for name in ("S", "U")
-        )
+        + ", ".join(f"{name} {100 * np.mean([run[name] for run in runs]):.1f}" for name in "SU")
         for steps, runs in sorted(ours.items())
     )
-    return (
-        draw_lengths(ours, paper, (entry.published_on, world.name)),
-        (
-            f"S and U over the steps of training, the paper's beside ours on {world.name}. {words}."
-            " Small marks are single seeds."
-        ),
+    return draw_lengths(ours, paper, (entry.published_on, settings.name)), (
+        f"S and U over the steps of training, the paper's beside ours on {settings.name}. {wording}"
+        ". Small marks are single seeds."
     )
 
 
-_PAINTERS: dict[str, Callable[[Entry, World, Path, Sequence[int]], Painted]] = {
+_PAINTERS: dict[str, Callable[[Entry, Reproduction], Painted]] = {
     "figure1": _draw_similarity,
     "figure4": _draw_alignment,
     "figure6": _draw_stages,
@@ -221,10 +190,10 @@ _PAINTERS: dict[str, Callable[[Entry, World, Path, Sequence[int]], Painted]] = {
 }
 
 
-def fresh_scenes(world: World, entry: Entry) -> LabelledImages:
-    """Scenes that neither training nor evaluation has seen; on other data the evaluation set's
-    first images."""
-    config = world.config(entry.rows[0])
+def fresh_scenes(settings: ReproductionSettings, entry: Entry) -> LabelledImages:
+    """Build scenes that neither training nor evaluation has seen; on other datasets take the first
+    images of the evaluation set."""
+    config = settings.config(entry.rows[0])
     data = config.evaluation or config.data
     if data.name == "sandbox":
         data = dataclasses.replace(data, seed=FRESH_SEED)
@@ -232,8 +201,8 @@ def fresh_scenes(world: World, entry: Entry) -> LabelledImages:
 
 
 def untrained(predictor: Predictor) -> Predictor:
-    """The model as it was before the first step of its training; the random state is left as it
-    is."""
+    """Build the model as it was before the first step of its training; the random state is left
+    as it is."""
     config = predictor.checkpoint.config
     with isolate_rng():
         untrained = prepare(config, build_dataset(config.data))
@@ -242,8 +211,8 @@ def untrained(predictor: Predictor) -> Predictor:
 
 
 def choose_point(labels: NDArray[np.int64]) -> tuple[int, int]:
-    """The patch to look from, as x and y: innermost pixel of the class with the second most pixels,
-    or of the only one.
+    """Choose the patch to look from, as x and y: the innermost pixel of the class with the second
+    most pixels, or of the only one.
 
     Args:
         labels: class of every pixel, (H, W); negative where there is none.
@@ -254,17 +223,16 @@ def choose_point(labels: NDArray[np.int64]) -> tuple[int, int]:
     ranked = classes[np.argsort(-counts, kind="stable")]
     # the border of the picture is a border
     inside = np.pad(labels == ranked[min(1, len(ranked) - 1)], 1)
-    row, column = np.unravel_index(
-        int(distance_transform_edt(inside)[1:-1, 1:-1].argmax()), labels.shape
-    )
+    innermost = int(distance_transform_edt(inside)[1:-1, 1:-1].argmax())
+    row, column = np.unravel_index(innermost, labels.shape)
     return int(column), int(row)
 
 
 def measure_similarity(
     predictor: Predictor, dataset: LabelledImages, blocks: Sequence[int]
 ) -> list[float]:
-    """How often a patch of the chosen patch's class is more like it than a patch of another class,
-    block by block, mean over the scenes.
+    """Measure how often a patch of the chosen patch's class is more similar to it than a patch of
+    another class, block by block, as the mean over the scenes.
 
     Ties count half. A patch has the class of the pixel at its middle. Scenes with one class only,
     or no second patch of it, are left out.
@@ -275,27 +243,15 @@ def measure_similarity(
         labels = sample.labels.numpy()
         x, y = choose_point(labels)
         maps = patch_similarity(predictor, _picture(sample.image), (x, y), blocks)
+        height, width = labels.shape
         rows, columns = next(iter(maps.values())).shape
-        # (h, w)
-        patches = labels[_middles(rows, labels.shape[0])][:, _middles(columns, labels.shape[1])]
+        patches = labels[_middles(rows, height)][:, _middles(columns, width)]  # (h, w)
         kept = patches >= 0
-        kept[
-            min(y * rows // labels.shape[0], rows - 1),
-            min(x * columns // labels.shape[1], columns - 1),
-        ] = False
-        same = patches == labels[y, x]
-        if (same & kept).any() and (~same & kept).any():
-            found.append(
-                [
-                    _share_ahead(maps[block][same & kept], maps[block][~same & kept])
-                    for block in blocks
-                ]
-            )
-    return (
-        [float(value) for value in np.mean(found, axis=0)]
-        if found
-        else [float("nan")] * len(blocks)
-    )
+        kept[min(y * rows // height, rows - 1), min(x * columns // width, columns - 1)] = False
+        same, other = kept & (patches == labels[y, x]), kept & (patches != labels[y, x])
+        if same.any() and other.any():
+            found.append([_share_ahead(one[same], one[other]) for one in maps.values()])
+    return [float(value) for value in np.mean(found, axis=0)] if found else [math.nan] * len(blocks)
 
 
 def _share_ahead(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
@@ -309,14 +265,12 @@ def _middles(patches: int, pixels: int) -> NDArray[np.int64]:
     return np.minimum(((np.arange(patches) + 0.5) * pixels / patches).astype(np.int64), pixels - 1)
 
 
-def _trained(entry: Entry, world: World, out: Path, seeds: Sequence[int]) -> Predictor | None:
-    """The model of the first seed whose checkpoint is there; scores may outlive theirs."""
-    found = [
-        one.checkpoint
-        for one in collect_results(entry, entry.rows[0], world, seeds, out)
-        if is_trained(one.checkpoint.parent)
-    ]
-    return load_predictor(found[0]) if found else None
+def _trained(entry: Entry, reproduction: Reproduction) -> Predictor | None:
+    """Load the model of the first seed whose checkpoint is there; scores may outlive theirs."""
+    for one in reproduction.results(entry, entry.rows[0]):
+        if is_trained(one.checkpoint.parent):
+            return load_predictor(one.checkpoint)
+    return None
 
 
 def _square(predictor: Predictor, image: Tensor) -> Tensor:

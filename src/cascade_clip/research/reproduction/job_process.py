@@ -18,15 +18,9 @@ from typing import TYPE_CHECKING
 
 from cascade_clip.errors import explain_error
 from cascade_clip.files import report_defect
-from cascade_clip.research.reproduction.jobs import Job
-from cascade_clip.research.reproduction.runs import (
-    PARENT,
-    Choice,
-    Inference,
-    is_trained,
-    write_choice,
-    write_result,
-)
+from cascade_clip.research.reproduction.jobs import PARENT, Job
+from cascade_clip.research.reproduction.keys import Choice, Inference
+from cascade_clip.research.reproduction.runs import is_trained, write_choice, write_result
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,5 +1,5 @@
 """The runs that entries need: which there are, what is done, and how the others are made, several
-at a time in processes of their own."""
+at a time in separate processes."""
 
 from __future__ import annotations
 
@@ -15,28 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from cascade_clip.config import Config, config_from_dict, config_to_dict
-from cascade_clip.research.reproduction.entries import Entry, Row
+from cascade_clip.research.reproduction.entries import Entry
+from cascade_clip.research.reproduction.keys import Choice, Inference, training_key
 from cascade_clip.research.reproduction.runs import (
-    PARENT,
-    Choice,
-    Inference,
-    choice_of,
-    hidden_config,
-    inference_of,
+    Reproduction,
     is_trained,
     read_choice,
     read_result,
-    seed_folder,
-    training_config,
-    training_key,
     training_seconds,
 )
-from cascade_clip.research.reproduction.settings import World
 from cascade_clip.training import read_metrics
 
+PARENT = "CASCADE_CLIP_REPRODUCE_PARENT"
+"""Environment variable with the process that a run must not outlive."""
 LOG = "log.txt"
 _TRAINING_SHARE = 0.9
-"""Part of a run that training takes, the rest being evaluation: for the progress bar alone."""
+"""Part of a run that training takes, the rest being evaluation; for the progress bar only."""
 _PATIENCE = 30.0
 """Seconds that a run gets to save its state when it is asked to stop."""
 
@@ -66,11 +60,8 @@ class Job:
     @property
     def to_score(self) -> list[Inference]:
         """Ways of inference without scores."""
-        return [
-            one
-            for one in self.inferences
-            if read_result(self.folder, one, self.config.train.seed) is None
-        ]
+        seed = self.config.train.seed
+        return [one for one in self.inferences if read_result(self.folder, one, seed) is None]
 
     @property
     def to_choose(self) -> list[Choice]:
@@ -86,56 +77,37 @@ class Job:
     @property
     def steps_done(self) -> int:
         """Steps that were made already, by the last line of its log."""
-        rows = [
-            read_metrics(part / "metrics.csv") for part in (self.folder / "stage1", self.folder)
-        ]
+        halves = (self.folder / "stage1", self.folder)
+        rows = [read_metrics(half / "metrics.csv") for half in halves]
         return int(sum(found[-1]["step"] for found in rows if found))
 
     def to_json(self) -> str:
-        """For another process."""
-        values = {
-            name: value
-            for name, value in config_to_dict(self).items()
-            if name not in ("folder", "entries")
-        }
-        return json.dumps({**values, "folder": str(self.folder)})
+        """Describe the job to another process."""
+        return json.dumps({**config_to_dict(self), "folder": str(self.folder)})
 
     @classmethod
     def from_json(cls, text: str) -> Job:
-        """From `to_json`.
+        """Read what `to_json` wrote.
 
         Raises:
             ValueError: it is not the description of a run.
         """
         values: dict[str, Any] = json.loads(text)
-        inferences = tuple(config_from_dict(Inference, one) for one in values["inferences"])
-        choices = tuple(config_from_dict(Choice, one) for one in values["choices"])
         return cls(
-            values["name"],
-            Path(values["folder"]),
-            config_from_dict(Config, values["config"]),
-            inferences,
-            choices=choices,
+            name=values["name"],
+            folder=Path(values["folder"]),
+            config=config_from_dict(Config, values["config"]),
+            inferences=tuple(config_from_dict(Inference, one) for one in values["inferences"]),
+            choices=tuple(config_from_dict(Choice, one) for one in values["choices"]),
         )
 
 
-def plan_jobs(
-    entries: Sequence[Entry], world: World, seeds: Mapping[str, Sequence[int]], out: Path
-) -> list[Job]:
-    """Every run that the entries need, each once, in their order, and within an entry seed by seed.
-
-    All new seeds of a training lie in one folder, even if different rows ask for them.
-
-    Args:
-        entries: what is asked for.
-        world: where.
-        seeds: entry key to its seeds.
-        out: output folder.
-    """
+def plan_jobs(entries: Sequence[Entry], reproduction: Reproduction) -> list[Job]:
+    """List every run that the entries need, each once, in their order, and within an entry seed by
+    seed. All new seeds of a training get one folder, even if different rows ask for them."""
     jobs: dict[tuple[str, int], Job] = {}
     folders: dict[str, Path] = {}
-
-    def add(job: Job) -> None:
+    for job in _jobs_of(entries, reproduction):
         training = training_key(job.config)
         key = training, job.config.train.seed
         parent = folders.setdefault(training, job.folder.parent)
@@ -147,61 +119,45 @@ def plan_jobs(
             entries=tuple(dict.fromkeys(old.entries + job.entries)),
             choices=tuple(dict.fromkeys(old.choices + job.choices)),
         )
-
-    for entry in entries:
-        for seed in seeds[entry.key]:
-            for row in entry.rows:
-                for job in _jobs_of(row, world, seed, out):
-                    add(replace(job, entries=(entry.key,)))
     return list(jobs.values())
 
 
-def _jobs_of(row: Row, world: World, seed: int, out: Path) -> Iterator[Job]:
-    """The runs of one row: its training, and where its calibration is chosen, the one that
-    chooses."""
-    inference, choice, config = (
-        inference_of(world, row),
-        choice_of(world, row),
-        training_config(world, row, seed),
-    )
-    inferences = tuple(inference.calibrated(value) for value in row.choices) or (inference,)
-    yield Job(row.name, seed_folder(out, row, config), config, inferences)
-    if choice is not None:
-        hidden = hidden_config(world, row, seed)
-        yield Job(
-            f"{row.name}: the choice", seed_folder(out, row, hidden), hidden, (), choices=(choice,)
-        )
+def _jobs_of(entries: Sequence[Entry], reproduction: Reproduction) -> Iterator[Job]:
+    """Yield the training of every row and seed, and where the row's calibration is chosen, the
+    training that chooses."""
+    settings, folder = reproduction.settings, reproduction.seed_folder
+    for entry in entries:
+        for seed in reproduction.seeds[entry.key]:
+            for row in entry.rows:
+                inference, choice = settings.inference(row), settings.choice(row)
+                config, keys = settings.training_config(row, seed), (entry.key,)
+                values = tuple(inference.calibrated(one) for one in row.choices) or (inference,)
+                yield Job(row.name, folder(row, config), config, values, keys)
+                if choice is not None:
+                    config, name = settings.hidden_config(row, seed), f"{row.name}: the choice"
+                    yield Job(name, folder(row, config), config, (), keys, (choice,))
 
 
 def estimate_seconds(jobs: Sequence[Job]) -> dict[Path, float]:
-    """Training time that is left of every job that is not done, by its folder, from the finished
-    ones; empty before any is finished.
+    """Estimate the training time that is left of every job that is not done, by its folder; empty
+    before any is finished.
 
     Another seed of the same training is the best guess, else the mean time of a step.
     """
     finished = [job for job in jobs if is_trained(job.folder)]
-    if not finished:
-        return {}
-    pace = statistics.fmean(training_seconds(job.folder) / job.steps for job in finished)
+    paces = {job.folder: training_seconds(job.folder) / job.steps for job in finished}
     found = {}
-    for job in jobs:
+    for job in jobs if finished else ():
         if not job.done:
-            own = [
-                training_seconds(other.folder) / job.steps
-                for other in finished
-                if other.folder.parent == job.folder.parent
-            ]
-            found[job.folder] = (
-                0.0
-                if is_trained(job.folder)
-                else (job.steps - job.steps_done) * (statistics.fmean(own) if own else pace)
-            )
+            own = [pace for path, pace in paces.items() if path.parent == job.folder.parent]
+            steps = 0 if is_trained(job.folder) else job.steps - job.steps_done
+            found[job.folder] = steps * statistics.fmean(own or paces.values())
     return found
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that did not come to its end."""
+    """A run that failed."""
 
     job: Job
     reason: str
@@ -216,7 +172,7 @@ def run_jobs(
     failed: Callable[[Failure], None],
     moved: Callable[[float, int], None],
 ) -> list[Failure]:
-    """Make runs, `at_once` at a time; a failing one does not stop the others. When this is
+    """Make runs, `at_once` at a time. A failing one does not stop the others; when this is
     interrupted, they save their state and stop.
 
     Args:
@@ -245,22 +201,16 @@ def run_jobs(
                     failures.append(Failure(job, _last_line(job, begin)))
                     failed(failures[-1])
             done = len(jobs) - len(waiting) - len(running)
-            moved(
-                done
-                + sum(
-                    _TRAINING_SHARE * min(1.0, job.steps_done / job.steps)
-                    for job, _ in running.values()
-                ),
-                done,
-            )
+            parts = sum(min(1.0, job.steps_done / job.steps) for job, _ in running.values())
+            moved(done + _TRAINING_SHARE * parts, done)
     finally:
         _stop(running)
     return failures
 
 
 def _start(job: Job, *, one_core: bool) -> subprocess.Popen[bytes]:
-    """A process of its own session, so that Ctrl-C reaches it as the wish to stop, with its
-    messages in the run's log."""
+    """Start a process in its own session, so that Ctrl-C reaches it only through `_stop`; its
+    messages go to the run's log."""
     threads = {"OMP_NUM_THREADS": "1"} if one_core else {}
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", **threads, PARENT: str(os.getpid())}
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -293,7 +243,6 @@ def _log_size(job: Job) -> int:
 
 
 def _last_line(job: Job, begin: int) -> str:
-    """The last line that a run wrote since byte `begin` of its log."""
     text = (job.folder / LOG).read_bytes()[begin:].decode("utf-8", "replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else f"it ended without a word; see {job.folder / LOG}"

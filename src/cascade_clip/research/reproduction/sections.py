@@ -1,9 +1,4 @@
-"""One entry with all that was found for it: results, verdicts, pictures, words and tables.
-
-section = build_section(entry, world, out, seeds, command)   # trains nothing tabulate(section)
-# its table as text (see `tables.py`) write_page(out, world, [section, ...])                       #
-index.html, reproduction.md, results.json (see `page.py`)
-"""
+"""One entry with all that was found for it: results, verdicts, plots, wording and tables."""
 
 from __future__ import annotations
 
@@ -19,8 +14,8 @@ from cascade_clip.research.reproduction.charts import (
 from cascade_clip.research.reproduction.counts import count_parts
 from cascade_clip.research.reproduction.entries import Entry
 from cascade_clip.research.reproduction.figures import PICTURES, draw_figure
-from cascade_clip.research.reproduction.runs import Result, collect_results
-from cascade_clip.research.reproduction.settings import World
+from cascade_clip.research.reproduction.runs import Reproduction, Result
+from cascade_clip.research.reproduction.settings import ReproductionSettings
 from cascade_clip.research.reproduction.tables import Table, main_table
 from cascade_clip.research.reproduction.verdicts import Verdict, judge
 from cascade_clip.research.reproduction.wording import describe, describe_choices
@@ -31,7 +26,7 @@ class Section:
     """An entry as page, Markdown file and screen show it."""
 
     entry: Entry
-    world: World
+    settings: ReproductionSettings
     results: Mapping[str, Sequence[Result]]
     """Of each row, one a seed; rows that were not run have none."""
     command: str
@@ -39,7 +34,7 @@ class Section:
     verdicts: Sequence[Verdict] = ()
     pictures: Sequence[Path] = ()
     """PNG files that carry their own descriptions."""
-    words: Sequence[str] = ()
+    wording: Sequence[str] = ()
     """What the table says, one sentence or more each."""
     tables: Sequence[Table] = ()
     """The table of the rows if there are several, and others such as counted parameters."""
@@ -69,43 +64,47 @@ class Section:
 
 
 def build_section(
-    entry: Entry, world: World, out: Path, seeds: Sequence[int], command: str, *, count: bool = True
+    entry: Entry, reproduction: Reproduction, command: str, *, count: bool = True
 ) -> Section:
-    """Read what is there for an entry, judge it, and draw its pictures into OUT/pictures; nothing
-    is trained.
+    """Read what is there for an entry, judge it, and draw its plots into OUT/pictures; nothing is
+    trained.
 
     Args:
         entry: the table, figure or question.
-        world: where.
-        out: folder of the reproduction.
-        seeds: whose results to read.
+        reproduction: where, and with which seeds.
         command: what makes what is missing.
         count: whether costs that are not kept may be counted and timed; else they are said to be
             missing.
     """
-    results = {row.name: collect_results(entry, row, world, seeds, out) for row in entry.rows}
-    published_on = published_world(entry, world)
+    settings = reproduction.settings
+    results = {row.name: reproduction.results(entry, row) for row in entry.rows}
+    published_on = find_published(entry, settings.name)
     verdicts = judge(entry, results, published_on)
-    pictures = draw_figure(entry, world, out, seeds)
+    pictures = draw_figure(entry, reproduction)
     if verdicts:
-        chart = out / PICTURES / f"{entry.key}-differences.png"
-        pictures.append(
-            save_picture(draw_differences(verdicts), chart, describe_differences(verdicts))
-        )
-    tables, words = count_parts(entry, world, out, seeds, "" if count else command)
-    if len(entry.rows) > 1:
-        tables.insert(0, main_table(entry, results, verdicts, published_on))
-    words = [
-        *describe(entry, verdicts, results, published_on),
-        *describe_choices(entry, results),
-        *words,
-    ]
-    return Section(entry, world, results, command, verdicts, pictures, words, tables, seeds)
-
-
-def published_world(entry: Entry, world: World) -> str:
-    """The world whose published figures are shown: the own one where the paper has any on it, else
-    the entry's."""
-    return (
-        world.name if any(world.name in row.published for row in entry.rows) else entry.published_on
+        chart = reproduction.out / PICTURES / f"{entry.key}-differences.png"
+        description = describe_differences(verdicts)
+        pictures.append(save_picture(draw_differences(verdicts), chart, description))
+    counted = count_parts(entry, reproduction, "" if count else command)
+    own = [main_table(entry, results, verdicts, published_on)] if len(entry.rows) > 1 else []
+    return Section(
+        entry,
+        settings,
+        results,
+        command,
+        verdicts,
+        pictures,
+        wording=[
+            *describe(entry, verdicts, results, published_on),
+            *describe_choices(entry, results),
+            *counted.wording,
+        ],
+        tables=[*own, *counted.tables],
+        seeds=reproduction.seeds[entry.key],
     )
+
+
+def find_published(entry: Entry, name: str) -> str:
+    """Name the dataset whose published values are shown: the own one, `name`, where the paper has
+    any on it, else the entry's."""
+    return name if any(name in row.published for row in entry.rows) else entry.published_on

@@ -1,5 +1,5 @@
-"""Where entries are reproduced: base settings of a world, and the paper's values that stand for
-other values there."""
+"""Where entries are reproduced: base settings of a dataset, and which of its values replace those
+of the paper. `settings/` has one YAML file per dataset."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 from cascade_clip.config import Config, config_from_dict, read_yaml
 from cascade_clip.errors import SettingError
-from cascade_clip.research.reproduction.entries import Row
+from cascade_clip.research.reproduction.entries import EntryRow
+from cascade_clip.research.reproduction.keys import Choice, Inference
 
-FOLDER = Path(__file__).parent / "worlds"
+FOLDER = Path(__file__).parent / "settings"
 
 
 @dataclass(frozen=True)
@@ -26,29 +27,29 @@ class HeldOut:
     """Names of all classes that this training hides, separated by commas: the unseen ones and
     these."""
     data: dict[str, Any]
-    """What the images of the choice differ in from the evaluation set: they must be others. On the
-    sandbox no model was trained on them; elsewhere they are images of the training split, as no
-    third split has labels."""
+    """How the images of the choice differ from the evaluation set. On the sandbox no model was
+    trained on them; elsewhere they are images of the training split, as no third split has
+    labels."""
 
 
 @dataclass(frozen=True)
-class World:
-    """A data set with the settings of the cascade on it."""
+class ReproductionSettings:
+    """A dataset with the settings of the cascade on it."""
 
     name: str
     """`sandbox`, `voc`, `coco-stuff` or `context`."""
     base: dict[str, Any]
     """Settings of the cascade, nested as in YAML."""
     replace: dict[str, dict[Any, Any]]
-    """Dotted setting to the paper's values (those of COCO-Stuff) and the values that stand for them
+    """Dotted setting to the paper's values (those of COCO-Stuff) and the values that replace them
     here."""
     held_out: HeldOut = HeldOut((), "", {})
     """How a calibration is chosen without labels of unseen classes."""
     small: bool = False
     """Whether runs are so small that each gets one core, and entries have several seeds."""
 
-    def config(self, row: Row, seed: int = 0) -> Config:
-        """The settings of a row here.
+    def config(self, row: EntryRow, seed: int = 0) -> Config:
+        """Return the settings of a row on this dataset.
 
         Raises:
             ValueError: they do not fit.
@@ -58,8 +59,37 @@ class World:
         config = config_from_dict(Config, merge(self.base, change), f"{row.name} on {self.name}")
         return replace(config, train=replace(config.train, seed=seed))
 
+    def training_config(self, row: EntryRow, seed: int) -> Config:
+        """Return the settings of a row's training, without those of its inference and evaluation,
+        so that rows can share it."""
+        base = self.config(EntryRow(row.name, {}, {}), seed)
+        return replace(self.config(row, seed), inference=base.inference, evaluation=None)
+
+    def hidden_config(self, row: EntryRow, seed: int) -> Config:
+        """Return the settings of the second training, by which a row's calibration is chosen."""
+        config = self.training_config(row, seed)
+        return replace(config, data=replace(config.data, unseen=self.held_out.unseen))
+
+    def inference(self, row: EntryRow) -> Inference:
+        """Return how a row's model is used and scored.
+
+        Raises:
+            ValueError: there is no evaluation set.
+        """
+        config = self.config(row)
+        if config.evaluation is None:
+            raise SettingError(f"the settings {self.name} name no evaluation data")
+        return Inference(config.inference, config.evaluation, config.train.protocol)
+
+    def choice(self, row: EntryRow) -> Choice | None:
+        """Return how a row's calibration is chosen; None where its settings fix it."""
+        if not row.choices:
+            return None
+        inference = self.inference(row)
+        data = replace(inference.data, **self.held_out.data)
+        return Choice(inference.settings, data, self.held_out.names, row.choices)
+
     def _replaced(self, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-        """Settings of the paper with the values that stand for them here."""
         found: dict[str, Any] = {}
         for key, value in values.items():
             name = f"{where}{key}"
@@ -70,37 +100,30 @@ class World:
         return found
 
 
-def list_worlds() -> tuple[str, ...]:
-    """Names of the worlds, the built-in one first."""
-    return tuple(
-        sorted(
-            (path.stem for path in FOLDER.glob("*.yaml")),
-            key=lambda name: (name != "sandbox", name),
-        )
-    )
+def list_settings() -> tuple[str, ...]:
+    """Name the datasets that have settings, the built-in one first."""
+    names = (path.stem for path in FOLDER.glob("*.yaml"))
+    return tuple(sorted(names, key=lambda name: (name != "sandbox", name)))
 
 
-def load_world(name: str, root: str = "") -> World:
-    """A world by its name, its data below the folder `root`.
+def load_settings(name: str, root: str = "") -> ReproductionSettings:
+    """Load the settings of a dataset by its name, its files below the folder `root`.
 
     Raises:
-        ValueError: no such world.
+        ValueError: no such settings.
     """
-    if name not in list_worlds():
-        raise SettingError(f"unknown world {name!r}; choose one of {', '.join(list_worlds())}")
+    if name not in list_settings():
+        known = ", ".join(list_settings())
+        raise SettingError(f"unknown world {name!r}; choose one of {known}")
     values = read_yaml(FOLDER / f"{name}.yaml")
     base = merge(values.pop("base"), {"data": {"root": root}} if root else {})
     held_out = values.pop("held_out")
-    return World(
-        name=name,
-        base=base,
-        held_out=HeldOut(**{**held_out, "names": tuple(held_out["names"])}),
-        **values,
-    )
+    held_out = HeldOut(**{**held_out, "names": tuple(held_out["names"])})
+    return ReproductionSettings(name=name, base=base, held_out=held_out, **values)
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `change` put over it, mapping by mapping."""
+    """Put the values of `change` over those of `base`, mapping by mapping."""
     both = {
         key: merge(base[key], change[key])
         for key in base.keys() & change.keys()

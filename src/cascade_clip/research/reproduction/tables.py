@@ -11,7 +11,7 @@ from cascade_clip.research.reproduction.verdicts import Verdict
 from cascade_clip.results import PAIRED_METRICS
 
 if TYPE_CHECKING:
-    from cascade_clip.research.reproduction.entries import Entry, Row
+    from cascade_clip.research.reproduction.entries import Entry, EntryRow
     from cascade_clip.research.reproduction.runs import Result
 
 Tone = Literal["", "up", "down"]
@@ -65,7 +65,7 @@ def _own_cells(runs: Sequence[Result]) -> Iterator[Cell]:
     yield Cell(", ".join(str(run.seed) for run in runs) or "-")
 
 
-def _difference_cells(row: Row, verdicts: Sequence[Verdict], *, named: bool) -> Iterator[Cell]:
+def _difference_cells(row: EntryRow, verdicts: Sequence[Verdict], *, named: bool) -> Iterator[Cell]:
     """What a row is compared with, where that is `named` row by row, and the differences."""
     own = {verdict.figure: verdict for verdict in verdicts if verdict.row == row.name}
     if named:
@@ -75,9 +75,9 @@ def _difference_cells(row: Row, verdicts: Sequence[Verdict], *, named: bool) -> 
             yield difference_cell(own[name]) if name in own else Cell("")
 
 
-def published_cell(row: Row, world: str) -> str:
+def published_cell(row: EntryRow, dataset: str) -> str:
     """S / U / hIoU of the paper, such as `41.1 / 43.4 / -`."""
-    found = row.published.get(world)
+    found = row.published.get(dataset)
     return (
         "-"
         if not found

@@ -20,7 +20,7 @@ from cascade_clip.evaluation import Difference, compare_paired
 from cascade_clip.results import PAIRED_METRICS
 
 if TYPE_CHECKING:
-    from cascade_clip.research.reproduction.entries import Entry, Row
+    from cascade_clip.research.reproduction.entries import Entry, EntryRow
     from cascade_clip.research.reproduction.runs import Result
 
 LEVEL = 0.95
@@ -34,18 +34,8 @@ LEANING_P = 0.2
 three pairs of equal rows would lean."""
 
 Standing = Literal["certain", "leaning", "open", "unknown"]
-Outcome = Literal[
-    "holds",
-    "leans the same way",
-    "open",
-    "leans the other way",
-    "reversed",
-    "higher",
-    "leans higher",
-    "leans lower",
-    "lower",
-    "unknown",
-]
+Ordering = Literal["holds", "leans the same way", "leans the other way", "reversed"]
+Outcome = Ordering | Literal["open", "higher", "leans higher", "leans lower", "lower", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -137,20 +127,19 @@ def judge(
     Args:
         entry: the table, figure or question.
         results: of each row, one a seed; all on the same images.
-        published_on: the world whose published figures are compared with.
+        published_on: the dataset whose published values are compared with.
 
     Raises:
         ValueError: results on other images or classes.
     """
     pairs = [(row, other) for row in entry.rows if (other := entry.reference_of(row)) is not None]
-    pairs = [
-        (row, other) for row, other in pairs if results.get(row.name) and results.get(other.name)
+    known = [
+        (row, other, (first, second))
+        for row, other in pairs
+        if (first := results.get(row.name)) and (second := results.get(other.name))
     ]
-    tests = len(pairs) * len(PAIRED_METRICS)
-    found = []
-    for row, other in pairs:
-        found += _compare(row, other, (results[row.name], results[other.name]), published_on, tests)
-    return found
+    tests = len(known) * len(PAIRED_METRICS)
+    return [one for both in known for one in _compare(*both, published_on, tests)]
 
 
 def compare_seeds(first: Sequence[float], second: Sequence[float], *, paired: bool) -> float | None:
@@ -172,46 +161,47 @@ def compare_seeds(first: Sequence[float], second: Sequence[float], *, paired: bo
     return 1.0 if math.isnan(value) else value
 
 
-def published_difference(row: Row, other: Row, figure: str, world: str) -> float | None:
-    """The paper's difference between two rows on a world, in percentage points; None where it
-    prints none."""
+def published_difference(row: EntryRow, other: EntryRow, figure: str, dataset: str) -> float | None:
+    """Return the paper's difference between two rows on a dataset, in percentage points; None where
+    it prints none."""
     place = PAIRED_METRICS.index(figure)
-    values = [found[place] if (found := one.published.get(world)) else None for one in (row, other)]
-    first, second = values
+    pair = (row.published.get(dataset), other.published.get(dataset))
+    first, second = (found[place] if found else None for found in pair)
     return None if first is None or second is None else round(first - second, 1)
 
 
 def _compare(
-    row: Row, other: Row, runs: tuple[Sequence[Result], Sequence[Result]], world: str, tests: int
+    row: EntryRow,
+    other: EntryRow,
+    runs: tuple[Sequence[Result], Sequence[Result]],
+    dataset: str,
+    tests: int,
 ) -> list[Verdict]:
-    """The verdicts on the three figures of two rows."""
+    """Judge the three metrics of two rows."""
     first, second, shared = _match(*runs)
     pair = [run.tallies for run in first], [run.tallies for run in second]
-    seen = first[0].seen
-    usual = compare_paired(*pair, seen, resamples=RESAMPLES, level=LEVEL, paired_runs=shared)
-    strict = compare_paired(
-        *pair, seen, resamples=RESAMPLES, level=1 - (1 - LEVEL) / tests, paired_runs=shared
+    strictly = (1 - LEVEL) / tests
+    usual, strict = (
+        compare_paired(*pair, first[0].seen, resamples=RESAMPLES, level=level, paired_runs=shared)
+        for level in (LEVEL, 1 - strictly)
     )
     found = []
     for difference, wide in zip(usual, strict, strict=True):
-        values = [[run.scores[difference.name] for run in method] for method in (first, second)]
+        name = difference.name
+        values = [[run.scores[name] for run in method] for method in (first, second)]
         p_value = compare_seeds(*values, paired=shared)
-        firm = wide.certain and (p_value is None or p_value < (1 - LEVEL) / tests)
-        published = published_difference(row, other, difference.name, world)
-        ahead = _count_ahead(first, second, difference.name)
-        found.append(
-            Verdict(
-                row.name,
-                other.name,
-                difference,
-                published,
-                (len(first), len(second)),
-                p_value,
-                firm,
-                ahead,
-                shared,
-            )
+        verdict = Verdict(
+            row=row.name,
+            against=other.name,
+            found=difference,
+            published=published_difference(row, other, name, dataset),
+            seeds=(len(first), len(second)),
+            p_value=p_value,
+            firm=wide.certain and (p_value is None or p_value < strictly),
+            ahead=_count_ahead(first, second, name),
+            shared=shared,
         )
+        found.append(verdict)
     return found
 
 

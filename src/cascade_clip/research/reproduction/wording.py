@@ -23,44 +23,49 @@ if TYPE_CHECKING:
     from cascade_clip.research.reproduction.runs import Result
 
 AUTHORS_SPREAD = 1.0
-"""Percentage points by which the paper's authors say that their own figures move between runs (0.5
+"""Percentage points by which the paper's authors say that their own values move between runs (0.5
 to 1)."""
-_WORDS: dict[Outcome, str] = {
-    "holds": "holds with confidence",
-    "leans the same way": "leans the paper's way",
-    "open": "cannot be told",
-    "leans the other way": "leans against the paper",
-    "reversed": "is reversed with confidence",
-    "higher": "higher with confidence",
-    "leans higher": "leans higher",
-    "leans lower": "leans lower",
-    "lower": "lower with confidence",
-    "unknown": "cannot be computed",
+_OUTCOMES: dict[Outcome, tuple[str, str]] = {
+    "holds": ("holds with confidence", "holds"),
+    "leans the same way": ("leans the paper's way", "leans the paper's way"),
+    "open": ("cannot be told", "cannot be told"),
+    "leans the other way": ("leans against the paper", "leans against it"),
+    "reversed": ("is reversed with confidence", "reversed"),
+    "higher": ("higher with confidence", "higher"),
+    "leans higher": ("leans higher", "leans higher"),
+    "leans lower": ("leans lower", "leans lower"),
+    "lower": ("lower with confidence", "lower"),
+    "unknown": ("cannot be computed", "not computable"),
 }
+"""Every outcome in a sentence and in the overview, those that hold first."""
 _ONE_SEED: dict[Outcome, str] = {
     "holds": "holds between these two trained models",
     "reversed": "is reversed between these two trained models",
     "higher": "higher in this trained model",
     "lower": "lower in this trained model",
 }
-_ORDER = tuple(_WORDS)
 
 
-def outcome_words(verdict: Verdict) -> str:
-    """A verdict in a few words; one seed never gives more than a statement on the trained models at
-    hand."""
+def word_outcome(verdict: Verdict) -> str:
+    """Put a verdict in a few words; one seed never gives more than a statement on the trained
+    models at hand."""
     one = _ONE_SEED.get(verdict.outcome) if verdict.one_seed else None
-    return one or _WORDS[verdict.outcome]
+    return one or _OUTCOMES[verdict.outcome][0]
+
+
+def shorten_outcome(verdict: Verdict) -> str:
+    """Put a verdict in as few words as the overview has room for."""
+    one_seed = verdict.one_seed and verdict.standing == "certain"
+    return _OUTCOMES[verdict.outcome][1] + (" (one seed)" if one_seed else "")
 
 
 def count_outcomes(verdicts: Sequence[Verdict], figure: str) -> list[tuple[Verdict, int]]:
-    """The different outcomes of a figure, each as one verdict that has it, and how often it occurs;
-    those that hold first."""
-    own = sorted(
-        (verdict for verdict in verdicts if verdict.figure == figure),
-        key=lambda verdict: _ORDER.index(verdict.outcome),
-    )
-    groups = [list(group) for _, group in groupby(own, key=outcome_words)]
+    """List the different outcomes of a metric, each as one verdict that has it, and how often it
+    occurs; those that hold first."""
+    order = tuple(_OUTCOMES)
+    own = [verdict for verdict in verdicts if verdict.figure == figure]
+    own.sort(key=lambda verdict: order.index(verdict.outcome))
+    groups = [list(group) for _, group in groupby(own, key=word_outcome)]
     return [(group[0], len(group)) for group in groups]
 
 
@@ -70,25 +75,19 @@ def describe(
     results: Mapping[str, Sequence[Result]],
     published_on: str,
 ) -> list[str]:
-    """What a table says: the count of outcomes, the orders by mean, every comparison, and how sure
-    all that is."""
+    """Say what a table shows: the count of outcomes, the orders by mean, every comparison, and how
+    sure all that is."""
     if not verdicts:
         return []
-    lines = [summarise(verdicts)]
     order = compare_orders(entry, results, published_on)
-    if order:
-        lines.append(order)
-    for (row, against), group in groupby(
-        verdicts, key=lambda verdict: (verdict.row, verdict.against)
-    ):
-        lines.append(
-            f"{row} against {against}: {'; '.join(_describe_one(verdict) for verdict in group)}."
-        )
+    lines = [summarise(verdicts), *([order] if order else [])]
+    for (row, against), group in groupby(verdicts, key=lambda one: (one.row, one.against)):
+        lines.append(f"{row} against {against}: {'; '.join(map(_describe_one, group))}.")
     return [*lines, *caution(verdicts)]
 
 
 def describe_choices(entry: Entry, results: Mapping[str, Sequence[Result]]) -> list[str]:
-    """Which calibration each seed of a row chose, for rows that choose one."""
+    """Say which calibration each seed of a row chose, for rows that choose one."""
     found = []
     for row in entry.rows:
         chosen = [
@@ -102,48 +101,41 @@ def describe_choices(entry: Entry, results: Mapping[str, Sequence[Result]]) -> l
 
 
 def summarise(verdicts: Sequence[Verdict]) -> str:
-    """How often each outcome occurs, figure by figure."""
+    """Say how often each outcome occurs, metric by metric."""
     parts = []
     for name in PAIRED_METRICS:
         counts = count_outcomes(verdicts, name)
         total = sum(count for _, count in counts)
-        shown = [
-            ("the paper's ordering " if one.outcome in ("holds", "reversed") else "")
-            + outcome_words(one)
-            for one, _ in counts
-        ]
-        if total > 1:
-            shown = [
-                f"{words} ({count} of {total})"
-                for words, (_, count) in zip(shown, counts, strict=True)
-            ]
-        if counts:
+        shown = []
+        for one, count in counts:
+            ordering = "the paper's ordering " if one.outcome in ("holds", "reversed") else ""
+            share = f" ({count} of {total})" if total > 1 else ""
+            shown.append(f"{ordering}{word_outcome(one)}{share}")
+        if shown:
             parts.append(f"{name}: {', '.join(shown)}.")
     return " ".join(parts)
 
 
 def compare_orders(entry: Entry, results: Mapping[str, Sequence[Result]], published_on: str) -> str:
-    """The paper's order of three or more rows by hIoU (by U where it prints no hIoU) beside ours by
-    means.
+    """Put the paper's order of three or more rows by hIoU (by U where it prints no hIoU) beside
+    ours by means.
 
     Empty unless all are known, and where rows are compared pair by pair, so that an order over all
     of them says nothing.
     """
-    paired = any(row.against for row in entry.rows)
-    if paired or len(entry.rows) < 3 or not all(results.get(row.name) for row in entry.rows):
+    rows = entry.rows
+    if any(row.against for row in rows) or len(rows) < 3:
+        return ""
+    if not all(results.get(row.name) and row.published.get(published_on) for row in rows):
         return ""
     for name in ("hIoU", "U"):
         place = PAIRED_METRICS.index(name)
-        paper = {
-            row.name: found[place]
-            for row in entry.rows
-            if (found := row.published.get(published_on))
-        }
+        paper = {row.name: row.published[published_on][place] for row in rows}
         known = {row: value for row, value in paper.items() if value is not None}
-        if len(known) == len(entry.rows):
+        if len(known) == len(rows):
             ours = {
                 row.name: statistics.fmean(run.scores[name] for run in results[row.name])
-                for row in entry.rows
+                for row in rows
             }
             orders = f"the paper has {_order(known)}; the means here give {_order(ours)}"
             return f"From lowest to highest {name}, {orders} (an order of means, untested)."
@@ -151,65 +143,47 @@ def compare_orders(entry: Entry, results: Mapping[str, Sequence[Result]], publis
 
 
 def caution(verdicts: Sequence[Verdict]) -> list[str]:
-    """Number of seeds, what was resampled, and what many comparisons do; comparisons with one seed
-    apart from those with several."""
-    groups = [
-        [verdict for verdict in verdicts if verdict.one_seed is one_seed]
-        for one_seed in (False, True)
-    ]
+    """Say the number of seeds, what was resampled, and what many comparisons do; comparisons with
+    one seed apart from those with several."""
+    groups = [[one for one in verdicts if one.one_seed is alone] for alone in (False, True)]
     groups = [group for group in groups if group]
+    total = sum(one.standing != "unknown" for one in verdicts)
     lines = []
     for group in groups:
-        rows = (
-            f"Of {', '.join(dict.fromkeys(verdict.row for verdict in group))}: "
-            if len(groups) > 1
-            else ""
-        )
-        lines += [
-            rows + line
-            for line in _caution(group, len([one for one in verdicts if one.standing != "unknown"]))
-        ]
+        rows = ", ".join(dict.fromkeys(verdict.row for verdict in group))
+        start = f"Of {rows}: " if len(groups) > 1 else ""
+        lines += [start + line for line in _caution(group, total)]
     return lines
 
 
 def _caution(verdicts: Sequence[Verdict], of_entry: int) -> list[str]:
-    """The same for comparisons that all rest on one seed, or all on several; `of_entry`: how many
-    there are of both."""
+    """The same for comparisons that all have one seed, or all several; `of_entry`: how many there
+    are of both."""
     fewest = min(min(verdict.seeds) for verdict in verdicts)
     tests = sum(verdict.standing != "unknown" for verdict in verdicts)
     certain = [verdict for verdict in verdicts if verdict.standing == "certain"]
-    chance = tests * (1 - LEVEL)
-    lines = [_seed_words(verdicts, fewest)]
+    lines = [_word_seeds(verdicts, fewest)]
     if any(verdict.standing == "leaning" for verdict in verdicts):
-        lines.append(leaning_words(several=fewest > 1))
-    compared = "trained model" if fewest < 2 else "row"
+        tested = f" and the t test over the seeds gives p < {LEANING_P:.1f}" if fewest > 1 else ""
+        lines.append(
+            f"A difference leans one way if {100 * LEANING:.0f} % of the resamples do{tested}. That"
+            " is a hint and no finding: where nothing differs, about one comparison in five leans"
+            " or seems certain."
+        )
     if tests > 1:
-        firm = sum(verdict.firm for verdict in certain)
         kept = (
-            f" {firm} of the {len(certain)} found here stay certain when all {of_entry} are allowed"
-            " for (Bonferroni)."
-            if certain
-            else ""
+            f" {sum(verdict.firm for verdict in certain)} of the {len(certain)} found here stay"
+            f" certain when all {of_entry} are allowed for (Bonferroni)."
         )
-        chances = (
-            f"if no {compared} differed from another, about {chance:.1f} of them would still seem"
-            " certain."
+        lines.append(
+            f"{tests} differences are tested; if no {'trained model' if fewest < 2 else 'row'}"
+            f" differed from another, about {tests * (1 - LEVEL):.1f} of them would still seem"
+            f" certain.{kept if certain else ''}"
         )
-        lines.append(f"{tests} differences are tested; {chances}{kept}")
     return lines
 
 
-def leaning_words(*, several: bool) -> str:
-    """What a leaning is; with `several` seeds the t test must agree."""
-    tested = f" and the t test over the seeds gives p < {LEANING_P:.1f}" if several else ""
-    return (
-        f"A difference leans one way if {100 * LEANING:.0f} % of the resamples do{tested}. That is"
-        " a hint and no finding: where nothing differs, about one comparison in five leans or"
-        " seems certain."
-    )
-
-
-def _seed_words(verdicts: Sequence[Verdict], fewest: int) -> str:
+def _word_seeds(verdicts: Sequence[Verdict], fewest: int) -> str:
     most = max(max(verdict.seeds) for verdict in verdicts)
     intervals = f"intervals hold {100 * LEVEL:.0f} % of {RESAMPLES:,} resamples"
     if fewest < 2:
@@ -219,43 +193,38 @@ def _seed_words(verdicts: Sequence[Verdict], fewest: int) -> str:
             " of these trained models alone: two seeds of the same settings often differ as"
             " clearly."
         )
-    count = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    shared = any(verdict.shared for verdict in verdicts)
     drawn = (
         "the rows that share their training draw the same seeds"
-        if shared
+        if any(verdict.shared for verdict in verdicts)
         else "each row draws its seeds by itself"
     )
     return (
-        f"{count} seeds: {intervals} of images, the same ones for both rows, and of seeds"
-        f" ({drawn}). So few seeds are a coarse sample and make intervals too narrow; certain is"
-        f" therefore only what a t test over the seeds finds too (p < {1 - LEVEL:.2f})."
+        f"{fewest}{'' if fewest == most else f' to {most}'} seeds: {intervals} of images, the same"
+        f" ones for both rows, and of seeds ({drawn}). So few seeds are a coarse sample and make"
+        " intervals too narrow; certain is therefore only what a t test over the seeds finds too"
+        f" (p < {1 - LEVEL:.2f})."
     )
 
 
 def _describe_one(verdict: Verdict) -> str:
-    """One figure: its difference, the paper's, and the verdict."""
+    """Say one metric: its difference, the paper's, and the verdict."""
     found = verdict.found
     if found.difference is None or found.low is None or found.high is None:
-        return f"{verdict.figure} {_WORDS['unknown']}"
-    ours = (
-        f"{verdict.figure} {points(found.difference)} [{points(found.low)}, {points(found.high)}]"
-    )
+        return f"{verdict.figure} {_OUTCOMES['unknown'][0]}"
+    interval = f"[{points(found.low)}, {points(found.high)}]"
     notes = []
     if verdict.published is not None:
         small = 0 < abs(verdict.published) <= AUTHORS_SPREAD
-        notes.append(
-            f"paper {points(verdict.published / 100)}"
-            + (", no more than its runs differ by" if small else "")
-        )
+        spread = ", no more than its runs differ by" if small else ""
+        notes.append(f"paper {points(verdict.published / 100)}{spread}")
     if not verdict.one_seed and verdict.ahead[1]:
         notes.append("higher with {} of {} seeds".format(*verdict.ahead))
     aside = f" ({'; '.join(notes)})" if notes else ""
-    return f"{ours}{aside}, {outcome_words(verdict)}"
+    return f"{verdict.figure} {points(found.difference)} {interval}{aside}, {word_outcome(verdict)}"
 
 
 def _order(values: Mapping[str, float]) -> str:
-    """Names from lowest to highest, equal ones joined; figures are compared as they are printed."""
+    """Join names from lowest to highest, equal ones by `=`."""
     ranked = sorted(values, key=lambda name: values[name])
     groups: Iterable[tuple[float, Iterable[str]]] = groupby(ranked, key=lambda name: values[name])
     return " < ".join(" = ".join(group) for _, group in groups)

@@ -1,0 +1,24 @@
+"""One benchmark in a process of its own: `python -m cascade_clip.research.benchmark ARGUMENT`
+prints one line of JSON. ARGUMENT is the JSON of `Work`, or `peak`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+
+from cascade_clip.research.benchmark.work import Work, matmul_peak, time_work
+
+
+def main(argument: str) -> None:
+    """Do the work."""
+    if argument == "peak":
+        found = {"fp32": matmul_peak(torch.float32), "bf16": matmul_peak(torch.bfloat16)}
+    else:
+        found = time_work(Work(**json.loads(argument)))
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
