@@ -43,5 +43,14 @@ class MissingPackageError(CascadeClipError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 
 
+class Interrupted(SystemExit):
+    """A scheduler asked the run to end, and its state is saved; ends the process with exit code 75
+    unless it is caught.
+
+    Not a `CascadeClipError`: it is no error, and no `except Exception` on the way, ours or
+    Lightning's, may swallow it.
+    """
+
+
 class NonFiniteError(CascadeClipError, FloatingPointError):
     """A loss or a gradient is NaN or infinite."""

@@ -22,7 +22,8 @@ from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.encoders.text import TextEncoder
 from cascade_clip.inference.loading import load_predictor
-from cascade_clip.training.fit import SegmentationTask, fit, prepare
+from cascade_clip.training.fit import fit, prepare
+from cascade_clip.training.task import SegmentationTask
 from conftest import build_tiny
 from paths import TESTS
 from tiny_runs import (
@@ -67,10 +68,7 @@ def test_a_run_writes_a_checkpoint_and_a_log(folders: Path, tmp_path: Path) -> N
 def gradients(
     config: Config, images: torch.Tensor, labels: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], float]:
-    checkpoint = prepare(config, build_dataset(config.data))
-    task = SegmentationTask(
-        checkpoint.model, checkpoint.text, torch.tensor(checkpoint.vocabulary.seen_mask), config
-    )
+    task = SegmentationTask.of(prepare(config, build_dataset(config.data)))
     result = task.accumulate_gradients(images, labels)
     return {
         name: parameter.grad

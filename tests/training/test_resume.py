@@ -23,9 +23,10 @@ from lightning.pytorch.callbacks import Callback
 
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_to_dict
+from cascade_clip.errors import Interrupted
 from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.training import resume as states
-from cascade_clip.training.engine import STOPPED, Stopped
+from cascade_clip.training.engine import STOPPED
 from cascade_clip.training.fit import fit
 from cascade_clip.training.non_finite import Cause, describe, find_cause
 from cascade_clip.training.progress import read_metrics
@@ -123,7 +124,7 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> int:
 def test_killed_and_preempted_is_the_uninterrupted_run(folders: Path, tmp_path: Path) -> None:
     """kill -9 at some step after a state; SIGTERM to all processes of the run that went on; then on
     to the end."""
-    alone = tiny_config(folders, DROPOUT, steps=60, save_every=5, sheet_every=0)
+    alone = tiny_config(folders, DROPOUT, steps=60, save_every=5, preview_every=0)
     config = dataclasses.replace(alone, data=dataclasses.replace(alone.data, workers=1))
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
     out = tmp_path / "part"
@@ -159,7 +160,7 @@ def test_killed_and_preempted_is_the_uninterrupted_run(folders: Path, tmp_path: 
 def test_two_processes_stop_after_the_same_step(folders: Path, tmp_path: Path) -> None:
     """A signal to the first process alone stops both; the run then goes on to the weights of one
     process."""
-    config = tiny_config(folders, steps=20, save_every=5, sheet_every=0, devices=2)
+    config = tiny_config(folders, steps=20, save_every=5, preview_every=0, devices=2)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
     out = tmp_path / "two"
     first = start(tmp_path / "run.yaml", out)
@@ -184,7 +185,7 @@ def test_a_signal_stops_after_the_step(
     folders: Path, tmp_path: Path, whole: dict[str, torch.Tensor], number: signal.Signals
 ) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(Stopped) as found:
+    with pytest.raises(Interrupted) as found:
         fit(
             tiny_config(folders, DROPOUT),
             tmp_path / "run",

@@ -16,7 +16,14 @@ from cascade_clip.config.model import (
     PromptConfig,
 )
 from cascade_clip.config.run import Config
-from cascade_clip.config.serialization import config_from_dict, config_to_dict, read_yaml
+from cascade_clip.config.serialization import (
+    RENAMED,
+    config_from_dict,
+    config_to_dict,
+    differing_settings,
+    read_yaml,
+    rename_settings,
+)
 from cascade_clip.config.service import MEBIBYTE, ServiceOptions
 from cascade_clip.config.train import AugmentConfig, LossConfig, OptimizerConfig, TrainConfig
 from cascade_clip.config.values import (
@@ -32,6 +39,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "MEBIBYTE",
+    "RENAMED",
     "AggregationConfig",
     "AugmentConfig",
     "ClipConfig",
@@ -54,5 +62,7 @@ __all__ = [
     "TrainConfig",
     "config_from_dict",
     "config_to_dict",
+    "differing_settings",
     "read_yaml",
+    "rename_settings",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cascade_clip.config.values import Device, Precision, Protocol, check
@@ -199,8 +199,9 @@ class TrainConfig:
     """Steps between the states that `--resume` goes on from; the last two are kept."""
     log_every: int = 10
     """Steps between lines of `metrics.csv`."""
-    sheet_every: int | None = None
-    """Steps between sheets of predictions (`sheets/*.png`); null: a tenth of the run, 0: none."""
+    preview_every: int | None = None
+    """Steps between previews of predictions (`previews/*.png`); null: a tenth of the run, 0:
+    none."""
 
     def __post_init__(self) -> None:
         check(self.steps >= 1, f"train.steps must be at least 1, got {self.steps}")
@@ -215,7 +216,7 @@ class TrainConfig:
             f" {self.first_batch_size}",
         )
         check(
-            not self.first_batch_size or (self.protocol == "transductive" and not self.init_from),
+            not self.first_batch_size or self.has_first_half,
             "train.first_batch_size is for transductive runs that make their own inductive half;"
             " leave it at 0",
         )
@@ -243,8 +244,8 @@ class TrainConfig:
         check(self.save_every >= 1, f"train.save_every must be at least 1, got {self.save_every}")
         check(self.log_every >= 1, f"train.log_every must be at least 1, got {self.log_every}")
         check(
-            self.sheet_every is None or self.sheet_every >= 0,
-            f"train.sheet_every must be 0 or more, got {self.sheet_every}",
+            self.preview_every is None or self.preview_every >= 0,
+            f"train.preview_every must be 0 or more, got {self.preview_every}",
         )
 
     def _check_share(self, name: str, images: int) -> None:
@@ -260,6 +261,23 @@ class TrainConfig:
             self.micro_batch == 0 or share % self.micro_batch == 0,
             f"train.micro_batch {self.micro_batch} does not divide the {share} images of"
             f" train.{name} {images} that each device gets",
+        )
+
+    @property
+    def has_first_half(self) -> bool:
+        """Whether the run makes the inductive checkpoint that its self-training starts from."""
+        return self.protocol == "transductive" and not self.init_from
+
+    def inductive_half(self) -> TrainConfig:
+        """Return the settings of the first half of a transductive run."""
+        return replace(
+            self,
+            protocol="inductive",
+            schedule_steps=2 * self.steps,
+            batch_size=self.first_batch_size or self.batch_size,
+            first_batch_size=0,
+            pseudo_threshold=0.0,
+            ema_teacher=0.0,
         )
 
     @property

@@ -4,7 +4,7 @@ kept."""
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from cascade_clip.data import LabelledImages, StepSampler, build_dataset
 from cascade_clip.models import Cost, count_cost
 from cascade_clip.ops import autocast_type, find_device
 from cascade_clip.training.data_module import training_set
-from cascade_clip.training.fit import SegmentationTask, inductive_half, prepare
+from cascade_clip.training.fit import prepare
 from cascade_clip.training.progress import used_memory
 from cascade_clip.training.provenance import describe_batch
+from cascade_clip.training.task import SegmentationTask
 
 COUNTED_IMAGES = 100
 """Images whose labels are looked at."""
@@ -91,18 +92,16 @@ def dry_run(config: Config) -> DryRun:
         ValueError, FileNotFoundError: settings, data or weights that do not fit, as in a real run.
     """
     dataset = build_dataset(config.data)
-    seen = torch.tensor(dataset.vocabulary.seen_mask)
     second = config.train
-    stages = 2 if second.protocol == "transductive" and not second.init_from else 1
+    stages = 2 if second.has_first_half else 1
     # the step that is done is the run's first
-    config = inductive_half(config) if stages == 2 else config
+    config = replace(config, train=second.inductive_half()) if stages == 2 else config
     train = config.train
-    queries = int(seen.sum()) if train.protocol == "inductive" else len(seen)
+    vocabulary = dataset.vocabulary
+    queries = len(vocabulary.seen if train.protocol == "inductive" else vocabulary.names)
     cost = count_cost(config.model, queries, train.augment.crop)
-    checkpoint = prepare(config, dataset)
-    assert checkpoint.text is not None
     device = find_device(train.device)
-    task = SegmentationTask(checkpoint.model.train(), checkpoint.text, seen, config).to(device)
+    task = SegmentationTask.of(prepare(config, dataset)).to(device)
     images, labels = (part.to(device) for part in first_share(config, dataset))
     batch = describe_batch(train)
     kept = measure_activations(task, images[: batch["per_device"]], labels[: batch["per_device"]])

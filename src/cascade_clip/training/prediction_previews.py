@@ -1,4 +1,4 @@
-"""Sheets of predictions: what a model says about a few images while it trains.
+"""Previews: what a model predicts for a few images while it trains.
 
 They are made through the predictor, as every prediction is, and change neither the random state nor
 the modes of the model's parts: a run has the same weights with and without them.
@@ -29,13 +29,14 @@ from cascade_clip.evaluation import default_calibration
 from cascade_clip.inference import Predictor, Target
 from cascade_clip.results import Segmentation
 
-FOLDER = "sheets"
+FOLDER, OLD_FOLDER = "previews", "sheets"
+"""Folder of the previews in a run folder, and its name in version 0.1."""
 _LEGEND_ROWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One image of a sheet."""
+    """One image of a preview."""
 
     image: NDArray[np.uint8]  # (H, W, 3)
     truth: Segmentation
@@ -52,8 +53,8 @@ class Row:
         )
 
 
-class SheetWriter(Callback):
-    """`sheets/step-000100.png` in the run folder, every few steps and after the last one."""
+class PreviewWriter(Callback):
+    """`previews/step-000100.png` in the run folder, every few steps and after the last one."""
 
     def __init__(
         self,
@@ -67,11 +68,11 @@ class SheetWriter(Callback):
 
         Args:
             dataset: labelled images; truth and prediction use its class names.
-            every: steps between sheets; None: a tenth of the run; 0: none.
+            every: steps between previews; None: a tenth of the run; 0: none.
             embeddings: file (.npy) of text embeddings (C, D) of its names to use instead of the
                 text tower.
-            images: rows of a sheet.
-            report: called with (step, path) after each sheet.
+            images: rows of a preview.
+            report: called with (step, path) after each preview.
         """
         self.dataset, self.every, self.embeddings, self.report = dataset, every, embeddings, report
         self.text: Tensor | None = None
@@ -81,7 +82,7 @@ class SheetWriter(Callback):
     def on_train_batch_end(
         self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int
     ) -> None:
-        """Write a sheet when it is time."""
+        """Write a preview when it is time."""
         every = max(1, trainer.max_steps // 10) if self.every is None else self.every
         step = trainer.global_step
         if trainer.is_global_zero and every and (step % every == 0 or step == trainer.max_steps):
@@ -92,10 +93,10 @@ class SheetWriter(Callback):
                 self.report(step, path)
 
     def write(self, out: Path, checkpoint: Checkpoint, device: Any, step: int) -> Path:
-        """Write the sheet of one step into the run folder `out`, under a temporary name first."""
+        """Write the preview of one step into the run folder `out`, under a temporary name first."""
         with isolate_rng(), unchanged_modes(checkpoint.model):
             rows = self.predict(checkpoint, device)
-        figure = draw_sheet(rows, self.dataset.vocabulary.unseen, f"step {step:,}")
+        figure = draw_preview(rows, self.dataset.vocabulary.unseen, f"step {step:,}")
         path = out / FOLDER / f"step-{step:06}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
@@ -104,7 +105,7 @@ class SheetWriter(Callback):
         return path
 
     def predict(self, checkpoint: Checkpoint, device: Any) -> list[Row]:
-        """The rows of a sheet, by the predictor."""
+        """The rows of a preview, by the predictor."""
         if self.text is None:
             self.text = embed_names(checkpoint, self.dataset, self.embeddings)
         # the tower stays where it is
@@ -155,7 +156,13 @@ def unchanged_modes(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def draw_sheet(rows: Sequence[Row], unseen: Sequence[str], title: str) -> Figure:
+def list_previews(out: Path) -> list[Path]:
+    """Return the previews in a run folder by step, also those that version 0.1 wrote."""
+    found = (path for name in (OLD_FOLDER, FOLDER) for path in (out / name).glob("step-*.png"))
+    return sorted(found, key=lambda path: path.name)
+
+
+def draw_preview(rows: Sequence[Row], unseen: Sequence[str], title: str) -> Figure:
     """Image, truth, prediction and the class names that occur, one row an image; names never seen
     as masks have a star."""
     tallest = max(row.image.shape[0] / row.image.shape[1] for row in rows)

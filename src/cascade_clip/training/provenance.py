@@ -18,45 +18,47 @@ from typing import Any
 import torch
 
 from cascade_clip.checkpoints import read_versions
-from cascade_clip.config import Config, TrainConfig, config_to_dict
+from cascade_clip.config import TrainConfig, config_to_dict
+from cascade_clip.data import LabelledImages
 from cascade_clip.evaluation import hash_dataset
+from cascade_clip.files import write_whole
+from cascade_clip.training.launch import is_first_process
+from cascade_clip.training.run_folder import Run
 
 RUN_FILE = "run.json"
 
 _logger = logging.getLogger(__name__)
 
 
-def describe_run(
-    config: Config, dataset: Any, earlier: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Everything that decides a run's figures, as plain values.
+def write_run_file(run: Run, dataset: LabelledImages) -> dict[str, Any]:
+    """Return everything that decides the results of a run that starts or resumes, as plain values.
 
-    Args:
-        config: its settings.
-        dataset: its training data.
-        earlier: the description of the run that this one resumes; its starts are kept before the
-            present one.
+    The first process writes it to `run.json`. Starts that the file already lists are kept.
     """
-    vocabulary = dataset.vocabulary
+    path = run.folder / RUN_FILE
+    vocabulary, train = dataset.vocabulary, run.config.train
     data = {"sha256": hash_dataset(dataset), "images": len(dataset)}
-    starts = list(earlier.get("starts", [])) if earlier else []
-    if earlier and earlier.get("data", {}).get("sha256") not in (None, data["sha256"]):
+    earlier = read_run_file(run.folder) or {}
+    if earlier.get("data", {}).get("sha256") not in (None, data["sha256"]):
         _logger.warning(
             "the training data is not what this run began with: other files, sizes or class names"
         )
-    return {
-        "seed": config.train.seed,
-        "protocol": config.train.protocol,
-        "batch": describe_batch(config.train),
+    found = {
+        "seed": train.seed,
+        "protocol": train.protocol,
+        "batch": describe_batch(train),
         "data": data,
         "split": {"seen": list(vocabulary.seen), "unseen": list(vocabulary.unseen)},
-        "starts": [*starts, describe_start()],
+        "starts": [*earlier.get("starts", []), describe_start()],
         "vocabulary": {
             "names": list(vocabulary.names),
             "synonyms": [list(group) for group in vocabulary.synonyms],
         },
-        "config": config_to_dict(config),
+        "config": config_to_dict(run.config),
     }
+    if is_first_process():
+        write_whole(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return found
 
 
 def describe_start() -> dict[str, Any]:
@@ -126,24 +128,6 @@ def _processor_name() -> str:
     except (OSError, UnicodeDecodeError):
         pass  # not Linux
     return platform.processor() or platform.machine()
-
-
-def write_run_file(
-    out: Path, config: Config, dataset: Any, *, write: bool = True
-) -> dict[str, Any]:
-    """Describe a run that starts or goes on in the folder `out`, in `out/run.json`; returns the
-    description.
-
-    Without `write` it is only returned: of several processes one writes.
-    """
-    path = out / RUN_FILE
-    run = describe_run(config, dataset, read_run_file(out))
-    if not write:
-        return run
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    return run
 
 
 def read_run_file(out: Path) -> dict[str, Any] | None:

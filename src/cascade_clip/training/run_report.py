@@ -1,5 +1,5 @@
-"""The report of a run as one HTML file: its figures, its curves, its sheets, what differs from the
-defaults, and where it comes from.
+"""The report of a run as one HTML file: its results, curves and previews, the settings that differ
+from the defaults, and its provenance.
 
 Everything is read from the run folder, so the page can be made again; it needs no script and no
 connection.
@@ -17,26 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from cascade_clip.config import Config, config_to_dict
+from cascade_clip.checkpoints import load_config
+from cascade_clip.config import Config, DataConfig, config_to_dict, differing_settings
 from cascade_clip.errors import MissingFileError
 from cascade_clip.evaluation import PAGE
 from cascade_clip.files import write_whole
 from cascade_clip.results import SUMMARY_METRICS
+from cascade_clip.training.prediction_previews import list_previews
 from cascade_clip.training.progress import read_metrics
 from cascade_clip.training.provenance import read_run_file
+from cascade_clip.training.run_folder import FIRST_HALF, SETTINGS_FILE
 
 REPORT, EVALUATION = "report.html", "evaluation.html"
-STAGE1 = "stage1"
-"""Folder of the inductive half of a transductive run."""
-_SHEETS = 2
 _STYLE = """<style>
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: .8rem }
-.sheet { min-width: 640px; width: 100% }
+.preview { min-width: 640px; width: 100% }
 summary { cursor: pointer; margin: .6rem 0; font-weight: 600 }
 td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; width: 70% }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f5f7f9; border-radius: 8px;
@@ -55,20 +54,20 @@ def write_run_report(out: Path) -> Path:
 
 def build_run_page(out: Path) -> str:
     """The HTML of a run folder's report; what the folder does not hold is left out."""
-    if not (out / "config.yaml").is_file():
+    if not (out / SETTINGS_FILE).is_file():
         raise MissingFileError(f"{out} holds no run: config.yaml is missing")
-    config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
+    config = load_config(out / SETTINGS_FILE)
     metrics, run, evaluation = (
         read_metrics(out / "metrics.csv"),
         read_run_file(out) or {},
         _read_json(out / "report.json"),
     )
     steps = int(metrics[-1]["step"]) if metrics else 0
-    train = config.get("train", {})
+    train = config.train
     sections = [
         ("Training", _charts(metrics)),
         ("First half", _first_half(out)),
-        ("Predictions", _sheets(out)),
+        ("Predictions", _previews(out)),
         ("Evaluation", _evaluation(out, evaluation)),
         ("Settings that differ from the defaults", _rows(changed_settings(config))),
         ("Where it comes from", _provenance(run)),
@@ -81,34 +80,19 @@ def build_run_page(out: Path) -> str:
     return PAGE.substitute(
         title=html.escape(f"Training run {out.resolve().name}"),
         lead=html.escape(
-            f"{train.get('protocol', '')}, {steps:,} of {train.get('steps', 0):,} steps, seed"
-            f" {train.get('seed', 0)}"
+            f"{train.protocol}, {steps:,} of {train.steps:,} steps, seed {train.seed}"
         ),
         cards=_cards(metrics, evaluation),
         body=_STYLE + body,
     )
 
 
-def changed_settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Dotted names and values of the settings that are not the defaults; data settings are compared
-    with their own defaults."""
-    defaults = config_to_dict(Config())
-    if values.get("evaluation"):
-        defaults["evaluation"] = defaults["data"]
-    return list(_differences(values, defaults, ""))
-
-
-def _differences(
-    values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str
-) -> list[tuple[str, str]]:
-    found = []
-    for name, value in values.items():
-        default = defaults.get(name)
-        if isinstance(value, Mapping) and isinstance(default, Mapping):
-            found += _differences(value, default, f"{prefix}{name}.")
-        elif value != default:
-            found.append((prefix + name, json.dumps(value, ensure_ascii=False)))
-    return found
+def changed_settings(config: Config) -> list[tuple[str, str]]:
+    """Return dotted names and values of the settings that are not the defaults; those of the
+    evaluation data are compared with the defaults of training data."""
+    defaults = config_to_dict(Config(evaluation=config.evaluation and DataConfig()))
+    found = differing_settings(defaults, config_to_dict(config))
+    return [(name, json.dumps(value, ensure_ascii=False)) for name, (_, value) in found.items()]
 
 
 def draw_curve(
@@ -217,18 +201,17 @@ def _evaluation(out: Path, found: Mapping[str, Any] | None) -> str:
 
 def _first_half(out: Path) -> str:
     """The curves of the inductive half of a transductive run."""
-    metrics = read_metrics(out / STAGE1 / "metrics.csv")
+    metrics = read_metrics(out / FIRST_HALF / "metrics.csv")
     return f"<p>The inductive half, before self-training.</p>{_charts(metrics)}" if metrics else ""
 
 
-def _sheets(out: Path) -> str:
-    """The first and the last sheet."""
-    paths = sorted((out / "sheets").glob("step-*.png"))
-    kept = [*paths[:1], *paths[1:][-(_SHEETS - 1) :]]
+def _previews(out: Path) -> str:
+    """The first and the last preview."""
+    paths = list_previews(out)
     return "".join(
-        f'<figure class="scroll"><img class="sheet" alt="predictions, {path.stem}"'
+        f'<figure class="scroll"><img class="preview" alt="predictions, {path.stem}"'
         f' src="data:image/jpeg;base64,{_jpeg(path)}"></figure>'
-        for path in kept
+        for path in [*paths[:1], *paths[1:][-1:]]
     )
 
 

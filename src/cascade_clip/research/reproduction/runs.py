@@ -44,7 +44,7 @@ _CHANGES_NOTHING = {
         "train.micro_batch",
         "train.loss.class_chunk",
     ),
-    *("train.log_every", "train.sheet_every", "train.save_every"),
+    *("train.log_every", "train.preview_every", "train.save_every"),
     *("inference.class_chunk", "inference.max_memory", "inference.window_batch"),
 }
 """Settings on which no result depends; the seed is part of the folder."""
