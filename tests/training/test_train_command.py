@@ -525,6 +525,53 @@ def test_bad_words(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "words", "notes"),
+    [
+        ("preview_every", ["--train.preview_every=0"], []),
+        ("preview_every", ["--train.sheet_every=0"], ["flag --train.sheet_every"]),
+        ("sheet_every", ["--train.preview_every", "0"], ["setting train.sheet_every"]),
+        (
+            "sheet_every",
+            ["--train.sheet_every", "0"],
+            ["flag --train.sheet_every", "setting train.sheet_every"],
+        ),
+    ],
+)
+def test_the_old_name_of_a_setting_is_accepted(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    key: str,
+    words: list[str],
+    notes: list[str],
+) -> None:
+    """In the file and as a flag, which overrides the file under either name; each is noted."""
+    found: list[int | None] = []
+    monkeypatch.setattr(
+        TrainingSession, "train", lambda self, _: found.append(self.config.train.preview_every)
+    )
+    config = write_settings(tmp_path / "settings.yaml", settings(data, **{key: 2}))
+    with caplog.at_level("INFO", "cascade_clip"):
+        assert main(["train", str(config), "--out", str(tmp_path / "run"), *words]) == 0
+    assert found == [0]
+    said = [message for message in caplog.messages if "is now called" in message]
+    assert len(said) == len(notes)
+    assert all(note in message for note, message in zip(notes, said, strict=True))
+
+
+def test_the_report_shows_previews_of_both_folders(tmp_path: Path) -> None:
+    """A run that version 0.1 began has its first previews in `sheets`."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"train": {"sheet_every": 5}}))
+    for folder, step in (("sheets", 5), ("sheets", 10), ("previews", 15), ("previews", 20)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / f"step-{step:06}.png")
+    page = build_run_page(tmp_path)
+    assert re.findall(r'alt="predictions, (.*?)"', page) == ["step-000005", "step-000020"]
+    assert "train.preview_every" in page and "sheet_every" not in page
+
+
 def test_a_run_that_goes_on_says_so(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -30,7 +30,7 @@ from cascade_clip.inference import Predictor, Target
 from cascade_clip.results import Segmentation
 
 FOLDER, OLD_FOLDER = "previews", "sheets"
-"""Folder of the previews in a run folder, and its name in version 0.1."""
+"""Folder of the previews in a run folder, and its name in earlier versions."""
 _LEGEND_ROWS = 8
 
 
@@ -157,7 +157,7 @@ def unchanged_modes(model: nn.Module) -> Iterator[None]:
 
 
 def list_previews(out: Path) -> list[Path]:
-    """Return the previews in a run folder by step, also those that version 0.1 wrote."""
+    """Return the previews in a run folder by step, also those of earlier versions."""
     found = (path for name in (OLD_FOLDER, FOLDER) for path in (out / name).glob("step-*.png"))
     return sorted(found, key=lambda path: path.name)
 
