@@ -276,13 +276,13 @@ def test_a_preview_counts_labelled_pixels() -> None:
     prediction = Segmentation(np.array([[0, 1, 1], [1, 0, 1]]), ("cat", "dog"), colors)
     row = Row(np.zeros((2, 3, 3), np.uint8), truth, prediction)
     assert row.accuracy == 0.75
-    texts = [
-        text.get_text()
-        for axis in draw_preview([row], ["dog"], "step 1").axes
-        for text in axis.texts
-    ]
+    legend = draw_preview([row], ["dog"], "step 1").axes[3].get_legend()
+    assert legend is not None
+    assert legend.get_title().get_text() == "75 % of the pixels right"
     # dog covers half of the prediction
-    assert texts == ["75 % of the pixels right", "dog *", "cat"]
+    assert [text.get_text() for text in legend.get_texts()] == ["dog *", "cat"]
+    found = [patch.get_facecolor()[:3] for patch in legend.get_patches()]  # type: ignore[attr-defined]
+    assert found == [(0, 1, 0), (1, 0, 0)]
     unlabelled = dataclasses.replace(
         row, truth=Segmentation(np.full((2, 3), -1), ("cat", "dog"), colors)
     )

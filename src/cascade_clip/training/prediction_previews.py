@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -163,39 +163,25 @@ def list_previews(out: Path) -> list[Path]:
 
 
 def draw_preview(rows: Sequence[Row], unseen: Sequence[str], title: str) -> Figure:
-    """Image, truth, prediction and the class names that occur, one row an image; names never seen
-    as masks have a star."""
+    """Draw image, truth, prediction and the class names that occur, one row for each image; a star
+    marks names that were never seen as masks."""
     tallest = max(row.image.shape[0] / row.image.shape[1] for row in rows)
     height = min(max(2.1 * tallest, 1.6), 3.2) * len(rows) + 0.6
     figure = Figure(figsize=(9.2, height))
-    figure.text(
-        0.01,
-        1 - 0.12 / height,
-        f"{title}   (* never seen as masks)" if unseen else title,
-        fontsize=11,
-        va="top",
-    )
-    edges = {
-        "left": 0.01,
-        "right": 0.99,
-        "top": 1 - 0.6 / height,
-        "bottom": 0.06 / height,
-        "wspace": 0.05,
-        "hspace": 0.06,
-    }
+    note = "   (* never seen as masks)" if unseen else ""
+    figure.text(0.01, 1 - 0.12 / height, title + note, fontsize=11, va="top")
+    edges = {"left": 0.01, "right": 0.99, "top": 1 - 0.6 / height, "bottom": 0.06 / height}
     grid = figure.subplots(
-        len(rows), 4, squeeze=False, width_ratios=[1, 1, 1, 1.25], gridspec_kw=edges
+        len(rows),
+        4,
+        squeeze=False,
+        width_ratios=[1, 1, 1, 1.25],
+        gridspec_kw={**edges, "wspace": 0.05, "hspace": 0.06},
     )
     for axes, row in zip(grid, rows, strict=True):
-        views = [
-            row.image,
-            *(
-                np.asarray(part.overlay(row.image, 0.65, legend=False))
-                for part in (row.truth, row.prediction)
-            ),
-        ]
-        for axis, view in zip(axes, views, strict=False):
-            axis.imshow(view)
+        masks = (part.overlay(row.image, 0.65, legend=False) for part in (row.truth, row.prediction))
+        for axis, view in zip(axes, (row.image, *masks), strict=False):
+            axis.imshow(np.asarray(view))
             axis.set_anchor("N")
         for axis in axes:
             axis.set_axis_off()
@@ -206,47 +192,36 @@ def draw_preview(rows: Sequence[Row], unseen: Sequence[str], title: str) -> Figu
 
 
 def _draw_legend(axis: Axes, row: Row, unseen: Sequence[str]) -> None:
-    """Names in truth or prediction, the largest first, with their colours and the accuracy of the
-    image."""
-    shares = {
-        name: max(share, row.prediction.coverage.get(name, 0.0))
-        for name, share in row.truth.coverage.items()
-    }
-    shares |= {name: share for name, share in row.prediction.coverage.items() if name not in shares}
-    colors = dict(zip(row.prediction.class_names, row.prediction.colors, strict=True)) | dict(
-        zip(row.truth.class_names, row.truth.colors, strict=True)
-    )
-    present = sorted(
-        (name for name, share in shares.items() if share > 0), key=lambda name: -shares[name]
-    )
-    accuracy = (
-        "no labels" if row.accuracy is None else f"{100 * row.accuracy:.0f} % of the pixels right"
-    )
-    axis.text(0.0, 0.98, accuracy, transform=axis.transAxes, va="top", fontsize=9, weight="bold")
-    for line, name in enumerate(present[:_LEGEND_ROWS]):
-        y = 0.84 - 0.1 * line
-        color = np.array(colors[name]) / 255
-        axis.add_patch(
-            Rectangle(
-                (0.0, y - 0.035),
-                0.07,
-                0.07,
-                facecolor=color,
-                edgecolor="0.4",
-                lw=0.6,
-                transform=axis.transAxes,
-            )
+    """Draw the names in truth or prediction, the largest first, with their colours and the accuracy
+    of the image."""
+    shares: dict[str, float] = {}
+    colors: dict[str, tuple[int, int, int]] = {}
+    for part in (row.prediction, row.truth):
+        colors |= zip(part.class_names, part.colors, strict=True)
+        shares |= {name: max(one, shares.get(name, 0.0)) for name, one in part.coverage.items()}
+    present = sorted((name for name in shares if shares[name] > 0), key=lambda name: -shares[name])
+    handles = [
+        Patch(
+            facecolor=np.array(colors[name]) / 255,
+            edgecolor="0.4",
+            label=(name if len(name) <= 22 else f"{name[:21]}\u2026") + " *" * (name in unseen),
         )
-        label = (name if len(name) <= 22 else name[:21] + "\u2026") + (
-            " *" if name in unseen else ""
-        )
-        axis.text(0.11, y, label, transform=axis.transAxes, va="center", fontsize=8.5)
+        for name in present[:_LEGEND_ROWS]
+    ]
     if len(present) > _LEGEND_ROWS:
-        axis.text(
-            0.11,
-            0.04,
-            f"and {len(present) - _LEGEND_ROWS} more",
-            transform=axis.transAxes,
-            fontsize=8,
-            color="0.4",
-        )
+        handles.append(Patch(alpha=0, label=f"and {len(present) - _LEGEND_ROWS} more"))
+    accuracy = row.accuracy
+    axis.legend(
+        handles=handles,
+        title="no labels" if accuracy is None else f"{100 * accuracy:.0f} % of the pixels right",
+        loc="upper left",
+        bbox_to_anchor=(0, 1),
+        borderaxespad=0,
+        alignment="left",
+        frameon=False,
+        fontsize=8.5,
+        title_fontproperties={"size": 9, "weight": "bold"},
+        handlelength=1.2,
+        handleheight=0.9,
+        labelspacing=0.25,
+    )
