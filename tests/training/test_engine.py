@@ -34,7 +34,7 @@ from cascade_clip.training.non_finite import Cause, describe, merge_causes
 from cascade_clip.training.protocols import TrainingProtocol
 from cascade_clip.training.run_folder import Run
 from cascade_clip.training.task import SegmentationTask
-from tiny_runs import DROPOUT, largest_gap, tiny_config, weights, write_folders
+from tiny_runs import DROPOUT, largest_gap, tiny_config, weights
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +42,6 @@ def first_rank_again() -> Iterator[None]:
     """Lightning keeps the rank of the last engine that was built for the whole process."""
     yield
     rank_zero_only.rank = 0
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folders(tmp_path_factory.mktemp("data"))
 
 
 # --- devices and nodes

@@ -38,20 +38,13 @@ from cascade_clip.training.resume import (
     state_path,
 )
 from conftest import build_tiny
-from tiny_runs import DROPOUT, ZERO_GRADIENT, largest_gap, tiny_config, weights, write_folders
+from tiny_runs import DROPOUT, ZERO_GRADIENT, largest_gap, tiny_config, weights
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folders(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="session")
-def whole(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def whole(finished: Callable[..., Path]) -> dict[str, torch.Tensor]:
     """The weights of the uninterrupted run of four steps with dropout."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    fit(tiny_config(folders, DROPOUT), out)
-    return weights(out)
+    return weights(finished(DROPOUT))
 
 
 class At(Callback):
@@ -227,12 +220,10 @@ def test_resume_is_a_choice(folders: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_transductive_run_goes_on_in_either_stage(
-    folders: Path, tmp_path: Path, stage: int
+    folders: Path, tmp_path: Path, finished: Callable[..., Path], stage: int
 ) -> None:
-    config = tiny_config(
-        folders, DROPOUT, protocol="transductive", ema_teacher=0.5, pseudo_threshold=0.5
-    )
-    fit(config, tmp_path / "whole")
+    train = {"protocol": "transductive", "ema_teacher": 0.5, "pseudo_threshold": 0.5}
+    config = tiny_config(folders, DROPOUT, **train)
 
     class DiesInStage(At):
         seen = 0
@@ -245,18 +236,19 @@ def test_a_transductive_run_goes_on_in_either_stage(
         fit(config, tmp_path / "part", callbacks=[DiesInStage(-1, die)])
     assert (tmp_path / "part" / "stage1" / "model").exists() == (stage == 2)
     fit(config, tmp_path / "part", resume="always")
-    assert largest_gap(weights(tmp_path / "whole"), weights(tmp_path / "part")) == 0
+    assert largest_gap(weights(finished(DROPOUT, **train)), weights(tmp_path / "part")) == 0
 
 
-def test_self_training_needs_a_whole_first_stage(folders: Path, tmp_path: Path) -> None:
+def test_self_training_needs_a_whole_first_stage(
+    folders: Path, tmp_path: Path, finished: Callable[..., Path]
+) -> None:
     config = tiny_config(folders, protocol="transductive", steps=2)
     with pytest.raises(Killed):
         fit(config, tmp_path / "run", callbacks=[At(2, die)])
-    fit(tiny_config(folders, steps=2, schedule_steps=4), tmp_path / "other")
     (tmp_path / "run" / "stage1" / "model").mkdir()
     for name in ("config.yaml", "checkpoint.json"):  # the weights are missing
         (tmp_path / "run" / "stage1" / "model" / name).write_bytes(
-            (tmp_path / "other" / "model" / name).read_bytes()
+            (finished() / "model" / name).read_bytes()
         )
     with pytest.raises(
         ValueError,
@@ -470,6 +462,7 @@ def test_a_loss_that_is_bad_by_itself(folders: Path, tmp_path: Path) -> None:
         match=r"the loss is inf at step 0; .* is in (the gradient of|the loss itself)",
     ):
         fit(tiny_config(folders, loss={"focal": 1e39}), tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_the_first_layer_and_the_image_are_named() -> None:
