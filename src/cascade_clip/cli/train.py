@@ -114,8 +114,8 @@ def train(
 
 
 def start_from(config: Config, source: str) -> Config:
-    """The settings of a run that starts from a checkpoint's weights: `source`, else
-    train.init_from, else none.
+    """Return the settings of a run that starts from the weights of `source`, else of
+    train.init_from, else of none.
 
     Model and inference settings that are all left at their defaults are taken from the checkpoint.
 
@@ -135,15 +135,16 @@ def start_from(config: Config, source: str) -> Config:
     from cascade_clip.checkpoints import find_checkpoint, read_config
 
     start = read_config(find_checkpoint(source))
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, init_from=source))
-    if config.model == ModelConfig():
-        config = dataclasses.replace(config, model=start.model)
     if config.train.augment == AugmentConfig():
-        config = dataclasses.replace(
-            config, train=dataclasses.replace(config.train, augment=start.train.augment)
-        )
-    if config.inference == InferenceConfig():
-        config = dataclasses.replace(config, inference=start.inference)
+        augment = start.train.augment
+    else:
+        augment = config.train.augment
+    config = dataclasses.replace(
+        config,
+        model=start.model if config.model == ModelConfig() else config.model,
+        inference=start.inference if config.inference == InferenceConfig() else config.inference,
+        train=dataclasses.replace(config.train, init_from=source, augment=augment),
+    )
     wrong = _shape_differences(config.model, start.model)
     if wrong:
         raise SettingError(

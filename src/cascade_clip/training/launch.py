@@ -19,13 +19,13 @@ _PARENT = "CASCADE_CLIP_PARENT"
 
 
 def is_first_process() -> bool:
-    """Whether this is the process of a run that writes its files and talks; known before the engine
+    """Return whether this process writes the files and messages of the run; known before the engine
     starts."""
     return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
 
 
 def check_launch(train: TrainConfig) -> None:
-    """See that a launcher started as many processes as the settings share a batch among.
+    """Check that a launcher started as many processes as share a batch by the settings.
 
     Raises:
         ValueError: torchrun or srun started another number; each would train alone into the same
@@ -46,14 +46,13 @@ def check_launch(train: TrainConfig) -> None:
 
 
 def launched_by_us() -> bool:
-    """Whether this process is one that the first process of a run on several devices has
-    started."""
+    """Return whether the first process of a run on several devices started this one."""
     return os.environ.get("LOCAL_RANK", "0") != "0" and _PARENT in os.environ
 
 
 def end_with_parent(trainer: lightning.Trainer) -> None:
-    """Let the processes that Lightning starts end with the one that started them, however that
-    ends; a kill would leave them waiting."""
+    """Let the processes that Lightning starts end with the one that started them; a kill of that
+    one would leave them waiting."""
     if launched_by_us():
         threading.Thread(
             target=_watch_parent, args=(int(os.environ[_PARENT]),), name="watch-parent", daemon=True

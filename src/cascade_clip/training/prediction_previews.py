@@ -46,15 +46,12 @@ class Row:
     def accuracy(self) -> float | None:
         """Share of the labelled pixels that are right; None without any."""
         labelled = self.truth.labels >= 0
-        return (
-            float((self.truth.labels == self.prediction.labels)[labelled].mean())
-            if labelled.any()
-            else None
-        )
+        right = (self.truth.labels == self.prediction.labels)[labelled]
+        return float(right.mean()) if labelled.any() else None
 
 
 class PreviewWriter(Callback):
-    """`previews/step-000100.png` in the run folder, every few steps and after the last one."""
+    """Write `previews/step-000100.png` into the run folder, every few steps and after the last."""
 
     def __init__(
         self,
@@ -105,7 +102,7 @@ class PreviewWriter(Callback):
         return path
 
     def predict(self, checkpoint: Checkpoint, device: Any) -> list[Row]:
-        """The rows of a preview, by the predictor."""
+        """Return the rows of a preview."""
         if self.text is None:
             self.text = embed_names(checkpoint, self.dataset, self.embeddings)
         # the tower stays where it is
@@ -129,8 +126,8 @@ class PreviewWriter(Callback):
 def embed_names(
     checkpoint: Checkpoint, dataset: LabelledImages, embeddings: str = ""
 ) -> Tensor | None:
-    """Text embeddings (C, D) of a data set's class names: from a file, as trained with, or from the
-    text tower; None: from nowhere."""
+    """Return text embeddings (C, D) of a dataset's class names: from a file, those of training, or
+    from the text tower; None if there is none."""
     if embeddings:
         return load_embeddings(
             Path(embeddings), len(dataset.vocabulary.names), checkpoint.model.joint_width
@@ -138,11 +135,9 @@ def embed_names(
     if dataset.vocabulary.synonyms == checkpoint.vocabulary.synonyms:
         return checkpoint.text
     encoder = checkpoint.text_encoder
-    return (
-        None
-        if encoder is None
-        else encoder.embed(dataset.vocabulary.synonyms, checkpoint.templates)
-    )
+    if encoder is None:
+        return None
+    return encoder.embed(dataset.vocabulary.synonyms, checkpoint.templates)
 
 
 @contextmanager
@@ -179,7 +174,9 @@ def draw_preview(rows: Sequence[Row], unseen: Sequence[str], title: str) -> Figu
         gridspec_kw={**edges, "wspace": 0.05, "hspace": 0.06},
     )
     for axes, row in zip(grid, rows, strict=True):
-        masks = (part.overlay(row.image, 0.65, legend=False) for part in (row.truth, row.prediction))
+        masks = (
+            part.overlay(row.image, 0.65, legend=False) for part in (row.truth, row.prediction)
+        )
         for axis, view in zip(axes, (row.image, *masks), strict=False):
             axis.imshow(np.asarray(view))
             axis.set_anchor("N")
@@ -202,7 +199,7 @@ def _draw_legend(axis: Axes, row: Row, unseen: Sequence[str]) -> None:
     present = sorted((name for name in shares if shares[name] > 0), key=lambda name: -shares[name])
     handles = [
         Patch(
-            facecolor=np.array(colors[name]) / 255,
+            facecolor="#{:02x}{:02x}{:02x}".format(*colors[name]),
             edgecolor="0.4",
             label=(name if len(name) <= 22 else f"{name[:21]}\u2026") + " *" * (name in unseen),
         )

@@ -1,5 +1,5 @@
-"""Where a run comes from: settings, data, code, machine and command line, kept in `run.json` and in
-the checkpoint's record."""
+"""Provenance of a run: settings, data, code, machine and command line, kept in `run.json` and the
+checkpoint's record."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def write_run_file(run: Run, dataset: LabelledImages) -> dict[str, Any]:
 
 
 def describe_start() -> dict[str, Any]:
-    """Time, command line, versions, state of the code and machine of this process."""
+    """Return time, command line, versions, git commit and machine of this process."""
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command_line(),
@@ -73,13 +73,12 @@ def describe_start() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """How this process was called, ready for a shell; the program without its folder."""
+    """Return how this process was called, ready for a shell; the program without its folder."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def describe_batch(train: TrainConfig) -> dict[str, int]:
-    """How the images of one step are shared: devices x images at once x accumulation = images a
-    step."""
+    """Return how the images of a step are shared: devices x images at once x accumulation."""
     return {
         "devices": train.processes,
         "per_device": train.images_at_once,
@@ -89,11 +88,8 @@ def describe_batch(train: TrainConfig) -> dict[str, int]:
 
 
 def read_git(folder: Path | None = None) -> dict[str, Any] | None:
-    """Commit and whether tracked files differ from it, of the git repository that holds `folder`
-    (default: the working directory).
-
-    None where there is no repository, no commit or no git.
-    """
+    """Return the commit of the git repository that holds `folder` (default: the working directory)
+    and whether tracked files differ from it; None without repository, commit or git."""
 
     def ask(*words: str) -> str:
         done = subprocess.run(
@@ -111,7 +107,7 @@ def read_git(folder: Path | None = None) -> dict[str, Any] | None:
 
 
 def read_hardware() -> dict[str, Any]:
-    """Names of the processor and of the graphics cards."""
+    """Return the names of the platform, the processor and the graphics cards."""
     return {
         "platform": platform.platform(),
         "cpu": _processor_name(),
@@ -131,7 +127,7 @@ def _processor_name() -> str:
 
 
 def read_run_file(out: Path) -> dict[str, Any] | None:
-    """The description in a run folder; None when there is none that can be read."""
+    """Return the content of `run.json` in a run folder; None if it cannot be read."""
     try:
         found = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -140,8 +136,5 @@ def read_run_file(out: Path) -> dict[str, Any] | None:
 
 
 def summarise_run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What the checkpoint's record keeps of a run: all but settings, vocabulary and split, which
-    stand in its own files."""
-    return {
-        name: value for name, value in run.items() if name not in ("config", "vocabulary", "split")
-    }
+    """Return what the checkpoint's record keeps of a run; its own files hold the rest."""
+    return {name: run[name] for name in run if name not in ("config", "vocabulary", "split")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,22 +31,20 @@ class Spread:
     @property
     def mean(self) -> float | None:
         """Mean; None if a seed lacks the metric."""
-        present = [value for value in self.values if value is not None]
-        return statistics.fmean(present) if present and len(present) == len(self.values) else None
+        return self._measure(statistics.fmean, 1)
 
     @property
     def deviation(self) -> float | None:
         """Standard deviation of a sample (divided by n - 1); None for fewer than two seeds."""
+        return self._measure(statistics.stdev, 2)
+
+    def _measure(self, measure: Callable[[list[float]], float], least: int) -> float | None:
         present = [value for value in self.values if value is not None]
-        return (
-            statistics.stdev(present)
-            if len(present) > 1 and len(present) == len(self.values)
-            else None
-        )
+        return measure(present) if len(self.values) == len(present) >= least else None
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds from a list such as `0,1,2`.
+    """Return the seeds of a list such as `0,1,2`.
 
     Raises:
         ValueError: no whole numbers of 0 or more, or one twice.
@@ -140,7 +138,7 @@ def spread_of(figures: Mapping[int, Mapping[str, float | None]]) -> dict[str, Sp
 
 
 def seeds_table(figures: Mapping[int, Mapping[str, float | None]]) -> Table:
-    """One row a seed, then mean and standard deviation, in percent."""
+    """Return a table with one row for each seed, then mean and standard deviation, in percent."""
     spreads = spread_of(figures)
     table = Table(title=f"{len(figures)} seeds, percent")
     table.add_column("seed")
@@ -155,7 +153,7 @@ def seeds_table(figures: Mapping[int, Mapping[str, float | None]]) -> Table:
 
 
 def seeds_line(figures: Mapping[int, Mapping[str, float | None]]) -> str:
-    """The means with their deviations, one line."""
+    """Return the means with their deviations in one line."""
     parts = [
         f"{name} {_percent(spread.mean)} +- {_percent(spread.deviation)}"
         for name, spread in spread_of(figures).items()

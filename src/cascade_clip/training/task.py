@@ -26,6 +26,7 @@ from cascade_clip.models import Segmenter
 from cascade_clip.training.data_module import TrainingBatches
 from cascade_clip.training.ema import EmaTeacher
 from cascade_clip.training.non_finite import describe, find_cause, merge_causes
+from cascade_clip.training.progress import EXTRA
 from cascade_clip.training.protocols import TrainingProtocol
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ T = TypeVar("T")
 
 
 def learning_rate(step: int, total: int, config: OptimizerConfig) -> float:
-    """Learning rate of a step counted from 0: polynomial decay over `total` steps, linear warm-up
-    first (method section 10)."""
+    """Return the learning rate of a step counted from 0: polynomial decay over `total` steps,
+    linear warm-up first (method section 10)."""
     decay = (1 - min(step, total) / total) ** config.power
     rate = float((config.learning_rate - config.final_rate) * decay + config.final_rate)
     if step < config.warmup_steps:
@@ -83,10 +84,10 @@ class SegmentationTask(lightning.LightningModule):
     def loss(
         self, images: Tensor, labels: Tensor, masks_per_image: Tensor | None = None
     ) -> StepLoss:
-        """Loss sums of normalised images (B, 3, H, W) with labels (B, H, W) of the vocabulary;
-        divide by M afterwards.
+        """Return the loss sums of normalised images (B, 3, H, W) with labels (B, H, W) of the
+        vocabulary, to be divided by M.
 
-        `masks_per_image` is M / B of the whole step, where these images are a part of it (see
+        `masks_per_image` is M / B of the whole step if these images are a part of it (see
         `step_loss`).
         """
         masks = self.run_model(images, self.queries)
@@ -106,11 +107,10 @@ class SegmentationTask(lightning.LightningModule):
         return self._mean_over_ranks(masks).clamp(min=1) / len(targets)
 
     def accumulate_gradients(self, images: Tensor, labels: Tensor) -> StepLoss:
-        """Gradients of one optimiser step: undivided sums of every micro-batch, divided once by M
-        of the whole batch.
+        """Compute the gradients of one optimiser step: sums over all micro-batches, divided once by
+        M of the whole batch.
 
-        Returns the losses as they are reported: divided by M, which is averaged over ranks and at
-        least 1.
+        Returns the losses divided by M, which is averaged over ranks and at least 1.
         """
         share = self.config.train.micro_batch or len(images)
         parts = list(zip(images.split(share), labels.split(share), strict=True))
@@ -134,7 +134,7 @@ class SegmentationTask(lightning.LightningModule):
         return StepLoss(*(sums[:-1] / masks).unbind(), masks)  # type: ignore[call-arg]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """One optimiser step.
+        """Take one optimiser step.
 
         Raises:
             FloatingPointError: the loss or a gradient is not finite; with fp16 a gradient that
@@ -149,23 +149,13 @@ class SegmentationTask(lightning.LightningModule):
         optimizer.step()
         if self.teacher is not None:
             self.teacher.update(self.model)
-        values = {
-            "loss": result.total,
-            "focal": result.focal,
-            "dice": result.dice,
-            "masks": result.masks,
-        }
         weights = self.config.train.loss
-        values |= {
-            name: getattr(result, name)
-            for name in ("ssim", "cross_entropy", "auxiliary")
-            if getattr(weights, name)
-        }
-        self.log_dict(values, prog_bar=True)
-        self.log("learning_rate", rate, prog_bar=True)
+        extra = (name for name in EXTRA if getattr(weights, name))
+        values = {name: getattr(result, name) for name in ("focal", "dice", "masks", *extra)}
+        self.log_dict({"loss": result.total, **values, "learning_rate": rate}, prog_bar=True)
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Give every group the learning rate of a step, and return it."""
+        """Set the learning rate of a step in every group, and return it."""
         train = self.config.train
         rate = learning_rate(step, train.schedule_steps or train.steps, train.optimizer)
         for group in optimizer.param_groups:
@@ -173,12 +163,13 @@ class SegmentationTask(lightning.LightningModule):
         return rate
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over what is trained; frozen parts hold no state."""
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        """Return AdamW over the trained parameters; frozen ones have no optimiser state."""
         settings = self.config.train.optimizer
-        fused = self.config.train.fused or None
         return torch.optim.AdamW(
-            trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+            [parameter for parameter in self.parameters() if parameter.requires_grad],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=self.config.train.fused or None,
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -193,15 +184,9 @@ class SegmentationTask(lightning.LightningModule):
         return hash((self.config.train.seed, self.global_step, self.global_rank)) % 2**63
 
     def _refuse_non_finite(self, loss: Tensor, images: Tensor) -> None:
-        gradients = [
-            parameter.grad for parameter in self.parameters() if parameter.grad is not None
-        ]
-        largest = (
-            torch.stack(torch._foreach_norm(gradients, math.inf)).max()
-            if gradients
-            else loss.new_zeros(())
-        )
-        value, size = torch.stack([loss.float(), largest.float()]).tolist()
+        gradients = [one.grad for one in self.parameters() if one.grad is not None]
+        norms = torch._foreach_norm(gradients, math.inf) if gradients else [loss.new_zeros(())]
+        value, size = torch.stack([loss.float(), torch.stack(norms).max().float()]).tolist()
         if math.isfinite(value) and math.isfinite(size):
             return
         precision = self.trainer.precision_plugin
@@ -229,7 +214,6 @@ class SegmentationTask(lightning.LightningModule):
         )
 
     def _gather(self, value: T) -> list[T]:
-        """The values of all ranks, in order."""
         if self.trainer.world_size == 1:
             return [value]
         found: list[Any] = [None] * self.trainer.world_size
