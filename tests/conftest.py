@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +143,30 @@ def build_tiny(
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(tmp_path_factory.mktemp("tiny") / "model", build_tiny())
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data of tiny runs (see `tiny_runs`)."""
+    from tiny_runs import write_folders
+
+    return write_folders(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def finished(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a finished tiny run with the given settings of `tiny_config`, trained once for
+    all tests, which must leave it as it is."""
+    from cascade_clip.training.fit import fit
+    from tiny_runs import tiny_config
+
+    runs: dict[str, Path] = {}
+
+    def find(model: dict[str, Any] | None = None, **train: Any) -> Path:
+        key = repr((model, sorted(train.items())))
+        if key not in runs:
+            runs[key] = tmp_path_factory.mktemp("finished") / "run"
+            fit(tiny_config(folders, model, **train), runs[key])
+        return runs[key]
+
+    return find

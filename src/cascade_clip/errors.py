@@ -6,6 +6,8 @@ the built-in exception that it was before it had a name of its own.
 
 from __future__ import annotations
 
+import signal
+
 
 class CascadeClipError(Exception):
     """The base of all errors that a user can mend."""
@@ -45,6 +47,20 @@ class OccupiedError(StorageError, FileExistsError):
 
 class MissingPackageError(CascadeClipError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
+
+
+class Interrupted(SystemExit):
+    """A signal asked the run to end, and its state is saved; ends the process with exit code 75
+    unless it is caught.
+
+    Not a `CascadeClipError`: it is no error, and no `except Exception` on the way, ours or
+    Lightning's, may swallow it.
+    """
+
+    def __init__(self, code: int, number: int = signal.SIGTERM) -> None:
+        super().__init__(code)
+        self.number = number
+        """The signal."""
 
 
 class NonFiniteError(CascadeClipError, FloatingPointError):

@@ -24,9 +24,10 @@ from cascade_clip.cli import quickstart
 from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.main import main
 from cascade_clip.config.serialization import config_to_dict
+from cascade_clip.errors import Interrupted
 from cascade_clip.files import defects
 from cascade_clip.inference.predictor import Predictor
-from cascade_clip.training.engine import STOPPED, Stopped
+from cascade_clip.training.engine import STOPPED
 from paths import ROOT
 from tiny_runs import tiny_config, write_folders
 
@@ -236,7 +237,7 @@ def test_130_and_143_while_the_tour_trains(
     """The tour cannot be resumed as `train` can."""
 
     def stop(*_: Any, **__: Any) -> None:
-        raise Stopped(STOPPED, number)
+        raise Interrupted(STOPPED, number)
 
     monkeypatch.setattr(quickstart, "fit", stop)
     with pytest.raises(SystemExit) as found:

@@ -7,8 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from cascade_clip.config import Config, DataConfig, TrainConfig
-from cascade_clip.config.serialization import config_from_dict, config_to_dict
+from cascade_clip.config import Config, DataConfig, TrainConfig, serialization
+from cascade_clip.config.serialization import (
+    config_from_dict,
+    config_to_dict,
+    differing_settings,
+    rename_settings,
+)
 
 
 def test_round_trip_through_yaml() -> None:
@@ -35,6 +40,38 @@ def test_numbers_that_yaml_reads_as_text() -> None:
         == 1e-4
     )
     assert config_from_dict(TrainConfig, {"loss": {"focal": 20}}).loss.focal == 20.0
+
+
+def test_renamed_settings_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config_from_dict(Config, {"train": {"sheet_every": 3}}).train.preview_every == 3
+    values = {"train": {"sheet_every": 3, "steps": 7}, "data": {"limit": 1}}
+    assert rename_settings(values) == {
+        "train": {"preview_every": 3, "steps": 7},
+        "data": {"limit": 1},
+    }
+    assert values["train"] == {"sheet_every": 3, "steps": 7}  # the caller's own is left alone
+    with pytest.raises(ValueError, match=r"train\.sheet_every is the old name of train\.preview_"):
+        rename_settings({"train": {"sheet_every": 3, "preview_every": 3}})
+    # a name may move to another section, at any depth
+    monkeypatch.setitem(serialization.RENAMED, "old.deep.key", "new.key")
+    assert rename_settings({"old": {"deep": {"key": 1, "other": 2}}}) == {
+        "old": {"deep": {"other": 2}},
+        "new": {"key": 1},
+    }
+    assert rename_settings({"old": None, "new": {}}) == {"old": None, "new": {}}
+
+
+def test_differing_settings() -> None:
+    old = {"a": 1, "b": {"c": [1, 2], "d": None}, "e": None, "g": 4}
+    new = {"a": 1, "b": {"c": [1, 3], "d": 0}, "e": {"f": 1}, "h": 5}
+    assert list(differing_settings(old, new).items()) == [
+        ("b.c", ([1, 2], [1, 3])),
+        ("b.d", (None, 0)),
+        ("e", (None, {"f": 1})),  # a section that is there once is not looked into
+        ("g", (4, None)),
+        ("h", (None, 5)),
+    ]
+    assert differing_settings(old, old) == {}
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def shrink(config: Config, root: Path) -> Config:
         first_batch_size=1 * bool(config.train.first_batch_size),
         optimizer=OptimizerConfig(warmup_steps=1),
         augment=AugmentConfig(scale=(256, 64), crop=64),
-        sheet_every=0,
+        preview_every=0,
         device="cpu",
     )
     decoder = dataclasses.replace(config.model.decoder, heads=4, feedforward=64)

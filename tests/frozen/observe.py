@@ -25,6 +25,8 @@ import yaml
 import cascade_clip
 from cascade_clip.cli.main import COMMANDS, main
 
+RENAMED = {"train.sheet_every": "train.preview_every"}
+"""Settings by their frozen names, and what they are called today."""
 FIXTURES = Path(__file__).parent / "fixtures"
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(cascade_clip.__file__).parent
@@ -32,6 +34,14 @@ CLASSES = ("Config", "Predictor", "Segmentation", "Segmenter", "Vocabulary")
 FUNCTIONS = ("load", "Predictor.segment", "build_segmenter")
 _OPTION = re.compile(r"^  (?:-\w, )?(--[\w.-]+)(?: \{([^}]*)\})?", re.MULTILINE)
 _WORD = re.compile(r"^  ([A-Z][A-Z_0-9]*)(?=\s)", re.MULTILINE)
+
+
+def present_name(key: str) -> str:
+    """Return what a frozen key is called today; in JSON `config.` may precede that of a setting."""
+    for old, new in RENAMED.items():
+        if key == old or key.endswith(f".{old}"):
+            return key.removesuffix(old) + new
+    return key
 
 
 def read_fixture(name: str) -> Any:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from cascade_clip.config import Config
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.encoders.towers import OpenClipTower
-from cascade_clip.training.fit import SegmentationTask, fit, prepare
+from cascade_clip.training.fit import fit, prepare
 from cascade_clip.training.resume import list_states
+from cascade_clip.training.task import SegmentationTask
 from tiny_runs import DROPOUT, largest_gap, tiny_config, weights, write_folders
 
 SHALLOW = {"prompts": {"kind": "none"}}

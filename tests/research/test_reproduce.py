@@ -312,7 +312,7 @@ def test_longer_and_halved_training_keep_their_proportions(name: str) -> None:
             "train": {
                 "device": "cpu",
                 "log_every": 3,
-                "sheet_every": 0,
+                "preview_every": 0,
                 "save_every": 7,
                 "micro_batch": 1,
             }

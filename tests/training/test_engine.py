@@ -21,18 +21,19 @@ from torch import Tensor, nn
 
 from cascade_clip.config import TrainConfig, find_part
 from cascade_clip.data.registry import build_dataset
+from cascade_clip.errors import Interrupted
 from cascade_clip.training.data_module import TrainingBatches
 from cascade_clip.training.ema import EmaTeacher
 from cascade_clip.training.engine import (
-    Stopped,
     build_trainer,
-    check_launch,
-    is_first_process,
     stopping_at_once,
 )
-from cascade_clip.training.fit import SegmentationTask, describe_batch, fit, prepare
+from cascade_clip.training.fit import describe_batch, fit, prepare
+from cascade_clip.training.launch import check_launch, is_first_process
 from cascade_clip.training.non_finite import Cause, describe, merge_causes
-from tiny_runs import DROPOUT, largest_gap, tiny_config, weights, write_folders
+from cascade_clip.training.run_folder import Run
+from cascade_clip.training.task import SegmentationTask
+from tiny_runs import DROPOUT, largest_gap, tiny_config, weights
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +41,6 @@ def first_rank_again() -> Iterator[None]:
     """Lightning keeps the rank of the last engine that was built for the whole process."""
     yield
     rank_zero_only.rank = 0
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folders(tmp_path_factory.mktemp("data"))
 
 
 # --- devices and nodes
@@ -100,9 +96,9 @@ def test_launchers_are_found(
 ) -> None:
     """torchrun and srun are told from a plain start; a run on two nodes of one device each is
     distributed."""
-    two_nodes = tiny_config(folders, num_nodes=2)
+    two_nodes = Run(tiny_config(folders, num_nodes=2), tmp_path)
     monkeypatch.setenv("NODE_RANK", "1")
-    trainer, _ = build_trainer(two_nodes, tmp_path, [])
+    trainer, _ = build_trainer(two_nodes, [])
     assert isinstance(trainer.strategy.cluster_environment, LightningEnvironment)
     assert (trainer.world_size, trainer.global_rank) == (2, 1)
     monkeypatch.delenv("NODE_RANK")
@@ -120,7 +116,7 @@ def test_launchers_are_found(
         "SLURM_NODEID": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    trainer, _ = build_trainer(two_nodes, tmp_path, [])
+    trainer, _ = build_trainer(two_nodes, [])
     environment = trainer.strategy.cluster_environment
     assert isinstance(environment, SLURMEnvironment)
     assert environment.auto_requeue is False
@@ -133,7 +129,7 @@ def test_launchers_are_found(
         "WORLD_SIZE": "2",
     }.items():
         monkeypatch.setenv(name, value)
-    trainer, _ = build_trainer(two_nodes, tmp_path, [])
+    trainer, _ = build_trainer(two_nodes, [])
     assert isinstance(trainer.strategy.cluster_environment, TorchElasticEnvironment)
 
 
@@ -301,10 +297,11 @@ def test_a_launcher_must_start_what_the_settings_share(
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_scheduler_may_stop_loading_and_evaluating(name: str) -> None:
     before = signal.getsignal(getattr(signal, name))
-    with pytest.raises(Stopped) as stopped, stopping_at_once():
+    with pytest.raises(Interrupted) as stopped, stopping_at_once():
         os.kill(os.getpid(), getattr(signal, name))
         time.sleep(5)
     assert stopped.value.code == 75
+    assert not issubclass(Interrupted, Exception)  # nothing on the way may take it for an error
     assert signal.getsignal(getattr(signal, name)) == before
 
 

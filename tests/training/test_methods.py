@@ -18,7 +18,7 @@ from cascade_clip.config.serialization import config_from_dict, config_to_dict, 
 from cascade_clip.models.builder import build_segmenter
 from cascade_clip.models.cost import count_cost
 from cascade_clip.models.segmenter import Segmenter
-from cascade_clip.training.fit import SegmentationTask
+from cascade_clip.training.task import SegmentationTask
 from conftest import TINY_CLIP
 from paths import ROOT
 

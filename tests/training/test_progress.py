@@ -249,7 +249,7 @@ def test_modes(
 def test_quiet_keeps_warnings_alone_on_standard_error(tmp_path: Path) -> None:
     text = io.StringIO()
     handler = logging.StreamHandler(text)
-    root, logger = logging.getLogger(), logging.getLogger("cascade_clip.training.fit")
+    root, logger = logging.getLogger(), logging.getLogger("cascade_clip.training.task")
     before = logging.getLogger("cascade_clip").level
     root.addHandler(handler)
     logging.getLogger("cascade_clip").setLevel(logging.INFO)

@@ -23,10 +23,11 @@ from lightning.pytorch.callbacks import Callback
 
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_to_dict
+from cascade_clip.errors import Interrupted
 from cascade_clip.files import atomic
 from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.training import resume as states
-from cascade_clip.training.engine import STOPPED, Stopped
+from cascade_clip.training.engine import STOPPED
 from cascade_clip.training.fit import fit
 from cascade_clip.training.non_finite import Cause, describe, find_cause
 from cascade_clip.training.progress import read_metrics
@@ -38,20 +39,13 @@ from cascade_clip.training.resume import (
     state_path,
 )
 from conftest import build_tiny
-from tiny_runs import DROPOUT, ZERO_GRADIENT, largest_gap, tiny_config, weights, write_folders
+from tiny_runs import DROPOUT, ZERO_GRADIENT, largest_gap, tiny_config, weights
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folders(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="session")
-def whole(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def whole(finished: Callable[..., Path]) -> dict[str, torch.Tensor]:
     """The weights of the uninterrupted run of four steps with dropout."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    fit(tiny_config(folders, DROPOUT), out)
-    return weights(out)
+    return weights(finished(DROPOUT))
 
 
 class At(Callback):
@@ -124,7 +118,7 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> int:
 def test_killed_and_preempted_is_the_uninterrupted_run(folders: Path, tmp_path: Path) -> None:
     """kill -9 at some step after a state; SIGTERM to all processes of the run that went on; then on
     to the end."""
-    alone = tiny_config(folders, DROPOUT, steps=60, save_every=5, sheet_every=0)
+    alone = tiny_config(folders, DROPOUT, steps=60, save_every=5, preview_every=0)
     config = dataclasses.replace(alone, data=dataclasses.replace(alone.data, workers=1))
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
     out = tmp_path / "part"
@@ -160,7 +154,7 @@ def test_killed_and_preempted_is_the_uninterrupted_run(folders: Path, tmp_path: 
 def test_two_processes_stop_after_the_same_step(folders: Path, tmp_path: Path) -> None:
     """A signal to the first process alone stops both; the run then goes on to the weights of one
     process."""
-    config = tiny_config(folders, steps=20, save_every=5, sheet_every=0, devices=2)
+    config = tiny_config(folders, steps=20, save_every=5, preview_every=0, devices=2)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
     out = tmp_path / "two"
     first = start(tmp_path / "run.yaml", out)
@@ -185,7 +179,7 @@ def test_a_signal_stops_after_the_step(
     folders: Path, tmp_path: Path, whole: dict[str, torch.Tensor], number: signal.Signals
 ) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(Stopped) as found:
+    with pytest.raises(Interrupted) as found:
         fit(
             tiny_config(folders, DROPOUT),
             tmp_path / "run",
@@ -227,12 +221,10 @@ def test_resume_is_a_choice(folders: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_transductive_run_goes_on_in_either_stage(
-    folders: Path, tmp_path: Path, stage: int
+    folders: Path, tmp_path: Path, finished: Callable[..., Path], stage: int
 ) -> None:
-    config = tiny_config(
-        folders, DROPOUT, protocol="transductive", ema_teacher=0.5, pseudo_threshold=0.5
-    )
-    fit(config, tmp_path / "whole")
+    train = {"protocol": "transductive", "ema_teacher": 0.5, "pseudo_threshold": 0.5}
+    config = tiny_config(folders, DROPOUT, **train)
 
     class DiesInStage(At):
         seen = 0
@@ -245,18 +237,19 @@ def test_a_transductive_run_goes_on_in_either_stage(
         fit(config, tmp_path / "part", callbacks=[DiesInStage(-1, die)])
     assert (tmp_path / "part" / "stage1" / "model").exists() == (stage == 2)
     fit(config, tmp_path / "part", resume="always")
-    assert largest_gap(weights(tmp_path / "whole"), weights(tmp_path / "part")) == 0
+    assert largest_gap(weights(finished(DROPOUT, **train)), weights(tmp_path / "part")) == 0
 
 
-def test_self_training_needs_a_whole_first_stage(folders: Path, tmp_path: Path) -> None:
+def test_self_training_needs_a_whole_first_stage(
+    folders: Path, tmp_path: Path, finished: Callable[..., Path]
+) -> None:
     config = tiny_config(folders, protocol="transductive", steps=2)
     with pytest.raises(Killed):
         fit(config, tmp_path / "run", callbacks=[At(2, die)])
-    fit(tiny_config(folders, steps=2, schedule_steps=4), tmp_path / "other")
     (tmp_path / "run" / "stage1" / "model").mkdir()
     for name in ("config.yaml", "checkpoint.json"):  # the weights are missing
         (tmp_path / "run" / "stage1" / "model" / name).write_bytes(
-            (tmp_path / "other" / "model" / name).read_bytes()
+            (finished() / "model" / name).read_bytes()
         )
     with pytest.raises(
         ValueError,
@@ -482,6 +475,7 @@ def test_a_loss_that_is_bad_by_itself(folders: Path, tmp_path: Path) -> None:
         match=r"the loss is inf at step 0; .* is in (the gradient of|the loss itself)",
     ):
         fit(tiny_config(folders, loss={"focal": 1e39}), tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_the_first_layer_and_the_image_are_named() -> None:

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cascade_clip.cli import train as train_commands
-from cascade_clip.cli.train import TrainOptions, train
+from cascade_clip.cli.train import TrainingSession, TrainOptions, train
 from cascade_clip.config import Config
-from cascade_clip.config.serialization import config_from_dict
+from cascade_clip.config.serialization import config_from_dict, config_to_dict
 from cascade_clip.results import SUMMARY_METRICS
 from cascade_clip.training.seed_runs import (
     NAMES,
+    SeedRuns,
     Spread,
-    claim_seeds,
     parse_seeds,
-    read_figures,
-    seed_folder,
     seeds_line,
-    write_seeds,
 )
 
 CONFIG = config_from_dict(
     Config, {"data": {"name": "sandbox"}, "evaluation": {"name": "sandbox", "limit": 3}}
 )
 HIOU = {0: 0.1, 1: 0.2, 2: 0.4}
+
+
+TWO_STEPS = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, steps=2))
 
 
 def write_run(folder: Path, hiou: float | None) -> None:
@@ -69,33 +68,49 @@ def test_mean_and_deviation(
 
 
 def test_a_run_without_checkpoint_or_report_is_not_finished(tmp_path: Path) -> None:
-    assert read_figures(tmp_path) is None
-    write_run(tmp_path, 0.25)
-    assert read_figures(tmp_path) == {"S": 0.5, "U": 0.5, "hIoU": 0.25, "mIoU": 0.5, "pAcc": 0.5}
-    (tmp_path / "report.json").write_text('{"summary": {')
-    assert read_figures(tmp_path) is None
-    (tmp_path / "report.json").unlink()
-    assert read_figures(tmp_path) is None
+    runs = SeedRuns(CONFIG, tmp_path)
+    assert runs.results(3) is None
+    write_run(tmp_path / "seed-3", 0.25)
+    assert runs.results(3) == {"S": 0.5, "U": 0.5, "hIoU": 0.25, "mIoU": 0.5, "pAcc": 0.5}
+    (tmp_path / "seed-3" / "report.json").write_text('{"summary": {')
+    assert runs.results(3) is None
+    (tmp_path / "seed-3" / "report.json").unlink()
+    assert runs.results(3) is None
 
 
 def test_other_settings_need_another_folder(tmp_path: Path) -> None:
-    claim_seeds(tmp_path / "out", {"train": {"steps": 1}, "scale": (1, 2)})
-    claim_seeds(tmp_path / "out", {"train": {"steps": 1}, "scale": (1, 2)})
+    SeedRuns(CONFIG, tmp_path / "out").claim()
+    SeedRuns(CONFIG, tmp_path / "out").claim()
     with pytest.raises(ValueError, match="other settings"):
-        claim_seeds(tmp_path / "out", {"train": {"steps": 2}, "scale": (1, 2)})
+        SeedRuns(TWO_STEPS, tmp_path / "out").claim()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("{}")
     with pytest.raises(ValueError, match="single run"):
-        claim_seeds(tmp_path / "run", {})
+        SeedRuns(CONFIG, tmp_path / "run").claim()
+
+
+def test_seeds_of_an_older_version_are_the_same_run(tmp_path: Path) -> None:
+    """`seeds.json` holds settings under their old names."""
+    SeedRuns(CONFIG, tmp_path).claim()
+    path = tmp_path / "seeds.json"
+    text = path.read_text()
+    assert '"preview_every"' in text
+    path.write_text(text.replace('"preview_every"', '"sheet_every"'))
+    SeedRuns(CONFIG, tmp_path).claim()
+    path.write_text(text.replace('"preview_every": null', '"sheet_every": 3'))
+    with pytest.raises(ValueError, match="other settings"):
+        SeedRuns(CONFIG, tmp_path).claim()
 
 
 def test_what_is_written(tmp_path: Path) -> None:
     figures = {
         seed: dict.fromkeys(NAMES, 0.5) | {"hIoU": value, "U": None} for seed, value in HIOU.items()
     }
-    path = write_seeds(tmp_path, {"a": 1}, figures)
+    path = SeedRuns(CONFIG, tmp_path).write(figures)
     found = json.loads(path.read_text())
-    assert found["config"] == {"a": 1}
+    expected = config_to_dict(CONFIG)
+    del expected["train"]["seed"]
+    assert found["config"] == expected
     assert found["seeds"]["2"]["hIoU"] == 0.4
     assert found["mean"]["hIoU"] == pytest.approx(0.7 / 3)
     assert found["standard_deviation"]["hIoU"] == pytest.approx(0.152752523)
@@ -112,13 +127,14 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str, str]]:
     """Replaces training by files with the figures of the seed; lists what was run."""
     runs: list[tuple[int, str, str]] = []
 
-    def fake(config: Config, out: Path, *_: Any, resume: str, full: bool) -> None:
-        runs.append((config.train.seed, out.name, resume))
-        if config.train.seed == 1 and len(runs) == 2:
+    def fake(session: TrainingSession, resume: str) -> None:
+        seed = session.config.train.seed
+        runs.append((seed, session.out.name, resume))
+        if seed == 1 and len(runs) == 2:
             raise KeyboardInterrupt
-        write_run(out, HIOU[config.train.seed])
+        write_run(session.out, HIOU[seed])
 
-    monkeypatch.setattr(train_commands, "_train_one", fake)
+    monkeypatch.setattr(TrainingSession, "train", fake)
     return runs
 
 
@@ -143,7 +159,7 @@ def test_the_same_command_goes_on(
     assert json.loads((tmp_path / "seeds.json").read_text())["standard_deviation"][
         "hIoU"
     ] == pytest.approx(0.152752523)
-    assert seed_folder(tmp_path, 2).is_dir()
+    assert (tmp_path / "seed-2").is_dir()
 
 
 def test_more_seeds_later(tmp_path: Path, ran: list[tuple[int, str, str]]) -> None:

@@ -18,17 +18,18 @@ from PIL import Image
 
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, read_record
 from cascade_clip.cli.main import main
-from cascade_clip.cli.train import TrainOptions, start_from, train
+from cascade_clip.cli.train import TrainingSession, TrainOptions, start_from, train
 from cascade_clip.config import AugmentConfig, Config, ModelConfig
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.training.dry_run import count_images, measure_activations
-from cascade_clip.training.fit import SegmentationTask, fit, prepare
-from cascade_clip.training.prediction_previews import Row, SheetWriter, draw_sheet
+from cascade_clip.training.fit import fit, prepare
+from cascade_clip.training.prediction_previews import PreviewWriter, Row, draw_preview
 from cascade_clip.training.progress import read_metrics
 from cascade_clip.training.provenance import describe_batch, read_git
 from cascade_clip.training.run_report import build_run_page, changed_settings
+from cascade_clip.training.task import SegmentationTask
 from conftest import TINY_MODEL
 
 NAMES = ("cat", "dog", "grass", "sky")
@@ -96,7 +97,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One whole run, in quiet mode."""
     folder = tmp_path_factory.mktemp("command")
-    config = write_settings(folder / "settings.yaml", settings(data, sheet_every=2))
+    config = write_settings(folder / "settings.yaml", settings(data, preview_every=2))
     assert main(["train", str(config), "--out", str(folder / "run"), "--quiet"]) == 0
     return folder / "run"
 
@@ -109,17 +110,17 @@ def test_a_run_folder_holds_what_the_docs_say(run: Path) -> None:
         "log.txt",
         "metrics.csv",
         "tensorboard",
-        "sheets",
+        "previews",
         "model",
         "report.json",
     }
     assert names >= {"evaluation.html", "report.html"}
-    assert sorted(path.name for path in (run / "sheets").iterdir()) == [
+    assert sorted(path.name for path in (run / "previews").iterdir()) == [
         "step-000002.png",
         "step-000004.png",
     ]
-    with Image.open(run / "sheets" / "step-000004.png") as sheet:
-        assert sheet.width > 900
+    with Image.open(run / "previews" / "step-000004.png") as preview:
+        assert preview.width > 900
     assert [row["step"] for row in read_metrics(run / "metrics.csv")] == [1, 2, 3, 4]
 
 
@@ -188,19 +189,17 @@ def test_the_report_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
 
 
 def test_changed_settings() -> None:
-    values = config_to_dict(
-        config_from_dict(
-            Config, {"train": {"steps": 7}, "evaluation": {"limit": 3}, "model": {"stages": [[12]]}}
-        )
+    config = config_from_dict(
+        Config, {"train": {"steps": 7}, "evaluation": {"limit": 3}, "model": {"stages": [[12]]}}
     )
-    assert changed_settings(values) == [
+    assert changed_settings(config) == [
         ("model.stages", "[[12]]"),
         ("evaluation.limit", "3"),
         ("train.steps", "7"),
     ]
 
 
-def test_sheets_leave_the_weights_alone(data: Path, tmp_path: Path) -> None:
+def test_previews_leave_the_weights_alone(data: Path, tmp_path: Path) -> None:
     """With dropout, bit for bit: neither the random state nor the modes of the parts change."""
     model = {
         "prompts": {"tokens": 3, "dropout": 0.1},
@@ -211,7 +210,7 @@ def test_sheets_leave_the_weights_alone(data: Path, tmp_path: Path) -> None:
     modes: list[list[bool]] = []
     states: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    class Watched(SheetWriter):
+    class Watched(PreviewWriter):
         def predict(self, checkpoint: Any, device: Any) -> Any:
             torch.rand(3)  # as a model would that draws in inference too
             return super().predict(checkpoint, device)
@@ -227,7 +226,7 @@ def test_sheets_leave_the_weights_alone(data: Path, tmp_path: Path) -> None:
             return path
 
     fit(config, tmp_path / "with", callbacks=[Watched(build_dataset(config.data), 1, images=2)])
-    assert len(list((tmp_path / "with" / "sheets").iterdir())) == 4
+    assert len(list((tmp_path / "with" / "previews").iterdir())) == 4
     assert modes[0] == modes[1]
     assert any(modes[0])
     assert all(torch.equal(*pair) for pair in states)
@@ -238,12 +237,12 @@ def test_sheets_leave_the_weights_alone(data: Path, tmp_path: Path) -> None:
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_how_often_sheets_are_written(data: Path, tmp_path: Path) -> None:
+def test_how_often_previews_are_written(data: Path, tmp_path: Path) -> None:
     config = config_from_dict(Config, settings(data))
     dataset = build_dataset(config.data)
     written: list[int] = []
 
-    class Counted(SheetWriter):
+    class Counted(PreviewWriter):
         def write(self, out: Path, checkpoint: Any, device: Any, step: int) -> Path:
             written.append(step)
             return out
@@ -267,21 +266,23 @@ def test_how_often_sheets_are_written(data: Path, tmp_path: Path) -> None:
     assert steps(15, 40) == [15, 30, 40]  # and the last
     assert steps(0, 40) == []
     assert steps(15, 40, first_process=False) == []
-    assert SheetWriter(dataset, images=3).places == [0, 2, 4]
-    assert SheetWriter(dataset, images=9).places == [0, 1, 2, 3, 4, 5]
+    assert PreviewWriter(dataset, images=3).places == [0, 2, 4]
+    assert PreviewWriter(dataset, images=9).places == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_sheet_counts_labelled_pixels() -> None:
+def test_a_preview_counts_labelled_pixels() -> None:
     colors = ((255, 0, 0), (0, 255, 0))
     truth = Segmentation(np.array([[0, 0, 1], [1, -1, -1]]), ("cat", "dog"), colors)
     prediction = Segmentation(np.array([[0, 1, 1], [1, 0, 1]]), ("cat", "dog"), colors)
     row = Row(np.zeros((2, 3, 3), np.uint8), truth, prediction)
     assert row.accuracy == 0.75
-    texts = [
-        text.get_text() for axis in draw_sheet([row], ["dog"], "step 1").axes for text in axis.texts
-    ]
+    legend = draw_preview([row], ["dog"], "step 1").axes[3].get_legend()
+    assert legend is not None
+    assert legend.get_title().get_text() == "75 % of the pixels right"
     # dog covers half of the prediction
-    assert texts == ["75 % of the pixels right", "dog *", "cat"]
+    assert [text.get_text() for text in legend.get_texts()] == ["dog *", "cat"]
+    found = [patch.get_facecolor()[:3] for patch in legend.get_patches()]  # type: ignore[attr-defined]
+    assert found == [(0, 1, 0), (1, 0, 0)]
     unlabelled = dataclasses.replace(
         row, truth=Segmentation(np.full((2, 3), -1), ("cat", "dog"), colors)
     )
@@ -289,16 +290,18 @@ def test_a_sheet_counts_labelled_pixels() -> None:
 
 
 def test_json_lines(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write_settings(tmp_path / "settings.yaml", settings(data, log_every=2, sheet_every=3))
+    config = write_settings(
+        tmp_path / "settings.yaml", settings(data, log_every=2, preview_every=3)
+    )
     assert main(["train", str(config), "--out", str(tmp_path / "run"), "--json-lines"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     shown = [event["event"] for event in events if event["event"] != "message"]
     assert shown == [
         "start",
         "step",
-        "sheet",
+        "preview",
         "step",
-        "sheet",
+        "preview",
         "wrote",
         "evaluation",
         "wrote",
@@ -411,13 +414,7 @@ def test_dry_run_of_both_stages(
 def test_activations_grow_with_the_images_at_once(data: Path) -> None:
     config = config_from_dict(Config, settings(data))
     checkpoint = prepare(config, build_dataset(config.data))
-    assert checkpoint.text is not None
-    task = SegmentationTask(
-        checkpoint.model.train(),
-        checkpoint.text,
-        torch.tensor(checkpoint.vocabulary.seen_mask),
-        config,
-    )
+    task = SegmentationTask.of(checkpoint)
     images, labels = torch.randn(4, 3, 64, 64), torch.randint(0, 4, (4, 64, 64))
     one, four = (measure_activations(task, images[:count], labels[:count]) for count in (1, 4))
     assert 2.5 < four / one <= 4.5
@@ -438,7 +435,7 @@ def test_other_data_and_classes_start_from_a_checkpoint(run: Path, tmp_path: Pat
     """Weights, model and inference settings are the checkpoint's; the class names are the new
     ones."""
     other = write_data(tmp_path / "other", ("tree", "road", "cat", "lamp", "door", "wall"))
-    values = settings(other, unseen="lamp", steps=1, sheet_every=0)
+    values = settings(other, unseen="lamp", steps=1, preview_every=0)
     values.pop("model")
     values.pop("inference")
     values["train"]["optimizer"] = {"learning_rate": 1e-30}  # nothing moves
@@ -512,7 +509,7 @@ def test_start_from_keeps_what_is_said(run: Path, data: Path) -> None:
         (("--quiet", "--json-lines"), "contradict"),
         (("--dry-run", "--seeds", "0,1"), "leave out --seeds"),
         (("--seeds", "0,0"), "twice"),
-        (("--train.sheet_every", "-1"), "sheet_every"),
+        (("--train.preview_every", "-1"), "preview_every"),
     ],
 )
 def test_bad_words(
@@ -528,6 +525,53 @@ def test_bad_words(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "words", "notes"),
+    [
+        ("preview_every", ["--train.preview_every=0"], []),
+        ("preview_every", ["--train.sheet_every=0"], ["flag --train.sheet_every"]),
+        ("sheet_every", ["--train.preview_every", "0"], ["setting train.sheet_every"]),
+        (
+            "sheet_every",
+            ["--train.sheet_every", "0"],
+            ["flag --train.sheet_every", "setting train.sheet_every"],
+        ),
+    ],
+)
+def test_the_old_name_of_a_setting_is_accepted(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    key: str,
+    words: list[str],
+    notes: list[str],
+) -> None:
+    """In the file and as a flag, which overrides the file under either name; each is noted."""
+    found: list[int | None] = []
+    monkeypatch.setattr(
+        TrainingSession, "train", lambda self, _: found.append(self.config.train.preview_every)
+    )
+    config = write_settings(tmp_path / "settings.yaml", settings(data, **{key: 2}))
+    with caplog.at_level("INFO", "cascade_clip"):
+        assert main(["train", str(config), "--out", str(tmp_path / "run"), *words]) == 0
+    assert found == [0]
+    said = [message for message in caplog.messages if "is now called" in message]
+    assert len(said) == len(notes)
+    assert all(note in message for note, message in zip(notes, said, strict=True))
+
+
+def test_the_report_shows_previews_of_both_folders(tmp_path: Path) -> None:
+    """A run that version 0.1 began has its first previews in `sheets`."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"train": {"sheet_every": 5}}))
+    for folder, step in (("sheets", 5), ("sheets", 10), ("previews", 15), ("previews", 20)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / f"step-{step:06}.png")
+    page = build_run_page(tmp_path)
+    assert re.findall(r'alt="predictions, (.*?)"', page) == ["step-000005", "step-000020"]
+    assert "train.preview_every" in page and "sheet_every" not in page
+
+
 def test_a_run_that_goes_on_says_so(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -535,7 +579,9 @@ def test_a_run_that_goes_on_says_so(
     import shutil
 
     shutil.copytree(data, tmp_path / "data")
-    config = write_settings(tmp_path / "settings.yaml", settings(tmp_path / "data", sheet_every=0))
+    config = write_settings(
+        tmp_path / "settings.yaml", settings(tmp_path / "data", preview_every=0)
+    )
     words = ["train", str(config), "--out", str(tmp_path / "run"), "--quiet"]
     assert main(words) == 0
     shutil.rmtree(tmp_path / "run" / "model")  # as if it had been killed before the end
@@ -589,12 +635,8 @@ def test_devices_are_a_short_flag() -> None:
 
     found: list[Config] = []
 
-    def look(config: Config, screen: object) -> int:
-        found.append(config)
-        return 0
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cascade_clip.cli.train._look_ahead", look)
+        patch.setattr(TrainingSession, "look_ahead", lambda self: found.append(self.config))
         train(
             Config(), out=Path("unused"), options=TrainOptions(devices=4, num_nodes=2, dry_run=True)
         )
@@ -612,8 +654,8 @@ def test_crops_come_from_the_checkpoint_where_nothing_else_is_set() -> None:
 def test_a_warm_up_as_long_as_the_run_is_said(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for warmup, said in ((4, True), (2, False)):
+    for warmup, said in ((2, True), (1, False)):
         caplog.clear()
-        values = settings(data, optimizer={"warmup_steps": warmup})
+        values = settings(data, steps=2, optimizer={"warmup_steps": warmup})
         fit(config_from_dict(Config, values), tmp_path / str(warmup))
         assert ("the learning rate stays low" in caplog.text) is said

@@ -137,7 +137,7 @@ def kinds(base: Path) -> list[Fault]:
     """The kinds of work, with their input below `base`."""
     data = base / "data"
     data.mkdir()
-    config = tiny_config(write_folders(data), DROPOUT, steps=10, save_every=2, sheet_every=0)
+    config = tiny_config(write_folders(data), DROPOUT, steps=10, save_every=2, preview_every=0)
     raw = base / "raw"
     raw_data.write_voc(raw)
     recipe = raw_data.SMALL["voc"]
@@ -237,7 +237,7 @@ def kill_often(fault: Fault, base: Path, *, quick: bool, moments: random.Random)
 def commands(base: Path) -> dict[str, tuple[list[str], int]]:
     """Commands that write to `{base}/disk/out`, and the size of a disk, in KiB, that is full in
     their middle."""
-    config = tiny_config(base / "data", DROPOUT, steps=4, save_every=2, sheet_every=0)
+    config = tiny_config(base / "data", DROPOUT, steps=4, save_every=2, preview_every=0)
     (base / "run.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
     out = str(base / "disk" / "out")
     images, model = str(base / "images"), str(base / "model")

@@ -54,7 +54,7 @@ def train_with(workers: int, base: Path, name: str, steps: int, *, process: bool
     """The bytes of the weights of a run with dropout and augmentation; `process`: in a new process,
     with other hashes of strings."""
     config = config_to_dict(
-        tiny_config(base, DROPOUT, steps=steps, save_every=steps, sheet_every=0)
+        tiny_config(base, DROPOUT, steps=steps, save_every=steps, preview_every=0)
     )
     config["data"]["workers"] = workers
     out = base / name

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+import logging
 import re
 import types
 import typing
@@ -22,11 +23,11 @@ import docstring_parser
 import jsonargparse
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-from cascade_clip.config import Config, config_from_dict, read_yaml
+from cascade_clip.config import RENAMED, Config, config_from_dict, read_yaml, rename_settings
 from cascade_clip.errors import SettingError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
+_logger = logging.getLogger(__name__)
 
 _PLAIN: dict[Any, str] = {
     int: "whole number",
@@ -61,6 +62,7 @@ def call_with_arguments(handler: Callable[..., Any], program: str, words: Sequen
     )
     if configured and words and not words[0].startswith("-"):
         words.insert(0, "--settings")
+    renamed = _rename_flags(words) if configured else []
     try:
         given = parser.parse_args(words, defaults=False)
     except (jsonargparse.ArgumentError, TypeError) as error:
@@ -70,8 +72,10 @@ def call_with_arguments(handler: Callable[..., Any], program: str, words: Sequen
     values = {name: _take_group(group, given) for name, group in groups.items()}
     values |= {name: given.pop(name) for name in parameters if name in given and name not in groups}
     if configured:
+        for note in renamed:
+            _logger.info("%s", note)
         file = given.pop("settings", "")
-        settings = read_yaml(Path(file)) if file else {}
+        settings = rename_settings(read_yaml(Path(file)), file) if file else {}
         values[configured] = config_from_dict(Config, _merge(settings, _plain(given)), "settings")
     chosen = {name: values.get(name, parameter.default) for name, parameter in parameters.items()}
     ordered = [
@@ -80,6 +84,17 @@ def call_with_arguments(handler: Callable[..., Any], program: str, words: Sequen
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
     ]
     return handler(*ordered, **chosen)
+
+
+def _rename_flags(words: list[str]) -> list[str]:
+    """Replace the old flags of renamed settings among the words; returns a note for each."""
+    notes = []
+    for place, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if new := RENAMED.get(flag.removeprefix("--")) if flag.startswith("--") else None:
+            words[place] = f"--{new}{equals}{value}"
+            notes.append(f"flag {flag} is now called --{new}")
+    return notes
 
 
 def describe_type(hint: Any) -> str:

@@ -25,12 +25,12 @@ from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import console, say
 from cascade_clip.config import DataConfig
 from cascade_clip.data import LabelledImages, build_dataset
-from cascade_clip.errors import OccupiedError, SettingError
+from cascade_clip.errors import Interrupted, OccupiedError, SettingError
 from cascade_clip.evaluation import Report, embed_figure, evaluate, render
 from cascade_clip.files import write_whole
 from cascade_clip.inference import Predictor, load_predictor
 from cascade_clip.results import SUMMARY_METRICS, format_percent
-from cascade_clip.training import Stopped, TrainingProgress, fit, quiet_engine
+from cascade_clip.training import TrainingProgress, fit, quiet_engine
 
 TITLES = {"mini-last": "last layer", "mini": "cascade"}
 LOSS_FILE = "loss.csv"
@@ -132,7 +132,7 @@ def train_for(minutes: float, folder: Path) -> tuple[Predictor, list[tuple[int, 
             folder,
             callbacks=[TrainingProgress(console, minutes=minutes), timer],
         )
-    except Stopped as stopped:  # the tour cannot be resumed
+    except Interrupted as stopped:  # the tour cannot be resumed
         raise SystemExit(128 + stopped.number) from stopped
     return Predictor(checkpoint, device="cpu"), read_curve(folder / "metrics.csv")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from cascade_clip.config import (
     InferenceConfig,
     ModelConfig,
     Resume,
-    config_to_dict,
 )
 from cascade_clip.errors import SettingError
 from cascade_clip.results import SUMMARY_METRICS, format_percent
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from cascade_clip.checkpoints import Checkpoint
     from cascade_clip.data import LabelledImages
-    from cascade_clip.training import RunLog, RunScreen
+    from cascade_clip.training import RunLog, RunScreen, SeedRuns
 
-_PICTURES = 6
+_EXAMPLES = 6
 """Worst and best images on the evaluation's page."""
 
 
@@ -79,7 +79,7 @@ def train(
 ) -> int:
     """Train a model; the first word may be a YAML file, and every setting is a flag.
 
-    Writes the checkpoint folder OUT/model, OUT/metrics.csv, TensorBoard files, sheets of
+    Writes the checkpoint folder OUT/model, OUT/metrics.csv, TensorBoard files, previews of
     predictions, OUT/run.json, OUT/log.txt, OUT/report.html, and the states for --resume.
 
     Args:
@@ -103,17 +103,19 @@ def train(
             dataclasses.replace(config, train=dataclasses.replace(config.train, **given)),
             options.init_from,
         )
+        session = TrainingSession(config, out, screen, options.wandb, full)
         if options.dry_run:
-            return _look_ahead(config, screen)
-        if options.seeds:
-            return _train_seeds(config, out, screen, options, full=full)
-        _train_one(config, out, screen, options, resume=resume, full=full)
+            session.look_ahead()
+        elif options.seeds:
+            session.train_seeds(options.seeds)
+        else:
+            session.train(resume)
     return ExitCode.DONE
 
 
 def start_from(config: Config, source: str) -> Config:
-    """The settings of a run that starts from a checkpoint's weights: `source`, else
-    train.init_from, else none.
+    """Return the settings of a run that starts from the weights of `source`, else of
+    train.init_from, else of none.
 
     Model and inference settings that are all left at their defaults are taken from the checkpoint.
 
@@ -133,15 +135,16 @@ def start_from(config: Config, source: str) -> Config:
     from cascade_clip.checkpoints import find_checkpoint, read_config
 
     start = read_config(find_checkpoint(source))
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, init_from=source))
-    if config.model == ModelConfig():
-        config = dataclasses.replace(config, model=start.model)
     if config.train.augment == AugmentConfig():
-        config = dataclasses.replace(
-            config, train=dataclasses.replace(config.train, augment=start.train.augment)
-        )
-    if config.inference == InferenceConfig():
-        config = dataclasses.replace(config, inference=start.inference)
+        augment = start.train.augment
+    else:
+        augment = config.train.augment
+    config = dataclasses.replace(
+        config,
+        model=start.model if config.model == ModelConfig() else config.model,
+        inference=start.inference if config.inference == InferenceConfig() else config.inference,
+        train=dataclasses.replace(config.train, init_from=source, augment=augment),
+    )
     wrong = _shape_differences(config.model, start.model)
     if wrong:
         raise SettingError(
@@ -161,197 +164,168 @@ def _shape_differences(model: ModelConfig, start: ModelConfig) -> list[str]:
     ]
 
 
-def _look_ahead(config: Config, screen: RunScreen) -> int:
-    from cascade_clip.data import build_dataset
-    from cascade_clip.training import describe_dry_run, dry_run
+@dataclass(frozen=True)
+class TrainingSession:
+    """One call of the command: what is trained, where to, and what is shown."""
 
-    found = dry_run(config)
-    for line in describe_dry_run(found, build_dataset(config.data).vocabulary.unseen):
-        screen.conclude(line)
-    screen.event("dry_run", **found.to_json())
-    return ExitCode.DONE
+    config: Config
+    out: Path
+    screen: RunScreen
+    wandb: str = ""
+    full: bool = False
 
+    def look_ahead(self) -> None:
+        """Do one step and print what the run would be; write nothing."""
+        from cascade_clip.data import build_dataset
+        from cascade_clip.training import describe_dry_run, dry_run
 
-def _train_seeds(
-    config: Config, out: Path, screen: RunScreen, options: TrainOptions, *, full: bool
-) -> int:
-    """Run every seed that is not finished, then sum up."""
-    from cascade_clip.training import (
-        claim_seeds,
-        is_first_process,
-        parse_seeds,
-        read_figures,
-        seed_folder,
-        seeds_line,
-        seeds_table,
-        write_seeds,
-    )
+        found = dry_run(self.config)
+        unseen = build_dataset(self.config.data).vocabulary.unseen
+        for line in describe_dry_run(found, unseen):
+            self.screen.conclude(line)
+        self.screen.event("dry_run", **found.to_json())
 
-    seeds = parse_seeds(options.seeds)
-    if config.evaluation is None:
-        raise SettingError(
-            "--seeds compares the figures of the evaluation after training; set evaluation (its"
-            " images, masks and classes)"
-        )
-    settings = config_to_dict(config)
-    settings["train"].pop("seed")
-    if is_first_process():
-        claim_seeds(out, settings)
-    for number, seed in enumerate(seeds, 1):
-        folder = seed_folder(out, seed)
-        finished = read_figures(folder) is not None
-        if is_first_process():
-            screen.say(
-                f"seed {seed} ({number} of {len(seeds)}){': finished already' if finished else ''}"
+    def train_seeds(self, text: str) -> None:
+        """Run every seed of a list such as `0,1,2` that is not finished, then summarise."""
+        from cascade_clip.training import SeedRuns, is_first_process, parse_seeds
+
+        seeds = parse_seeds(text)
+        if self.config.evaluation is None:
+            raise SettingError(
+                "--seeds compares the figures of the evaluation after training; set evaluation"
+                " (its images, masks and classes)"
             )
-            screen.event("seed", seed=seed, finished=finished, out=folder)
-        if not finished:
-            one = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
-            _train_one(one, folder, screen, options, resume="auto", full=full)
-    if not is_first_process():
-        return ExitCode.DONE
-    figures = {
-        seed: found for seed in seeds if (found := read_figures(seed_folder(out, seed))) is not None
-    }
-    path = write_seeds(out, settings, figures)
-    screen.console.print(seeds_table(figures))
-    screen.conclude(
-        f"mean +- standard deviation of {len(figures)} seeds, percent: {seeds_line(figures)}"
-    )
-    screen.event("seeds", path=path, figures={str(seed): found for seed, found in figures.items()})
-    screen.conclude(f"wrote {path}")
-    return ExitCode.DONE
+        runs = SeedRuns(self.config, self.out)
+        if is_first_process():
+            runs.claim()
+        for number, seed in enumerate(seeds, 1):
+            run = runs.run(seed)
+            finished = runs.results(seed) is not None
+            if is_first_process():
+                self.screen.say(
+                    f"seed {seed} ({number} of {len(seeds)})"
+                    f"{': finished already' if finished else ''}"
+                )
+                self.screen.event("seed", seed=seed, finished=finished, out=run.folder)
+            if not finished:
+                one = dataclasses.replace(self, config=run.config, out=run.folder)
+                one.train("auto")
+        if is_first_process():
+            self._summarise(runs, seeds)
 
+    def _summarise(self, runs: SeedRuns, seeds: Sequence[int]) -> None:
+        from cascade_clip.training import seeds_line, seeds_table
 
-def _train_one(
-    config: Config,
-    out: Path,
-    screen: RunScreen,
-    options: TrainOptions,
-    *,
-    resume: Resume,
-    full: bool,
-) -> None:
-    """Train, evaluate and report one run; its messages go into its log file."""
-    from cascade_clip.data import build_dataset
-    from cascade_clip.training import (
-        LOG_FILE,
-        command_line,
-        fit,
-        is_first_process,
-        stopping_at_once,
-    )
-
-    with stopping_at_once(), screen.logging_to(out / LOG_FILE) as log:
-        # found before anything runs
-        dataset = None if config.evaluation is None else build_dataset(config.evaluation, "val")
-        callbacks = _build_callbacks(config, out, screen, options, log, dataset)
-        screen.note(f"command: {command_line()}")
-        checkpoint = fit(config, out, resume=resume, full=full, callbacks=callbacks)
-        if not is_first_process():  # the first process of the run says and does the rest
-            return
-        log.open()
-        screen.conclude(f"wrote {out / 'model'}")
-        screen.event("wrote", kind="checkpoint", path=out / "model")
-        if dataset is not None:
-            _evaluate(config, checkpoint, dataset, out, screen, full=full)
-        _write_run_report(out, screen)
-        screen.event("end", out=out, steps=checkpoint.record["steps"])
-
-
-def _build_callbacks(
-    config: Config,
-    out: Path,
-    screen: RunScreen,
-    options: TrainOptions,
-    log: RunLog,
-    evaluation: LabelledImages | None,
-) -> list[Callback]:
-    """What watches the run."""
-    from cascade_clip.data import build_dataset
-    from cascade_clip.training import SheetWriter, StepEvents, TrainingProgress, WandbRun
-
-    def sheet_written(step: int, path: Path) -> None:
-        screen.note(f"wrote {path}")
-        screen.event("sheet", step=step, path=path)
-
-    shown = (
-        build_dataset(config.data)
-        if evaluation is None or config.evaluation is None
-        else evaluation
-    )
-    embeddings = "" if config.evaluation is None else config.evaluation.text_embeddings
-    callbacks: list[Callback] = [
-        StepEvents(screen, log),
-        TrainingProgress(screen.console),
-        SheetWriter(shown, config.train.sheet_every, embeddings, report=sheet_written),
-    ]
-    return (
-        [*callbacks, WandbRun(options.wandb, out, silent=screen.mode != "normal")]
-        if options.wandb
-        else callbacks
-    )
-
-
-def _evaluate(
-    config: Config,
-    checkpoint: Checkpoint,
-    dataset: LabelledImages,
-    out: Path,
-    screen: RunScreen,
-    *,
-    full: bool,
-) -> None:
-    """Score the trained model, and keep the figures beside it and in its record."""
-    from cascade_clip.checkpoints import save_checkpoint
-    from cascade_clip.cli.evaluate import print_report
-    from cascade_clip.evaluation import (
-        Origin,
-        build_page,
-        evaluate,
-        evaluation_record,
-        hash_checkpoint,
-        summarise,
-    )
-    from cascade_clip.files import write_whole
-    from cascade_clip.inference import Predictor, given_embeddings
-    from cascade_clip.training import EVALUATION
-
-    assert config.evaluation is not None
-    predictor = Predictor(checkpoint, device=config.train.device)
-    text = given_embeddings(config.evaluation, len(dataset.vocabulary), predictor)
-    origin = Origin(str(out), hash_checkpoint(out), config.evaluation)
-    with progress_bar("evaluating") if screen.mode == "normal" else nullcontext(None) as step:
-        report = evaluate(
-            predictor, dataset, text=text, progress=step, keep=_PICTURES, origin=origin
+        figures = {seed: found for seed in seeds if (found := runs.results(seed)) is not None}
+        path = runs.write(figures)
+        self.screen.console.print(seeds_table(figures))
+        self.screen.conclude(
+            f"mean +- standard deviation of {len(figures)} seeds, percent: {seeds_line(figures)}"
         )
-    if screen.mode == "normal":
-        print_report(report)
-    summary = summarise(report.scores)
-    line = "  ".join(
-        f"{metric.short} {format_percent(summary[metric.key])}" for metric in SUMMARY_METRICS
-    )
-    _tell(screen, f"{report.images} images: {line}")
-    for assumption in report.assumptions:
-        screen.note(f"- {assumption}")
-    screen.event("evaluation", images=report.images, **summary)
-    pages = [report.save(out / "report.json"), write_whole(out / EVALUATION, build_page(report))]
-    screen.say(f"wrote {pages[0]} and {pages[1]}")
-    record = {**checkpoint.record, "evaluation": evaluation_record(report, config.evaluation)}
-    save_checkpoint(out / "model", dataclasses.replace(checkpoint, record=record), full=full)
+        self.screen.event(
+            "seeds", path=path, figures={str(seed): found for seed, found in figures.items()}
+        )
+        self.screen.conclude(f"wrote {path}")
 
+    def train(self, resume: Resume) -> None:
+        """Train, evaluate and report one run; its messages go into its log file."""
+        from cascade_clip.data import build_dataset
+        from cascade_clip.training import (
+            LOG_FILE,
+            command_line,
+            fit,
+            is_first_process,
+            stopping_at_once,
+            write_run_report,
+        )
 
-def _tell(screen: RunScreen, figures: str) -> None:
-    """The figures in one line; people who saw the table have them already."""
-    if screen.mode == "normal":
-        screen.note(figures)
-    else:
-        screen.conclude(figures)
+        config, out, screen = self.config, self.out, self.screen
+        with stopping_at_once(), screen.logging_to(out / LOG_FILE) as log:
+            # found before anything runs
+            dataset = None if config.evaluation is None else build_dataset(config.evaluation, "val")
+            callbacks = self._build_callbacks(log, dataset)
+            screen.note(f"command: {command_line()}")
+            checkpoint = fit(config, out, resume=resume, full=self.full, callbacks=callbacks)
+            if not is_first_process():  # the first process of the run says and does the rest
+                return
+            log.open()
+            screen.conclude(f"wrote {out / 'model'}")
+            screen.event("wrote", kind="checkpoint", path=out / "model")
+            if dataset is not None:
+                self._evaluate(checkpoint, dataset)
+            path = write_run_report(out)
+            screen.conclude(f"wrote {path}")
+            screen.event("wrote", kind="report", path=path)
+            screen.event("end", out=out, steps=checkpoint.record["steps"])
 
+    def _build_callbacks(self, log: RunLog, evaluation: LabelledImages | None) -> list[Callback]:
+        """Return what watches the run."""
+        from cascade_clip.data import build_dataset
+        from cascade_clip.training import PreviewWriter, StepEvents, TrainingProgress, WandbRun
 
-def _write_run_report(out: Path, screen: RunScreen) -> None:
-    from cascade_clip.training import write_run_report
+        def preview_written(step: int, path: Path) -> None:
+            self.screen.note(f"wrote {path}")
+            self.screen.event("preview", step=step, path=path)
 
-    path = write_run_report(out)
-    screen.conclude(f"wrote {path}")
-    screen.event("wrote", kind="report", path=path)
+        settings = self.config.evaluation
+        callbacks: list[Callback] = [
+            StepEvents(self.screen, log),
+            TrainingProgress(self.screen.console),
+            PreviewWriter(
+                build_dataset(self.config.data) if evaluation is None else evaluation,
+                self.config.train.preview_every,
+                "" if settings is None else settings.text_embeddings,
+                report=preview_written,
+            ),
+        ]
+        if self.wandb:
+            silent = self.screen.mode != "normal"
+            callbacks.append(WandbRun(self.wandb, self.out, silent=silent))
+        return callbacks
+
+    def _evaluate(self, checkpoint: Checkpoint, dataset: LabelledImages) -> None:
+        """Score the trained model, and keep the results beside it and in its record."""
+        from cascade_clip.checkpoints import save_checkpoint
+        from cascade_clip.cli.evaluate import print_report
+        from cascade_clip.evaluation import (
+            Origin,
+            build_page,
+            evaluate,
+            evaluation_record,
+            hash_checkpoint,
+            summarise,
+        )
+        from cascade_clip.files import write_whole
+        from cascade_clip.inference import Predictor, given_embeddings
+        from cascade_clip.training import EVALUATION
+
+        settings, out, screen = self.config.evaluation, self.out, self.screen
+        assert settings is not None
+        normal = screen.mode == "normal"
+        predictor = Predictor(checkpoint, device=self.config.train.device)
+        text = given_embeddings(settings, len(dataset.vocabulary), predictor)
+        origin = Origin(str(out), hash_checkpoint(out), settings)
+        with progress_bar("evaluating") if normal else nullcontext(None) as step:
+            report = evaluate(
+                predictor, dataset, text=text, progress=step, keep=_EXAMPLES, origin=origin
+            )
+        summary = summarise(report.scores)
+        line = "  ".join(
+            f"{metric.short} {format_percent(summary[metric.key])}" for metric in SUMMARY_METRICS
+        )
+        if normal:
+            print_report(report)
+        # people who saw the table have these values already
+        (screen.note if normal else screen.conclude)(f"{report.images} images: {line}")
+        for assumption in report.assumptions:
+            screen.note(f"- {assumption}")
+        screen.event("evaluation", images=report.images, **summary)
+        pages = [
+            report.save(out / "report.json"),
+            write_whole(out / EVALUATION, build_page(report)),
+        ]
+        screen.say(f"wrote {pages[0]} and {pages[1]}")
+        record = {**checkpoint.record, "evaluation": evaluation_record(report, settings)}
+        save_checkpoint(
+            out / "model", dataclasses.replace(checkpoint, record=record), full=self.full
+        )

@@ -18,10 +18,12 @@ from cascade_clip.config.model import (
 from cascade_clip.config.parts import find_part, names_of
 from cascade_clip.config.run import Config
 from cascade_clip.config.serialization import (
+    RENAMED,
     config_from_dict,
     config_to_dict,
     differing_settings,
     read_yaml,
+    rename_settings,
 )
 from cascade_clip.config.service import MEBIBYTE, ServiceOptions, check_limit
 from cascade_clip.config.train import AugmentConfig, LossConfig, OptimizerConfig, TrainConfig
@@ -39,6 +41,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "MEBIBYTE",
+    "RENAMED",
     "AggregationConfig",
     "AugmentConfig",
     "ClipConfig",
@@ -68,4 +71,5 @@ __all__ = [
     "find_part",
     "names_of",
     "read_yaml",
+    "rename_settings",
 ]

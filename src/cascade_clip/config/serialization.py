@@ -4,6 +4,7 @@ is an error."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 import reprlib
 import types
 import typing
@@ -13,8 +14,11 @@ from typing import Any, Literal, TypeVar, cast
 
 import yaml
 
+from cascade_clip.config.run import Config
 from cascade_clip.config.values import check
 from cascade_clip.errors import MissingFileError, SettingError
+
+_logger = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings")
 
@@ -26,6 +30,11 @@ LARGEST_TREE = 100_000
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 3, 120, 120
 _short.maxlist = _short.maxtuple = _short.maxdict = 20
+
+
+RENAMED = {"train.sheet_every": "train.preview_every"}
+"""Dotted keys of settings that were renamed, and their present names; the old ones are accepted
+in files and as flags."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -67,6 +76,40 @@ def _check_tree(values: Any, path: Path) -> None:
         )
 
 
+def rename_settings(values: Mapping[str, Any], file: str = "") -> dict[str, Any]:
+    """Return nested values of a whole `Config` with the old keys of `RENAMED` replaced by the new.
+
+    With the name of the user's `file`, every replacement is logged.
+
+    Raises:
+        ValueError: an old key and its new one are both there.
+    """
+    found = dict(values)
+    for old, new in RENAMED.items():
+        *sections, name = old.split(".")
+        section: Any = values
+        for key in sections:
+            section = section.get(key) if isinstance(section, Mapping) else None
+        if not isinstance(section, Mapping) or name not in section:
+            continue
+        value = _section(found, sections).pop(name)
+        *sections, name = new.split(".")
+        section = _section(found, sections)
+        check(name not in section, f"{old} is the old name of {new}; leave one out")
+        section[name] = value
+        if file:
+            _logger.info("%s: setting %s is now called %s", file, old, new)
+    return found
+
+
+def _section(values: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """Return the section at a path as a copy that may be changed, put in place of the old one."""
+    for key in path:
+        values[key] = dict(values.get(key) or {})
+        values = values[key]
+    return values
+
+
 def differing_settings(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> dict[str, tuple[Any, Any]]:
@@ -87,6 +130,8 @@ def config_from_dict(
 ) -> Settings:
     """Build the dataclass `kind` from nested plain values, refusing unknown keys by name.
 
+    Old keys of a whole `Config` are accepted (`RENAMED`).
+
     Raises:
         ValueError: an unknown key or a value of the wrong type; the message says where and what is
             allowed.
@@ -95,6 +140,8 @@ def config_from_dict(
         isinstance(values, Mapping),
         f"{where} must be a mapping of settings, got {type(values).__name__}",
     )
+    if kind is Config:
+        values = rename_settings(values)
     hints = typing.get_type_hints(kind)
     names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cascade_clip.config.values import (
@@ -175,8 +175,9 @@ class TrainConfig:
     """Steps between the states that `--resume` goes on from; the last two are kept."""
     log_every: int = 10
     """Steps between lines of `metrics.csv`."""
-    sheet_every: int | None = None
-    """Steps between sheets of predictions (`sheets/*.png`); null: a tenth of the run, 0: none."""
+    preview_every: int | None = None
+    """Steps between previews of predictions (`previews/*.png`); null: a tenth of the run, 0:
+    none."""
 
     def __post_init__(self) -> None:
         check_part("protocols", self.protocol, "train.protocol")
@@ -184,10 +185,10 @@ class TrainConfig:
         check_least("train", self, save_every=1, log_every=1, first_batch_size=0)
         check_range("train", self, seed=(0, 2**32 - 1))
         check_share("train", self, "pseudo_threshold", "ema_teacher")
-        if self.sheet_every is not None:
-            check_least("train", self, sheet_every=0)
+        if self.preview_every is not None:
+            check_least("train", self, preview_every=0)
         check(
-            not self.first_batch_size or (self.self_training and not self.init_from),
+            not self.first_batch_size or self.has_first_half,
             "train.first_batch_size is for transductive runs that make their own inductive half;"
             " leave it at 0",
         )
@@ -224,6 +225,23 @@ class TrainConfig:
     def self_training(self) -> bool:
         """Whether the model labels unseen classes itself, after learning the seen ones."""
         return self.protocol == "transductive"
+
+    @property
+    def has_first_half(self) -> bool:
+        """Whether the run makes the inductive checkpoint that its self-training starts from."""
+        return self.self_training and not self.init_from
+
+    def inductive_half(self) -> TrainConfig:
+        """Return the settings of the first half of a transductive run."""
+        return replace(
+            self,
+            protocol="inductive",
+            schedule_steps=2 * self.steps,
+            batch_size=self.first_batch_size or self.batch_size,
+            first_batch_size=0,
+            pseudo_threshold=0.0,
+            ema_teacher=0.0,
+        )
 
     @property
     def processes(self) -> int:

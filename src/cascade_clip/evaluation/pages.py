@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cascade_clip.results import SUMMARY_METRICS, format_percent
+from cascade_clip.results import SUMMARY_METRICS, format_duration, format_percent
 
 
 def render(template: str, **values: Any) -> str:

@@ -5,37 +5,29 @@ Lightning is the engine.
 """
 
 from cascade_clip.training.dry_run import describe_dry_run, dry_run
-from cascade_clip.training.engine import Stopped, is_first_process, stopping_at_once
+from cascade_clip.training.engine import stopping_at_once
 from cascade_clip.training.fit import fit, prepare
-from cascade_clip.training.prediction_previews import SheetWriter
+from cascade_clip.training.launch import is_first_process
+from cascade_clip.training.prediction_previews import PreviewWriter
 from cascade_clip.training.progress import StepEvents, TrainingProgress, quiet_engine, read_metrics
 from cascade_clip.training.protocols import TrainingProtocol
 from cascade_clip.training.provenance import command_line
 from cascade_clip.training.run_log import LOG_FILE, RunLog, RunScreen
 from cascade_clip.training.run_report import EVALUATION, write_run_report
-from cascade_clip.training.seed_runs import (
-    claim_seeds,
-    parse_seeds,
-    read_figures,
-    seed_folder,
-    seeds_line,
-    seeds_table,
-    write_seeds,
-)
+from cascade_clip.training.seed_runs import SeedRuns, parse_seeds, seeds_line, seeds_table
 from cascade_clip.training.wandb_run import WandbRun
 
 __all__ = [
     "EVALUATION",
     "LOG_FILE",
+    "PreviewWriter",
     "RunLog",
     "RunScreen",
-    "SheetWriter",
+    "SeedRuns",
     "StepEvents",
-    "Stopped",
     "TrainingProgress",
     "TrainingProtocol",
     "WandbRun",
-    "claim_seeds",
     "command_line",
     "describe_dry_run",
     "dry_run",
@@ -44,12 +36,9 @@ __all__ = [
     "parse_seeds",
     "prepare",
     "quiet_engine",
-    "read_figures",
     "read_metrics",
-    "seed_folder",
     "seeds_line",
     "seeds_table",
     "stopping_at_once",
     "write_run_report",
-    "write_seeds",
 ]

@@ -20,8 +20,8 @@ from cascade_clip.training.protocols import TrainingProtocol, build_protocol
 
 
 class HiddenLabels:
-    """A data set whose labels hold only what the protocol may know; cropping must not look at
-    unseen classes either."""
+    """A dataset whose labels hold only what the protocol may know; cropping must not look at unseen
+    classes either."""
 
     def __init__(self, dataset: LabelledImages, protocol: TrainingProtocol) -> None:
         self.dataset, self.protocol = dataset, protocol
@@ -30,13 +30,13 @@ class HiddenLabels:
         return len(self.dataset)
 
     def sample(self, index: int) -> Sample:
-        """One image; labels (H, W) without unseen classes."""
+        """Return one image with labels (H, W) that the protocol may know."""
         sample = self.dataset.sample(index)
         return replace(sample, labels=self.protocol.hide(sample.labels))
 
 
 def training_set(config: Config, dataset: LabelledImages) -> TrainingSet:
-    """Augmented crops of a data set, with labels as the protocol may see them."""
+    """Return augmented crops of a dataset, with labels as the protocol may see them."""
     protocol = build_protocol(config.train, torch.tensor(dataset.vocabulary.seen_mask))
     transform = TrainTransform(config.train.augment, config.model.mean, config.model.std)
     return TrainingSet(HiddenLabels(dataset, protocol), transform, seed=config.train.seed)
@@ -51,7 +51,7 @@ class TrainingBatches(lightning.LightningDataModule):
         self.config, self.dataset, self.start = config, dataset, start
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of this rank, from `start` on."""
+        """Return the batches of this rank, from `start` on."""
         train = self.config.train
         workers = self.config.data.workers
         return DataLoader(
@@ -65,7 +65,7 @@ class TrainingBatches(lightning.LightningDataModule):
         )
 
     def paths(self, step: int) -> list[Path]:
-        """The files of the images that this rank gets in a step counted from 0."""
+        """Return the files of the images that this rank gets in a step counted from 0."""
         size = self.config.train.batch_size
         places = itertools.islice(self._order(step * size), size // self._world())
         return [self.dataset.sample(index).path for _, index in places]
@@ -87,8 +87,8 @@ class TrainingBatches(lightning.LightningDataModule):
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    """Schedulers and terminals send their signals to every process of a run; loading must go on
-    until the step has ended and the state is saved."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    """Schedulers send their signals to every process of a run; loading must go on until the step
+    has ended and the state is saved."""
+    for name in ("SIGTERM", "SIGUSR1"):
         with contextlib.suppress(AttributeError):  # Windows knows only the first
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,10 +1,10 @@
-"""A look before a run: parameters, memory, steps and data, and one step on real images; nothing is
-kept."""
+"""What `--dry-run` finds: parameters, memory, steps, data, and one step on real images."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from cascade_clip.data import LabelledImages, StepSampler, build_dataset
 from cascade_clip.models import Cost, count_cost
 from cascade_clip.ops import autocast_type, find_device
 from cascade_clip.training.data_module import training_set
-from cascade_clip.training.fit import SegmentationTask, inductive_half, prepare
+from cascade_clip.training.fit import prepare
 from cascade_clip.training.progress import used_memory
 from cascade_clip.training.provenance import describe_batch
+from cascade_clip.training.task import SegmentationTask
 
 COUNTED_IMAGES = 100
 """Images whose labels are looked at."""
@@ -33,17 +34,15 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
-    """AdamW's two moments of every trained number."""
+    """AdamW's two moments of every trained value."""
     activations: int
-    """What the backward pass of one micro-batch keeps, counted as it was kept in the step that was
-    run."""
+    """What the backward pass of one micro-batch keeps, counted in the step that was run."""
     peak: int | None
     """The most that CUDA held in that step; None elsewhere."""
 
     @property
     def total(self) -> int:
-        """Weights, gradients, optimiser state and activations; without what torch and the
-        short-lived results of single operations take."""
+        """The sum of the parts; torch itself and short-lived results come on top."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
@@ -85,31 +84,30 @@ class DryRun:
 
 
 def dry_run(config: Config) -> DryRun:
-    """Prepare a run and do one step of one device's share.
+    """Prepare a run and take one step with one device's share of the first batch.
 
     Raises:
         ValueError, FileNotFoundError: settings, data or weights that do not fit, as in a real run.
     """
     dataset = build_dataset(config.data)
-    seen = torch.tensor(dataset.vocabulary.seen_mask)
     second = config.train
-    stages = 2 if second.protocol == "transductive" and not second.init_from else 1
+    stages = 2 if second.has_first_half else 1
     # the step that is done is the run's first
-    config = inductive_half(config) if stages == 2 else config
+    config = replace(config, train=second.inductive_half()) if stages == 2 else config
     train = config.train
-    queries = int(seen.sum()) if train.protocol == "inductive" else len(seen)
+    vocabulary = dataset.vocabulary
+    queries = len(vocabulary.seen if train.protocol == "inductive" else vocabulary.names)
     cost = count_cost(config.model, queries, train.augment.crop)
-    checkpoint = prepare(config, dataset)
-    assert checkpoint.text is not None
     device = find_device(train.device)
-    task = SegmentationTask(checkpoint.model.train(), checkpoint.text, seen, config).to(device)
+    task = SegmentationTask.of(prepare(config, dataset)).to(device)
     images, labels = (part.to(device) for part in first_share(config, dataset))
     batch = describe_batch(train)
-    kept = measure_activations(task, images[: batch["per_device"]], labels[: batch["per_device"]])
+    share = batch["per_device"]
+    kept = measure_activations(task, images[:share], labels[:share])
     loss, seconds = run_step(task, images, labels)
-    images_used = train.steps * train.batch_size + (
-        second.steps * second.batch_size if stages == 2 else 0
-    )
+    used = train.steps * train.batch_size
+    if stages == 2:
+        used += second.steps * second.batch_size
     return DryRun(
         cost,
         measure_memory(task, kept, device),
@@ -117,7 +115,7 @@ def dry_run(config: Config) -> DryRun:
         batch,
         train.steps,
         stages,
-        images_used / len(dataset),
+        used / len(dataset),
         loss,
         seconds,
         str(device),
@@ -125,7 +123,7 @@ def dry_run(config: Config) -> DryRun:
 
 
 def first_share(config: Config, dataset: LabelledImages) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) and labels (B, H, W) that the first device gets in the first step."""
+    """Return images (B, 3, H, W) and labels (B, H, W) of the first device in the first step."""
     train = config.train
     batches = training_set(config, dataset)
     order = StepSampler(len(dataset), train.batch_size, train.seed, steps=1, world=train.processes)
@@ -134,8 +132,8 @@ def first_share(config: Config, dataset: LabelledImages) -> tuple[Tensor, Tensor
 
 
 def measure_activations(task: SegmentationTask, images: Tensor, labels: Tensor) -> int:
-    """Bytes that the backward pass of these images (B, 3, H, W) with labels (B, H, W) keeps besides
-    the model itself."""
+    """Count the bytes that the backward pass of images (B, 3, H, W) with labels (B, H, W) keeps
+    besides the model."""
     own = {
         value.untyped_storage().data_ptr()
         for value in (*task.parameters(), *task.buffers(), images, labels)
@@ -155,7 +153,7 @@ def measure_activations(task: SegmentationTask, images: Tensor, labels: Tensor) 
 
 
 def run_step(task: SegmentationTask, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """One optimiser step: its loss and its seconds."""
+    """Take one optimiser step; return its loss and seconds."""
     optimizer = task.configure_optimizers()
     if images.is_cuda:
         torch.cuda.synchronize()
@@ -171,32 +169,26 @@ def run_step(task: SegmentationTask, images: Tensor, labels: Tensor) -> tuple[fl
 
 
 def measure_memory(task: SegmentationTask, activations: int, device: torch.device) -> Memory:
-    """The parts of a step's memory."""
-    weights = sum(
-        value.numel() * value.element_size() for value in (*task.parameters(), *task.buffers())
-    )
-    trained = sum(
-        value.numel() * value.element_size() for value in task.parameters() if value.requires_grad
-    )
-    return Memory(
-        weights,
-        trained,
-        2 * trained,
-        activations,
-        used_memory(device) if device.type == "cuda" else None,
-    )
+    """Return the parts of a step's memory."""
+    trained = _bytes(value for value in task.parameters() if value.requires_grad)
+    peak = used_memory(device) if device.type == "cuda" else None
+    weights = _bytes((*task.parameters(), *task.buffers()))
+    return Memory(weights, trained, 2 * trained, activations, peak)
+
+
+def _bytes(values: Iterable[Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in values)
 
 
 def count_images(dataset: LabelledImages) -> Counts:
-    """Images that hold each class, among the first ones."""
+    """Count the images that hold each class, among the first ones."""
     vocabulary = dataset.vocabulary
     counts = torch.zeros(len(vocabulary.names), dtype=torch.int64)
     end = time.monotonic() + COUNTING_SECONDS
     looked_at = 0
     for index in range(min(COUNTED_IMAGES, len(dataset))):
         labels = dataset.sample(index).labels
-        present = labels[labels >= 0].unique()
-        counts[present] += 1
+        counts[labels[labels >= 0].unique()] += 1
         looked_at += 1
         if time.monotonic() > end:
             break
@@ -205,63 +197,59 @@ def count_images(dataset: LabelledImages) -> Counts:
 
 
 def describe_dry_run(found: DryRun, unseen: tuple[str, ...]) -> list[str]:
-    """The lines that people read."""
+    """Return the lines that people read."""
     cost, memory, counts, batch = found.cost, found.memory, found.counts, found.batch
     rare = [name for name, number in counts.per_class.items() if not number]
-    often = sorted(
-        ((number, name) for name, number in counts.per_class.items() if number),
-        key=lambda row: -row[0],
-    )
+    often = sorted(counts.per_class.items(), key=lambda item: -item[1])
     per_class = _listed(
-        [f"{name}{' *' if name in unseen else ''} {number}" for number, name in often]
+        [f"{name}{' *' if name in unseen else ''} {number}" for name, number in often if number]
     )
-    steps = (
-        f"{found.steps:,} steps"
-        if found.stages == 1
-        else f"2 x {found.steps:,} steps (inductive half, then self-training)"
-    )
-    lines = [
-        f"parameters   {cost.parameters + cost.text_parameters:,} in all, {cost.trained:,} trained",
+    steps, total = f"{found.steps:,} steps", found.stages * found.steps
+    if found.stages == 2:
+        steps = f"2 x {steps} (inductive half, then self-training)"
+    peak = f"; CUDA's peak in the step was {_size(memory.peak)}" if memory.peak else ""
+    rows = [
         (
-            f"             counted the published way: {cost.published_parameters:,} in all,"
-            f" {cost.published_trained:,} trained"
+            "parameters",
+            f"{cost.parameters + cost.text_parameters:,} in all, {cost.trained:,} trained",
+            f"counted the published way: {cost.published_parameters:,} in all,"
+            f" {cost.published_trained:,} trained",
+            f"{cost.flops / 1e9:.1f} GFLOP forward per image of {cost.image_side} x"
+            f" {cost.image_side} pixels",
         ),
         (
-            f"             {cost.flops / 1e9:.1f} GFLOP forward per image of {cost.image_side} x"
-            f" {cost.image_side} pixels"
+            "memory",
+            f"{_size(memory.total)} on {found.device}: weights {_size(memory.weights)}, gradients"
+            f" {_size(memory.gradients)}, optimiser {_size(memory.optimizer)}, activations"
+            f" {_size(memory.activations)}",
+            f"activations counted in one step with {batch['per_device']} images at once, the rest"
+            " follows from the parameters;",
+            f"torch itself and short-lived results come on top{peak}",
         ),
         (
-            f"memory       {_size(memory.total)} on {found.device}: weights"
-            f" {_size(memory.weights)}, gradients {_size(memory.gradients)}, optimiser"
-            f" {_size(memory.optimizer)}, activations {_size(memory.activations)}"
+            "batch",
+            f"{batch['effective']} images = {batch['devices']} devices x {batch['per_device']} at"
+            f" once x {batch['accumulation']} passes",
+        ),
+        ("length", f"{steps}, {found.epochs:.2f} epochs"),
+        (
+            "data",
+            f"{counts.images:,} images, {counts.seen} classes seen, {counts.unseen} unseen",
+            f"images per class among the first {counts.looked_at} (* unseen):"
+            f" {per_class or 'no labels'}",
+            *([f"in none of them: {_listed(rare)}"] if rare else []),
         ),
         (
-            f"             activations counted in one step with {batch['per_device']} images at"
-            " once, the rest follows from the parameters;"
-        ),
-        "             torch itself and short-lived results come on top"
-        + (f"; CUDA's peak in the step was {_size(memory.peak)}" if memory.peak else ""),
-        (
-            f"batch        {batch['effective']} images = {batch['devices']} devices x"
-            f" {batch['per_device']} at once x {batch['accumulation']} passes"
-        ),
-        f"length       {steps}, {found.epochs:.2f} epochs",
-        (
-            f"data         {counts.images:,} images, {counts.seen} classes seen, {counts.unseen}"
-            " unseen"
-        ),
-        (
-            f"             images per class among the first {counts.looked_at} (* unseen):"
-            f" {per_class or 'no labels'}"
-        ),
-        *([f"             in none of them: {_listed(rare)}"] if rare else []),
-        (
-            f"one step     loss {found.loss:.4f}, {found.seconds:.2f} s;"
-            f" {found.stages * found.steps:,} such steps are"
-            f" {_hours(found.seconds * found.steps * found.stages)}, without loading"
+            "one step",
+            f"loss {found.loss:.4f}, {found.seconds:.2f} s; {total:,} such steps are"
+            f" {_hours(found.seconds * total)}, without loading",
         ),
     ]
-    return lines
+    return [
+        f"{'' if number else title:<13}{line}"
+        for title, *lines in rows
+        for number, line in enumerate(lines)
+    ]
 
 
 def _autocast(task: SegmentationTask) -> torch.autocast:

@@ -14,8 +14,7 @@ from torch.func import functional_call
 
 
 class EmaTeacher(nn.Module):
-    """Averages of the trained parameters of a model, as buffers, so that they are saved with the
-    state of a run.
+    """Averages of the trained parameters of a model, as buffers that training states include.
 
     Frozen parameters are not copied: the teacher borrows them from the model.
     """
@@ -34,8 +33,8 @@ class EmaTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, model: nn.Module, images: Tensor, queries: Tensor) -> Tensor:
-        """Mask logits (B, Q, h, w) of images (B, 3, H, W) for queries (Q, D) with the averaged
-        weights, without dropout."""
+        """Return mask logits (B, Q, h, w) of images (B, 3, H, W) for queries (Q, D) with the
+        averaged weights, without dropout."""
         training = model.training
         model.eval()
         try:

@@ -1,21 +1,19 @@
-"""Lightning with our settings: devices, precision, states, and what happens when a run is stopped
-from outside.
+"""Lightning with our settings: devices, precision, training states, and stopping from outside.
 
 SIGTERM (a scheduler's pre-emption), SIGUSR1 (SLURM's warning before the time limit) and Ctrl-C end
 a run after the step that is under way: its state is saved and the process ends with exit code 75,
-"try again later". `--resume` then goes on bit for bit. A second Ctrl-C ends it at once.
+"try again later". `--resume` then continues it, bit for bit as if it had not been stopped. A second
+Ctrl-C ends it at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import threading
-import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,85 +29,56 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cascade_clip.config import Config, TrainConfig
-from cascade_clip.errors import CascadeClipError, SettingError, StorageError
+from cascade_clip.config import TrainConfig
+from cascade_clip.errors import CascadeClipError, Interrupted, SettingError, StorageError
 from cascade_clip.ops import find_device
+from cascade_clip.training.launch import end_with_parent, launched_by_us
 from cascade_clip.training.progress import MetricsFile
 from cascade_clip.training.resume import StateFiles, state_path
+from cascade_clip.training.run_folder import Run
 
 STOPPED = 75
 """Exit code of a run that was stopped from outside and has saved its state (EX_TEMPFAIL: try again
 later)."""
 
-_RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
-_PARENT = "CASCADE_CLIP_PARENT"
 _logger = logging.getLogger(__name__)
-
-
-class Stopped(SystemExit):
-    """A signal asked the run to end, and its state is saved; ends the process with code `STOPPED`
-    unless it is caught."""
-
-    def __init__(self, code: int, number: int = signal.SIGTERM) -> None:
-        super().__init__(code)
-        self.number = number
-        """The signal."""
-
-
-def is_first_process() -> bool:
-    """Whether this is the process of a run that writes its files and talks; known before the engine
-    starts."""
-    return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
-
-
-def check_launch(train: TrainConfig) -> None:
-    """See that a launcher started as many processes as the settings share a batch among.
-
-    Raises:
-        ValueError: torchrun or srun started another number; each would train alone into the same
-            folder.
-    """
-    if TorchElasticEnvironment.detect():
-        launcher, started = "torchrun", int(os.environ["WORLD_SIZE"])
-    elif SLURMEnvironment.detect():
-        launcher, started = "srun", int(os.environ.get("SLURM_NTASKS", "1"))
-    else:
-        return
-    if started != train.processes:
-        raise SettingError(
-            f"{launcher} started {started} processes, but the settings share a batch among"
-            f" {train.num_nodes} nodes x {train.devices} devices = {train.processes}; set --devices"
-            f" and --num-nodes to what {launcher} starts"
-        )
 
 
 @contextlib.contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Take a signal to stop outside of training (loading, evaluating) as the end of the process
-    with code `STOPPED`."""
+    """Let a signal to stop end the process with code `STOPPED` while no training runs (loading,
+    evaluating)."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         _logger.warning("stopped, as asked; go on with --resume auto")
-        raise Stopped(STOPPED, number)
+        raise Interrupted(STOPPED, number)
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, stop) for number in _signals()}
+    with _handling(stop):
+        yield
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle signals to stop, and give them back afterwards; only a main thread can."""
+    before = _take_signals(handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
-def _signals() -> list[signal.Signals]:
-    """Those that people and schedulers send and this system knows."""
-    names = ("SIGINT", "SIGTERM", "SIGUSR1")
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+def _take_signals(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
+    """Set the handler, and return those that were set before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    names = ("SIGINT", "SIGTERM", "SIGUSR1")  # Windows does not know the last
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 class StateSaver(Checkpoint):
-    """Saves the state of the run every few steps, and once more when the run is asked to stop."""
+    """Save a training state every few steps, and once more when the run is asked to stop."""
 
     def __init__(self, folder: Path, every: int) -> None:
         self.folder, self.every = folder, every
@@ -117,18 +86,9 @@ class StateSaver(Checkpoint):
         """The signal that asked the run to stop."""
         self.stopped = False
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take these signals as the wish to stop while the context is open; only a main thread
-        can."""
-        before = {}
-        if threading.current_thread() is threading.main_thread():
-            before = {number: signal.signal(number, self._note) for number in _signals()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def listening(self) -> contextlib.AbstractContextManager[None]:
+        """Take these signals as the wish to stop while the context is open."""
+        return _handling(self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
@@ -138,9 +98,7 @@ class StateSaver(Checkpoint):
     def on_train_start(self, trainer: Any, task: Any) -> None:
         """Take the signals back from the engine, whose own handler would talk to other processes in
         the middle of a step."""
-        if threading.current_thread() is threading.main_thread():
-            for number in _signals():
-                signal.signal(number, self._note)
+        _take_signals(self._note)
 
     def on_train_batch_end(
         self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int
@@ -156,13 +114,12 @@ class StateSaver(Checkpoint):
             self.stopped = trainer.should_stop = True
 
 
-def build_trainer(
-    config: Config, out: Path, callbacks: list[Callback]
-) -> tuple[lightning.Trainer, StateSaver]:
-    """Lightning's engine with our settings, and what saves its states."""
-    train = config.train
+def build_trainer(run: Run, callbacks: list[Callback]) -> tuple[lightning.Trainer, StateSaver]:
+    """Return Lightning's engine with the settings of a run, and the callback that saves its
+    training states."""
+    train, out = run.config.train, run.folder
     device = find_device(train.device)
-    saver = StateSaver(out / "state", train.save_every)
+    saver = StateSaver(run.states, train.save_every)
     plugins: list[Any] = [StateFiles(), build_precision(train, device.type)]
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         # it would save in the middle of a step
@@ -195,7 +152,7 @@ def _build_lightning(**settings: Any) -> lightning.Trainer:
 
 
 def build_precision(train: TrainConfig, device: str) -> Precision:
-    """Number format of matrix products; weights and optimiser state are float32 in every case.
+    """Return the number format of matrix products; weights and optimiser state stay float32.
 
     With fp16 a scaler keeps small gradients from vanishing; it skips steps whose gradients overflow
     and halves its factor. It starts lower than torch's 65536, because what goes backward is the sum
@@ -221,9 +178,9 @@ def run_engine(
     their own last line.
 
     Raises:
-        Stopped: the run was asked to stop, and its state is saved.
+        Interrupted: the run was asked to stop, and its state is saved.
     """
-    _end_with_parent(trainer)
+    end_with_parent(trainer)
     with warnings.catch_warnings(), saver.listening():
         for text in (
             "does not have many workers",
@@ -242,7 +199,7 @@ def run_engine(
         except SIGTERMException as error:
             # asked between two hooks; the state of the last step is saved all the same
             if not saver.stopped:
-                raise Stopped(STOPPED, saver.asked) from error
+                raise Interrupted(STOPPED, saver.asked) from error
         except SystemExit as error:  # Lightning's answer to a second Ctrl-C
             raise KeyboardInterrupt from error
     if saver.stopped:
@@ -251,39 +208,12 @@ def run_engine(
                 "stopped after step %d, as asked; its state is saved: go on with --resume auto",
                 trainer.global_step,
             )
-        raise Stopped(0 if _launched_by_us() else STOPPED, saver.asked)
+        raise Interrupted(0 if launched_by_us() else STOPPED, saver.asked)
 
 
 def _build_strategy(device: str) -> DDPStrategy:
-    """Every process works on its share of each batch; buffers are constants, so that they need no
+    """Let every process work on its share of each batch; buffers are constants, which need no
     exchange."""
     return DDPStrategy(
         process_group_backend="gloo" if device == "cpu" else None, broadcast_buffers=False
     )
-
-
-def _launched_by_us() -> bool:
-    """Whether this process is one that the first process of a run on several devices has
-    started."""
-    return os.environ.get("LOCAL_RANK", "0") != "0" and _PARENT in os.environ
-
-
-def _end_with_parent(trainer: lightning.Trainer) -> None:
-    """Let the processes that Lightning starts end with the one that started them, however that
-    ends; a kill would leave them waiting."""
-    if _launched_by_us():
-        threading.Thread(
-            target=_watch_parent, args=(int(os.environ[_PARENT]),), name="watch-parent", daemon=True
-        ).start()
-        return
-    environment = (
-        trainer.strategy.cluster_environment if isinstance(trainer.strategy, DDPStrategy) else None
-    )
-    if environment is not None and not environment.creates_processes_externally:
-        os.environ[_PARENT] = str(os.getpid())
-
-
-def _watch_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)

@@ -1,4 +1,4 @@
-"""Why a step is not finite: the first layer and the images where it goes wrong.
+"""The cause of a non-finite step: the first layer and the images where it goes wrong.
 
 Letters: B images, Q queries, D joint width, h x w patches, H x W pixels.
 """
@@ -25,8 +25,8 @@ class Cause(NamedTuple):
 
 
 def find_cause(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor) -> Cause:
-    """Where normalised images (B, 3, H, W) first become non-finite on their way through `forward`
-    to mask logits (B, Q, h, w).
+    """Find where normalised images (B, 3, H, W) first become non-finite on their way through
+    `forward` to mask logits (B, Q, h, w).
 
     Parameters are looked at first, then the images, then the outputs of the layers in the order in
     which they are computed, then the gradients that the failed step has left.
@@ -52,8 +52,7 @@ def find_cause(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Te
 
 
 def merge_causes(found: Sequence[tuple[Cause, list[Path]]]) -> tuple[Cause, list[Path]]:
-    """One cause of a step from those that the ranks found in their shares of the batch, with all
-    files in order.
+    """Merge what the ranks found in their shares of a batch into one cause; files stay in order.
 
     A rank whose masks are not finite knows more than one that sees only the sum of the gradients.
     """
@@ -67,7 +66,7 @@ def merge_causes(found: Sequence[tuple[Cause, list[Path]]]) -> tuple[Cause, list
 
 
 def describe(cause: Cause, loss: float, step: int, paths: Sequence[Path]) -> str:
-    """One line for people: what is not finite at which step, where it starts, and the files."""
+    """Say in one line what is not finite at which step, where it starts, and the files."""
     what = "a gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
     batch = ", ".join(str(path) for path in paths)
     guilty = [paths[index] for index in cause.images if index < len(paths)]
@@ -83,7 +82,7 @@ def describe(cause: Cause, loss: float, step: int, paths: Sequence[Path]) -> str
 
 
 def _first(word: str, tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The first tensor that is not finite, after the word for its kind."""
+    """Return the name of the first non-finite tensor after the word for its kind."""
     return next(
         (f"{word} {name}" for name, tensor in tensors if not bool(torch.isfinite(tensor).all())),
         None,
@@ -92,8 +91,7 @@ def _first(word: str, tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 
 @contextmanager
 def _watch_outputs(model: nn.Module) -> Iterator[list[str]]:
-    """Names of the layers whose outputs were not finite, in the order of computation, while the
-    context is open."""
+    """Collect the names of layers with non-finite outputs, in the order of computation."""
     found: list[str] = []
 
     def look(name: str) -> Callable[[nn.Module, Any, Any], None]:

@@ -1,4 +1,4 @@
-"""Sheets of predictions: what a model says about a few images while it trains.
+"""Previews: what a model predicts for a few images while it trains.
 
 They are made through the predictor, as every prediction is, and change neither the random state nor
 the modes of the model's parts: a run has the same weights with and without them.
@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -29,13 +29,14 @@ from cascade_clip.files import write_whole
 from cascade_clip.inference import Predictor, Target
 from cascade_clip.results import Segmentation
 
-FOLDER = "sheets"
+FOLDER, OLD_FOLDER = "previews", "sheets"
+"""Folder of the previews in a run folder, and its name in earlier versions."""
 _LEGEND_ROWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One image of a sheet."""
+    """One image of a preview."""
 
     image: NDArray[np.uint8]  # (H, W, 3)
     truth: Segmentation
@@ -45,15 +46,12 @@ class Row:
     def accuracy(self) -> float | None:
         """Share of the labelled pixels that are right; None without any."""
         labelled = self.truth.labels >= 0
-        return (
-            float((self.truth.labels == self.prediction.labels)[labelled].mean())
-            if labelled.any()
-            else None
-        )
+        right = (self.truth.labels == self.prediction.labels)[labelled]
+        return float(right.mean()) if labelled.any() else None
 
 
-class SheetWriter(Callback):
-    """`sheets/step-000100.png` in the run folder, every few steps and after the last one."""
+class PreviewWriter(Callback):
+    """Write `previews/step-000100.png` into the run folder, every few steps and after the last."""
 
     def __init__(
         self,
@@ -67,11 +65,11 @@ class SheetWriter(Callback):
 
         Args:
             dataset: labelled images; truth and prediction use its class names.
-            every: steps between sheets; None: a tenth of the run; 0: none.
+            every: steps between previews; None: a tenth of the run; 0: none.
             embeddings: file (.npy) of text embeddings (C, D) of its names to use instead of the
                 text tower.
-            images: rows of a sheet.
-            report: called with (step, path) after each sheet.
+            images: rows of a preview.
+            report: called with (step, path) after each preview.
         """
         self.dataset, self.every, self.embeddings, self.report = dataset, every, embeddings, report
         self.text: Tensor | None = None
@@ -81,7 +79,7 @@ class SheetWriter(Callback):
     def on_train_batch_end(
         self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int
     ) -> None:
-        """Write a sheet when it is time."""
+        """Write a preview when it is time."""
         every = max(1, trainer.max_steps // 10) if self.every is None else self.every
         step = trainer.global_step
         if trainer.is_global_zero and every and (step % every == 0 or step == trainer.max_steps):
@@ -92,16 +90,15 @@ class SheetWriter(Callback):
                 self.report(step, path)
 
     def write(self, out: Path, checkpoint: Checkpoint, device: Any, step: int) -> Path:
-        """Write the sheet of one step into the run folder `out`, under a temporary name first."""
+        """Write the preview of one step into the run folder `out`, under a temporary name first."""
         with isolate_rng(), unchanged_modes(checkpoint.model):
             rows = self.predict(checkpoint, device)
-        figure = draw_sheet(rows, self.dataset.vocabulary.unseen, f"step {step:,}")
-        return write_whole(
-            out / FOLDER / f"step-{step:06}.png", lambda part: figure.savefig(part, dpi=110)
-        )
+        figure = draw_preview(rows, self.dataset.vocabulary.unseen, f"step {step:,}")
+        path = out / FOLDER / f"step-{step:06}.png"
+        return write_whole(path, lambda part: figure.savefig(part, dpi=110))
 
     def predict(self, checkpoint: Checkpoint, device: Any) -> list[Row]:
-        """The rows of a sheet, by the predictor."""
+        """Return the rows of a preview."""
         if self.text is None:
             self.text = embed_names(checkpoint, self.dataset, self.embeddings)
         # the tower stays where it is
@@ -125,8 +122,8 @@ class SheetWriter(Callback):
 def embed_names(
     checkpoint: Checkpoint, dataset: LabelledImages, embeddings: str = ""
 ) -> Tensor | None:
-    """Text embeddings (C, D) of a data set's class names: from a file, as trained with, or from the
-    text tower; None: from nowhere."""
+    """Return text embeddings (C, D) of a dataset's class names: from a file, those of training, or
+    from the text tower; None if there is none."""
     if embeddings:
         return load_embeddings(
             Path(embeddings), len(dataset.vocabulary.names), checkpoint.model.joint_width
@@ -134,11 +131,9 @@ def embed_names(
     if dataset.vocabulary.synonyms == checkpoint.vocabulary.synonyms:
         return checkpoint.text
     encoder = checkpoint.text_encoder
-    return (
-        None
-        if encoder is None
-        else encoder.embed(dataset.vocabulary.synonyms, checkpoint.templates)
-    )
+    if encoder is None:
+        return None
+    return encoder.embed(dataset.vocabulary.synonyms, checkpoint.templates)
 
 
 @contextmanager
@@ -152,40 +147,34 @@ def unchanged_modes(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def draw_sheet(rows: Sequence[Row], unseen: Sequence[str], title: str) -> Figure:
-    """Image, truth, prediction and the class names that occur, one row an image; names never seen
-    as masks have a star."""
+def list_previews(out: Path) -> list[Path]:
+    """Return the previews in a run folder by step, also those of earlier versions."""
+    found = (path for name in (OLD_FOLDER, FOLDER) for path in (out / name).glob("step-*.png"))
+    return sorted(found, key=lambda path: path.name)
+
+
+def draw_preview(rows: Sequence[Row], unseen: Sequence[str], title: str) -> Figure:
+    """Draw image, truth, prediction and the class names that occur, one row for each image; a star
+    marks names that were never seen as masks."""
     tallest = max(row.image.shape[0] / row.image.shape[1] for row in rows)
     height = min(max(2.1 * tallest, 1.6), 3.2) * len(rows) + 0.6
     figure = Figure(figsize=(9.2, height))
-    figure.text(
-        0.01,
-        1 - 0.12 / height,
-        f"{title}   (* never seen as masks)" if unseen else title,
-        fontsize=11,
-        va="top",
-    )
-    edges = {
-        "left": 0.01,
-        "right": 0.99,
-        "top": 1 - 0.6 / height,
-        "bottom": 0.06 / height,
-        "wspace": 0.05,
-        "hspace": 0.06,
-    }
+    note = "   (* never seen as masks)" if unseen else ""
+    figure.text(0.01, 1 - 0.12 / height, title + note, fontsize=11, va="top")
+    edges = {"left": 0.01, "right": 0.99, "top": 1 - 0.6 / height, "bottom": 0.06 / height}
     grid = figure.subplots(
-        len(rows), 4, squeeze=False, width_ratios=[1, 1, 1, 1.25], gridspec_kw=edges
+        len(rows),
+        4,
+        squeeze=False,
+        width_ratios=[1, 1, 1, 1.25],
+        gridspec_kw={**edges, "wspace": 0.05, "hspace": 0.06},
     )
     for axes, row in zip(grid, rows, strict=True):
-        views = [
-            row.image,
-            *(
-                np.asarray(part.overlay(row.image, 0.65, legend=False))
-                for part in (row.truth, row.prediction)
-            ),
-        ]
-        for axis, view in zip(axes, views, strict=False):
-            axis.imshow(view)
+        masks = (
+            part.overlay(row.image, 0.65, legend=False) for part in (row.truth, row.prediction)
+        )
+        for axis, view in zip(axes, (row.image, *masks), strict=False):
+            axis.imshow(np.asarray(view))
             axis.set_anchor("N")
         for axis in axes:
             axis.set_axis_off()
@@ -196,47 +185,36 @@ def draw_sheet(rows: Sequence[Row], unseen: Sequence[str], title: str) -> Figure
 
 
 def _draw_legend(axis: Axes, row: Row, unseen: Sequence[str]) -> None:
-    """Names in truth or prediction, the largest first, with their colours and the accuracy of the
-    image."""
-    shares = {
-        name: max(share, row.prediction.coverage.get(name, 0.0))
-        for name, share in row.truth.coverage.items()
-    }
-    shares |= {name: share for name, share in row.prediction.coverage.items() if name not in shares}
-    colors = dict(zip(row.prediction.class_names, row.prediction.colors, strict=True)) | dict(
-        zip(row.truth.class_names, row.truth.colors, strict=True)
-    )
-    present = sorted(
-        (name for name, share in shares.items() if share > 0), key=lambda name: -shares[name]
-    )
-    accuracy = (
-        "no labels" if row.accuracy is None else f"{100 * row.accuracy:.0f} % of the pixels right"
-    )
-    axis.text(0.0, 0.98, accuracy, transform=axis.transAxes, va="top", fontsize=9, weight="bold")
-    for line, name in enumerate(present[:_LEGEND_ROWS]):
-        y = 0.84 - 0.1 * line
-        color = np.array(colors[name]) / 255
-        axis.add_patch(
-            Rectangle(
-                (0.0, y - 0.035),
-                0.07,
-                0.07,
-                facecolor=color,
-                edgecolor="0.4",
-                lw=0.6,
-                transform=axis.transAxes,
-            )
+    """Draw the names in truth or prediction, the largest first, with their colours and the accuracy
+    of the image."""
+    shares: dict[str, float] = {}
+    colors: dict[str, tuple[int, int, int]] = {}
+    for part in (row.prediction, row.truth):
+        colors |= zip(part.class_names, part.colors, strict=True)
+        shares |= {name: max(one, shares.get(name, 0.0)) for name, one in part.coverage.items()}
+    present = sorted((name for name in shares if shares[name] > 0), key=lambda name: -shares[name])
+    handles = [
+        Patch(
+            facecolor="#{:02x}{:02x}{:02x}".format(*colors[name]),
+            edgecolor="0.4",
+            label=(name if len(name) <= 22 else f"{name[:21]}\u2026") + " *" * (name in unseen),
         )
-        label = (name if len(name) <= 22 else name[:21] + "\u2026") + (
-            " *" if name in unseen else ""
-        )
-        axis.text(0.11, y, label, transform=axis.transAxes, va="center", fontsize=8.5)
+        for name in present[:_LEGEND_ROWS]
+    ]
     if len(present) > _LEGEND_ROWS:
-        axis.text(
-            0.11,
-            0.04,
-            f"and {len(present) - _LEGEND_ROWS} more",
-            transform=axis.transAxes,
-            fontsize=8,
-            color="0.4",
-        )
+        handles.append(Patch(alpha=0, label=f"and {len(present) - _LEGEND_ROWS} more"))
+    accuracy = row.accuracy
+    axis.legend(
+        handles=handles,
+        title="no labels" if accuracy is None else f"{100 * accuracy:.0f} % of the pixels right",
+        loc="upper left",
+        bbox_to_anchor=(0, 1),
+        borderaxespad=0,
+        alignment="left",
+        frameon=False,
+        fontsize=8.5,
+        title_fontproperties={"size": 9, "weight": "bold"},
+        handlelength=1.2,
+        handleheight=0.9,
+        labelspacing=0.25,
+    )

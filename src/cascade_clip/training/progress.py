@@ -42,7 +42,7 @@ def quiet_engine() -> None:
 
 
 def used_memory(device: torch.device | str) -> int:
-    """Bytes: the most that CUDA has held for this process, elsewhere what the process holds now."""
+    """Return the most bytes that CUDA has held for this process; elsewhere those it holds now."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return int(psutil.Process().memory_info().rss)
@@ -50,7 +50,7 @@ def used_memory(device: torch.device | str) -> int:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a run goes at one step."""
+    """Speed and time at one step."""
 
     seconds: float
     """Since the run, or its resumption, began."""
@@ -60,7 +60,7 @@ class Reading:
 
 
 class Meter:
-    """Speed of the last readings, and the time that is left."""
+    """Measures the speed over the last readings, and the time that is left."""
 
     def __init__(
         self, step: int, total: int, batch_size: int, *, window: int = 20, minutes: float = 0.0
@@ -83,13 +83,12 @@ class Meter:
 
 
 class MetricsFile(Callback):
-    """`metrics.csv`: one row every few steps; a resumed run goes on from the row before its first
-    step."""
+    """Write `metrics.csv`, one row every few steps; a resumed run continues after the row before
+    its first step."""
 
     def __init__(self, path: Path, every: int) -> None:
         """Write to `path` every `every` steps, and after the last one."""
-        self.path = path
-        self.every = every
+        self.path, self.every = path, every
 
     def on_train_start(self, trainer: Any, task: Any) -> None:
         """Write the head, keeping the rows of steps that the run does not repeat."""
@@ -126,15 +125,9 @@ class MetricsFile(Callback):
             "images_per_second": now.images_per_second,
             "memory_mb": used_memory(task.device) / 1e6,
         }
-        row = {
-            "step": step,
-            "seconds": f"{self.before + now.seconds:.1f}",
-            **{
-                name: f"{float(trainer.callback_metrics[name]):.8g}"
-                for name in (*METRICS, *self.extra)
-            },
-            **{name: f"{value:.5g}" for name, value in speed.items()},
-        }
+        row: dict[str, Any] = {"step": step, "seconds": f"{self.before + now.seconds:.1f}"}
+        row |= {name: float(trainer.callback_metrics[name]) for name in (*METRICS, *self.extra)}
+        row |= {name: f"{value:.5g}" for name, value in speed.items()}
         with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(_csv_text([row], self.extra))
         for logger in trainer.loggers:
@@ -142,7 +135,7 @@ class MetricsFile(Callback):
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file, without one that a kill cut off; empty when there is no file."""
+    """Return the rows of a metrics file without one that a kill cut off; none without a file."""
     if not path.is_file():
         return []
     rows = []
@@ -166,29 +159,20 @@ def _csv_text(
     if head:
         writer.writeheader()
     for row in rows:
-        writer.writerow(
-            {
-                name: f"{value:.8g}" if isinstance(value, float) else value
-                for name, value in row.items()
-            }
-        )
+        numbers = {name: f"{one:.8g}" for name, one in row.items() if isinstance(one, float)}
+        writer.writerow({**row, **numbers})
     return buffer.getvalue()
 
 
 class TrainingProgress(Callback):
-    """A bar with step, loss parts, learning rate, images/s, memory and the time that remains; where
-    there is no terminal, lines.
-
-    The lines go into the run's log in any case.
-    """
+    """Draw a bar with step, loss parts, learning rate, images/s, memory and remaining time; without
+    a terminal, print lines. The run's log gets the lines in any case."""
 
     def __init__(self, console: Console, lines: int = 20, minutes: float = 0.0) -> None:
         """Draw on `console`; without a terminal print about `lines` lines in all. `minutes` says
         that a run ends by time."""
-        self.console = console
+        self.console, self.lines, self.minutes = console, lines, minutes
         self.screen = RunScreen()
-        self.lines = lines
-        self.minutes = minutes
         self.progress = self._build_bar()
         self.drawn = console.is_terminal and not console.quiet
 
@@ -243,7 +227,7 @@ class TrainingProgress(Callback):
 
 
 def describe_step(metrics: Mapping[str, Any], now: Reading, memory: int) -> str:
-    """Loss parts, learning rate, images/s and memory in one line."""
+    """Return loss parts, learning rate, images/s and memory in one line."""
     parts = [
         f"{name} {float(metrics[name]):.3g}"
         for name in ("loss", "focal", "dice", *EXTRA, "learning_rate")
@@ -253,8 +237,8 @@ def describe_step(metrics: Mapping[str, Any], now: Reading, memory: int) -> str:
 
 
 class StepEvents(Callback):
-    """The `start` and `step` events of json mode, and the opening of the log file once the run has
-    its folder."""
+    """Emit the `start` and `step` events of json mode, and open the log file once the run has its
+    folder."""
 
     def __init__(self, screen: RunScreen, log: RunLog) -> None:
         self.screen, self.run_log = screen, log

@@ -1,5 +1,5 @@
-"""Where a run comes from: settings, data, code, machine and command line, kept in `run.json` and in
-the checkpoint's record."""
+"""Provenance of a run: settings, data, code, machine and command line, kept in `run.json` and the
+checkpoint's record."""
 
 from __future__ import annotations
 
@@ -18,50 +18,51 @@ from typing import Any
 import torch
 
 from cascade_clip.checkpoints import read_versions
-from cascade_clip.config import Config, TrainConfig, config_to_dict
+from cascade_clip.config import TrainConfig, config_to_dict
+from cascade_clip.data import LabelledImages
 from cascade_clip.evaluation import hash_dataset
-from cascade_clip.files import write_json
+from cascade_clip.files import write_whole
+from cascade_clip.training.launch import is_first_process
+from cascade_clip.training.run_folder import Run
 
 RUN_FILE = "run.json"
 
 _logger = logging.getLogger(__name__)
 
 
-def describe_run(
-    config: Config, dataset: Any, earlier: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Everything that decides a run's figures, as plain values.
+def write_run_file(run: Run, dataset: LabelledImages) -> dict[str, Any]:
+    """Return everything that decides the results of a run that starts or resumes, as plain values.
 
-    Args:
-        config: its settings.
-        dataset: its training data.
-        earlier: the description of the run that this one resumes; its starts are kept before the
-            present one.
+    The first process writes it to `run.json`. Starts that the file already lists are kept.
     """
-    vocabulary = dataset.vocabulary
+    path = run.folder / RUN_FILE
+    vocabulary, train = dataset.vocabulary, run.config.train
     data = {"sha256": hash_dataset(dataset), "images": len(dataset)}
-    starts = list(earlier.get("starts", [])) if earlier else []
-    if earlier and earlier.get("data", {}).get("sha256") not in (None, data["sha256"]):
+    earlier = read_run_file(run.folder) or {}
+    if earlier.get("data", {}).get("sha256") not in (None, data["sha256"]):
         _logger.warning(
             "the training data is not what this run began with: other files, sizes or class names"
         )
-    return {
-        "seed": config.train.seed,
-        "protocol": config.train.protocol,
-        "batch": describe_batch(config.train),
+    found = {
+        "seed": train.seed,
+        "protocol": train.protocol,
+        "batch": describe_batch(train),
         "data": data,
         "split": {"seen": list(vocabulary.seen), "unseen": list(vocabulary.unseen)},
-        "starts": [*starts, describe_start()],
+        "starts": [*earlier.get("starts", []), describe_start()],
         "vocabulary": {
             "names": list(vocabulary.names),
             "synonyms": [list(group) for group in vocabulary.synonyms],
         },
-        "config": config_to_dict(config),
+        "config": config_to_dict(run.config),
     }
+    if is_first_process():
+        write_whole(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return found
 
 
 def describe_start() -> dict[str, Any]:
-    """Time, command line, versions, state of the code and machine of this process."""
+    """Return time, command line, versions, git commit and machine of this process."""
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command_line(),
@@ -72,13 +73,12 @@ def describe_start() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """How this process was called, ready for a shell; the program without its folder."""
+    """Return how this process was called, ready for a shell; the program without its folder."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def describe_batch(train: TrainConfig) -> dict[str, int]:
-    """How the images of one step are shared: devices x images at once x accumulation = images a
-    step."""
+    """Return how the images of a step are shared: devices x images at once x accumulation."""
     return {
         "devices": train.processes,
         "per_device": train.images_at_once,
@@ -88,11 +88,8 @@ def describe_batch(train: TrainConfig) -> dict[str, int]:
 
 
 def read_git(folder: Path | None = None) -> dict[str, Any] | None:
-    """Commit and whether tracked files differ from it, of the git repository that holds `folder`
-    (default: the working directory).
-
-    None where there is no repository, no commit or no git.
-    """
+    """Return the commit of the git repository that holds `folder` (default: the working directory)
+    and whether tracked files differ from it; None without repository, commit or git."""
 
     def ask(*words: str) -> str:
         done = subprocess.run(
@@ -110,7 +107,7 @@ def read_git(folder: Path | None = None) -> dict[str, Any] | None:
 
 
 def read_hardware() -> dict[str, Any]:
-    """Names of the processor and of the graphics cards."""
+    """Return the names of the platform, the processor and the graphics cards."""
     return {
         "platform": platform.platform(),
         "cpu": _processor_name(),
@@ -129,23 +126,8 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def write_run_file(
-    out: Path, config: Config, dataset: Any, *, write: bool = True
-) -> dict[str, Any]:
-    """Describe a run that starts or goes on in the folder `out`, in `out/run.json`; returns the
-    description.
-
-    Without `write` it is only returned: of several processes one writes.
-    """
-    path = out / RUN_FILE
-    run = describe_run(config, dataset, read_run_file(out))
-    if write:
-        write_json(path, run)
-    return run
-
-
 def read_run_file(out: Path) -> dict[str, Any] | None:
-    """The description in a run folder; None when there is none that can be read."""
+    """Return the content of `run.json` in a run folder; None if it cannot be read."""
     try:
         found = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -154,8 +136,5 @@ def read_run_file(out: Path) -> dict[str, Any] | None:
 
 
 def summarise_run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What the checkpoint's record keeps of a run: all but settings, vocabulary and split, which
-    stand in its own files."""
-    return {
-        name: value for name, value in run.items() if name not in ("config", "vocabulary", "split")
-    }
+    """Return what the checkpoint's record keeps of a run; its own files hold the rest."""
+    return {name: run[name] for name in run if name not in ("config", "vocabulary", "split")}

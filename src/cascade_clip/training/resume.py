@@ -1,4 +1,4 @@
-"""States of a run that did not end: what `--resume` goes on from.
+"""Training states, which `--resume` continues from.
 
 A state is written under a temporary name, flushed to the disk and renamed, and the newest two are
 kept: neither a kill nor a full disk nor one damaged file loses a run. Reading one never executes
@@ -29,12 +29,12 @@ _logger = logging.getLogger(__name__)
 
 
 def state_path(folder: Path, step: int) -> Path:
-    """Where the state after `step` optimiser steps lies."""
+    """Return the file of the state after `step` optimiser steps."""
     return folder / f"step-{step:08d}.ckpt"
 
 
 def list_states(folder: Path) -> list[Path]:
-    """The states of a folder, newest first."""
+    """Return the states in a folder, newest first."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(
         (path for path in found if _NAME.fullmatch(path.name)), key=saved_step, reverse=True
@@ -42,7 +42,7 @@ def list_states(folder: Path) -> list[Path]:
 
 
 def saved_step(state: Path) -> int:
-    """The number of optimiser steps behind a state, from its name."""
+    """Return the number of optimiser steps of a state, from its name."""
     match = _NAME.fullmatch(state.name)
     if match is None:
         raise CheckpointError(f"{state} is no state of a run; its name must be step-NUMBER.ckpt")
@@ -50,8 +50,8 @@ def saved_step(state: Path) -> int:
 
 
 def newest_state(folder: Path) -> Path | None:
-    """The newest state that is whole, or None where there is none at all; damaged ones are warned
-    of and passed over.
+    """Return the newest intact state file, or None if there is none at all. Damaged files are
+    skipped with a warning.
 
     Raises:
         ValueError: there are states, and every one is damaged.
@@ -71,7 +71,7 @@ def newest_state(folder: Path) -> Path | None:
 
 
 def find_damage(state: Path) -> str | None:
-    """What is wrong with a state file, judged by the checksums in it; None when it is whole."""
+    """Return what is wrong with a state file by its checksums; None if it is intact."""
     try:
         with zipfile.ZipFile(state) as archive:
             broken = archive.testzip()
@@ -81,7 +81,7 @@ def find_damage(state: Path) -> str | None:
 
 
 class StateFiles(TorchCheckpointIO):
-    """How Lightning writes and reads states."""
+    """Writes and reads training states for Lightning."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None

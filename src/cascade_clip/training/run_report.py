@@ -11,22 +11,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from cascade_clip.config import Config, config_to_dict
+from cascade_clip.checkpoints import load_config
+from cascade_clip.config import Config, DataConfig, config_to_dict, differing_settings
 from cascade_clip.errors import MissingFileError
 from cascade_clip.evaluation import embed_figure, embed_image, render, summary_cards
 from cascade_clip.files import write_whole
 from cascade_clip.results import format_duration
+from cascade_clip.training.prediction_previews import list_previews
 from cascade_clip.training.progress import read_metrics
 from cascade_clip.training.provenance import read_run_file
+from cascade_clip.training.run_folder import FIRST_HALF, SETTINGS_FILE
 
 REPORT, EVALUATION = "report.html", "evaluation.html"
-STAGE1 = "stage1"
-"""Folder of the inductive half of a transductive run."""
 
 
 def write_run_report(out: Path) -> Path:
@@ -40,20 +40,19 @@ def write_run_report(out: Path) -> Path:
 
 def build_run_page(out: Path) -> str:
     """Build the HTML of a run folder's report; what the folder does not hold is left out."""
-    if not (out / "config.yaml").is_file():
+    if not (out / SETTINGS_FILE).is_file():
         raise MissingFileError(f"{out} holds no run: config.yaml is missing")
-    config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
+    config = load_config(out / SETTINGS_FILE)
     metrics, evaluation = read_metrics(out / "metrics.csv"), _read_evaluation(out / "report.json")
     steps = int(metrics[-1]["step"]) if metrics else 0
-    train = {"protocol": "", "steps": 0, "seed": 0, **config.get("train", {})}
-    previews = sorted((out / "sheets").glob("step-*.png"))
+    train, previews = config.train, list_previews(out)
     return render(
         "training/templates/run_report.html",
         title=f"Training run {out.resolve().name}",
-        lead=f"{train['protocol']}, {steps:,} of {train['steps']:,} steps, seed {train['seed']}",
+        lead=f"{train.protocol}, {steps:,} of {train.steps:,} steps, seed {train.seed}",
         cards=[*(summary_cards(evaluation["summary"]) if evaluation else ()), *_cards(metrics)],
         charts=_charts(metrics),
-        first_half=_charts(read_metrics(out / STAGE1 / "metrics.csv")),
+        first_half=_charts(read_metrics(out / FIRST_HALF / "metrics.csv")),
         previews=[
             (path.stem, _read_preview(path)) for path in dict.fromkeys(previews[:1] + previews[-1:])
         ],
@@ -64,26 +63,12 @@ def build_run_page(out: Path) -> str:
     )
 
 
-def changed_settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Dotted names and values of the settings that are not the defaults; data settings are compared
-    with their own defaults."""
-    defaults = config_to_dict(Config())
-    if values.get("evaluation"):
-        defaults["evaluation"] = defaults["data"]
-    return list(_differences(values, defaults, ""))
-
-
-def _differences(
-    values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str
-) -> list[tuple[str, str]]:
-    found = []
-    for name, value in values.items():
-        default = defaults.get(name)
-        if isinstance(value, Mapping) and isinstance(default, Mapping):
-            found += _differences(value, default, f"{prefix}{name}.")
-        elif value != default:
-            found.append((prefix + name, json.dumps(value, ensure_ascii=False)))
-    return found
+def changed_settings(config: Config) -> list[tuple[str, str]]:
+    """Return dotted names and values of the settings that are not the defaults; those of the
+    evaluation data are compared with the defaults of training data."""
+    defaults = config_to_dict(Config(evaluation=config.evaluation and DataConfig()))
+    found = differing_settings(defaults, config_to_dict(config))
+    return [(name, json.dumps(value, ensure_ascii=False)) for name, (_, value) in found.items()]
 
 
 def draw_curve(

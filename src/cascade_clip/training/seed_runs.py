@@ -1,19 +1,22 @@
-"""The same run with several seeds: its figures, their mean and their standard deviation."""
+"""The same run with several seeds: its metrics, their mean and their standard deviation."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from cascade_clip.errors import DataError, SettingError
-from cascade_clip.files import write_json
+from cascade_clip.config import Config, config_to_dict, differing_settings, rename_settings
+from cascade_clip.errors import SettingError
+from cascade_clip.files import write_whole
 from cascade_clip.results import SUMMARY_METRICS, format_percent
+from cascade_clip.training.run_folder import SETTINGS_FILE, Run
 
 NAMES = tuple(metric.short for metric in SUMMARY_METRICS)
 SEEDS_FILE = "seeds.json"
@@ -21,29 +24,27 @@ SEEDS_FILE = "seeds.json"
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure over the seeds, in 0..1."""
+    """One metric over the seeds, in 0..1."""
 
     values: tuple[float | None, ...]
 
     @property
     def mean(self) -> float | None:
-        """Mean; None where a seed has no such figure."""
-        present = [value for value in self.values if value is not None]
-        return statistics.fmean(present) if present and len(present) == len(self.values) else None
+        """Mean; None if a seed lacks the metric."""
+        return self._measure(statistics.fmean, 1)
 
     @property
     def deviation(self) -> float | None:
         """Standard deviation of a sample (divided by n - 1); None for fewer than two seeds."""
+        return self._measure(statistics.stdev, 2)
+
+    def _measure(self, measure: Callable[[list[float]], float], least: int) -> float | None:
         present = [value for value in self.values if value is not None]
-        return (
-            statistics.stdev(present)
-            if len(present) > 1 and len(present) == len(self.values)
-            else None
-        )
+        return measure(present) if len(self.values) == len(present) >= least else None
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds from a list such as `0,1,2`.
+    """Return the seeds of a list such as `0,1,2`.
 
     Raises:
         ValueError: no whole numbers of 0 or more, or one twice.
@@ -59,66 +60,77 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def seed_folder(out: Path, seed: int) -> Path:
-    """Where the run of one seed lies."""
-    return out / f"seed-{seed}"
+@dataclass(frozen=True)
+class SeedRuns:
+    """Runs that differ only in their seed, side by side in one folder."""
 
+    config: Config
+    folder: Path
 
-def read_figures(folder: Path) -> dict[str, float | None] | None:
-    """The five figures of a finished run; None where it is not finished: no checkpoint, or no whole
-    report."""
-    if not (folder / "model" / "checkpoint.json").is_file():
-        return None
-    try:
-        summary = json.loads((folder / "report.json").read_text(encoding="utf-8"))["summary"]
-        return {metric.short: summary[metric.key] for metric in SUMMARY_METRICS}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    def run(self, seed: int) -> Run:
+        """Return the run of one seed."""
+        train = dataclasses.replace(self.config.train, seed=seed)
+        return Run(dataclasses.replace(self.config, train=train), self.folder / f"seed-{seed}")
 
+    def claim(self) -> None:
+        """Start or resume in the folder.
 
-def claim_seeds(out: Path, settings: Mapping[str, Any]) -> None:
-    """Begin or go on in the folder `out`.
-
-    Raises:
-        ValueError: it holds seeds of other settings, or a run.
-    """
-    if (out / "config.yaml").is_file():
-        raise SettingError(f"{out} holds a single run; choose another --out for --seeds")
-    path = out / SEEDS_FILE
-    if path.is_file():
+        Raises:
+            ValueError: it holds seeds of other settings, or a single run.
+        """
+        if (self.folder / SETTINGS_FILE).is_file():
+            raise SettingError(
+                f"{self.folder} holds a single run; choose another --out for --seeds"
+            )
+        path = self.folder / SEEDS_FILE
+        if not path.is_file():
+            self._write({"seeds": {}})
+            return
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))["config"]
+            known = rename_settings(json.loads(path.read_text(encoding="utf-8"))["config"])
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
+            raise SettingError(
                 f"{path} is damaged ({error}); remove it, or choose another --out"
             ) from error
-        if known != json.loads(json.dumps(settings)):
-            raise SettingError(f"{out} holds seeds of other settings; choose another --out")
-        return
-    write_json(path, {"config": settings, "seeds": {}})
+        if differing_settings(known, self._settings()):
+            raise SettingError(f"{self.folder} holds seeds of other settings; choose another --out")
 
+    def results(self, seed: int) -> dict[str, float | None] | None:
+        """Return the five metrics of a finished run; None if its checkpoint or its report is
+        missing or damaged."""
+        folder = self.run(seed).folder
+        if not (folder / "model" / "checkpoint.json").is_file():
+            return None
+        try:
+            summary = json.loads((folder / "report.json").read_text(encoding="utf-8"))["summary"]
+            return {metric.short: summary[metric.key] for metric in SUMMARY_METRICS}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
-def write_seeds(
-    out: Path, settings: Mapping[str, Any], figures: Mapping[int, Mapping[str, float | None]]
-) -> Path:
-    """Write `seeds.json`: settings, the figures of every seed, and mean and standard deviation of
-    each."""
-    spreads = spread_of(figures)
-    path = out / SEEDS_FILE
-    write_json(
-        path,
-        {
-            "config": settings,
-            "seeds": {str(seed): dict(found) for seed, found in figures.items()},
-            "mean": {name: spread.mean for name, spread in spreads.items()},
-            "standard_deviation": {name: spread.deviation for name, spread in spreads.items()},
-        },
-    )
-    return path
+    def write(self, figures: Mapping[int, Mapping[str, float | None]]) -> Path:
+        """Write `seeds.json`: the settings, the metrics of every seed, and mean and standard
+        deviation of each."""
+        spreads = spread_of(figures)
+        return self._write(
+            {
+                "seeds": {str(seed): dict(found) for seed, found in figures.items()},
+                "mean": {name: spread.mean for name, spread in spreads.items()},
+                "standard_deviation": {name: spread.deviation for name, spread in spreads.items()},
+            }
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        settings = config_to_dict(self.config)
+        settings["train"].pop("seed")
+        return settings
+
+    def _write(self, values: Mapping[str, Any]) -> Path:
+        text = json.dumps({"config": self._settings(), **values}, indent=1, ensure_ascii=False)
+        return write_whole(self.folder / SEEDS_FILE, text + "\n")
 
 
 def spread_of(figures: Mapping[int, Mapping[str, float | None]]) -> dict[str, Spread]:
-    """Every figure over the seeds."""
+    """Return every metric over the seeds."""
     return {
         metric.short: Spread(tuple(found[metric.short] for found in figures.values()))
         for metric in SUMMARY_METRICS
@@ -126,7 +138,7 @@ def spread_of(figures: Mapping[int, Mapping[str, float | None]]) -> dict[str, Sp
 
 
 def seeds_table(figures: Mapping[int, Mapping[str, float | None]]) -> Table:
-    """One row a seed, then mean and standard deviation, in percent."""
+    """Return a table with one row for each seed, then mean and standard deviation, in percent."""
     spreads = spread_of(figures)
     table = Table(title=f"{len(figures)} seeds, percent")
     table.add_column("seed")
@@ -138,12 +150,12 @@ def seeds_table(figures: Mapping[int, Mapping[str, float | None]]) -> Table:
     table.add_row(
         "mean", *[format_percent(spread.mean) for spread in spreads.values()], style="bold"
     )
-    table.add_row("std (n - 1)", *[format_percent(one.deviation) for one in spreads.values()])
+    table.add_row("std (n - 1)", *[format_percent(spread.deviation) for spread in spreads.values()])
     return table
 
 
 def seeds_line(figures: Mapping[int, Mapping[str, float | None]]) -> str:
-    """The means with their deviations, one line."""
+    """Return the means with their deviations in one line."""
     parts = [
         f"{name} {format_percent(spread.mean)} +- {format_percent(spread.deviation)}"
         for name, spread in spread_of(figures).items()

@@ -1,4 +1,4 @@
-"""The figures of a run in Weights & Biases, where that is installed and asked for."""
+"""The metrics of a run in Weights & Biases, if asked for (optional package)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 
 
 class WandbRun(Callback):
-    """What TensorBoard gets, in Weights & Biases too.
+    """Logs to Weights & Biases what TensorBoard gets.
 
     Without a login or a connection the run is kept in the folder `wandb` of the run folder, to be
     sent later with `wandb sync`.

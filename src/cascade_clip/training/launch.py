@@ -1,0 +1,71 @@
+"""The processes of one run: which is the first, how many a launcher started, which we started."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import lightning.pytorch as lightning
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from cascade_clip.config import TrainConfig
+from cascade_clip.errors import SettingError
+
+_RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+_PARENT = "CASCADE_CLIP_PARENT"
+
+
+def is_first_process() -> bool:
+    """Return whether this process writes the files and messages of the run; known before the engine
+    starts."""
+    return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
+
+
+def check_launch(train: TrainConfig) -> None:
+    """Check that a launcher started as many processes as share a batch by the settings.
+
+    Raises:
+        ValueError: torchrun or srun started another number; each would train alone into the same
+            folder.
+    """
+    if TorchElasticEnvironment.detect():
+        launcher, started = "torchrun", int(os.environ["WORLD_SIZE"])
+    elif SLURMEnvironment.detect():
+        launcher, started = "srun", int(os.environ.get("SLURM_NTASKS", "1"))
+    else:
+        return
+    if started != train.processes:
+        raise SettingError(
+            f"{launcher} started {started} processes, but the settings share a batch among"
+            f" {train.num_nodes} nodes x {train.devices} devices = {train.processes}; set --devices"
+            f" and --num-nodes to what {launcher} starts"
+        )
+
+
+def launched_by_us() -> bool:
+    """Return whether the first process of a run on several devices started this one."""
+    return os.environ.get("LOCAL_RANK", "0") != "0" and _PARENT in os.environ
+
+
+def end_with_parent(trainer: lightning.Trainer) -> None:
+    """Let the processes that Lightning starts end with the one that started them; a kill of that
+    one would leave them waiting."""
+    if launched_by_us():
+        threading.Thread(
+            target=_watch_parent, args=(int(os.environ[_PARENT]),), name="watch-parent", daemon=True
+        ).start()
+        return
+    environment = (
+        trainer.strategy.cluster_environment if isinstance(trainer.strategy, DDPStrategy) else None
+    )
+    if environment is not None and not environment.creates_processes_externally:
+        os.environ[_PARENT] = str(os.getpid())
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
