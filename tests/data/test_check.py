@@ -416,7 +416,7 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["--data", "voc", "--root", "{dir}"], "SBD is not in"),
         (["--data", "vox", "--root", "{dir}"], "vox"),
-        (["--limit", "-1"], "limit must be 0 (all) or more"),
+        (["--limit", "-1"], "data.limit must be 0"),
     ],
 )
 def test_bad_input_is_one_line(

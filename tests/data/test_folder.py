@@ -161,6 +161,18 @@ def test_everything_that_does_not_pair_up_is_found(tmp_path: Path) -> None:
     ]
 
 
+def test_suffixes_of_images_and_masks(tmp_path: Path) -> None:
+    names = ["a.jpg", "b.jpeg", "c.png", "d.bmp", "e.webp", "f.tif", "g.tiff", "h.gif", "i.avif"]
+    for name in (*names, "j.heic", "k.txt", "l.ico"):
+        for part in ("images", "masks"):
+            (tmp_path / part).mkdir(exist_ok=True)
+            (tmp_path / part / name).touch()
+    found = find_files(tmp_path / "images", tmp_path / "masks")
+    assert (found.images, found.masks) == (10, 6)
+    # what their compression loses would change labels
+    assert [path.name for path in found.images_alone] == ["a.jpg", "b.jpeg", "i.avif", "j.heic"]
+
+
 def test_images_without_mask_are_an_error_that_names_five(tmp_path: Path) -> None:
     images = [f"{letter}.jpg" for letter in "abcdefgh"]
     with pytest.raises(

@@ -156,3 +156,9 @@ def test_another_split_of_a_named_data_set(tmp_path: Path) -> None:
     write_voc(tmp_path, {"val": ["d"]}, [1])
     dataset = build_dataset(DataConfig(name="voc", root=str(tmp_path), unseen="cat, dog"), "val")
     assert dataset.vocabulary.unseen == ("cat", "dog")
+
+
+def test_a_dataset_may_have_templates_of_its_own() -> None:
+    spec = find_dataset("ade20k")
+    assert spec.prompt_templates == "paper15"
+    assert dataclasses.replace(spec, templates="single").prompt_templates == "single"

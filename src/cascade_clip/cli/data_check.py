@@ -119,15 +119,10 @@ def _histogram(report: CheckReport) -> Table:
     """Classes that occur in label order, ignored pixels, and values that name no class."""
     tally, vocabulary = report.tally, report.vocabulary
     table = Table(title=f"{tally.masks} masks, {tally.pixels:,} pixels", title_justify="left")
-    for heading, justify in (
-        ("mask value", "right"),
-        ("class", "left"),
-        ("pixels %", "right"),
-        ("", "left"),
-        ("masks", "right"),
-    ):
+    for heading in ("mask value", "class", "pixels %", "", "masks"):
+        numbers = heading not in ("class", "")
         table.add_column(
-            heading, justify="right" if justify == "right" else "left", no_wrap=heading != "class"
+            heading, justify="right" if numbers else "left", no_wrap=heading != "class"
         )
     most = max(row.pixels for row in tally.classes)
     values = _values_of(vocabulary, any(item.colored for item in report.facts))
@@ -135,14 +130,8 @@ def _histogram(report: CheckReport) -> Table:
     def add(value: str, row: Count, style: str = "", mark: str = "") -> None:
         # classes share the scale
         bar = "\u2588" * round(BAR * row.pixels / max(1, most)) if row.pixels <= most else ""
-        table.add_row(
-            value,
-            Text(row.text + mark),
-            f"{100 * tally.share(row):.2f}",
-            bar,
-            str(row.images),
-            style=style or None,
-        )
+        share = f"{100 * tally.share(row):.2f}"
+        table.add_row(value, Text(row.text + mark), share, bar, str(row.images), style=style)
 
     for label, row in enumerate(tally.classes):
         if row.pixels:
@@ -158,19 +147,12 @@ def _values_of(vocabulary: Vocabulary, colored: bool) -> dict[int, str]:
     """Mask values or colours of every label as text, ignored ones under -1."""
     from cascade_clip.vocabulary import IGNORED, color_name
 
-    pairs: list[tuple[str, int]]
     if colored and vocabulary.mask_colors is not None:
         pairs = [(color_name(color), label) for color, label in vocabulary.mask_colors]
-    elif vocabulary.raw_values is not None:
-        pairs = [(str(value), label) for value, label in vocabulary.raw_values]
-        pairs += (
-            [] if str(vocabulary.ignore) in dict(pairs) else [(str(vocabulary.ignore), IGNORED)]
-        )
     else:
-        pairs = [
-            *((str(label), label) for label in range(len(vocabulary))),
-            (str(vocabulary.ignore), IGNORED),
-        ]
+        labels = dict(vocabulary.value_labels)
+        labels.setdefault(vocabulary.ignore, IGNORED)
+        pairs = [(str(value), label) for value, label in labels.items()]
     grouped: dict[int, list[str]] = {}
     for text, label in pairs:
         grouped.setdefault(label, []).append(text)

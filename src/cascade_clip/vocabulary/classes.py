@@ -99,6 +99,13 @@ class Vocabulary:
         """Whether each class is seen."""
         return tuple(name not in self.unseen for name in self.names)
 
+    @property
+    def value_labels(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of raw mask value and label of index masks: `raw_values`, or every label itself."""
+        if self.raw_values is not None:
+            return self.raw_values
+        return tuple((label, label) for label in range(len(self.names)))
+
     def with_unseen(self, unseen: Iterable[str]) -> Vocabulary:
         """The same classes with another split."""
         wanted = [clean_name(name) for name in unseen]
@@ -110,12 +117,9 @@ class Vocabulary:
         Raises:
             ValueError: the ignore value is also the value of a class.
         """
-        pairs = (
-            self.raw_values
-            if self.raw_values is not None
-            else [(index, index) for index in range(len(self.names))]
-        )
-        clash = [label for raw, label in pairs if raw == self.ignore and label != IGNORED]
+        clash = [
+            label for raw, label in self.value_labels if raw == self.ignore and label != IGNORED
+        ]
         if clash:
             raise SettingError(
                 f"mask value {self.ignore} means both `ignored` and class {self.names[clash[0]]!r}"
@@ -123,7 +127,7 @@ class Vocabulary:
                 " has, such as 65535"
             )
         table = np.full(65536, IGNORED, dtype=np.int64)
-        for raw, label in pairs:
+        for raw, label in self.value_labels:
             table[raw] = label
         return table
 
@@ -137,11 +141,7 @@ class Vocabulary:
 
     def unknown_values(self, values: Iterable[int]) -> list[int]:
         """Those raw mask values that neither name a class nor are known to be ignored."""
-        known = (
-            {raw for raw, _ in self.raw_values}
-            if self.raw_values is not None
-            else set(range(len(self.names)))
-        )
+        known = {raw for raw, _ in self.value_labels}
         return sorted({int(value) for value in values} - known - {self.ignore})
 
 

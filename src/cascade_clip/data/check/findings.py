@@ -209,8 +209,7 @@ def _zero(evidence: Evidence) -> Iterator[Finding]:
     vocabulary = evidence.vocabulary
     if evidence.by_color or len(vocabulary) < 2:
         return
-    pairs = dict(vocabulary.raw_values) if vocabulary.raw_values is not None else {0: 0}
-    label = pairs.get(0, IGNORED)
+    label = dict(vocabulary.value_labels).get(0, IGNORED)
     if (
         label == IGNORED
         or set(vocabulary.names[label].casefold().replace("-", " ").split()) & BACKGROUNDS
@@ -232,12 +231,11 @@ def _zero(evidence: Evidence) -> Iterator[Finding]:
 def _cut(evidence: Evidence) -> Iterator[Finding]:
     """Class values from 255 on: cut to 8 bits, or 255 that others ignore."""
     vocabulary, values = evidence.vocabulary, evidence.tally.values
-    pairs = (
-        vocabulary.raw_values
-        if vocabulary.raw_values is not None
-        else tuple((label, label) for label in range(len(vocabulary)))
-    )
-    named = {value: vocabulary.names[label] for value, label in pairs if label != IGNORED}
+    named = {
+        value: vocabulary.names[label]
+        for value, label in vocabulary.value_labels
+        if label != IGNORED
+    }
     if not values or not named:
         return
     if max(named) > 255 and max(values) <= 255:

@@ -8,6 +8,7 @@ and ends with the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -21,7 +22,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from cascade_clip.data.folder import read_list
@@ -180,7 +180,10 @@ def prepare_dataset(
     output.stage.mkdir(parents=True)
     try:
         _check_space(output.stage, sum(map(unpacked_bytes, new)))
-        with _Writer(output, workers, lambda done: step(done, max(done, expected))) as writer:
+        with _start_workers(workers) as pool:
+            writer = _Writer(
+                output, pool, _AHEAD * workers, lambda done: step(done, max(done, expected))
+            )
             for source in sources:
                 _unpack(source, writer)
         counts = _check_all(recipe, output)
@@ -188,6 +191,20 @@ def prepare_dataset(
     finally:
         shutil.rmtree(output.stage, ignore_errors=True)
     return counts
+
+
+@contextlib.contextmanager
+def _start_workers(count: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Worker processes, None for a single one; what has not begun when they end is dropped."""
+    if count == 1:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, context, _begin_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _check_all(recipe: Recipe, output: _Output) -> dict[str, int]:
@@ -311,12 +328,14 @@ def _detail_tasks(source: Source) -> Iterator[_Task]:
     del content
     for phase in ("train", "val"):
         stems = sorted(name.stem for name, part, _ in images.values() if part == phase)
-        load = functools.partial(_given, _lines(stems))
-        yield _Task(f"ImageSets/SegmentationContext/{phase}.txt", load, None, None, "")
+        text = _lines(stems)
+        target = f"ImageSets/SegmentationContext/{phase}.txt"
+        yield _Task(target, functools.partial(_given, text), None, None, "")
     for name, _, masks in images.values():
         label = f"{source.path.name}: {name.name}"
-        load = functools.partial(_given, masks)
-        yield _Task(rule.target_of(name), load, rule.convert, rule, label)
+        yield _Task(
+            rule.target_of(name), functools.partial(_given, masks), rule.convert, rule, label
+        )
 
 
 def _given(value: Any) -> Any:
@@ -324,28 +343,18 @@ def _given(value: Any) -> Any:
 
 
 class _Writer:
-    """Writes the files of a dataset, converting in several processes."""
+    """Writes the files of a dataset; `pool` converts, and so many conversions may wait for it."""
 
-    def __init__(self, output: _Output, workers: int, step: Callable[[int], None]) -> None:
-        """Start the worker processes, if there are to be any."""
-        self.output, self.workers, self.step = output, workers, step
+    def __init__(
+        self,
+        output: _Output,
+        pool: ProcessPoolExecutor | None,
+        ahead: int,
+        step: Callable[[int], None],
+    ) -> None:
+        self.output, self.pool, self.ahead, self.step = output, pool, ahead, step
         self._seen: set[str] = set()
         self._pending: deque[Future[None]] = deque()
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, context, _begin_worker) if workers > 1 else None
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the worker processes; what has not begun is dropped."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
 
     def write(self, task: _Task) -> bool:
         """Write a file or have it converted; the first of two with one name counts, then the answer
@@ -358,10 +367,10 @@ class _Writer:
             pass  # it is where it belongs
         elif task.convert is None:
             _write(path, task.load())
-        elif self._pool is None:
+        elif self.pool is None:
             _convert(task.convert, task.load(), path, task.label)
         else:
-            self._submit(self._pool, task.convert, task, path)
+            self._submit(self.pool, task.convert, task, path)
         self.step(len(self._seen) - len(self._pending))
         return True
 
@@ -377,7 +386,7 @@ class _Writer:
             self.step(len(self._seen) - len(self._pending))
 
     def _submit(self, pool: ProcessPoolExecutor, convert: Convert, task: _Task, path: Path) -> None:
-        self.drain(_AHEAD * self.workers - 1)
+        self.drain(self.ahead - 1)
         try:
             future = pool.submit(_convert, convert, task.load(), path, task.label)
         except BrokenProcessPool:
