@@ -8,13 +8,13 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import EntryPoint, EntryPoints
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from cascade_clip.config import find_part, names_of
-from cascade_clip.config.parts import PARTS
+from cascade_clip.config import find_part, names_of, parts
 from cascade_clip.errors import SettingError
 from paths import PHOTOS, ROOT
 
@@ -129,10 +129,10 @@ def test_what_does_not_exist_is_refused_by_name(used: dict[str, Any]) -> None:
     assert "--train.protocol" in text and "named" in text and "nameless" in text
 
 
-@pytest.mark.parametrize("kind", PARTS)
+@pytest.mark.parametrize("kind", parts.PARTS)
 def test_every_part_of_the_tables_is_there(kind: str) -> None:
-    assert set(PARTS[kind]) <= set(names_of(kind))
-    for name in PARTS[kind]:
+    assert set(parts.PARTS[kind]) <= set(names_of(kind))
+    for name in parts.PARTS[kind]:
         assert find_part(kind, name) is not None
 
 
@@ -146,3 +146,15 @@ def test_every_part_of_the_tables_is_there(kind: str) -> None:
 def test_an_unknown_part(kind: str, name: str, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         find_part(kind, name)
+
+
+def test_names_of_this_package_cannot_be_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = [
+        EntryPoint(name, "missing.module:Decoder", "cascade_clip.decoders")
+        for name in ("transformer", "broken")
+    ]
+    monkeypatch.setattr(parts, "_installed", lambda: EntryPoints(added))
+    assert names_of("decoders") == ("transformer", "spectral", "similarity", "broken")
+    assert find_part("decoders", "transformer").__module__.startswith("cascade_clip.")
+    with pytest.raises(SettingError, match=r"decoder broken \(missing.module:Decoder\) cannot be"):
+        find_part("decoders", "broken")

@@ -28,16 +28,15 @@ class InferenceConfig:
     filter, which lets borders of masks follow borders of colours (fast form: fitted at patch
     resolution, applied to every pixel; nothing is trained)."""
     guide_radius: int = 1
-    """Of `guided`: windows of the fit reach so many patches to every side."""
+    """Radius of the guided filter in patches (only with `upsampler: guided`)."""
     guide_epsilon: float = 0.003
-    """Of `guided`: variance of colours (0..1) up to which an area counts as plain; smaller values
-    follow colours more closely."""
+    """Variance of colours (0..1) below which an area counts as plain (only with `upsampler:
+    guided`); smaller values follow colours more closely."""
     score_size: int = 0
     """Side to which mask logits of a window are upsampled before the sigmoid (the training crop); 0
     means `window`."""
     resize: bool = True
-    """Resize the short side to `window` first, up or down; otherwise the image is taken as it
-    is."""
+    """Resize the short side to `window` first, up or down; otherwise the image keeps its size."""
     calibration: float = 0.1
     """Subtracted from the score of every seen class (0 after transductive or supervised
     training)."""
@@ -63,9 +62,9 @@ class InferenceConfig:
     averaged."""
     background: str = ""
     """Background words ("sky, wall, tree"), a file of them, or `scenery`: they compete with the
-    class names and all mean `background`. Empty: no background words."""
+    class names, and their pixels become `background`. Empty: no background words."""
     threshold: float | None = None
-    """Pixels whose best score lies below are `background` if there is one, else unlabelled; null:
+    """Pixels whose best score is lower become `background` if there is one, else unlabelled; null:
     every pixel gets a name."""
 
     def __post_init__(self) -> None:

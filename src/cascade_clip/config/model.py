@@ -14,7 +14,6 @@ from cascade_clip.config.values import (
     check,
     check_least,
     check_part,
-    check_positive,
     check_range,
     check_share,
 )
@@ -29,7 +28,7 @@ class ClipConfig:
     `hf-hub:OWNER/NAME`, `package:mini_clip`."""
     weights: str = "openai"
     """Weights tag of open_clip, a local file (OpenAI's ViT-B-16.pt, .safetensors, a state dict), or
-    `random`. Unused with a folder."""
+    `random`. Ignored with a folder."""
     architecture: dict[str, Any] | None = None
     """open_clip model configuration to use instead of the built-in one of `name` (for towers that
     open_clip does not list)."""
@@ -96,7 +95,8 @@ class AggregationConfig:
 
     def __post_init__(self) -> None:
         check_part("aggregations", self.kind, "model.aggregation.kind")
-        check_positive("model.aggregation", self, "sigma")
+        # infinity makes all weights equal
+        check(self.sigma > 0, f"model.aggregation.sigma must be positive, got {self.sigma}")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class ProjectionConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The text-image decoder that every stage has of its own (paper section 3.2)."""
+    """The text-image decoder of every stage (paper section 3.2)."""
 
     kind: Decoder = "transformer"
     """`transformer`: the paper's trained decoder; `spectral`: SPT-SEG's; `similarity`: nothing
@@ -126,15 +126,14 @@ class DecoderConfig:
     dropout: float = 0.1
     """Dropout on attention weights, attention output and feed-forward while training."""
     window: int = 3
-    """Of `spectral`: side in patches of the windows of local attention and of pooling."""
+    """Side in patches of the windows of local attention and of pooling (only `spectral`)."""
     low_share: float = 0.9
-    """Of `spectral`: share of the heads, rounded down, that attend to pooled patches; the others
+    """Share of the heads, rounded down, that attend to pooled patches (only `spectral`); the others
     attend within windows."""
     gate_leak: float = 0.1
-    """Of `spectral`: slope of the gate below 0. With 0, as published, patches on the wrong side of
-    a random direction, often all of them, start silent and without gradient; a leak (our guard)
+    """Slope of the gate below 0 (only `spectral`). With 0, as published, patches on the wrong side
+    of a random direction, often all of them, start silent and without gradient; a leak (our guard)
     lets them learn."""
-
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of a decoder that another package adds, by name."""
 

@@ -47,7 +47,10 @@ class AugmentConfig:
             min(self.scale) >= 1,
             f"train.augment.scale must be two sides in pixels, got {self.scale}",
         )
-        check_positive("train.augment", self, "largest_share")
+        check(
+            self.largest_share > 0,  # infinity: never drawn again
+            f"train.augment.largest_share must be positive, got {self.largest_share}",
+        )
         check(0 <= self.flip <= 1, f"train.augment.flip is a probability, got {self.flip}")
 
 

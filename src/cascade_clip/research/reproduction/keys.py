@@ -106,7 +106,7 @@ def _changed(
     """Select the values on which results depend and that are not the defaults."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        default = defaults[name]
+        default = defaults.get(name)  # options of a decoder have none
         if isinstance(value, Mapping) and isinstance(default, Mapping):
             value, default = _changed(value, default, f"{where}{name}."), {}
         if value != default and f"{where}{name}" not in _CHANGES_NOTHING:
