@@ -29,7 +29,7 @@ from cascade_clip.encoders import (
     load_clip,
     load_embeddings,
 )
-from cascade_clip.errors import CheckpointError, MissingFileError, SettingError
+from cascade_clip.errors import CheckpointError, MissingFileError, SettingError, WeightsError
 from cascade_clip.files import read_pickle
 from cascade_clip.models import Segmenter, build_segmenter
 from cascade_clip.vocabulary import Vocabulary, default_templates, load_templates, load_vocabulary
@@ -72,7 +72,7 @@ def read_released(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{path} is truncated or damaged ({error})") from error
     try:
         loaded = read_pickle(path)
-    except ValueError as error:
+    except WeightsError as error:
         raise CheckpointError(f"{path} is not a plain PyTorch state dict: {error}") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if (
