@@ -28,7 +28,10 @@ class AugmentConfig:
     """Whether brightness, contrast, saturation and hue are distorted."""
 
     def __post_init__(self) -> None:
-        check(self.crop >= 1, f"train.augment.crop must be at least 1, got {self.crop}")
+        check(
+            1 <= self.crop <= 2**15,
+            f"train.augment.crop must lie in 1..{2**15}, got {self.crop}",
+        )
         check(
             0 < self.ratio[0] <= self.ratio[1] < math.inf,
             f"train.augment.ratio must rise from above 0, got {self.ratio}",
