@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from cascade_clip.data.samples import LabelledFiles
+from cascade_clip.errors import CascadeClipError
 from cascade_clip.files.image_tensors import load_image
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.research.benchmark.work import peak_memory
@@ -55,7 +56,7 @@ class Files:
         """What becomes of one file."""
         try:
             return self.picture(path) if kind == "picture" else self.mask(path)
-        except (ValueError, OSError) as error:
+        except CascadeClipError as error:
             return {"error": str(error)}
         except Exception as error:
             return {"defect": f"{type(error).__name__}: {error}"}

@@ -31,7 +31,7 @@ from cascade_clip.encoders import (
     load_embeddings,
     read_state,
 )
-from cascade_clip.errors import CheckpointError, MissingFileError, SettingError
+from cascade_clip.errors import CheckpointError, MissingFileError, SettingError, WeightsError
 from cascade_clip.models import Segmenter, build_segmenter
 from cascade_clip.vocabulary import default_templates, load_templates, load_vocabulary
 
@@ -64,7 +64,7 @@ def read_released(path: Path) -> dict[str, Tensor]:
         raise MissingFileError(f"no file {path}")
     try:
         state = read_state(path)
-    except (ValueError, SafetensorError) as error:
+    except (WeightsError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a plain PyTorch state dict: {error}") from error
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 

@@ -38,7 +38,7 @@ class AugmentConfig:
     """Whether brightness, contrast, saturation and hue are distorted."""
 
     def __post_init__(self) -> None:
-        check_least("train.augment", self, crop=1)
+        check_range("train.augment", self, crop=(1, 2**15))
         check(
             0 < self.ratio[0] <= self.ratio[1] < math.inf,
             f"train.augment.ratio must rise from above 0, got {self.ratio}",

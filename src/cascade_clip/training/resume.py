@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from cascade_clip.errors import CheckpointError, StorageError
+from cascade_clip.errors import CheckpointError, StorageError, WeightsError
 from cascade_clip.files import read_pickle, write_whole
 
 KEPT = 2
@@ -123,7 +123,7 @@ class StateFiles(TorchCheckpointIO):
         """
         try:
             loaded = read_pickle(Path(path))
-        except ValueError as error:
+        except WeightsError as error:
             raise CheckpointError(f"{path} is no state of this program: {error}") from error
         if not isinstance(loaded, dict):
             raise CheckpointError(

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from cascade_clip.errors import MissingFileError, SettingError
+from cascade_clip.errors import CascadeClipError, MissingFileError, SettingError
 from cascade_clip.vocabulary.classes import IGNORED, Color, Vocabulary, build_palette, clean_name
 
 VOID_NAMES = ("null", "ignore", "void", "unlabelled", "unlabeled")
@@ -258,7 +258,7 @@ def _with_mask_colors(
     shown = tuple(first.get(label, color) for label, color in enumerate(vocabulary.colors))
     try:
         return dataclasses.replace(vocabulary, colors=shown, mask_colors=table)
-    except ValueError as error:
+    except CascadeClipError as error:
         raise SettingError(f"{where}: {error}") from error
 
 
@@ -279,7 +279,7 @@ def _plain_list(entries: Sequence[str], where: str) -> Vocabulary:
 def _build_from(entries: Sequence[str], where: str) -> Vocabulary:
     try:
         return _build(entries)
-    except ValueError as error:
+    except CascadeClipError as error:
         raise SettingError(f"{where}: {error}") from error
 
 

@@ -21,7 +21,7 @@ _CHANGES_NOTHING = frozenset(
         "data": "root workers",
         "evaluation": "root workers",
         # the seed is part of the folder
-        "train": "seed device devices num_nodes micro_batch log_every sheet_every save_every",
+        "train": "seed device devices num_nodes micro_batch log_every preview_every save_every",
         "train.loss": "class_chunk",
         "inference": "class_chunk max_memory window_batch",
     }.items()
