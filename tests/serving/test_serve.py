@@ -189,6 +189,19 @@ class TestAnswers:
         assert blocked.service.slots.used == 0
 
 
+def test_an_error_in_writing_is_that_of_its_request(
+    predictor: Predictor, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(lambda: copy.copy(predictor), dataclasses.replace(OPTIONS, batch=2))
+    service.start()
+    monkeypatch.setattr(Segmentation, "to_coco_rle", lambda self: 1 / 0)
+    asked = [read_request(png(scene), WORDS, "", OPTIONS, format=kind) for kind in ("coco", "png")]
+    failed, good = service._segment(asked)
+    assert isinstance(failed, ZeroDivisionError)
+    assert not isinstance(good, BaseException) and good.media_type == "image/png"
+    service.stop()
+
+
 def test_words_are_never_a_file(tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("password")

@@ -26,7 +26,7 @@ from cascade_clip.errors import CascadeClipError, SettingError
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.sandbox.scenes import CLASS_NAMES, PALETTE, SceneConfig, make_scene
-from cascade_clip.serving.guard import ANY_HOST, FORM_OVERHEAD, LOCAL_HOSTS
+from cascade_clip.serving.guard import ANY_HOST, FORM_OVERHEAD, LOCAL_HOSTS, Refusal
 from cascade_clip.serving.web.drawing import (
     PREVIEW_SIDE,
     ResultView,
@@ -431,6 +431,25 @@ class TestGuard:
     def test_an_origin_needs_a_host(self, tmp_path: Path) -> None:
         headers = {"host": "-", "origin": "null"}
         assert request(PageGuard(echo, tmp_path, 1), "GET", "/", headers)[0] == 403
+
+    def test_a_response_that_has_begun_gets_no_second_one(self, tmp_path: Path) -> None:
+        sent: list[Any] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await receive()
+
+        async def receive() -> Any:
+            await asyncio.sleep(5)
+
+        async def send(message: Any) -> None:
+            sent.append(message["status"])
+
+        guard = PageGuard(app, tmp_path, 1, patience=0.01)
+        scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload"}
+        with pytest.raises(Refusal, match="too long to arrive"):
+            asyncio.run(guard({**scope, "headers": [(b"content-length", b"1")]}, receive, send))
+        assert sent == [200]
 
     def test_web_sockets_are_closed(self, guard: PageGuard) -> None:
         sent: list[Any] = []

@@ -50,9 +50,9 @@ def serve(
         ),
         options,
     )
-    with listen(host, port) as listener:
-        say(f"{listener.address}/docs describes the service; Ctrl-C stops")
-        run_service(service, listener.sock, allow_host or listener.hosts)
+    with listen(host, port) as (sock, address, hosts):
+        say(f"{address}/docs describes the service; Ctrl-C stops")
+        run_service(service, sock, allow_host or hosts)
     say("stopped")
     if service.jobs is not None and service.jobs.busy:
         warn("the grace time is over: images that were being segmented have been given up")

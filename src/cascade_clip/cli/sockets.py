@@ -5,25 +5,17 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from cascade_clip.cli.terminal import warn
 from cascade_clip.errors import SettingError
 
 
-class Listener(NamedTuple):
-    """An open socket."""
-
-    sock: socket.socket
-    address: str
-    """As a browser needs it."""
-    hosts: Sequence[str]
-    """Names by which the server may be called."""
-
-
 @contextmanager
-def listen(host: str, port: int) -> Iterator[Listener]:
+def listen(host: str, port: int) -> Iterator[tuple[socket.socket, str, Sequence[str]]]:
     """Open a listening socket, with a warning where other machines can reach it.
+
+    Yields:
+        The socket, its address for a browser, and the names by which the server may be called.
 
     Raises:
         SettingError: no such port or address, or one that is in use.
@@ -41,12 +33,11 @@ def listen(host: str, port: int) -> Iterator[Listener]:
             " and --port"
         ) from error
     with sock:
-        local = host in LOCAL_HOSTS
-        if not local:
+        if host not in LOCAL_HOSTS:
             warn(
                 f"warning: {host} is not the loopback address: everyone who reaches this machine"
                 " can use the server, without a password"
             )
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{sock.getsockname()[1]}"
-        yield Listener(sock, address, LOCAL_HOSTS if local else ANY_HOST)
+        yield sock, address, LOCAL_HOSTS if host in LOCAL_HOSTS else ANY_HOST

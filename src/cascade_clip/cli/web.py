@@ -42,11 +42,11 @@ def web(
     try:
         with (
             tempfile.TemporaryDirectory(prefix="cascade-clip-web-") as folder,
-            listen(host, port) as listener,
+            listen(host, port) as (sock, address, hosts),
         ):
             service = WebService(model, Path(folder).resolve(), max_pixels, max_upload, run)
-            say(f"open {listener.address} in a browser; Ctrl-C stops")
-            serve(service, listener.sock, listener.hosts)
+            say(f"open {address} in a browser; Ctrl-C stops")
+            serve(service, sock, hosts)
     except KeyboardInterrupt:
         say("stopped")
     finally:
