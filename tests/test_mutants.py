@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from cascade_clip.config import AggregationConfig, DecoderConfig, LossConfig
 from cascade_clip.evaluation.metrics import ConfusionMatrix
-from cascade_clip.inference.class_binding import Target
+from cascade_clip.inference.class_binding import BoundClasses
 from cascade_clip.inference.loading import load_predictor
-from cascade_clip.inference.predictor import OTHER_PIXELS_AT_ONCE, PIXELS_AT_ONCE, Predictor
+from cascade_clip.inference.predictor import Predictor
+from cascade_clip.inference.sliding import OTHER_PIXELS_AT_ONCE, PIXELS_AT_ONCE
 from cascade_clip.inference.training_free import DEFAULT_BLOCK
 from cascade_clip.losses.mask_losses import mask_loss
 from cascade_clip.models.aggregation import (
@@ -275,7 +276,7 @@ def changed(predictor: Predictor, **settings: object) -> Predictor:
     )  # type: ignore[arg-type]
 
 
-def plain_scores(predictor: Predictor, image: Tensor, target: Target) -> Tensor:
+def plain_scores(predictor: Predictor, image: Tensor, target: BoundClasses) -> Tensor:
     """Scores (R, H, W) of a normalised image (3, H, W), window by window and class by class,
     without any chunk."""
     window, stride = predictor.settings.window, predictor.settings.stride
@@ -405,14 +406,19 @@ class TestPredictor:
     def test_rows_that_are_held_at_once(self, mini: Predictor) -> None:
         assert PIXELS_AT_ONCE == {"cpu": 4194304} and OTHER_PIXELS_AT_ONCE == 64_000_000
         free = changed(mini, class_chunk=16, max_memory=0)
-        assert [free._chunk(area) for area in (1, 2**18, 2**20, 2**22 + 1, 2**30)] == [
+        assert [
+            free.sliding.rows_at_once(area) for area in (1, 2**18, 2**20, 2**22 + 1, 2**30)
+        ] == [
             16,
             16,
             4,
             1,
             1,
         ]
-        assert [changed(mini, max_memory=64)._chunk(area) for area in (2**20, 2**21, 2**23)] == [
+        assert [
+            changed(mini, max_memory=64).sliding.rows_at_once(area)
+            for area in (2**20, 2**21, 2**23)
+        ] == [
             4,
             2,
             1,

@@ -14,7 +14,7 @@ from PIL import Image
 from cascade_clip.config import DataConfig
 from cascade_clip.data.folder import Sample
 from cascade_clip.data.registry import build_dataset
-from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
+from cascade_clip.evaluation.metrics import ConfusionMatrix, compute_metrics
 from cascade_clip.evaluation.threshold import (
     STEPS,
     choose_threshold,
@@ -79,7 +79,7 @@ def test_the_choice_is_what_evaluation_gives(mini: Predictor) -> None:
         for index in range(len(dataset)):
             sample = dataset.sample(index)
             matrix.update(mini.label_map(sample.image, target).labels, sample.labels)
-        assert scores(matrix, dataset.vocabulary.names, (True,) * 5).miou == pytest.approx(
+        assert compute_metrics(matrix, dataset.vocabulary.names, (True,) * 5).miou == pytest.approx(
             expected, abs=2e-4
         )
     assert found.miou > found.miou_without and 0 < found.threshold < 1

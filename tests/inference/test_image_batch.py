@@ -92,10 +92,10 @@ def test_results_equal_the_predictor_and_say_what_was_asked(
     tiny: Predictor, tmp_path: Path
 ) -> None:
     file = write_picture(tmp_path / "p.png")
-    target = tiny.bind("cat, grass", threshold=0.1)
+    bound = tiny.bind("cat, grass", threshold=0.1)
     (one,) = segment_sources(
         tiny,
-        target,
+        bound,
         [Source(file, "sub/p")],
         tmp_path / "out",
         ("overlay", "index", "heatmaps", "labelme", "coco"),
@@ -121,7 +121,7 @@ def test_what_is_done_is_left_out_and_what_differs_is_done_again(
 ) -> None:
     files = [write_picture(tmp_path / f"{index}.png", index) for index in range(3)]
     sources, out = find_sources([str(file) for file in files]), tmp_path / "out"
-    target = tiny.bind("cat, grass")
+    bound = tiny.bind("cat, grass")
 
     def states(names: str = "cat, grass", **more: bool) -> list[bool]:
         return sorted(
@@ -138,7 +138,7 @@ def test_what_is_done_is_left_out_and_what_differs_is_done_again(
     assert states() == [False, True, True]
     assert states("cat, water") == [False, False, False]
     assert states("cat, water", overwrite=True) == [False, False, False]
-    assert [one.source.name for one in segment_sources(tiny, target, sources, out)] == [
+    assert [one.source.name for one in segment_sources(tiny, bound, sources, out)] == [
         "0",
         "1",
         "2",
@@ -322,10 +322,10 @@ def test_killed_at_any_moment_nothing_is_lost_or_done_twice(
 
 def test_results_that_were_removed_are_made_again(tiny: Predictor, tmp_path: Path) -> None:
     (source,) = find_sources([str(write_picture(tmp_path / "p.png"))])
-    target, out = tiny.bind("cat, grass"), tmp_path / "out"
-    assert [one.skipped for one in segment_sources(tiny, target, [source], out)] == [False]
+    bound, out = tiny.bind("cat, grass"), tmp_path / "out"
+    assert [one.skipped for one in segment_sources(tiny, bound, [source], out)] == [False]
     (out / "p_overlay.png").unlink()
-    assert [one.skipped for one in segment_sources(tiny, target, [source], out)] == [False]
+    assert [one.skipped for one in segment_sources(tiny, bound, [source], out)] == [False]
     assert (out / "p_overlay.png").is_file()
 
 
@@ -334,13 +334,13 @@ def test_results_of_another_picture_are_not_overwritten(tiny: Predictor, tmp_pat
         write_picture(tmp_path / "a" / "p.png", 1),
         write_picture(tmp_path / "b" / "p.png", 2, (64, 48)),
     )
-    target, out = tiny.bind("cat, grass"), tmp_path / "out"
-    list(segment_sources(tiny, target, [Source(first, "p")], out))
+    bound, out = tiny.bind("cat, grass"), tmp_path / "out"
+    list(segment_sources(tiny, bound, [Source(first, "p")], out))
     before = (out / "p_index.png").read_bytes()
-    (one,) = segment_sources(tiny, target, [Source(second, "p")], out)
+    (one,) = segment_sources(tiny, bound, [Source(second, "p")], out)
     assert f"holds the results of {first}; choose another --out, or --overwrite" in one.error
     assert (out / "p_index.png").read_bytes() == before
-    (one,) = segment_sources(tiny, target, [Source(second, "p")], out, overwrite=True)
+    (one,) = segment_sources(tiny, bound, [Source(second, "p")], out, overwrite=True)
     assert not one.error and (out / "p_index.png").read_bytes() != before
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cascade_clip.cli.terminal import progress_bar, say
 from cascade_clip.errors import SettingError
-from cascade_clip.inference import DEFAULT_RUN, RunOptions
+from cascade_clip.inference import DEFAULT_LOADING, LoadOptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ def similarity(
     point: str = "",
     blocks: str = "",
     out: Path = Path("similarity.png"),
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
     """Draw how alike every patch is to one point, block by block (cosine of hidden states).
 
@@ -40,12 +40,12 @@ def similarity(
         blocks: block numbers separated by commas; by default six, evenly spaced, the last among
             them.
         out: where to draw.
-        run: how to load and run.
+        loading: how to load and run the model.
     """
     from cascade_clip.files import load_image
     from cascade_clip.research import patch_similarity
 
-    predictor = _load(model, run)
+    predictor = loading.load(model)
     pixels = load_image(image)  # (3, H, W)
     place = _numbers(point, "--point") if point else [pixels.shape[2] // 2, pixels.shape[1] // 2]
     if len(place) != 2:
@@ -74,7 +74,7 @@ def stages(
     model: str = "mini",
     classes: str = "",
     out: Path = Path("stages.png"),
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
     """Draw the masks of every stage alone, and as stages are added up.
 
@@ -83,13 +83,13 @@ def stages(
         model: checkpoint folder, run folder, or packaged model.
         classes: class names, a file of them, or a packaged list; by default the model's own.
         out: where to draw.
-        run: how to load and run.
+        loading: how to load and run the model.
     """
     from cascade_clip.files import load_image
     from cascade_clip.research import compare_stages
     from cascade_clip.vocabulary import load_words
 
-    predictor = _load(model, run)
+    predictor = loading.load(model)
     pixels = load_image(image).permute(1, 2, 0).numpy()  # (H, W, 3)
     found = compare_stages(
         predictor, image, predictor.bind(load_words(classes) if classes else None)
@@ -115,7 +115,7 @@ def cka(
     images: Path | None = None,
     limit: int = 128,
     out: Path = Path("cka.png"),
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
     """Draw how alike the features of all pairs of blocks are (centred kernel alignment,
     minibatches, unbiased).
@@ -126,14 +126,14 @@ def cka(
         images: folder of pictures, cut to squares; by default scenes of the built-in world.
         limit: pictures to use.
         out: where to draw.
-        run: how to load and run.
+        loading: how to load and run the model.
     """
     from cascade_clip.files import load_image
     from cascade_clip.inference import find_sources
     from cascade_clip.research import block_alignment
     from cascade_clip.sandbox import SceneConfig, make_scene
 
-    predictor = _load(model, run)
+    predictor = loading.load(model)
     if images is None:
         pictures = [make_scene(9, index, SceneConfig()).image for index in range(limit)]
     else:
@@ -161,14 +161,6 @@ def cka(
         f" two: {alignment[-2, -1]:.3f}"
     )
     return _save(figure, out)
-
-
-def _load(model: str, run: RunOptions) -> Predictor:
-    from cascade_clip.inference import load_predictor
-
-    return load_predictor(
-        model, run.device, run.precision, run.clip_weights or None, run.last_block
-    )
 
 
 def _squares(

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
+from cascade_clip.cli.options import DEFAULT_NAMES, NameOptions
 from cascade_clip.cli.terminal import check_folder, progress_bar, say, warn
 from cascade_clip.errors import SettingError
-from cascade_clip.inference import DEFAULT_RUN, RunOptions
+from cascade_clip.inference import DEFAULT_LOADING, LoadOptions
 from cascade_clip.results import Output, Segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cascade_clip.inference import Done, Predictor, Recipe, Source, Target
+    from cascade_clip.inference import BoundClasses, Done, Predictor, Source
 
 REAL_MODELS = (
     "for your own photos take --model clip:ViT-B-16-quickgelu/openai, or train a model (README,"
@@ -29,14 +29,6 @@ REAL_MODELS = (
 class SegmentOptions:
     """How pictures are labelled and what is written."""
 
-    calibration: float = 0.0
-    """Subtracted from the scores of names that were seen in training."""
-    background: str = ""
-    """Background words ("sky, wall, tree"), a file of them, or `scenery`: they compete with the
-    names and all mean `background`; `none`: no background words; by default the checkpoint's."""
-    threshold: float | Literal["none"] | None = None
-    """Pixels whose best score (0..1) lies below are unlabelled, or `background` where that is one
-    of the names; `none`: every pixel gets a name; by default the checkpoint's."""
     outputs: str = "overlay,index"
     """Files beside the JSON file of every picture, separated by commas: overlay, index, heatmaps,
     labelme, coco (also all in coco.json)."""
@@ -45,7 +37,7 @@ class SegmentOptions:
     max_memory: int = 0
     """Mebibytes that the scores of all classes may take at once; 0 chooses."""
     every: int = 1
-    """Of a video, take one frame in so many."""
+    """For videos: process every N-th frame."""
     overwrite: bool = False
     """Do pictures again whose results are there."""
     quiet: bool = False
@@ -76,8 +68,9 @@ def segment(
     model: str = "mini",
     classes: str = "",
     out: Path = Path("output"),
+    names: NameOptions = DEFAULT_NAMES,
     options: SegmentOptions = DEFAULT_OPTIONS,
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
     """Label every pixel of pictures with your own class names.
 
@@ -94,11 +87,11 @@ def segment(
         classes: class names, "cat, grass, sofa = couch; settee", or a file with one a line, or a
             packaged list by name (voc, coco-stuff, ...); by default those of the checkpoint.
         out: folder for the results.
+        names: which pixels get which class name.
         options: what to do.
-        run: how to load and run.
+        loading: how to load and run the model.
     """
     from cascade_clip.inference import find_sources, write_coco
-    from cascade_clip.vocabulary import load_words
 
     outputs = _parse_outputs(options.outputs, out)
     on_cluster = options.engine == "ray"
@@ -107,25 +100,13 @@ def segment(
 
         require_ray()
     sources = find_sources(images, sys.stdin, options.every)
-    vocabulary = load_words(classes) if classes else None
     # the actors have the GPUs
-    here = dataclasses.replace(run, device="auto") if on_cluster and run.device == "cuda" else run
+    here = replace(loading, device="auto") if on_cluster and loading.device == "cuda" else loading
     predictor = _load(model, options, here)
-    target = predictor.bind(
-        vocabulary,
-        options.calibration,
-        background=options.background or None,
-        threshold=options.threshold,
-    )
+    job = _Job(predictor, names.bind(predictor, classes), sources, out, outputs, options)
     begin = time.monotonic()
     with progress_bar("segmenting") as step:
-        if on_cluster:
-            recipe = _write_recipe(
-                predictor, target, outputs, model, run, out, overwrite=options.overwrite
-            )
-            counts = _segment_on_cluster(recipe, sources, options, step)
-        else:
-            counts = _segment_here(predictor, target, sources, out, outputs, options, step)
+        counts = job.run_on_cluster(model, loading, step) if on_cluster else job.run_here(step)
     if "coco" in outputs:
         count = write_coco(out, sources, out / "coco.json")
         say(f"wrote {out / 'coco.json'}: {count} masks")
@@ -134,86 +115,68 @@ def segment(
 
 
 class _Counts(NamedTuple):
-    """Pictures by what became of them."""
+    """Images by what became of them."""
 
-    done: int
-    skipped: int
-    failed: int
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+    def plus(self, done: int, skipped: int, failed: int) -> _Counts:
+        return _Counts(self.done + done, self.skipped + skipped, self.failed + failed)
 
 
-def _segment_here(
-    predictor: Predictor,
-    target: Target,
-    sources: list[Source],
-    out: Path,
-    outputs: tuple[Output, ...],
-    options: SegmentOptions,
-    step: Callable[[int, int], None],
-) -> _Counts:
-    from cascade_clip.inference import segment_sources
+class _Job(NamedTuple):
+    """Images to segment, and how."""
 
-    done, skipped, failed = 0, 0, 0
-    for one in segment_sources(
-        predictor, target, sources, out, outputs, overwrite=options.overwrite, progress=step
-    ):
-        done, skipped, failed = (
-            done + (one.result is not None),
-            skipped + one.skipped,
-            failed + bool(one.error),
+    predictor: Predictor
+    bound: BoundClasses
+    sources: list[Source]
+    out: Path
+    outputs: tuple[Output, ...]
+    options: SegmentOptions
+
+    def run_here(self, step: Callable[[int, int], None]) -> _Counts:
+        from cascade_clip.inference import segment_sources
+
+        counts = _Counts()
+        for one in segment_sources(
+            self.predictor,
+            self.bound,
+            self.sources,
+            self.out,
+            self.outputs,
+            overwrite=self.options.overwrite,
+            progress=step,
+        ):
+            counts = counts.plus(one.result is not None, one.skipped, bool(one.error))
+            _tell(one, quiet=self.options.quiet)
+            del one  # its memory is free while the next one is segmented
+        return counts
+
+    def run_on_cluster(
+        self, model: str, loading: LoadOptions, step: Callable[[int, int], None]
+    ) -> _Counts:
+        from cascade_clip.inference import FOLDER, Recipe, request_fingerprint, segment_on_cluster
+
+        recipe = Recipe(
+            model,
+            loading,
+            self.predictor.settings,
+            self.bound.on_cpu(),
+            self.outputs,
+            self.out.absolute(),
+            request_fingerprint(self.predictor, self.bound, self.outputs),
+            self.options.overwrite,
+            Path.cwd(),
         )
-        _tell(one, quiet=options.quiet)
-        del one  # its memory is free while the next one is segmented
-    return _Counts(done, skipped, failed)
-
-
-def _segment_on_cluster(
-    recipe: Recipe, sources: list[Source], options: SegmentOptions, step: Callable[[int, int], None]
-) -> _Counts:
-    from cascade_clip.inference import FOLDER, segment_on_cluster
-
-    done, skipped, failed = 0, 0, 0
-    for report in segment_on_cluster(recipe, sources, options.actors, step):
-        done, skipped, failed = (
-            done + report.done,
-            skipped + report.skipped,
-            failed + len(report.errors),
-        )
-        for error in report.errors:
-            warn(f"cascade-clip: error: {error}")
-    if not options.quiet:
-        say(f"wrote {recipe.out / FOLDER}: {len(sources)} rows")
-    return _Counts(done, skipped, failed)
-
-
-def _write_recipe(
-    predictor: Predictor,
-    target: Target,
-    outputs: tuple[Output, ...],
-    model: str,
-    run: RunOptions,
-    out: Path,
-    *,
-    overwrite: bool,
-) -> Recipe:
-    """What the actors need to do the same as this process would."""
-    from cascade_clip.inference import Recipe, request_fingerprint
-
-    request = request_fingerprint(predictor, target, outputs)
-    labels = None if target.labels is None else target.labels.cpu()
-    moved = dataclasses.replace(
-        target, text=target.text.cpu(), seen=target.seen.cpu(), labels=labels
-    )
-    return Recipe(
-        model,
-        run,
-        predictor.settings,
-        moved,
-        outputs,
-        out.absolute(),
-        request,
-        overwrite,
-        Path.cwd(),
-    )
+        counts = _Counts()
+        for report in segment_on_cluster(recipe, self.sources, self.options.actors, step):
+            counts = counts.plus(report.done, report.skipped, len(report.errors))
+            for error in report.errors:
+                warn(f"cascade-clip: error: {error}")
+        if not self.options.quiet:
+            say(f"wrote {recipe.out / FOLDER}: {len(self.sources)} rows")
+        return counts
 
 
 def _summarise(counts: _Counts, seconds: float, first: str, out: Path) -> None:
@@ -239,13 +202,10 @@ def _parse_outputs(text: str, out: Path) -> tuple[Output, ...]:
     return cast(tuple[Output, ...], words)
 
 
-def _load(model: str, options: SegmentOptions, run: RunOptions) -> Predictor:
-    from cascade_clip.inference import load_predictor
+def _load(model: str, options: SegmentOptions, loading: LoadOptions) -> Predictor:
     from cascade_clip.sandbox import CLASS_NAMES
 
-    predictor = load_predictor(
-        model, run.device, run.precision, run.clip_weights or None, run.last_block
-    )
+    predictor = loading.load(model)
     config = predictor.checkpoint.config
     if not options.quiet and (
         config.data.name == "sandbox" or config.model.clip.name == "package:mini_clip"
@@ -254,10 +214,7 @@ def _load(model: str, options: SegmentOptions, run: RunOptions) -> Predictor:
             f"{model} knows only the built-in world ({', '.join(CLASS_NAMES[:5])}, ...):"
             f" {REAL_MODELS}"
         )
-    predictor.settings = dataclasses.replace(
-        predictor.settings, flip=options.flip, max_memory=options.max_memory
-    )
-    return predictor
+    return predictor.with_settings(flip=options.flip, max_memory=options.max_memory)
 
 
 def _tell(one: Done, *, quiet: bool) -> None:

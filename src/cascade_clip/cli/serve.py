@@ -7,7 +7,7 @@ import sys
 
 from cascade_clip.cli.terminal import say, warn
 from cascade_clip.config import ServiceOptions
-from cascade_clip.inference import DEFAULT_RUN, RunOptions
+from cascade_clip.inference import DEFAULT_LOADING, LoadOptions
 
 DEFAULT_OPTIONS = ServiceOptions()
 
@@ -19,7 +19,7 @@ def serve(
     port: int = 8000,
     allow_host: list[str] = [],  # noqa: B006 (never changed; the parser shows it as the default)
     options: ServiceOptions = DEFAULT_OPTIONS,
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
     """Answer segmentation requests over HTTP: POST /segment, /health, /metrics, /docs.
 
@@ -36,19 +36,13 @@ def serve(
             default the names of this machine (localhost, 127.0.0.1, ::1) where it listens on the
             loopback address, else any.
         options: limits.
-        run: how to load and run.
+        loading: how to load and run the model.
     """
     from cascade_clip.cli.web import open_socket
-    from cascade_clip.inference import load_predictor
     from cascade_clip.serving.http import LOCAL_HOSTS, Service
     from cascade_clip.serving.http import run as answer
 
-    service = Service(
-        lambda: load_predictor(
-            model, run.device, run.precision, run.clip_weights or None, run.last_block
-        ),
-        options,
-    )
+    service = Service(lambda: loading.load(model), options)
     local = host in LOCAL_HOSTS
     hosts = allow_host or (LOCAL_HOSTS if local else ("*",))
     with open_socket(host, port) as sock:

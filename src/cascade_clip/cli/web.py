@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cascade_clip.cli.terminal import say, warn
 from cascade_clip.errors import SettingError
-from cascade_clip.inference import DEFAULT_RUN, RunOptions
+from cascade_clip.inference import DEFAULT_LOADING, LoadOptions
 
 MEBIBYTE = 2**20
 
@@ -21,7 +21,7 @@ def web(
     port: int = 7860,
     max_upload: int = 20,
     max_pixels: int = 16_000_000,
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
     """Segment pictures with your own words in the browser.
 
@@ -35,7 +35,7 @@ def web(
         port: port to listen on; 0 takes a free one.
         max_upload: largest upload, in MiB.
         max_pixels: most pixels of a picture.
-        run: how to load and run.
+        loading: how to load and run the model.
     """
     from cascade_clip.serving.web import LOOPBACK, Studio, serve
 
@@ -48,7 +48,7 @@ def web(
             tempfile.TemporaryDirectory(prefix="cascade-clip-web-") as folder,
             open_socket(host, port) as sock,
         ):
-            studio = Studio(model, Path(folder).resolve(), max_pixels, run)
+            studio = Studio(model, Path(folder).resolve(), max_pixels, loading)
             if host not in LOOPBACK:
                 warn(
                     f"warning: {host} is not the loopback address: everyone who reaches this"

@@ -1,4 +1,4 @@
-"""Scores of label maps: one confusion matrix over a whole data set, and what is read off it (method
+"""Metrics of label maps: one confusion matrix over a whole dataset, and what is read off it (method
 section 8).
 
 Letters: C classes; a row of the matrix is a true class, a column a predicted one.
@@ -7,6 +7,7 @@ Letters: C classes; a row of the matrix is a true class, a column a predicted on
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cascade_clip.vocabulary import IGNORED
+
+Floats = NDArray[np.float64]
 
 
 class ConfusionMatrix:
@@ -120,7 +123,7 @@ def _integer_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Metrics:
     """Shares in 0..1 at full precision; a mean over no class at all is None."""
 
     names: tuple[str, ...]
@@ -166,12 +169,12 @@ class Scores:
         }
 
 
-def scores(
+def compute_metrics(
     confusion: ConfusionMatrix,
     names: Sequence[str],
     seen_mask: Sequence[bool] | NDArray[np.bool_] | Tensor,
-) -> Scores:
-    """Read the scores off a matrix whose classes have these names, seen where `seen_mask` is true.
+) -> Metrics:
+    """Read the metrics off a matrix whose classes have these names, seen where `seen_mask` is true.
 
     Raises:
         ValueError: the number of names or of `seen_mask` is not that of the matrix.
@@ -182,45 +185,66 @@ def scores(
             f"{len(names)} names and {len(seen)} seen flags do not fit a matrix of"
             f" {confusion.classes} classes"
         )
-    counts = confusion.counts.cpu().numpy()  # (C, C + 1)
-    right = counts.diagonal()  # (C,)
-    labelled = counts.sum(axis=1)  # (C,)
-    union = labelled + counts[:, :-1].sum(axis=0) - right  # (C,)
-    iou, accuracy = _divide(right, union), _divide(right, labelled)
+    right, labelled, union = count_pixels(confusion.counts.cpu().numpy())  # each (C,)
+    iou, accuracy = divide_counts(right, union), divide_counts(right, labelled)
     flags = np.array(seen)
     seen_miou, unseen_miou = _mean(iou[flags]), _mean(iou[~flags])
     total = int(labelled.sum())
-    return Scores(
+    return Metrics(
         names=tuple(names),
         seen=seen,
         iou=tuple(iou.tolist()),
         accuracy=tuple(accuracy.tolist()),
-        miou=_mean(iou),
-        seen_miou=seen_miou,
-        unseen_miou=unseen_miou,
-        hiou=_harmonic_mean(seen_miou, unseen_miou),
+        miou=_or_none(_mean(iou)),
+        seen_miou=_or_none(seen_miou),
+        unseen_miou=_or_none(unseen_miou),
+        hiou=_or_none(float(harmonic_mean(np.array(seen_miou), np.array(unseen_miou)))),
         pixel_accuracy=int(right.sum()) / total if total else None,
-        mean_accuracy=_mean(accuracy),
+        mean_accuracy=_or_none(_mean(accuracy)),
         absent=tuple(name for name, area in zip(names, union, strict=True) if area == 0),
     )
 
 
-def _divide(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+def count_pixels(
+    counts: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return for each class, (..., C), the pixels that are right (the intersection), that are
+    labelled, and that are labelled or predicted as it (the union), from the counts (..., C, C + 1)
+    of a confusion matrix."""
+    right = np.diagonal(counts, axis1=-2, axis2=-1)
+    labelled = counts.sum(axis=-1)
+    return right, labelled, labelled + counts[..., :-1].sum(axis=-2) - right
+
+
+def divide_counts(part: NDArray[Any], whole: NDArray[Any]) -> Floats:
+    """Return part / whole, such as intersection / union = IoU; NaN where `whole` is 0."""
     result = np.full(part.shape, math.nan)
     np.divide(part, whole, out=result, where=whole > 0)
     return result
 
 
-def _mean(values: NDArray[np.float64]) -> float | None:
-    """Mean of those that are not NaN."""
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if present.size else None
+def mean_over_present(values: Floats, axis: int = -1) -> Floats:
+    """Return the mean over the classes that are not NaN; NaN where all of them are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean over no class
+        return np.asarray(np.nanmean(values, axis=axis))
 
 
-def _harmonic_mean(first: float | None, second: float | None) -> float | None:
-    if first is None or second is None:
-        return None
-    return 2 * first * second / (first + second) if first + second > 0 else 0.0
+def mean_iou(intersection: NDArray[Any], union: NDArray[Any], axis: int = -1) -> Floats:
+    """Return the mean IoU over classes; those with an empty union are left out, and a mean over
+    none is NaN."""
+    return mean_over_present(divide_counts(intersection, union), axis)
+
+
+def harmonic_mean(first: Floats, second: Floats) -> Floats:
+    """Return 2SU / (S + U), 0 where both are 0 and NaN where one of them is NaN."""
+    both = first + second
+    zero = np.where(np.isnan(both), math.nan, 0.0)
+    return np.divide(2 * first * second, both, out=zero, where=both > 0)
+
+
+def _mean(values: Floats) -> float:
+    return float(mean_over_present(values[~np.isnan(values)]))
 
 
 def _or_none(value: float) -> float | None:

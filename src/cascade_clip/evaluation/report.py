@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from cascade_clip.evaluation.comparison import Comparison, Row
 from cascade_clip.evaluation.evaluator import Report, summarise
 from cascade_clip.evaluation.examples import LONGEST_SIDE, ImageRecord
-from cascade_clip.evaluation.metrics import Scores
+from cascade_clip.evaluation.metrics import Metrics
+from cascade_clip.evaluation.report_diff import Comparison, Row
 from cascade_clip.evaluation.report_page import PAGE
 from cascade_clip.files import write_whole
 from cascade_clip.results import SUMMARY_METRICS, Segmentation
@@ -175,7 +175,7 @@ def _comparison_row(row: Row) -> str:
     return f"<tr><td>{html.escape(row.label)}</td>{cells}</tr>"
 
 
-def _class_table(found: Scores) -> str:
+def _class_table(found: Metrics) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(name)}{'' if seen else _UNSEEN}</td>"
         f'<td class="bars">{_bar(iou, seen, "iou")}{_bar(accuracy, seen, "acc")}</td>'

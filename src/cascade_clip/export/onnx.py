@@ -32,7 +32,7 @@ from cascade_clip.config import InferenceConfig
 from cascade_clip.encoders import Grid, PositionEmbedding, resize_positions
 from cascade_clip.errors import MissingPackageError, SettingError, StorageError
 from cascade_clip.files import file_sha256, partial_name
-from cascade_clip.inference import Predictor, Target
+from cascade_clip.inference import BoundClasses, Predictor
 
 FORMAT = 1
 OPSET = 20
@@ -128,18 +128,18 @@ def trace(model: ExportedModel) -> torch.export.ExportedProgram:
         return torch.export.export(model, arguments, dynamic_shapes=tuple(shapes), strict=False)
 
 
-def export_torch(predictor: Predictor, file: Path, target: Target | None = None) -> Path:
+def export_torch(predictor: Predictor, file: Path, bound: BoundClasses | None = None) -> Path:
     """Write a torch.export program, read again with `torch.export.load(file).module()(pixels,
     text)`.
 
     Args:
         predictor: the model.
         file: where to, ending in .pt2.
-        target: class names to bake in; by default text embeddings stay an input.
+        bound: class names to bake in; by default text embeddings stay an input.
     """
     _check_ending(file, ".pt2")
     file.parent.mkdir(parents=True, exist_ok=True)
-    program = trace(ExportedModel(predictor, None if target is None else target.text))
+    program = trace(ExportedModel(predictor, None if bound is None else bound.text))
     with new_file(file) as temporary:
         torch.export.save(program, temporary)
     return file
@@ -148,7 +148,7 @@ def export_torch(predictor: Predictor, file: Path, target: Target | None = None)
 def export_onnx(
     predictor: Predictor,
     file: Path,
-    target: Target,
+    bound: BoundClasses,
     *,
     bake: bool = False,
     int8: bool = False,
@@ -160,9 +160,9 @@ def export_onnx(
     Args:
         predictor: the model.
         file: where to, ending in .onnx.
-        target: class names; their embeddings are baked in with `bake`, else stand in FILE.npy and
+        bound: class names; their embeddings are baked in with `bake`, else stand in FILE.npy and
             can be replaced.
-        bake: see `target`.
+        bake: see `bound`.
         int8: store the weights of matrix products in 8 bits (7 of them used), quantise their inputs
             while running; the patch embedding stays as it is.
         name: how the model is called in FILE.json.
@@ -174,7 +174,7 @@ def export_onnx(
     """
     _check_ending(file, ".onnx")
     require("onnx", "onnxscript", "onnxruntime")
-    model = ExportedModel(predictor, target.text if bake else None)
+    model = ExportedModel(predictor, bound.text if bake else None)
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if size > LARGEST_FILE:
         raise SettingError(
@@ -185,9 +185,9 @@ def export_onnx(
     with new_file(file) as temporary:
         _write_graph(model, temporary, int8=int8)
     written = [file]
-    words = describe_words(target)
+    words = describe_words(bound)
     if not bake:
-        embeddings = write_embeddings(target, file.with_suffix(".npy"))
+        embeddings = write_embeddings(bound, file.with_suffix(".npy"))
         words |= {"embeddings": embeddings.name, "embeddings_sha256": file_sha256(embeddings)}
         written.append(embeddings)
     facts = {
@@ -209,34 +209,34 @@ def export_onnx(
     return [*written, runner]
 
 
-def export_text(predictor: Predictor, file: Path, target: Target) -> list[Path]:
+def export_text(predictor: Predictor, file: Path, bound: BoundClasses) -> list[Path]:
     """Write other class names for a model exported with text embeddings as an input: FILE.json and
     FILE.npy."""
     _check_ending(file, ".json")
     file.parent.mkdir(parents=True, exist_ok=True)
-    embeddings = write_embeddings(target, file.with_suffix(".npy"))
+    embeddings = write_embeddings(bound, file.with_suffix(".npy"))
     names = {"embeddings": embeddings.name, "embeddings_sha256": file_sha256(embeddings)}
     facts = {
         "format": FORMAT,
         "clip_sha256": predictor.checkpoint.clip_fingerprint,
-        "words": {**describe_words(target), **names},
+        "words": {**describe_words(bound), **names},
     }
     return [write_json(file, facts), embeddings]
 
 
-def describe_words(target: Target) -> dict[str, Any]:
+def describe_words(bound: BoundClasses) -> dict[str, Any]:
     """Class names and what is computed with each row of text, as plain values."""
     return {
-        "names": list(target.names),
-        "colors": [list(color) for color in target.colors],
+        "names": list(bound.names),
+        "colors": [list(color) for color in bound.colors],
         "labels": (
-            list(range(len(target.names))) if target.labels is None else target.labels.tolist()
+            list(range(len(bound.names))) if bound.labels is None else bound.labels.tolist()
         ),
-        "seen": target.seen.tolist(),
-        "calibration": target.calibration,
-        "threshold": target.threshold,
-        "below": target.below,
-        "background": target.background,
+        "seen": bound.seen.tolist(),
+        "calibration": bound.calibration,
+        "threshold": bound.threshold,
+        "below": bound.below,
+        "background": bound.background,
     }
 
 
@@ -274,10 +274,10 @@ def describe_model(predictor: Predictor, model: ExportedModel, name: str) -> dic
     }
 
 
-def write_embeddings(target: Target, file: Path) -> Path:
+def write_embeddings(bound: BoundClasses, file: Path) -> Path:
     """Text embeddings (R, D) as float32 in a .npy file."""
     with new_file(file) as temporary, temporary.open("wb") as stream:
-        np.save(stream, target.text.detach().cpu().float().numpy(), allow_pickle=False)
+        np.save(stream, bound.text.detach().cpu().float().numpy(), allow_pickle=False)
     return file
 
 

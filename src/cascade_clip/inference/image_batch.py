@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cascade_clip.errors import MissingFileError, MissingPackageError, SettingError
 from cascade_clip.files import is_large, load_image
-from cascade_clip.inference.class_binding import Target
+from cascade_clip.inference.class_binding import BoundClasses
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results import Output, Segmentation
 
@@ -185,7 +185,7 @@ def read_frames(path: Path) -> Iterator[Any]:
 
 def segment_sources(
     predictor: Predictor,
-    target: Target,
+    bound: BoundClasses,
     sources: list[Source],
     out: Path,
     outputs: tuple[Output, ...] = ("overlay", "index"),
@@ -199,7 +199,7 @@ def segment_sources(
 
     Args:
         predictor: the model.
-        target: class names, bound.
+        bound: class names, bound.
         sources: the pictures (see `find_sources`).
         out: folder for the results.
         outputs: kinds of file beside the JSON file of every picture.
@@ -207,7 +207,7 @@ def segment_sources(
         progress: called with (done, total) after every picture.
         request: the request fingerprint, if it is known already.
     """
-    request = request or request_fingerprint(predictor, target, outputs)
+    request = request or request_fingerprint(predictor, bound, outputs)
     waiting = [source for source in sources if overwrite or not is_done(source, out, request)]
     skipped = len(sources) - len(waiting)
     left = set(waiting)
@@ -229,7 +229,7 @@ def segment_sources(
     for source in [source for source in sources if source not in left]:
         yield Done(source, skipped=True)
     for number, item in enumerate(_read_ahead(waiting)):
-        yield _segment_one(predictor, target, item, out, outputs, request)
+        yield _segment_one(predictor, bound, item, out, outputs, request)
         del item  # its memory is free while the next one is read
         if progress is not None:
             progress(skipped + number + 1, len(sources))
@@ -237,7 +237,7 @@ def segment_sources(
 
 def _segment_one(
     predictor: Predictor,
-    target: Target,
+    bound: BoundClasses,
     item: Item,
     out: Path,
     outputs: tuple[Output, ...],
@@ -246,7 +246,7 @@ def _segment_one(
     if item.pixels is None:
         return Done(item.source, error=item.error)
     try:
-        result = predictor.segment_pixels(item.pixels, target)
+        result = predictor.segment_pixels(item.pixels, bound)
     except (ValueError, MemoryError) as error:
         return Done(
             item.source,
@@ -298,7 +298,9 @@ def is_done(source: Source, out: Path, request: str) -> bool:
         return False
 
 
-def request_fingerprint(predictor: Predictor, target: Target, outputs: tuple[Output, ...]) -> str:
+def request_fingerprint(
+    predictor: Predictor, bound: BoundClasses, outputs: tuple[Output, ...]
+) -> str:
     """A hash of all that decides the result files of a picture: weights, settings, class names and
     kinds of file."""
     digest = hashlib.sha256()
@@ -308,19 +310,19 @@ def request_fingerprint(predictor: Predictor, target: Target, outputs: tuple[Out
         if name not in MEMORY_SETTINGS
     }
     words = [
-        target.names,
-        target.colors,
-        target.calibration,
-        target.threshold,
-        target.below,
+        bound.names,
+        bound.colors,
+        bound.calibration,
+        bound.threshold,
+        bound.below,
         sorted(outputs),
         settings,
     ]
     digest.update(json.dumps(words, sort_keys=True).encode())
     for tensor in (
-        target.text * 1000,
-        target.seen,
-        torch.arange(0) if target.labels is None else target.labels,
+        bound.text * 1000,
+        bound.seen,
+        torch.arange(0) if bound.labels is None else bound.labels,
     ):
         digest.update(
             tensor.detach().cpu().round().short().numpy().tobytes()

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from cascade_clip.config import Device, InferenceConfig
 from cascade_clip.errors import MissingPackageError, SettingError, StorageError
-from cascade_clip.inference.class_binding import Target
+from cascade_clip.inference.class_binding import BoundClasses
 from cascade_clip.inference.image_batch import (
     Done,
     Source,
@@ -32,7 +32,7 @@ from cascade_clip.inference.image_batch import (
     request_fingerprint,
     segment_sources,
 )
-from cascade_clip.inference.loading import RunOptions, load_predictor
+from cascade_clip.inference.loading import LoadOptions
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.inference.ray_manifest import (
     FOLDER,
@@ -59,9 +59,9 @@ class Recipe:
 
     model: str
     """As `load_predictor` takes it; the same on every machine."""
-    run: RunOptions
+    loading: LoadOptions
     settings: InferenceConfig
-    target: Target
+    bound: BoundClasses
     """Class names, bound; its tensors on the CPU."""
     outputs: tuple[Output, ...]
     out: Path
@@ -94,12 +94,9 @@ class BlockWorker:
     @cached_property
     def predictor(self) -> Predictor:
         """The model, checked to be that of the command."""
-        recipe, run = self.recipe, self.recipe.run
-        predictor = load_predictor(
-            recipe.model, run.device, run.precision, run.clip_weights or None, run.last_block
-        )
-        predictor.settings = recipe.settings
-        if request_fingerprint(predictor, recipe.target, recipe.outputs) != recipe.request:
+        recipe = self.recipe
+        predictor = recipe.loading.load(recipe.model).with_settings(recipe.settings)
+        if request_fingerprint(predictor, recipe.bound, recipe.outputs) != recipe.request:
             raise SettingError(
                 f"the model {recipe.model} on {socket.gethostname()} differs from the one on the"
                 " machine of the command; copy it"
@@ -159,7 +156,7 @@ class BlockWorker:
         places = (list(sources), recipe.out, recipe.outputs)
         return segment_sources(
             self.predictor,
-            recipe.target,
+            recipe.bound,
             *places,
             overwrite=recipe.overwrite,
             request=recipe.request,
@@ -317,10 +314,12 @@ def segment_on_cluster(
 def _reports(ray: Any, recipe: Recipe, blocks: list[Block], actors: int) -> Iterator[Report]:
     resources = ray.cluster_resources()
     size, gpus = share_devices(
-        actors, recipe.run.device, int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+        actors, recipe.loading.device, int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     )
     if gpus:
-        recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, device="cuda"))
+        recipe = dataclasses.replace(
+            recipe, loading=dataclasses.replace(recipe.loading, device="cuda")
+        )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

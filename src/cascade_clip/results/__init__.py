@@ -3,6 +3,7 @@
 In: labels (H, W) with class names and colours. Out: overlays, index images, COCO RLE, polygons.
 """
 
+from cascade_clip.results.formatting import duration, percent
 from cascade_clip.results.rle import decode_mask
 from cascade_clip.results.segmentation import UNLABELLED, Output, Segmentation
 from cascade_clip.results.summary_metrics import PAIRED_METRICS, SUMMARY_METRICS
@@ -14,4 +15,6 @@ __all__ = [
     "Output",
     "Segmentation",
     "decode_mask",
+    "duration",
+    "percent",
 ]

@@ -144,7 +144,7 @@ def _draw_stages(entry: Entry, world: World, out: Path, seeds: Sequence[int]) ->
     if predictor is None:
         return None
     dataset = fresh_scenes(world, entry)
-    target = predictor.bind(
+    bound = predictor.bind(
         dataset.vocabulary, calibration=default_calibration(predictor.checkpoint)
     )
     stages = predictor.model.stages
@@ -154,7 +154,7 @@ def _draw_stages(entry: Entry, world: World, out: Path, seeds: Sequence[int]) ->
     for index in range(len(dataset)):
         sample = dataset.sample(index)
         pixels, labels = _picture(sample.image), sample.labels.numpy()
-        found = compare_stages(predictor, pixels, target)
+        found = compare_stages(predictor, pixels, bound)
         for choice, result in found:
             rights.setdefault(choice, []).append(
                 float((result.labels == labels)[labels >= 0].mean())

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from cascade_clip.config import Config, DataConfig, InferenceConfig, config_to_dict
 from cascade_clip.errors import SettingError
-from cascade_clip.evaluation import Tallies, figures
+from cascade_clip.evaluation import Tallies, figures, mean_iou
 from cascade_clip.research.reproduction.entries import Entry, Row
 from cascade_clip.research.reproduction.settings import World
 from cascade_clip.results import PAIRED_METRICS
@@ -324,11 +324,7 @@ def score(tallies: Tallies, seen: NDArray[np.bool_]) -> dict[str, float]:
     pixels = (union.sum() + intersection.sum()) / 2
     return {
         **dict(zip(PAIRED_METRICS, map(float, figures(intersection, union, seen)), strict=True)),
-        "mIoU": (
-            float((intersection[present] / union[present]).mean())
-            if present.any()
-            else float("nan")
-        ),
+        "mIoU": float(mean_iou(intersection[present], union[present])),
         "pixel accuracy": float(intersection.sum() / pixels) if pixels else float("nan"),
     }
 

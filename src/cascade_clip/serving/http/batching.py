@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cascade_clip.encoders import TextEncoder
-from cascade_clip.inference import Predictor, Target
+from cascade_clip.inference import BoundClasses, Predictor
 from cascade_clip.models import Segmenter
 from cascade_clip.results import Segmentation
 
@@ -92,10 +92,10 @@ class SharedForward:
 
 
 def segment_together(
-    predictor: Predictor, pictures: Sequence[Tensor], target: Target, pool: ThreadPoolExecutor
+    predictor: Predictor, pictures: Sequence[Tensor], bound: BoundClasses, pool: ThreadPoolExecutor
 ) -> list[Segmentation | Exception]:
-    """Segment 8-bit pictures (3, H, W) of any sizes with one target; errors take the place of
-    results.
+    """Segment 8-bit pictures (3, H, W) of any sizes with bound class names; errors take the place
+    of results.
 
     One picture alone gives exactly what `Predictor.segment_pixels` gives; of several the scores
     agree to about 1e-5, since the matrix products add in another order.
@@ -103,26 +103,26 @@ def segment_together(
     Args:
         predictor: the model.
         pictures: the pictures.
-        target: class names, bound.
+        bound: class names, bound.
         pool: must have a free thread for every picture.
     """
     if len(pictures) == 1:
-        return [_attempt(predictor, pictures[0], target)]
+        return [_attempt(predictor, pictures[0], bound)]
     shared = SharedForward(predictor.model, len(pictures))
     together = copy.copy(predictor)
     together.model = cast(Segmenter, shared)
 
     def run(pixels: Tensor) -> Segmentation | Exception:
         try:
-            return _attempt(together, pixels, target)
+            return _attempt(together, pixels, bound)
         finally:
             shared.leave()
 
     return list(pool.map(run, pictures))
 
 
-def _attempt(predictor: Predictor, pixels: Tensor, target: Target) -> Segmentation | Exception:
+def _attempt(predictor: Predictor, pixels: Tensor, bound: BoundClasses) -> Segmentation | Exception:
     try:
-        return predictor.segment_pixels(pixels, target)
+        return predictor.segment_pixels(pixels, bound)
     except Exception as error:
         return error

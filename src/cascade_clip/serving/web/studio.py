@@ -26,11 +26,10 @@ from cascade_clip.checkpoints import PACKAGED, find_checkpoint, read_record
 from cascade_clip.errors import SettingError
 from cascade_clip.files import load_image
 from cascade_clip.inference import (
-    DEFAULT_RUN,
+    DEFAULT_LOADING,
     PREFIX,
+    LoadOptions,
     Predictor,
-    RunOptions,
-    load_predictor,
     parse_clip,
 )
 from cascade_clip.ops import short_side_shape
@@ -108,7 +107,11 @@ class Studio:
     """Models by name and the limits under which they answer; safe to call from several threads."""
 
     def __init__(
-        self, sources: Sequence[str], folder: Path, max_pixels: int, run: RunOptions = DEFAULT_RUN
+        self,
+        sources: Sequence[str],
+        folder: Path,
+        max_pixels: int,
+        loading: LoadOptions = DEFAULT_LOADING,
     ) -> None:
         """Offer models from `sources` (as `load_predictor` takes them) and the packaged ones; write
         results into `folder`.
@@ -121,7 +124,7 @@ class Studio:
             raise SettingError(
                 f"the pixel limit must lie in 1..{MOST_MAX_PIXELS}, got {max_pixels}"
             )
-        self.folder, self.max_pixels, self.run = folder, max_pixels, run
+        self.folder, self.max_pixels, self.loading = folder, max_pixels, loading
         self.sources = _name_models([*sources, *(name for name in PACKAGED if name not in sources)])
         self._loaded: dict[str, Predictor] = {}
         self._lock = threading.Lock()
@@ -144,11 +147,10 @@ class Studio:
             raise SettingError(f"no model {name!r}; choose one of {', '.join(self.sources)}")
         with self._lock:
             if name not in self._loaded:
-                source, run = self.sources[name], self.run
-                block = run.last_block if source.startswith(PREFIX) else None
-                self._loaded[name] = load_predictor(
-                    source, run.device, run.precision, run.clip_weights or None, block
-                )
+                source, loading = self.sources[name], self.loading
+                if not source.startswith(PREFIX):
+                    loading = dataclasses.replace(loading, last_block=None)
+                self._loaded[name] = loading.load(source)
             return self._loaded[name]
 
     def answer(self, question: Question, progress: Progress | None = None) -> Answer:
