@@ -66,20 +66,20 @@ class BackgroundPolicy:
         Raises:
             ValueError: a threshold that is neither a number in -1..1 nor `none`.
         """
-        words, threshold = without_none(words), without_none(threshold)
-        if isinstance(threshold, str):
-            raise SettingError(f"a threshold is a number or 'none', got {threshold!r}")
+        words, level = without_none(words), without_none(threshold)
+        if isinstance(level, str):
+            raise SettingError(f"a threshold is a number or 'none', got {level!r}")
         if not words:
-            return cls(None, threshold)
+            return cls(None, level)
         if not isinstance(words, str):
-            return cls(as_vocabulary(words), threshold)
+            return cls(as_vocabulary(words), level)
         if words == SCENERY_WORD:
-            return cls(load_words(SCENERY), threshold)
+            return cls(load_words(SCENERY), level)
         if difflib.get_close_matches(words.strip().casefold(), [SCENERY_WORD], cutoff=0.8):
             _logger.warning(
                 "%r is taken as a background word; did you mean %s?", words.strip(), SCENERY_WORD
             )
-        return cls(load_words(words), threshold)
+        return cls(load_words(words), level)
 
     def words_besides(self, names: Sequence[str]) -> Vocabulary | None:
         """Return the background words that are not class names already."""
