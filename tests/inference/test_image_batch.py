@@ -68,7 +68,7 @@ def test_folders_patterns_lists_and_files(tmp_path: Path) -> None:
     assert [source.path.name for source in twice] == ["two.png", "one.jpg"]
     with pytest.raises(FileNotFoundError, match="no file fits"):
         find_sources([str(tmp_path / "*.gif")])
-    with pytest.raises(FileNotFoundError, match="no pictures in the folder"):
+    with pytest.raises(FileNotFoundError, match="no images in the folder"):
         (tmp_path / "empty").mkdir()
         find_sources([str(tmp_path / "empty")])
     with pytest.raises(FileNotFoundError, match="standard input is empty"):

@@ -47,15 +47,15 @@ def similarity(
 
     predictor = loading.load(model)
     pixels = load_image(image)  # (3, H, W)
-    place = _numbers(point, "--point") if point else [pixels.shape[2] // 2, pixels.shape[1] // 2]
+    place = [pixels.shape[2] // 2, pixels.shape[1] // 2]
+    if point:
+        place = _numbers(point, "--point")
     if len(place) != 2:
         raise SettingError(f"--point wants X,Y, got {point!r}")
     depth = predictor.model.backbone.depth
-    chosen = (
-        _numbers(blocks, "--blocks")
-        if blocks
-        else sorted({max(1, round(depth * part / 6)) for part in range(1, 7)})
-    )
+    chosen = sorted({max(1, round(depth * part / 6)) for part in range(1, 7)})
+    if blocks:
+        chosen = _numbers(blocks, "--blocks")
     maps = patch_similarity(predictor, image, (place[0], place[1]), chosen)
     figure, axes = _figure(1 + len(chosen))
     axes[0].imshow(pixels.permute(1, 2, 0).numpy())
@@ -100,11 +100,9 @@ def stages(
     for axis, (numbers, result) in zip(axes[1:], found, strict=True):
         axis.imshow(result.overlay(pixels, 0.75, legend=False))
         blocks = predictor.model.stages[numbers[0] - 1]
-        axis.set_title(
-            f"stage {numbers[0]}\n{_block_names(blocks)}"
-            if len(numbers) == 1
-            else "+".join(map(str, numbers))
-        )
+        names = f"block{'s' * (len(blocks) > 1)} {', '.join(map(str, blocks))}"
+        alone = len(numbers) == 1
+        axis.set_title(f"stage {numbers[0]}\n{names}" if alone else "+".join(map(str, numbers)))
     _name_colors(figure, [result for _, result in found])
     return _save(figure, out)
 
@@ -144,17 +142,12 @@ def cka(
     with progress_bar("blocks") as step:
         alignment = block_alignment(predictor, _squares(predictor, pictures, step))
     figure, axes = _figure(1, size=4.5)
+    ends = (0.5, len(alignment) + 0.5)
     drawn = axes[0].imshow(
-        alignment,
-        cmap="magma",
-        vmin=0,
-        vmax=1,
-        origin="lower",
-        extent=(0.5, len(alignment) + 0.5, 0.5, len(alignment) + 0.5),
+        alignment, cmap="magma", vmin=0, vmax=1, origin="lower", extent=(*ends, *ends)
     )
     axes[0].set_axis_on()
-    axes[0].set_xlabel("block")
-    axes[0].set_ylabel("block")
+    axes[0].set(xlabel="block", ylabel="block")
     figure.colorbar(drawn, ax=axes[0], shrink=0.8)
     say(
         f"{len(pictures)} pictures; blocks 1 and {len(alignment)}: {alignment[0, -1]:.3f}, the last"
@@ -179,10 +172,6 @@ def _squares(
         square = pixels[:, top : top + short, left : left + short]
         yield normalise(resize_image(square, (side, side)), config.mean, config.std)
         step(number + 1, len(pictures))
-
-
-def _block_names(blocks: tuple[int, ...]) -> str:
-    return f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {', '.join(map(str, blocks))}"
 
 
 def _numbers(text: str, flag: str) -> list[int]:
@@ -215,10 +204,7 @@ def _name_colors(figure: Figure, found: Sequence[Segmentation]) -> None:
     present = [int(index) for index in np.argsort(-pixels, kind="stable") if pixels[index]]
     shown, more = present[:_NAMED], len(present) - _NAMED
     patches = [
-        Patch(
-            color="#{:02x}{:02x}{:02x}".format(*colors[index]),
-            label=names[index].replace("$", r"\$"),
-        )
+        Patch(color=np.array(colors[index]) / 255, label=names[index].replace("$", r"\$"))
         for index in shown
     ]
     if more > 0:

@@ -192,14 +192,13 @@ def _summarise(counts: _Counts, seconds: float, first: str, out: Path) -> None:
 
 def _parse_outputs(text: str, out: Path) -> tuple[Output, ...]:
     check_folder(out)
-    words = tuple(word.strip() for word in text.split(",") if word.strip())
-    unknown = [word for word in words if word not in get_args(Output)]
+    words, known = [word.strip() for word in text.split(",") if word.strip()], get_args(Output)
+    unknown = [word for word in words if word not in known]
     if unknown:
         raise SettingError(
-            f"--outputs does not know {', '.join(unknown)}; choose from"
-            f" {', '.join(get_args(Output))}"
+            f"--outputs does not know {', '.join(unknown)}; choose from {', '.join(known)}"
         )
-    return cast(tuple[Output, ...], words)
+    return cast(tuple[Output, ...], tuple(words))
 
 
 def _load(model: str, options: SegmentOptions, loading: LoadOptions) -> Predictor:
@@ -221,17 +220,14 @@ def _tell(one: Done, *, quiet: bool) -> None:
     if one.error:
         warn(f"cascade-clip: error: {one.error}")
     elif one.result is not None and not quiet:
-        say(
-            f"{one.source.path}{'' if one.source.frame is None else f' frame {one.source.frame}'}:"
-            f" {_describe(one.result)}"
-        )
+        frame = "" if one.source.frame is None else f" frame {one.source.frame}"
+        say(f"{one.source.path}{frame}: {_describe(one.result)}")
         say(f"  wrote {', '.join(str(path) for path in one.files)}")
 
 
 def _describe(result: Segmentation) -> str:
-    shares = sorted(
-        ((share, name) for name, share in result.coverage.items() if share > 0), reverse=True
-    )
+    covered = result.coverage.items()
+    shares = sorted(((share, name) for name, share in covered if share > 0), reverse=True)
     unlabelled = 1 - sum(share for share, _ in shares)
     if unlabelled > 0.0005:
         shares.append((unlabelled, "unlabelled"))

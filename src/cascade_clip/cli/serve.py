@@ -38,7 +38,7 @@ def serve(
         options: limits.
         loading: how to load and run the model.
     """
-    from cascade_clip.cli.web import open_socket
+    from cascade_clip.cli.web import address_of, open_socket
     from cascade_clip.serving.http import LOCAL_HOSTS, Service
     from cascade_clip.serving.http import run as answer
 
@@ -46,13 +46,7 @@ def serve(
     local = host in LOCAL_HOSTS
     hosts = allow_host or (LOCAL_HOSTS if local else ("*",))
     with open_socket(host, port) as sock:
-        if not local:
-            warn(
-                f"warning: {host} is not the loopback address: everyone who reaches this machine"
-                " can ask, without a password"
-            )
-        name = f"[{host}]" if ":" in host else host
-        say(f"http://{name}:{sock.getsockname()[1]}/docs describes the service; Ctrl-C stops")
+        say(f"{address_of(sock, host, public=not local)}/docs describes the service; Ctrl-C stops")
         answer(service, sock, hosts)
     say("stopped")
     if service.jobs is not None and service.jobs.busy:

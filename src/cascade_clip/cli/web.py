@@ -49,19 +49,24 @@ def web(
             open_socket(host, port) as sock,
         ):
             studio = Studio(model, Path(folder).resolve(), max_pixels, loading)
-            if host not in LOOPBACK:
-                warn(
-                    f"warning: {host} is not the loopback address: everyone who reaches this"
-                    " machine can use the page, without a password"
-                )
-            name = f"[{host}]" if ":" in host else host
-            say(f"open http://{name}:{sock.getsockname()[1]} in a browser; Ctrl-C stops")
+            address = address_of(sock, host, public=host not in LOOPBACK)
+            say(f"open {address} in a browser; Ctrl-C stops")
             serve(studio, sock, max_upload * MEBIBYTE, host)
     except KeyboardInterrupt:
         say("stopped")
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def address_of(sock: socket.socket, host: str, *, public: bool) -> str:
+    """Return the address to open; warn where other machines can reach it."""
+    if public:
+        warn(
+            f"warning: {host} is not the loopback address: everyone who reaches this machine can"
+            " use it, without a password"
+        )
+    return f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
 
 
 def open_socket(host: str, port: int) -> socket.socket:

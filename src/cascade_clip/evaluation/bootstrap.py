@@ -28,6 +28,7 @@ from cascade_clip.evaluation.metrics import (
     divide_counts,
     harmonic_mean,
     mean_over_present,
+    none_if_nan,
 )
 from cascade_clip.evaluation.ranks import Ranks
 from cascade_clip.inference import Predictor
@@ -191,22 +192,12 @@ def _summarise(
     name: str, first: float, second: float, differences: Floats, level: float
 ) -> Difference:
     known = differences[~np.isnan(differences)]
+    points = none_if_nan(first), none_if_nan(second)
     if not known.size:
-        return Difference(name, _or_none(first), _or_none(second), None, None, 0.0)
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    ends = float(low), float(high)
-    return Difference(
-        name,
-        _or_none(first),
-        _or_none(second),
-        *ends,
-        float((known > 0).mean()),
-        float((known < 0).mean()),
-    )
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+        return Difference(name, *points, None, None, 0.0)
+    low, high = map(float, np.quantile(known, [(1 - level) / 2, (1 + level) / 2]))
+    wins, losses = float((known > 0).mean()), float((known < 0).mean())
+    return Difference(name, *points, low, high, wins, losses)
 
 
 def _check(

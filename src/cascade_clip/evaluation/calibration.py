@@ -30,7 +30,7 @@ from cascade_clip.evaluation.metrics import ConfusionMatrix, Metrics, compute_me
 from cascade_clip.evaluation.ranks import Ranks
 from cascade_clip.inference import BoundClasses, LabelMap, Predictor
 from cascade_clip.results import UNLABELLED
-from cascade_clip.vocabulary import IGNORED, Vocabulary
+from cascade_clip.vocabulary import IGNORED
 
 VALUES = tuple(step / 40 for step in range(21))
 """Values that are compared unless others are given: 0, 0.025, ..., 0.5."""
@@ -104,14 +104,8 @@ class HeldOut:
         self.dataset = dataset
         self.kept = [index for index, name in enumerate(whole.names) if name.casefold() in wanted]
         """Rows of the whole class list that are left."""
-        names = tuple(whole.names[index] for index in self.kept)
-        groups, colors = (
-            tuple(whole.synonyms[index] for index in self.kept),
-            tuple(whole.colors[index] for index in self.kept),
-        )
-        self.vocabulary = Vocabulary(
-            names, groups, colors, tuple(name for name in names if name.casefold() in hidden)
-        )
+        kept = whole.take(self.kept)
+        self.vocabulary = kept.with_unseen(name for name in kept.names if name.casefold() in hidden)
         # the last entry is that of pixels without a label, -1
         self.table = torch.full((len(whole) + 1,), IGNORED)
         self.table[self.kept] = torch.arange(len(self.kept))

@@ -29,7 +29,7 @@ from cascade_clip.evaluation.metrics import ConfusionMatrix, Metrics, compute_me
 from cascade_clip.evaluation.ranks import Ranks
 from cascade_clip.files import write_whole
 from cascade_clip.inference import BoundClasses, Predictor
-from cascade_clip.results import UNLABELLED
+from cascade_clip.results import SUMMARY_METRICS, UNLABELLED
 from cascade_clip.vocabulary import Color, Vocabulary
 
 ALONE = Ranks()
@@ -119,13 +119,7 @@ class Report:
 
 def summarise(found: Metrics) -> dict[str, float | None]:
     """The five figures that papers print, in 0..1."""
-    return {
-        "seen_miou": found.seen_miou,
-        "unseen_miou": found.unseen_miou,
-        "hiou": found.hiou,
-        "miou": found.miou,
-        "pixel_accuracy": found.pixel_accuracy,
-    }
+    return {metric.key: getattr(found, metric.key) for metric in SUMMARY_METRICS}
 
 
 def evaluation_record(report: Report, config: DataConfig) -> dict[str, Any]:
@@ -187,11 +181,8 @@ def training_protocol(checkpoint: Checkpoint) -> str:
 def default_calibration(checkpoint: Checkpoint) -> float:
     """What is subtracted from seen classes: the inference setting after inductive training, else
     0."""
-    return (
-        checkpoint.config.inference.calibration
-        if training_protocol(checkpoint) == "inductive"
-        else 0.0
-    )
+    inductive = training_protocol(checkpoint) == "inductive"
+    return checkpoint.config.inference.calibration if inductive else 0.0
 
 
 def evaluate(
@@ -310,19 +301,22 @@ def _assumptions(
     found: Metrics, bound: BoundClasses, predictor: Predictor, dataset: LabelledImages
 ) -> tuple[str, ...]:
     unseen = [name for name, seen in zip(found.names, found.seen, strict=True) if not seen]
-    trained = (
-        predictor.vocabulary.names
-        if training_protocol(predictor.checkpoint) == "supervised"
-        else predictor.vocabulary.seen
-    )
+    protocol = training_protocol(predictor.checkpoint)
+    trained = predictor.vocabulary.names if protocol == "supervised" else predictor.vocabulary.seen
     known = [name for name in unseen if name.casefold() in _folded(trained)]
-    absent = (
-        "left out of the means as absent from both prediction and labels:"
-        f" {_some(found.absent) or 'none'}"
-    )
-    background = "no background policy: every pixel gets a class name"
-    if bound.background != "none":
-        background = (
+    lines = [
+        f"all {len(found.names)} class names compete in the argmax",
+        f"{len(unseen)} of them count as unseen{': ' + _some(unseen) if unseen else ''}",
+    ]
+    if known:
+        lines.append(
+            f"{len(known)} of these unseen classes had masks in the model's own training:"
+            f" {_some(known)}"
+        )
+    if bound.background == "none":
+        lines.append("no background policy: every pixel gets a class name")
+    else:
+        lines.append(
             f"background policy: {bound.background}; a labelled pixel that gets no class of the"
             " data set is an error"
         )
@@ -330,21 +324,12 @@ def _assumptions(
     if bound.calibration and not bound.seen.any():
         shift += ": of none, as the model was trained on none of these names"
     return (
-        f"all {len(found.names)} class names compete in the argmax",
-        f"{len(unseen)} of them count as unseen{': ' + _some(unseen) if unseen else ''}",
-        *(
-            [
-                f"{len(known)} of these unseen classes had masks in the model's own training:"
-                f" {_some(known)}"
-            ]
-            if known
-            else []
-        ),
-        background,
+        *lines,
         shift,
-        f"one confusion matrix over all images; ignored pixels do not count; {absent}",
+        "one confusion matrix over all images; ignored pixels do not count; left out of the means"
+        f" as absent from both prediction and labels: {_some(found.absent) or 'none'}",
         _describe_images(dataset),
-        f"training protocol of the model: {training_protocol(predictor.checkpoint)}",
+        f"training protocol of the model: {protocol}",
         _describe_inference(predictor.settings),
     )
 
@@ -354,11 +339,9 @@ def _describe_images(dataset: LabelledImages) -> str:
     if isinstance(dataset, SandboxScenes):
         return f"{count} scenes of the built-in world, seed {dataset.seed}"
     total = dataset.total if isinstance(dataset, LabelledFiles) else count
-    return (
-        f"all {count} images"
-        if count == total
-        else f"the first {count} of {total} images, as a limit was set"
-    )
+    if count == total:
+        return f"all {count} images"
+    return f"the first {count} of {total} images, as a limit was set"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -367,25 +350,21 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _describe_inference(settings: InferenceConfig) -> str:
-    resize = (
-        f"short side resized to {settings.window} pixels"
-        if settings.resize
-        else "images at their own size"
-    )
-    views = (
-        []
-        if settings.scales == (1.0,)
-        else [f"scales {', '.join(f'{scale:g}' for scale in settings.scales)}"]
-    )
-    views += ["mirrored too"] if settings.flip else []
-    augmentation = (
-        f"test-time augmentation: {', '.join(views)}" if views else "no test-time augmentation"
-    )
-    others = [f", stages combined by {settings.combine}"] if settings.combine != "sum" else []
+    parts = ["images at their own size"]
+    if settings.resize:
+        parts = [f"short side resized to {settings.window} pixels"]
+    parts.append(f"windows of {settings.window} pixels every {settings.stride}")
+    if settings.combine != "sum":
+        parts.append(f"stages combined by {settings.combine}")
     if settings.upsampler != "bilinear":
-        others.append(
-            f", {settings.upsampler} upsampling (radius {settings.guide_radius}, epsilon"
+        parts.append(
+            f"{settings.upsampler} upsampling (radius {settings.guide_radius}, epsilon"
             f" {settings.guide_epsilon:g})"
         )
-    windows = f"windows of {settings.window} pixels every {settings.stride}{''.join(others)}"
-    return f"{resize}, {windows}, {settings.precision}; {augmentation}"
+    views = [f"scales {', '.join(f'{scale:g}' for scale in settings.scales)}"]
+    views = ([] if settings.scales == (1.0,) else views) + ["mirrored too"] * settings.flip
+    augmentation = f"test-time augmentation: {', '.join(views)}"
+    return (
+        f"{', '.join(parts)}, {settings.precision};"
+        f" {augmentation if views else 'no test-time augmentation'}"
+    )

@@ -12,22 +12,18 @@ from typing import Any
 
 from cascade_clip.checkpoints import WEIGHTS, find_checkpoint
 from cascade_clip.data import LabelledFiles, LabelledImages, SandboxScenes
+from cascade_clip.files import file_sha256
 from cascade_clip.sandbox import SCENES_VERSION
 from cascade_clip.vocabulary import Vocabulary
 
 
 def hash_checkpoint(source: str | Path) -> str:
-    """SHA-256 of the weight file of a checkpoint folder, a run folder or a packaged model, read in
-    pieces.
+    """SHA-256 of the weight file of a checkpoint folder, a run folder or a packaged model.
 
     Raises:
         FileNotFoundError: no such checkpoint.
     """
-    found = hashlib.sha256()
-    with (find_checkpoint(source) / WEIGHTS).open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+    return file_sha256(find_checkpoint(source) / WEIGHTS)
 
 
 def hash_dataset(dataset: LabelledImages) -> str:
@@ -59,13 +55,8 @@ def _entries(paths: Sequence[Path]) -> list[tuple[str, int]]:
 def _meaning(vocabulary: Vocabulary) -> list[Any]:
     """Names in label order, the raw mask values that stand for them, and the colours where there is
     such a table."""
-    found = [
-        list(vocabulary.names),
-        [list(pair) for pair in vocabulary.raw_values or ()],
-        vocabulary.ignore,
-    ]
-    return (
-        found
-        if vocabulary.mask_colors is None
-        else [*found, [[list(color), label] for color, label in vocabulary.mask_colors]]
-    )
+    found: list[Any] = [list(vocabulary.names), list(map(list, vocabulary.raw_values or ()))]
+    found.append(vocabulary.ignore)
+    if vocabulary.mask_colors is not None:
+        found.append([[list(color), label] for color, label in vocabulary.mask_colors])
+    return found

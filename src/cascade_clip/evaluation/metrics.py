@@ -104,22 +104,15 @@ class ConfusionMatrix:
 
 
 def _as_labels(values: Tensor | NDArray[Any], name: str, device: torch.device) -> Tensor:
-    labels = (
-        values
-        if isinstance(values, Tensor)
-        else torch.from_numpy(np.array(values, dtype=_integer_type(values.dtype)))
-    )
+    if isinstance(values, Tensor):
+        labels = values
+    else:  # torch does not calculate with unsigned numbers; what is not whole is refused below
+        labels = torch.from_numpy(np.array(values, np.int64 if values.dtype.kind in "iu" else None))
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(
             f"{name} must hold whole numbers, got {labels.dtype}; take the argmax of scores first"
         )
     return labels.to(device, torch.int64)
-
-
-def _integer_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Every whole number as int64, as torch does not calculate with unsigned ones; other types
-    stay, to be refused."""
-    return np.dtype(np.int64) if dtype.kind in "iu" else dtype
 
 
 @dataclass(frozen=True)
@@ -154,16 +147,17 @@ class Metrics:
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file; what cannot be computed is null."""
         rows = zip(self.names, self.seen, self.iou, self.accuracy, strict=True)
+        means = ("miou", "seen_miou", "unseen_miou", "hiou", "pixel_accuracy", "mean_accuracy")
         return {
-            "miou": self.miou,
-            "seen_miou": self.seen_miou,
-            "unseen_miou": self.unseen_miou,
-            "hiou": self.hiou,
-            "pixel_accuracy": self.pixel_accuracy,
-            "mean_accuracy": self.mean_accuracy,
+            **{name: getattr(self, name) for name in means},
             "absent": list(self.absent),
             "classes": [
-                {"name": name, "seen": seen, "iou": _or_none(iou), "accuracy": _or_none(accuracy)}
+                {
+                    "name": name,
+                    "seen": seen,
+                    "iou": none_if_nan(iou),
+                    "accuracy": none_if_nan(accuracy),
+                }
                 for name, seen, iou, accuracy in rows
             ],
         }
@@ -195,12 +189,12 @@ def compute_metrics(
         seen=seen,
         iou=tuple(iou.tolist()),
         accuracy=tuple(accuracy.tolist()),
-        miou=_or_none(_mean(iou)),
-        seen_miou=_or_none(seen_miou),
-        unseen_miou=_or_none(unseen_miou),
-        hiou=_or_none(float(harmonic_mean(np.array(seen_miou), np.array(unseen_miou)))),
+        miou=none_if_nan(_mean(iou)),
+        seen_miou=none_if_nan(seen_miou),
+        unseen_miou=none_if_nan(unseen_miou),
+        hiou=none_if_nan(float(harmonic_mean(np.array(seen_miou), np.array(unseen_miou)))),
         pixel_accuracy=int(right.sum()) / total if total else None,
-        mean_accuracy=_or_none(_mean(accuracy)),
+        mean_accuracy=none_if_nan(_mean(accuracy)),
         absent=tuple(name for name, area in zip(names, union, strict=True) if area == 0),
     )
 
@@ -247,5 +241,6 @@ def _mean(values: Floats) -> float:
     return float(mean_over_present(values[~np.isnan(values)]))
 
 
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def none_if_nan(value: float) -> float | None:
+    """Return a number as JSON can hold it."""
+    return None if math.isnan(value) else float(value)

@@ -38,6 +38,7 @@ FORMAT = 1
 OPSET = 20
 RUNNER = Path(__file__).with_name("runner.py")
 """Copied, never imported: it needs onnxruntime."""
+RUNNER_SETTINGS = ("window", "stride", "score_size", "resize", "flip")
 LARGEST_GRID = 4096
 """Most patches along one side that an exported graph accepts."""
 TOLERANCE = 1e-4
@@ -92,14 +93,9 @@ class ExportedModel(nn.Module):
         self.network = copy.deepcopy(predictor.model).cpu().float().eval().requires_grad_(False)
         tower = cast(Any, self.network.backbone.tower)
         tower.position_embedding = ExportedPositions(tower.position_embedding)
-        # (3, 1, 1)
-        self.register_buffer(
-            "mean", 255 * torch.tensor(config.mean, dtype=torch.float32)[:, None, None]
-        )
-        # (3, 1, 1)
-        self.register_buffer(
-            "std", 255 * torch.tensor(config.std, dtype=torch.float32)[:, None, None]
-        )
+        for name, values in (("mean", config.mean), ("std", config.std)):
+            buffer = 255 * torch.tensor(values, dtype=torch.float32)[:, None, None]  # (3, 1, 1)
+            self.register_buffer(name, buffer)
         self.register_buffer("text", None if text is None else text.detach().cpu().float())
 
     def forward(self, pixels: Tensor, text: Tensor | None = None) -> Tensor:
@@ -256,13 +252,10 @@ def describe_model(predictor: Predictor, model: ExportedModel, name: str) -> dic
         "mean": list(checkpoint.config.model.mean),
         "std": list(checkpoint.config.model.std),
         "padding": model.mean.flatten().tolist(),
-        "inference": (
-            {
-                key: getattr(settings, key)
-                for key in ("window", "stride", "score_size", "resize", "flip")
-            }
-            | {"scales": list(settings.scales)}
-        ),
+        "inference": {
+            **{key: getattr(settings, key) for key in RUNNER_SETTINGS},
+            "scales": list(settings.scales),
+        },
         "templates": list(checkpoint.templates),
         "protocol": checkpoint.record.get("protocol", checkpoint.config.train.protocol),
         "licence": checkpoint.record.get(
@@ -395,20 +388,15 @@ def _largest_difference(model: ExportedModel, file: Path) -> float:
     patch, generator, worst = model.network.patch_size, torch.Generator().manual_seed(0), 0.0
     for rows, columns in ((2, 7), (6, 3)):
         pixels = 255 * torch.rand(1, 3, rows * patch, columns * patch, generator=generator)
-        text = nn.functional.normalize(
-            torch.randn(3, model.network.joint_width, generator=generator), dim=-1
-        )
-        inputs = (pixels,) if model.text is not None else (pixels, text)
-        expected = model(*inputs)  # (1, C, h, w)
-        given = session.run(
-            ["logits"],
-            {name: value.numpy() for name, value in zip(("pixels", "text"), inputs, strict=False)},
-        )[0]
-        worst = max(
-            worst,
-            float((expected - torch.from_numpy(given)).abs().max())
-            / max(1.0, float(expected.abs().max())),
-        )
+        inputs = {"pixels": pixels}
+        if model.text is None:
+            text = torch.randn(3, model.network.joint_width, generator=generator)
+            inputs["text"] = nn.functional.normalize(text, dim=-1)
+        expected = model(**inputs)  # (1, C, h, w)
+        values = {name: value.numpy() for name, value in inputs.items()}
+        given = torch.from_numpy(session.run(["logits"], values)[0])  # (1, C, h, w)
+        difference = float((expected - given).abs().max())
+        worst = max(worst, difference / max(1.0, float(expected.abs().max())))
     return worst
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         BACKGROUND,
         SCENERY,
         SCENERY_WORD,
-        BackgroundPolicy,
         BoundClasses,
         Words,
         without_none,
@@ -41,7 +40,6 @@ __getattr__ = lazy_names(
     __name__,
     {
         "BACKGROUND": "class_binding",
-        "BackgroundPolicy": "class_binding",
         "BoundClasses": "class_binding",
         "Done": "image_batch",
         "FOLDER": "ray_manifest",
@@ -75,7 +73,6 @@ __all__ = [
     "PREFIX",
     "SCENERY",
     "SCENERY_WORD",
-    "BackgroundPolicy",
     "BoundClasses",
     "Done",
     "LabelMap",

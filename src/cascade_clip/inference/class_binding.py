@@ -93,7 +93,7 @@ class BackgroundPolicy:
                 ", ".join(both),
             )
         kept = [index for index, name in enumerate(self.words.names) if name not in both]
-        return _take(self.words, kept) if kept else None
+        return self.words.take(kept) if kept else None
 
 
 NO_BACKGROUND = BackgroundPolicy()
@@ -182,7 +182,7 @@ def bind_classes(
         labels.remove(place)  # the words, or what falls below the threshold, stand for it
     if not labels:
         raise SettingError(f"{BACKGROUND!r} is the only class name; name at least one thing")
-    kept = _take(vocabulary, labels)
+    kept = vocabulary.take(labels)
     rows, row_names = embed(kept) if text is None else text[labels], kept.names
     if words is not None:
         if place is None:
@@ -205,21 +205,11 @@ def bind_classes(
     )
 
 
-def _take(vocabulary: Vocabulary, rows: Sequence[int]) -> Vocabulary:
-    """Some classes of a vocabulary, for their words alone."""
-    return Vocabulary(
-        tuple(vocabulary.names[row] for row in rows),
-        tuple(vocabulary.synonyms[row] for row in rows),
-        tuple(vocabulary.colors[row] for row in rows),
-    )
-
-
 def _describe(words: Vocabulary | None, threshold: float | None) -> str:
     parts = []
     if words is not None:
-        parts.append(
-            f"words ({', '.join(words.names[:12])}{', ...' if len(words.names) > 12 else ''})"
-        )
+        more = ", ..." if len(words.names) > 12 else ""
+        parts.append(f"words ({', '.join(words.names[:12])}{more})")
     if threshold is not None:
         parts.append(f"threshold {threshold:g}")
     return " and ".join(parts) or "none"

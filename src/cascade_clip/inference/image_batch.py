@@ -8,8 +8,10 @@ what was asked for.
 from __future__ import annotations
 
 import collections
+import contextlib
 import glob
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,21 +28,13 @@ from cascade_clip.inference.class_binding import BoundClasses
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results import Output, Segmentation
 
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".avif",
-    ".heic",
-)
+IMAGE_SUFFIXES = tuple(".jpg .jpeg .png .bmp .webp .tif .tiff .gif .avif .heic".split())
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 MEMORY_SETTINGS = ("class_chunk", "window_batch", "max_memory")
 """Settings that change no result."""
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
+"""What reading a result file of an earlier run may raise."""
 
 AHEAD = 4
 """Pictures that are read before their turn; a large one alone (see `picture_files.is_large`)."""
@@ -109,21 +103,17 @@ def find_sources(
 def _expand(word: str) -> list[Source]:
     path = Path(word).expanduser()
     if path.is_dir():
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and file.is_file()
-        )
+        suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes)
+        files = [file for file in files if file.is_file()]
         if not files:
             raise MissingFileError(
-                f"no pictures in the folder {path}: looked for"
-                f" {', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}"
+                f"no images in the folder {path}: looked for {', '.join(suffixes)}"
             )
         return [Source(file, file.relative_to(path).with_suffix("").as_posix()) for file in files]
     if not path.exists() and any(letter in word for letter in "*?["):
-        files = sorted(
-            Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file()
-        )
+        files = sorted(map(Path, glob.glob(str(path), recursive=True)))
+        files = [file for file in files if file.is_file()]
         if not files:
             raise MissingFileError(f"no file fits the pattern {word}")
         return [Source(file, file.stem) for file in files]
@@ -133,23 +123,19 @@ def _expand(word: str) -> list[Source]:
 def _distinct_names(sources: list[Source]) -> list[Source]:
     """Names of which none occurs twice: with the folder in front, then with the suffix, then with a
     number."""
-    taken: set[str] = set()
-    named = []
+    named: dict[str, Source] = {}
     counts = collections.Counter(source.name for source in sources)
     for source in sources:
-        name = (
-            source.name
-            if counts[source.name] == 1
-            else f"{source.path.absolute().parent.name}_{source.path.stem}"
-        )
-        if name in taken:
-            name += f"_{source.path.suffix.lstrip('.').lower()}"
+        name, path = source.name, source.path
+        if counts[name] > 1:
+            name = f"{path.absolute().parent.name}_{path.stem}"
+        if name in named:
+            name += f"_{path.suffix.lstrip('.').lower()}"
         number, base = 2, name
-        while name in taken:
+        while name in named:
             name, number = f"{base}_{number}", number + 1
-        taken.add(name)
-        named.append(source._replace(name=name))
-    return named
+        named[name] = source._replace(name=name)
+    return list(named.values())
 
 
 def _frames(source: Source, every: int) -> list[Source]:
@@ -208,31 +194,24 @@ def segment_sources(
         request: the request fingerprint, if it is known already.
     """
     request = request or request_fingerprint(predictor, bound, outputs)
-    waiting = [source for source in sources if overwrite or not is_done(source, out, request)]
-    skipped = len(sources) - len(waiting)
-    left = set(waiting)
-    taken = (
-        {}
-        if overwrite
-        else {source: other for source in waiting if (other := other_picture(source, out))}
-    )
-    waiting = [source for source in waiting if source not in taken]
-    for source, other in taken.items():
-        name = f"{out / source.name}.json"
-        yield Done(
-            source,
-            error=(
-                f"{source.path}: {name} holds the results of {other}; choose another --out, or"
-                " --overwrite"
-            ),
-        )
-    for source in [source for source in sources if source not in left]:
-        yield Done(source, skipped=True)
-    for number, item in enumerate(_read_ahead(waiting)):
+    skipped, taken, waiting = [], [], []
+    for source in sources:
+        if not overwrite and is_done(source, out, request):
+            skipped.append(Done(source, skipped=True))
+        elif not overwrite and (other := other_picture(source, out)):
+            error = (
+                f"{source.path}: {out / source.name}.json holds the results of {other}; choose"
+                " another --out, or --overwrite"
+            )
+            taken.append(Done(source, error=error))
+        else:
+            waiting.append(source)
+    yield from (*taken, *skipped)
+    for number, item in enumerate(_read_ahead(waiting), len(skipped) + 1):
         yield _segment_one(predictor, bound, item, out, outputs, request)
         del item  # its memory is free while the next one is read
         if progress is not None:
-            progress(skipped + number + 1, len(sources))
+            progress(number, len(sources))
 
 
 def _segment_one(
@@ -245,47 +224,38 @@ def _segment_one(
 ) -> Done:
     if item.pixels is None:
         return Done(item.source, error=item.error)
+    source, file = item.source, out / f"{item.source.name}.json"
     try:
         result = predictor.segment_pixels(item.pixels, bound)
     except (ValueError, MemoryError) as error:
-        return Done(
-            item.source,
-            error=(
-                f"{item.source.path}: {error}"
-                if str(item.source.path) not in str(error)
-                else str(error)
-            ),
-        )
-    file = out / f"{item.source.name}.json"
+        text = str(error) if str(source.path) in str(error) else f"{source.path}: {error}"
+        return Done(source, error=text)
     extra = {
-        "source": str(item.source.path),
-        "bytes": item.source.path.stat().st_size,
-        "frame": item.source.frame,
+        "source": str(source.path),
+        "bytes": source.path.stat().st_size,
+        "frame": source.frame,
         "request": request,
     }
-    written = result.save(
-        file.parent, file.stem, item.pixels.permute(1, 2, 0).numpy(), outputs, extra
-    )
-    return Done(item.source, result, tuple(written))
+    pixels = item.pixels.permute(1, 2, 0).numpy()  # (H, W, 3)
+    return Done(source, result, tuple(result.save(file.parent, file.stem, pixels, outputs, extra)))
 
 
 def other_picture(source: Source, out: Path) -> str:
-    """The path of another picture whose results lie where those of `source` would; empty if there
-    is none."""
-    try:
+    """Return the path of another image whose results are where those of `source` would be; empty
+    if there is none."""
+    with contextlib.suppress(*_UNREADABLE):
         values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
-        elsewhere = (
+        if (
             Path(values["source"]).absolute() != source.path.absolute()
             and values["bytes"] != source.path.stat().st_size
-        )
-        return str(values["source"]) if elsewhere else ""
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
+        ):
+            return str(values["source"])
+    return ""
 
 
 def is_done(source: Source, out: Path, request: str) -> bool:
-    """Whether the results of a picture are there, for the same picture and the same request."""
-    try:
+    """Whether the results of an image are there, for the same image and the same request."""
+    with contextlib.suppress(*_UNREADABLE):
         values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
         same = (
             values["request"] == request
@@ -294,8 +264,7 @@ def is_done(source: Source, out: Path, request: str) -> bool:
         )
         folder = (out / source.name).parent
         return bool(same and all((folder / name).is_file() for name in values["files"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
+    return False
 
 
 def request_fingerprint(
@@ -303,22 +272,11 @@ def request_fingerprint(
 ) -> str:
     """A hash of all that decides the result files of a picture: weights, settings, class names and
     kinds of file."""
-    digest = hashlib.sha256()
-    settings = {
-        name: value
-        for name, value in asdict(predictor.settings).items()
-        if name not in MEMORY_SETTINGS
-    }
-    words = [
-        bound.names,
-        bound.colors,
-        bound.calibration,
-        bound.threshold,
-        bound.below,
-        sorted(outputs),
-        settings,
-    ]
-    digest.update(json.dumps(words, sort_keys=True).encode())
+    digest, settings = hashlib.sha256(), asdict(predictor.settings)
+    for name in MEMORY_SETTINGS:
+        del settings[name]
+    words: list[Any] = [bound.names, bound.colors, bound.calibration, bound.threshold, bound.below]
+    digest.update(json.dumps([*words, sorted(outputs), settings], sort_keys=True).encode())
     for tensor in (
         bound.text * 1000,
         bound.seen,
@@ -390,19 +348,11 @@ def _finish(waiting: collections.deque[tuple[Future[Item], bool]], left: int) ->
 
 
 def _runs(sources: list[Source]) -> Iterator[tuple[Path | None, list[Source]]]:
-    """Neighbours of one kind: the frames of one video, or still pictures."""
-    group: list[Source] = []
-    for source in sources:
-        if group and _video(group[-1]) != _video(source):
-            yield _video(group[-1]), group
-            group = []
-        group.append(source)
-    if group:
-        yield _video(group[-1]), group
-
-
-def _video(source: Source) -> Path | None:
-    return None if source.frame is None else source.path
+    """Neighbours of one kind: the frames of one video, or still images."""
+    for video, group in itertools.groupby(
+        sources, lambda source: None if source.frame is None else source.path
+    ):
+        yield video, list(group)
 
 
 def _read(source: Source) -> Item:

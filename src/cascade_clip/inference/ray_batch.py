@@ -123,11 +123,9 @@ class BlockWorker:
         recipe, folder = self.recipe, self.recipe.out / FOLDER
         note = folder / f".{block.part}.begun"
         lines = note.read_text(encoding="utf-8").splitlines() if note.exists() else []
-        there = (
-            0
-            if recipe.overwrite
-            else sum(is_done(source, recipe.out, recipe.request) for source in block.sources)
-        )
+        there = 0
+        if not recipe.overwrite:
+            there = sum(is_done(source, recipe.out, recipe.request) for source in block.sources)
         before = int(lines[0]) if lines else there
         if there == len(block.sources) and is_complete(folder, block):
             note.unlink(missing_ok=True)
@@ -137,11 +135,10 @@ class BlockWorker:
         folder.mkdir(parents=True, exist_ok=True)
         if not lines:
             note.write_text(f"{before}\n", encoding="utf-8")
-        results = (
-            self._segment_each(block.sources, note, Counter(lines))
-            if lines
-            else self._segment_all(block.sources)
-        )
+        if lines:
+            results = self._segment_each(block.sources, note, Counter(lines))
+        else:
+            results = self._segment_all(block.sources)
         errors = {one.source.name: one.error for one in results if one.error}
         rows = [
             make_row(source, recipe.out, recipe.request, errors.get(source.name, ""))
@@ -153,11 +150,12 @@ class BlockWorker:
 
     def _segment_all(self, sources: Sequence[Source]) -> Iterator[Done]:
         recipe = self.recipe
-        places = (list(sources), recipe.out, recipe.outputs)
         return segment_sources(
             self.predictor,
             recipe.bound,
-            *places,
+            list(sources),
+            recipe.out,
+            recipe.outputs,
             overwrite=recipe.overwrite,
             request=recipe.request,
         )

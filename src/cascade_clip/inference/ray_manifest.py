@@ -74,40 +74,21 @@ def make_schema() -> Any:
     """
     import pyarrow as pa
 
-    words, shares = pa.list_(pa.string()), pa.list_(pa.float64())
-    plain = {name: pa.string() for name in ("name", "path", "sha256", "output", "request", "error")}
     kinds = {
-        **plain,
         "frame": pa.int64(),
-        "classes": words,
-        "coverage": shares,
+        "classes": pa.list_(pa.string()),
+        "coverage": pa.list_(pa.float64()),
         "unlabelled": pa.float64(),
     }
-    order = (
-        "name",
-        "path",
-        "frame",
-        "sha256",
-        "classes",
-        "coverage",
-        "unlabelled",
-        "output",
-        "request",
-        "error",
-    )
-    return pa.schema([(name, kinds[name]) for name in order])
+    order = "name path frame sha256 classes coverage unlabelled output request error"
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in order.split()])
 
 
 def make_row(source: Source, out: Path, request: str, error: str = "") -> dict[str, Any]:
     """The row of a picture whose results lie below `out`, or that failed with an error."""
-    digest = _hash_file(source.path) if source.path.is_file() else None
-    row = {
-        "name": source.name,
-        "path": str(source.path),
-        "frame": source.frame,
-        "sha256": digest,
-        "request": request,
-    }
+    path, digest = source.path, _hash_file(source.path) if source.path.is_file() else None
+    row = {"name": source.name, "path": str(path), "frame": source.frame, "sha256": digest}
+    row["request"] = request
     if error:
         return {**row, "error": error}
     values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
