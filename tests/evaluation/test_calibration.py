@@ -174,9 +174,7 @@ def test_without_anything_to_choose_by_the_curve_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = CalibrationSweep((0.0, 0.1), (scores_with(None), scores_with(None)), 1, 0.1)  # type: ignore[arg-type]
-    monkeypatch.setattr(
-        "cascade_clip.evaluation.calibration.sweep_calibration", lambda *words, **flags: sweep
-    )
+    monkeypatch.setattr("cascade_clip.evaluation.sweep_calibration", lambda *words, **flags: sweep)
     assert (
         main(
             [
