@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -106,11 +105,8 @@ def run_with_other_settings(
     mini = load_predictor("mini", "cpu")
     rows = torch.randn(5, mini.model.joint_width, generator=torch.Generator().manual_seed(0))
     np.save(folder / "rows.npy", rows.numpy())
-    settings = dataclasses.replace(
-        mini.settings, window=64, stride=48, flip=True, background="stone"
-    )
     plain = choose_threshold(mini, dataset, calibration=0.2).mious
-    mini.settings = settings
+    mini = mini.with_settings(window=64, stride=48, flip=True, background="stone")
     flags = [
         "--limit",
         "2",
