@@ -204,7 +204,7 @@ def _name_colors(figure: Figure, found: Sequence[Segmentation]) -> None:
     present = [int(index) for index in np.argsort(-pixels, kind="stable") if pixels[index]]
     shown, more = present[:_NAMED], len(present) - _NAMED
     patches = [
-        Patch(color=np.array(colors[index]) / 255, label=names[index].replace("$", r"\$"))
+        Patch(color=f"#{bytes(colors[index]).hex()}", label=names[index].replace("$", r"\$"))
         for index in shown
     ]
     if more > 0:

@@ -106,11 +106,11 @@ class Vocabulary:
 
     def take(self, labels: Sequence[int]) -> Vocabulary:
         """Some of the classes, without a split and without mask values."""
-        names, synonyms, colors = (
-            tuple(values[label] for label in labels)
-            for values in (self.names, self.synonyms, self.colors)
+        return Vocabulary(
+            tuple(self.names[label] for label in labels),
+            tuple(self.synonyms[label] for label in labels),
+            tuple(self.colors[label] for label in labels),
         )
-        return Vocabulary(names, synonyms, colors)
 
     def label_table(self) -> NDArray[np.int64]:
         """Label of every raw mask value 0..65535; IGNORED for values that name no class.
