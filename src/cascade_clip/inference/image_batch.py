@@ -1,7 +1,7 @@
-"""Many pictures, one after the other: finding them, segmenting them, writing what people take away,
-and going on after an interruption.
+"""Find images, segment them one after the other and write their results; an interrupted run can be
+resumed.
 
-A picture is done when its JSON file is there: it is written last, under a temporary name, and says
+An image is done when its JSON file exists: it is written last, under a temporary name, and says
 what was asked for.
 """
 
@@ -31,17 +31,17 @@ from cascade_clip.results import Output, Segmentation
 IMAGE_SUFFIXES = tuple(".jpg .jpeg .png .bmp .webp .tif .tiff .gif .avif .heic".split())
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 MEMORY_SETTINGS = ("class_chunk", "window_batch", "max_memory")
-"""Settings that change no result."""
+"""Settings that do not change the result."""
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 """What reading a result file of an earlier run may raise."""
 
 AHEAD = 4
-"""Pictures that are read before their turn; a large one alone (see `picture_files.is_large`)."""
+"""Images that are read before their turn; a large one alone (see `is_large`)."""
 
 
 class Source(NamedTuple):
-    """One picture to segment, and the name of its results below the output folder."""
+    """An image to segment, and the name of its results below the output folder."""
 
     path: Path
     name: str
@@ -50,7 +50,7 @@ class Source(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A picture that was read, or could not be."""
+    """An image that was read, or the reason why it could not be."""
 
     source: Source
     pixels: Tensor | None  # (3, H, W)
@@ -59,7 +59,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Done:
-    """What became of one picture."""
+    """What became of one image."""
 
     source: Source
     result: Segmentation | None = None
@@ -71,16 +71,16 @@ class Done:
 def find_sources(
     words: Iterable[str], stream: TextIO | None = None, every: int = 1
 ) -> list[Source]:
-    """The pictures that some words mean, each once.
+    """Return the images that files, folders, patterns and lists stand for, each once.
 
     Args:
         words: files; folders (searched to any depth); patterns with `*`, `?` or `[...]`; `-` for
             paths, one a line, from `stream`.
         stream: where `-` reads from.
-        every: of a video, take one frame in so many.
+        every: for videos, process every N-th frame.
 
     Raises:
-        FileNotFoundError: a folder or a pattern without pictures, an empty list.
+        FileNotFoundError: a folder or a pattern without images, an empty list.
     """
     found: list[Source] = []
     for word in words:
@@ -88,7 +88,7 @@ def find_sources(
             lines = [line.strip() for line in stream or () if line.strip()]
             if not lines:
                 raise MissingFileError(
-                    "the list of pictures on standard input is empty; give one path a line"
+                    "the list of images on standard input is empty; give one path a line"
                 )
             found += [Source(Path(line), Path(line).stem) for line in lines]
         else:
@@ -180,17 +180,17 @@ def segment_sources(
     progress: Callable[[int, int], None] | None = None,
     request: str = "",
 ) -> Iterator[Done]:
-    """Segment pictures and write their results, leaving out those that were done with the same
+    """Segment images and write their results, leaving out those that were done with the same
     request.
 
     Args:
         predictor: the model.
         bound: class names, bound.
-        sources: the pictures (see `find_sources`).
+        sources: the images (see `find_sources`).
         out: folder for the results.
-        outputs: kinds of file beside the JSON file of every picture.
+        outputs: kinds of file beside the JSON file of every image.
         overwrite: do everything again.
-        progress: called with (done, total) after every picture.
+        progress: called with (done, total) after every image.
         request: the request fingerprint, if it is known already.
     """
     request = request or request_fingerprint(predictor, bound, outputs)
@@ -198,7 +198,7 @@ def segment_sources(
     for source in sources:
         if not overwrite and is_done(source, out, request):
             skipped.append(Done(source, skipped=True))
-        elif not overwrite and (other := other_picture(source, out)):
+        elif not overwrite and (other := other_image(source, out)):
             error = (
                 f"{source.path}: {out / source.name}.json holds the results of {other}; choose"
                 " another --out, or --overwrite"
@@ -240,7 +240,7 @@ def _segment_one(
     return Done(source, result, tuple(result.save(file.parent, file.stem, pixels, outputs, extra)))
 
 
-def other_picture(source: Source, out: Path) -> str:
+def other_image(source: Source, out: Path) -> str:
     """Return the path of another image whose results are where those of `source` would be; empty
     if there is none."""
     with contextlib.suppress(*_UNREADABLE):
@@ -270,8 +270,8 @@ def is_done(source: Source, out: Path, request: str) -> bool:
 def request_fingerprint(
     predictor: Predictor, bound: BoundClasses, outputs: tuple[Output, ...]
 ) -> str:
-    """A hash of all that decides the result files of a picture: weights, settings, class names and
-    kinds of file."""
+    """Return a hash of everything that decides the result files of an image: weights, settings,
+    class names and kinds of file."""
     digest, settings = hashlib.sha256(), asdict(predictor.settings)
     for name in MEMORY_SETTINGS:
         del settings[name]
@@ -295,7 +295,7 @@ def request_fingerprint(
 
 
 def write_coco(out: Path, sources: Iterable[Source], file: Path) -> int:
-    """Gather the `coco` outputs of pictures into one COCO file with RLE masks; returns the number
+    """Gather the `coco` outputs of images into one COCO file with RLE masks; returns the number
     of annotations."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -323,7 +323,7 @@ def write_coco(out: Path, sources: Iterable[Source], file: Path) -> int:
 
 
 def _read_ahead(sources: list[Source]) -> Iterator[Item]:
-    """Pictures in order, the next few being read while one is worked on; frames of a video are
+    """Images in order, the next few being read while one is worked on; frames of a video are
     decoded in one pass."""
     with ThreadPoolExecutor(2) as pool:
         # and whether it is large
@@ -342,7 +342,7 @@ def _read_ahead(sources: list[Source]) -> Iterator[Item]:
 
 
 def _finish(waiting: collections.deque[tuple[Future[Item], bool]], left: int) -> Iterator[Item]:
-    """Give out the first pictures until so many are left."""
+    """Give out the first images until so many are left."""
     while len(waiting) > left:
         yield waiting.popleft()[0].result()
 

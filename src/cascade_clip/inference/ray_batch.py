@@ -1,4 +1,4 @@
-"""Many pictures on many machines: blocks of pictures go to actors of a Ray cluster, each with a
+"""Many images on many machines: blocks of images go to actors of a Ray cluster, each with a
 model of its own.
 
 An actor does what the command does alone (`segment_sources`), so the files are the same, and leaves
@@ -47,7 +47,7 @@ from cascade_clip.inference.ray_manifest import (
 from cascade_clip.results import Output
 
 TRIES = 2
-"""Deaths of an actor, alone with one picture, after which the picture counts as failed."""
+"""Deaths of an actor, alone with one image, after which the image counts as failed."""
 
 OBJECT_STORE = 200 * 2**20
 """Bytes of shared memory of a cluster that is started here: blocks are lists of paths."""
@@ -55,7 +55,7 @@ OBJECT_STORE = 200 * 2**20
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that an actor needs to know, the pictures apart."""
+    """All that an actor needs to know, the images apart."""
 
     model: str
     """As `load_predictor` takes it; the same on every machine."""
@@ -115,9 +115,9 @@ class BlockWorker:
         return {"report": json.dumps(report)}
 
     def work(self, block: Block) -> Report:
-        """Segment the pictures of a block that are not done, then write its rows.
+        """Segment the images of a block that are not done, then write its rows.
 
-        A note says that the block was begun, and how many pictures were done before; if it is found
+        A note says that the block was begun, and how many images were done before; if it is found
         again, an actor died here.
         """
         recipe, folder = self.recipe, self.recipe.out / FOLDER
@@ -130,14 +130,13 @@ class BlockWorker:
         if there == len(block.sources) and is_complete(folder, block):
             note.unlink(missing_ok=True)
             return Report(there - before, before)
-        if there < len(block.sources):  # rows of pictures that are about to change
+        if there < len(block.sources):  # rows of images that are about to change
             (folder / block.part).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        if not lines:
-            note.write_text(f"{before}\n", encoding="utf-8")
         if lines:
             results = self._segment_each(block.sources, note, Counter(lines))
         else:
+            note.write_text(f"{before}\n", encoding="utf-8")
             results = self._segment_all(block.sources)
         errors = {one.source.name: one.error for one in results if one.error}
         rows = [
@@ -283,14 +282,14 @@ def segment_on_cluster(
     actors: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Report]:
-    """Segment pictures in the actors of a Ray cluster and write a manifest; one report per block,
+    """Segment images in the actors of a Ray cluster and write a manifest; one report per block,
     in the order they are finished.
 
     Args:
         recipe: model, request and places.
-        sources: the pictures (see `find_sources`).
+        sources: the images (see `find_sources`).
         actors: number of actors, see `share_devices`.
-        progress: called with (done, total) pictures after every block.
+        progress: called with (done, total) images after every block.
 
     Raises:
         ImportError: Ray is not installed.

@@ -114,7 +114,7 @@ def _image_side(clip: LoadedClip) -> int:
 
 
 def _normalisation(settings: ClipConfig, clip: LoadedClip) -> tuple[Triple, Triple]:
-    """Mean and deviation of the pictures that this CLIP was trained on."""
+    """Mean and deviation of the images that this CLIP was trained on."""
     mean, std = getattr(clip.visual, "image_mean", None), getattr(clip.visual, "image_std", None)
     if mean is None or std is None:
         entry = open_clip.get_pretrained_cfg(settings.name, settings.weights) or {}
