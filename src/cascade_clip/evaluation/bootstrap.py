@@ -239,13 +239,10 @@ def collect_tallies(
     """
     vocabulary, bound = bind_dataset(predictor, dataset, calibration, text)
     no_examples = ExampleImages(0)
-    share = ranks.share(len(dataset))
     counts = torch.zeros(len(dataset), 2, len(vocabulary), dtype=torch.int64)
-    for done, index in enumerate(share, 1):
+    for index in ranks.share(len(dataset), progress):
         matrix = count_image(predictor, bound, dataset, index, no_examples).counts.cpu().numpy()
         one = Tallies.of(matrix[None])
         counts[index] = torch.from_numpy(np.stack([one.intersection[0], one.union[0]]))
-        if progress is not None:
-            progress(done, len(share))
     found = ranks.sum(counts).numpy()
     return Tallies(found[:, 0], found[:, 1]), vocabulary

@@ -162,11 +162,8 @@ def sweep_calibration(
             " changes nothing here"
         )
     matrices = [ConfusionMatrix(len(vocabulary), predictor.device) for _ in ordered]
-    share = ranks.share(len(dataset))
-    for done, index in enumerate(share, 1):
+    for index in ranks.share(len(dataset), progress):
         _count(predictor, bound, dataset.sample(index), ordered, matrices)
-        if progress is not None:
-            progress(done, len(share))
     for matrix in matrices:
         matrix.counts = ranks.sum(matrix.counts)
     found = tuple(

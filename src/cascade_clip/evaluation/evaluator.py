@@ -212,11 +212,8 @@ def evaluate(
     vocabulary, bound = bind_dataset(predictor, dataset, calibration, text)
     matrix = ConfusionMatrix(len(vocabulary.names), predictor.device)
     examples = ExampleImages(keep)
-    share = ranks.share(len(dataset))
-    for done, index in enumerate(share, 1):
+    for index in ranks.share(len(dataset), progress):
         matrix += count_image(predictor, bound, dataset, index, examples)
-        if progress is not None:
-            progress(done, len(share))
     matrix.counts = ranks.sum(matrix.counts)
     for records in ranks.gather(examples.records):
         examples.extend(records)

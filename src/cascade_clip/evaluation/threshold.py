@@ -16,6 +16,7 @@ from torch import Tensor
 from cascade_clip.data import LabelledImages
 from cascade_clip.errors import DataError
 from cascade_clip.evaluation.metrics import mean_iou
+from cascade_clip.evaluation.ranks import Ranks
 from cascade_clip.inference import BACKGROUND, Predictor
 from cascade_clip.vocabulary import IGNORED, Vocabulary
 
@@ -83,23 +84,22 @@ def choose_threshold(
     bound = predictor.bind(vocabulary, calibration, text, threshold=-1.0)
     # true class, winning class, bin of its score
     counts = torch.zeros(len(names), len(names), STEPS, dtype=torch.int64)
-    for index in range(len(dataset)):
+    for index in Ranks().share(len(dataset), progress):
         sample = dataset.sample(index)
-        found = predictor.label_map(sample.image, bound)
-        labels = (
-            torch.where(sample.labels == IGNORED, place, sample.labels)
-            if ignored_is_background
-            else sample.labels
-        )
+        found, labels = predictor.label_map(sample.image, bound), sample.labels
+        if ignored_is_background:
+            labels = torch.where(labels == IGNORED, place, labels)
         counts += count_scores(labels, found.labels.cpu(), found.scores.cpu(), len(names))
-        if progress is not None:
-            progress(index + 1, len(dataset))
     mious = mious_by_threshold(counts.numpy(), place)
-    best = int(mious.argmax())
-    thresholds = np.arange(STEPS) / STEPS
-    best_level, best_miou = float(thresholds[best]), float(mious[best])
+    thresholds, best = np.arange(STEPS) / STEPS, int(mious.argmax())
     return ThresholdChoice(
-        best_level, best_miou, float(mious[0]), thresholds, mious, len(dataset), bound.calibration
+        float(thresholds[best]),
+        float(mious[best]),
+        float(mious[0]),
+        thresholds,
+        mious,
+        len(dataset),
+        bound.calibration,
     )
 
 
