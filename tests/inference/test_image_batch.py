@@ -273,30 +273,20 @@ def test_class_names_as_file_names(name: str, expected: str) -> None:
 
 
 def test_killed_at_any_moment_nothing_is_lost_or_done_twice(
-    tiny_folder: Path, tmp_path: Path
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """kill -9 in the middle: every JSON that is there belongs to whole files, and the next start
     does the others only."""
     for index in range(24):
         write_picture(tmp_path / "in" / f"{index:02d}.png", index)
     out = tmp_path / "out"
-    words = [
-        sys.executable,
-        "-m",
-        "cascade_clip",
-        "segment",
-        str(tmp_path / "in"),
-        "--model",
-        str(tiny_folder),
-        "--classes",
-        "cat,grass",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = ["segment", str(tmp_path / "in"), "--model", str(tiny_folder), "--classes", "cat,grass"]
+    words += ["--out", str(out)]
     process = subprocess.Popen(
-        [*words, "--out", str(out)],
+        [sys.executable, "-m", "cascade_clip", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 60
     while len(list(out.glob("*.json"))) < 5 and time.monotonic() < deadline:
@@ -308,14 +298,10 @@ def test_killed_at_any_moment_nothing_is_lost_or_done_twice(
     for path in before:
         assert Segmentation.load(path).labels.shape == (40, 48)
         Image.open(path.with_name(f"{path.stem}_overlay.png")).load()
-    done = subprocess.run(
-        [*words, "--out", str(out)], capture_output=True, text=True, env=environment, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert (
-        f"{24 - len(before)} pictures segmented" in done.stdout
-        and f"{len(before)} done before" in done.stdout
-    )
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert f"{24 - len(before)} pictures segmented" in told
+    assert f"{len(before)} done before" in told
     assert {path: path.stat().st_mtime_ns for path in before} == before  # not touched again
     assert len(list(out.glob("*.json"))) == len(list(out.glob("*_index.png"))) == 24
 
