@@ -164,14 +164,14 @@ def test_broken_pictures_do_not_stop_the_rest(
     assert main([*words, "--outputs", "coco"]) == 2  # nothing else is needed
     captured = capsys.readouterr()
     assert captured.err.count("cascade-clip: error:") == 1 and "1.png" in captured.err
-    assert "2 pictures segmented" in captured.out and "1 failed" in captured.out
+    assert "2 images segmented" in captured.out and "1 failed" in captured.out
     coco = json.loads((tmp_path / "out" / "coco.json").read_text())
     assert [Path(image["file_name"]).name for image in coco["images"]] == ["0.png", "2.png"]
     assert [category["name"] for category in coco["categories"]] == ["cat", "grass"]
     assert sum(part["area"] for part in coco["annotations"]) == 2 * 40 * 48
     assert all(0 < part["score"] <= 1 for part in coco["annotations"])
     assert main([*words, "--outputs", "coco"]) == 2
-    assert "0 pictures segmented, 2 done before, 1 failed" in capsys.readouterr().out
+    assert "0 images segmented, 2 done before, 1 failed" in capsys.readouterr().out
     assert main([*words, "--outputs", "index,png"]) == 2
     assert (
         "--outputs does not know png; choose from overlay, index, coco, labelme, heatmaps"
@@ -230,7 +230,7 @@ def test_frames_of_a_video(
     assert overlay.shape[0] == 48 and overlay.shape[1] > 64
     capsys.readouterr()
     assert main([*words, "--every", "2"]) == 0
-    assert "0 pictures segmented, 3 done before" in capsys.readouterr().out
+    assert "0 images segmented, 3 done before" in capsys.readouterr().out
     (tmp_path / "bad.mp4").write_bytes(b"no film")
     assert (
         main(
@@ -300,7 +300,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_done_twice(
         Image.open(path.with_name(f"{path.stem}_overlay.png")).load()
     assert main(words) == 0
     told = capsys.readouterr().out
-    assert f"{24 - len(before)} pictures segmented" in told
+    assert f"{24 - len(before)} images segmented" in told
     assert f"{len(before)} done before" in told
     assert {path: path.stat().st_mtime_ns for path in before} == before  # not touched again
     assert len(list(out.glob("*.json"))) == len(list(out.glob("*_index.png"))) == 24

@@ -34,7 +34,7 @@ def similarity(
     """Draw how alike every patch is to one point, block by block (cosine of hidden states).
 
     Args:
-        image: the picture.
+        image: the image.
         model: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS.
         point: pixel as X,Y; by default the middle.
         blocks: block numbers separated by commas; by default six, evenly spaced, the last among
@@ -60,7 +60,7 @@ def similarity(
     figure, axes = _figure(1 + len(chosen))
     axes[0].imshow(pixels.permute(1, 2, 0).numpy())
     axes[0].plot(place[0], place[1], "o", color="white", markeredgecolor="black", markersize=9)
-    axes[0].set_title("picture")
+    axes[0].set_title("image")
     for axis, block in zip(axes[1:], chosen, strict=True):
         drawn = axis.imshow(maps[block], cmap="magma", vmin=0, vmax=1)
         axis.set_title(f"block {block}")
@@ -79,7 +79,7 @@ def stages(
     """Draw the masks of every stage alone, and as stages are added up.
 
     Args:
-        image: the picture.
+        image: the image.
         model: checkpoint folder, run folder, or packaged model.
         classes: class names, a file of them, or a packaged list; by default the model's own.
         out: where to draw.
@@ -96,7 +96,7 @@ def stages(
     )
     figure, axes = _figure(1 + len(found))
     axes[0].imshow(pixels)
-    axes[0].set_title("picture")
+    axes[0].set_title("image")
     for axis, (numbers, result) in zip(axes[1:], found, strict=True):
         axis.imshow(result.overlay(pixels, 0.75, legend=False))
         blocks = predictor.model.stages[numbers[0] - 1]
@@ -121,8 +121,8 @@ def cka(
     Args:
         model: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS (before
             training).
-        images: folder of pictures, cut to squares; by default scenes of the built-in world.
-        limit: pictures to use.
+        images: folder of images, cut to squares; by default scenes of the built-in world.
+        limit: images to use.
         out: where to draw.
         loading: how to load and run the model.
     """
@@ -133,14 +133,14 @@ def cka(
 
     predictor = loading.load(model)
     if images is None:
-        pictures = [make_scene(9, index, SceneConfig()).image for index in range(limit)]
+        arrays = [make_scene(9, index, SceneConfig()).image for index in range(limit)]
     else:
-        pictures = [
+        arrays = [
             load_image(source.path).permute(1, 2, 0).numpy()
             for source in find_sources([str(images)])[:limit]
         ]
     with progress_bar("blocks") as step:
-        alignment = block_alignment(predictor, _squares(predictor, pictures, step))
+        alignment = block_alignment(predictor, _squares(predictor, arrays, step))
     figure, axes = _figure(1, size=4.5)
     ends = (0.5, len(alignment) + 0.5)
     drawn = axes[0].imshow(
@@ -150,28 +150,28 @@ def cka(
     axes[0].set(xlabel="block", ylabel="block")
     figure.colorbar(drawn, ax=axes[0], shrink=0.8)
     say(
-        f"{len(pictures)} pictures; blocks 1 and {len(alignment)}: {alignment[0, -1]:.3f}, the last"
+        f"{len(arrays)} images; blocks 1 and {len(alignment)}: {alignment[0, -1]:.3f}, the last"
         f" two: {alignment[-2, -1]:.3f}"
     )
     return _save(figure, out)
 
 
 def _squares(
-    predictor: Predictor, pictures: list[Any], step: Callable[[int, int], None]
+    predictor: Predictor, arrays: list[Any], step: Callable[[int, int], None]
 ) -> Iterator[Tensor]:
-    """The middle squares of pictures, of the window's size, normalised."""
+    """The middle squares of images, of the window's size, normalised."""
     import torch
 
     from cascade_clip.ops import normalise, resize_image
 
     side, config = predictor.settings.window, predictor.checkpoint.config.model
-    for number, picture in enumerate(pictures):
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)
+    for number, array in enumerate(arrays):
+        pixels = torch.from_numpy(array).permute(2, 0, 1)
         short = min(pixels.shape[1:])
         top, left = (pixels.shape[1] - short) // 2, (pixels.shape[2] - short) // 2
         square = pixels[:, top : top + short, left : left + short]
         yield normalise(resize_image(square, (side, side)), config.mean, config.std)
-        step(number + 1, len(pictures))
+        step(number + 1, len(arrays))
 
 
 def _numbers(text: str, flag: str) -> list[int]:

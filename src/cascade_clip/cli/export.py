@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from cascade_clip.cli.options import DEFAULT_NAMES, FolderOptions, NameOptions
+from cascade_clip.cli.options import DEFAULT_NAMES, FolderOptions, NameOptions, read_classes
 from cascade_clip.cli.terminal import console, progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_LOADING, LoadOptions
@@ -49,7 +49,12 @@ def onnx(
     require("onnx", "onnxscript", "onnxruntime")
     predictor = _load(model, loading)
     written = export_onnx(
-        predictor, out, names.bind(predictor, classes), bake=bool(classes), int8=int8, name=model
+        predictor,
+        out,
+        names.bind(predictor, read_classes(classes)),
+        bake=bool(classes),
+        int8=int8,
+        name=model,
     )
     say(f"wrote {', '.join(str(path) for path in written)} ({out.stat().st_size / 1e6:.1f} MB)")
     say(f"try it: python {written[-1]} photo.jpg --out output")
@@ -71,7 +76,9 @@ def torch(
     from cascade_clip.export import export_torch
 
     predictor = _load(model, loading)
-    export_torch(predictor, out, DEFAULT_NAMES.bind(predictor, classes) if classes else None)
+    export_torch(
+        predictor, out, DEFAULT_NAMES.bind(predictor, read_classes(classes)) if classes else None
+    )
     say(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
     return 0
 
@@ -98,7 +105,7 @@ def text(
     from cascade_clip.export import export_text
 
     predictor = _load(model, loading)
-    written = export_text(predictor, out, names.bind(predictor, classes))
+    written = export_text(predictor, out, names.bind(predictor, read_classes(classes)))
     say(f"wrote {' and '.join(str(path) for path in written)}")
     return 0
 

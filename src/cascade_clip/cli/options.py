@@ -11,6 +11,7 @@ from cascade_clip.errors import SettingError
 
 if TYPE_CHECKING:
     from cascade_clip.inference import BoundClasses, LoadOptions, Predictor
+    from cascade_clip.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,10 @@ class NameOptions:
     """Pixels whose best score (0..1) is lower are unlabelled, or `background` where that is one of
     the class names; `none`: every pixel gets a name; by default the checkpoint's."""
 
-    def bind(self, predictor: Predictor, classes: str) -> BoundClasses:
-        """Bind class names, a file of them or a packaged list to a model; by default its own."""
-        from cascade_clip.vocabulary import load_words
-
+    def bind(self, predictor: Predictor, classes: Vocabulary | None) -> BoundClasses:
+        """Bind class names to a model; by default its own."""
         return predictor.bind(
-            load_words(classes) if classes else None,
+            classes,
             self.calibration,
             background=self.background or None,
             threshold=self.threshold,
@@ -131,6 +130,13 @@ class InferenceOptions:
 
 DEFAULT_INFERENCE = InferenceOptions()
 DEFAULT_NAMES = NameOptions()
+
+
+def read_classes(text: str) -> Vocabulary | None:
+    """Read the class names of a flag: names, a file of them, or a packaged list; None without."""
+    from cascade_clip.vocabulary import load_words
+
+    return load_words(text) if text else None
 
 
 def given_flags(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command that labels pictures."""
+"""The command that labels images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
-from cascade_clip.cli.options import DEFAULT_NAMES, NameOptions
+from cascade_clip.cli.options import DEFAULT_NAMES, NameOptions, read_classes
 from cascade_clip.cli.terminal import check_folder, progress_bar, say, warn
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_LOADING, LoadOptions
@@ -27,19 +27,19 @@ REAL_MODELS = (
 
 @dataclass(frozen=True)
 class SegmentOptions:
-    """How pictures are labelled and what is written."""
+    """How images are labelled and what is written."""
 
     outputs: str = "overlay,index"
-    """Files beside the JSON file of every picture, separated by commas: overlay, index, heatmaps,
+    """Files beside the JSON file of every image, separated by commas: overlay, index, heatmaps,
     labelme, coco (also all in coco.json)."""
     flip: bool = False
-    """Average with the mirrored picture: better, twice the time."""
+    """Average with the mirrored image: better, twice the time."""
     max_memory: int = 0
     """Mebibytes that the scores of all classes may take at once; 0 chooses."""
     every: int = 1
     """For videos: process every N-th frame."""
     overwrite: bool = False
-    """Do pictures again whose results are there."""
+    """Segment images again that have results already."""
     quiet: bool = False
     """Print errors and the last line only."""
     engine: Literal["local", "ray"] = "local"
@@ -72,11 +72,11 @@ def segment(
     options: SegmentOptions = DEFAULT_OPTIONS,
     loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
-    """Label every pixel of pictures with your own class names.
+    """Label every pixel of images with your own class names.
 
-    Writes an overlay with legend, an index PNG and a JSON file per picture. Started again it leaves
-    out what is done. Exit code 2 when a picture could not be segmented; the others are done all the
-    same.
+    Writes an overlay with legend, an index PNG and a JSON file per image. Images that are done
+    already are skipped. The exit code is 2 when an image could not be segmented; the others are
+    done all the same.
 
     Args:
         images: files, folders, patterns such as "photos/*.jpg", videos, or - for a list of paths on
@@ -100,10 +100,11 @@ def segment(
 
         require_ray()
     sources = find_sources(images, sys.stdin, options.every)
+    vocabulary = read_classes(classes)  # before a model is loaded
     # the actors have the GPUs
     here = replace(loading, device="auto") if on_cluster and loading.device == "cuda" else loading
     predictor = _load(model, options, here)
-    job = _Job(predictor, names.bind(predictor, classes), sources, out, outputs, options)
+    job = _Job(predictor, names.bind(predictor, vocabulary), sources, out, outputs, options)
     begin = time.monotonic()
     with progress_bar("segmenting") as step:
         counts = job.run_on_cluster(model, loading, step) if on_cluster else job.run_here(step)
@@ -181,9 +182,9 @@ class _Job(NamedTuple):
 
 def _summarise(counts: _Counts, seconds: float, first: str, out: Path) -> None:
     if sum(counts) > 1:
-        speed = f", {counts.done / seconds:.2f} pictures/s" if counts.done else ""
+        speed = f", {counts.done / seconds:.2f} images/s" if counts.done else ""
         say(
-            f"{counts.done} pictures segmented{speed}, {counts.skipped} done before,"
+            f"{counts.done} images segmented{speed}, {counts.skipped} done before,"
             f" {counts.failed} failed"
         )
     elif counts.skipped:
