@@ -206,10 +206,9 @@ def clip(value: int, top: int = 5) -> int:
         ] * 6
         assert chosen == mutation.sample(60, list(mutation.TESTS))
         assert len({(mutant.module, mutant.index) for mutant in chosen}) == 60
-        whole = [
-            len(list_mutants(module, mutation.read(module))) for module in ("metrics", "decoder")
-        ]
-        assert len(mutation.sample(10**6, ["metrics", "decoder"])) == sum(whole)
+        modules = ["evaluation.metrics", "models.decoders.transformer"]
+        whole = [len(list_mutants(module, mutation.read(module))) for module in modules]
+        assert len(mutation.sample(10**6, modules)) == sum(whole)
 
     def test_explanations_belong_to_mutants(self) -> None:
         """A change of the source must not leave an explanation behind."""

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ALONE = "--noconftest"
 """Without the fixtures, whose imports take longer than the tests."""
 TESTS = {
-    "losses.mask_losses.mask_losses": [
+    "losses.mask_losses": [
         [ALONE, "tests/losses/test_losses.py"],
         [ALONE, "tests/test_mutants.py::TestLosses"],
     ],
