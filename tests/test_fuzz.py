@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cascade_clip.config import AugmentConfig, Config
 from cascade_clip.config.serialization import config_from_dict, config_to_dict
 from cascade_clip.data.augmentation import TrainTransform
-from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
+from cascade_clip.evaluation.metrics import ConfusionMatrix, compute_metrics
 from cascade_clip.inference.windows import cut_windows, list_windows
 from cascade_clip.results.rle import decode_mask, encode_mask
 from cascade_clip.results.segmentation import Segmentation, file_name
@@ -212,7 +212,7 @@ def test_scores_against_a_count(seed: int, classes: int) -> None:
     matrix = ConfusionMatrix(classes)
     matrix.update(predicted, true, ignore=255)
     seen = [bool(number % 2) for number in range(classes)]
-    found = scores(matrix, [str(number) for number in range(classes)], seen)
+    found = compute_metrics(matrix, [str(number) for number in range(classes)], seen)
     pixels = [
         (int(p), int(t))
         for p, t in zip(predicted.flat, true.flat, strict=True)

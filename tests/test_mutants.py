@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from cascade_clip.config import AggregationConfig, DecoderConfig, LossConfig
 from cascade_clip.evaluation.metrics import ConfusionMatrix
-from cascade_clip.inference.class_binding import Target
+from cascade_clip.inference.class_binding import BoundClasses
 from cascade_clip.inference.loading import load_predictor
-from cascade_clip.inference.predictor import OTHER_PIXELS_AT_ONCE, PIXELS_AT_ONCE, Predictor
+from cascade_clip.inference.predictor import Predictor
+from cascade_clip.inference.sliding import OTHER_PIXELS_AT_ONCE, PIXELS_AT_ONCE
 from cascade_clip.inference.training_free import DEFAULT_BLOCK
 from cascade_clip.losses.mask_losses import mask_loss
 from cascade_clip.models.aggregation import (
@@ -268,14 +269,7 @@ class TestMetrics:
         assert matrix.matrix.tolist() == [[0, 0, 0], [0, 1, 0], [1, 0, 1]]
 
 
-def changed(predictor: Predictor, **settings: object) -> Predictor:
-    """The same model with other inference settings."""
-    return Predictor(
-        predictor.checkpoint, dataclasses.replace(predictor.settings, **settings), "cpu"
-    )  # type: ignore[arg-type]
-
-
-def plain_scores(predictor: Predictor, image: Tensor, target: Target) -> Tensor:
+def plain_scores(predictor: Predictor, image: Tensor, target: BoundClasses) -> Tensor:
     """Scores (R, H, W) of a normalised image (3, H, W), window by window and class by class,
     without any chunk."""
     window, stride = predictor.settings.window, predictor.settings.stride
@@ -324,8 +318,8 @@ class TestPredictor:
     def test_scores_are_the_mean_over_windows(
         self, mini: Predictor, size: tuple[int, int], window: int, stride: int
     ) -> None:
-        predictor = changed(
-            mini, window=window, stride=stride, resize=False, window_batch=2, class_chunk=3
+        predictor = mini.with_settings(
+            window=window, stride=stride, resize=False, window_batch=2, class_chunk=3
         )
         image = torch.randn(3, *size, generator=torch.Generator().manual_seed(size[0]))
         target = predictor.bind(self.NAMES, calibration=0.2)
@@ -340,7 +334,7 @@ class TestPredictor:
         assert (found.labels == expected.argmax(dim=0)).float().mean() > 0.999
 
     def test_scores_of_another_size(self, mini: Predictor) -> None:
-        predictor = changed(mini, window=32, stride=32, resize=False)
+        predictor = mini.with_settings(window=32, stride=32, resize=False)
         image, target = (
             torch.randn(3, 32, 48, generator=torch.Generator().manual_seed(5)),
             predictor.bind(self.NAMES),
@@ -363,7 +357,7 @@ class TestPredictor:
         image = (resized.float() / 255 - 0.5) / 0.5
         expected = mini.scores_of_input(image, target, (60, 90))
         torch.testing.assert_close(mini.scores(pixels, target), expected, rtol=1e-4, atol=1e-5)
-        free = changed(mini, resize=False)
+        free = mini.with_settings(resize=False)
         torch.testing.assert_close(
             free.scores(pixels, target),
             free.scores_of_input((pixels.float() / 255 - 0.5) / 0.5, target),
@@ -371,7 +365,7 @@ class TestPredictor:
         # never smaller than a patch
         for scale, size in ((0.5, (30, 45)), (2.0, (120, 180)), (0.1, (8, 9))):
             scaled = (resize_image(pixels, size).float() / 255 - 0.5) / 0.5
-            one = changed(mini, resize=False, scales=(scale,)).scores(pixels, target)
+            one = mini.with_settings(resize=False, scales=(scale,)).scores(pixels, target)
             torch.testing.assert_close(
                 one, free.scores_of_input(scaled, target, (60, 90)), rtol=1e-4, atol=1e-5
             )
@@ -379,13 +373,13 @@ class TestPredictor:
     def test_scales_and_mirror_images_are_averaged(self, mini: Predictor, pixels: Tensor) -> None:
         target = mini.bind(self.NAMES)
         parts = [
-            changed(mini, scales=(scale,)).scores(image, target)
+            mini.with_settings(scales=(scale,)).scores(image, target)
             for scale in (1.0, 0.5)
             for image in (pixels, pixels.flip(-1))
         ]
         expected = (parts[0] + parts[1].flip(-1) + parts[2] + parts[3].flip(-1)) / 4
         torch.testing.assert_close(
-            changed(mini, scales=(1.0, 0.5), flip=True).scores(pixels, target),
+            mini.with_settings(scales=(1.0, 0.5), flip=True).scores(pixels, target),
             expected,
             rtol=1e-4,
             atol=1e-5,
@@ -404,22 +398,27 @@ class TestPredictor:
 
     def test_rows_that_are_held_at_once(self, mini: Predictor) -> None:
         assert PIXELS_AT_ONCE == {"cpu": 4194304} and OTHER_PIXELS_AT_ONCE == 64_000_000
-        free = changed(mini, class_chunk=16, max_memory=0)
-        assert [free._chunk(area) for area in (1, 2**18, 2**20, 2**22 + 1, 2**30)] == [
+        free = mini.with_settings(class_chunk=16, max_memory=0)
+        assert [
+            free.sliding.rows_at_once(area) for area in (1, 2**18, 2**20, 2**22 + 1, 2**30)
+        ] == [
             16,
             16,
             4,
             1,
             1,
         ]
-        assert [changed(mini, max_memory=64)._chunk(area) for area in (2**20, 2**21, 2**23)] == [
+        assert [
+            mini.with_settings(max_memory=64).sliding.rows_at_once(area)
+            for area in (2**20, 2**21, 2**23)
+        ] == [
             4,
             2,
             1,
         ]
 
     def test_best_rows_of_groups(self, mini: Predictor, pixels: Tensor) -> None:
-        predictor = changed(mini, class_chunk=2)
+        predictor = mini.with_settings(class_chunk=2)
         target = predictor.bind(self.NAMES)
         scores = predictor.scores(pixels, target)
         groups = [
@@ -434,7 +433,7 @@ class TestPredictor:
     def test_precision(self, mini: Predictor, pixels: Tensor) -> None:
         assert (autocast_type("fp16"), autocast_type("bf16")) == (torch.float16, torch.bfloat16)
         exact, rough = (
-            changed(mini, precision=precision).scores(pixels, mini.bind(self.NAMES))
+            mini.with_settings(precision=precision).scores(pixels, mini.bind(self.NAMES))
             for precision in ("fp32", "bf16")
         )
         assert not torch.equal(exact, rough)

@@ -200,12 +200,15 @@ def clip(value: int, top: int = 5) -> int:
         assert "raise ValueError(f'{value + 1} is too small')" in sources[2]
 
     def test_the_sample_is_spread_and_fixed(self) -> None:
-        chosen = mutation.sample(50, list(mutation.TESTS))
+        chosen = mutation.sample(60, list(mutation.TESTS))
         assert [sum(mutant.module == module for mutant in chosen) for module in mutation.TESTS] == [
             10
-        ] * 5
-        assert chosen == mutation.sample(50, list(mutation.TESTS))
-        assert len({(mutant.module, mutant.index) for mutant in chosen}) == 50
+        ] * 6
+        assert chosen == mutation.sample(60, list(mutation.TESTS))
+        assert len({(mutant.module, mutant.index) for mutant in chosen}) == 60
+        modules = ["evaluation.metrics", "models.decoders.transformer"]
+        whole = [len(list_mutants(module, mutation.read(module))) for module in modules]
+        assert len(mutation.sample(10**6, modules)) == sum(whole)
         modules = ["evaluation.metrics", "models.decoders.transformer"]
         whole = [len(list_mutants(module, mutation.read(module))) for module in modules]
         assert len(mutation.sample(10**6, modules)) == sum(whole)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cascade_clip.evaluation.bootstrap import Difference, Tallies, compare_paired, figures
-from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
+from cascade_clip.evaluation.metrics import ConfusionMatrix, compute_metrics
 
 SEEN = np.array([True, True, False])
 
@@ -47,7 +47,7 @@ def test_tallies_sum_up_to_the_scores_of_an_evaluation() -> None:
     counts = generator.integers(0, 50, (6, 3, 4))
     matrix = ConfusionMatrix(3)
     matrix.counts += matrix.counts.new_tensor(counts.sum(axis=0))
-    expected = scores(matrix, "abc", SEEN)
+    expected = compute_metrics(matrix, "abc", SEEN)
     tallies = Tallies.of(counts)
     found = figures(tallies.intersection.sum(axis=0), tallies.union.sum(axis=0), SEEN)
     assert found == pytest.approx(

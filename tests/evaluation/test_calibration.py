@@ -22,9 +22,9 @@ from cascade_clip.evaluation.calibration import (
     sweep_calibration,
 )
 from cascade_clip.evaluation.evaluator import evaluate
-from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
+from cascade_clip.evaluation.metrics import ConfusionMatrix, compute_metrics
 from cascade_clip.evaluation.ranks import Ranks
-from cascade_clip.inference.class_binding import Target
+from cascade_clip.inference.class_binding import BoundClasses
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.inference.predictor import LabelMap, Predictor
 from cascade_clip.vocabulary import Vocabulary
@@ -41,9 +41,9 @@ def scenes(limit: int = 3, **changes: str) -> LabelledImages:
     return build_dataset(DataConfig(name="sandbox", seed=2, limit=limit, **changes))
 
 
-def target(rows: int, **changes: object) -> Target:
+def bound(rows: int, **changes: object) -> BoundClasses:
     names = tuple("abcd"[:rows])
-    return Target(
+    return BoundClasses(
         names,
         ((0, 0, 0),) * rows,
         torch.zeros(rows, 2),
@@ -56,12 +56,12 @@ def test_decisions_by_hand() -> None:
     seen = LabelMap(torch.tensor([0, 0, 3, 3]), torch.tensor([0.75, 0.5, 0.75, 0.25]))
     other = LabelMap(torch.tensor([1, 1, 1, 1]), torch.tensor([0.5, 0.5, 0.5, 0.5]))
     # of equal scores the first row
-    assert decide(seen, other, target(4), 0.0).tolist() == [0, 0, 3, 1]
+    assert decide(seen, other, bound(4), 0.0).tolist() == [0, 0, 3, 1]
     # a tie again: row 0 wins it, row 3 does not
-    assert decide(seen, other, target(4), 0.25).tolist() == [0, 1, 1, 1]
-    assert decide(seen, other, target(4), 0.5).tolist() == [1, 1, 1, 1]
+    assert decide(seen, other, bound(4), 0.25).tolist() == [0, 1, 1, 1]
+    assert decide(seen, other, bound(4), 0.5).tolist() == [1, 1, 1, 1]
     # 0.75 - 0.125 is above the threshold, 0.5 is not; rows 2 and 3 mean label 2
-    several = target(4, threshold=0.6, labels=torch.tensor([0, 1, 2, 2]))
+    several = bound(4, threshold=0.6, labels=torch.tensor([0, 1, 2, 2]))
     assert decide(seen, other, several, 0.125).tolist() == [0, -1, 2, -1]
 
 
@@ -103,7 +103,7 @@ def test_the_other_classes_do_not_count_when_some_are_held_out(mini: Predictor) 
         matrix.update(
             mini.label_map(sample.image, bound).labels, torch.tensor(table)[sample.labels]
         )
-    expected = scores(matrix, names, [name not in ("sand", "star") for name in names])
+    expected = compute_metrics(matrix, names, [name not in ("sand", "star") for name in names])
     assert found.scores[1].to_json() == expected.to_json()
     assert found.scores[1].unseen_miou is not None
 
@@ -160,7 +160,7 @@ def test_processes_that_share_the_images_count_the_same(mini: Predictor) -> None
 
 def scores_with(hiou: float | None) -> object:
     matrix = ConfusionMatrix(2)
-    return dataclasses.replace(scores(matrix, ("a", "b"), (True, False)), hiou=hiou)
+    return dataclasses.replace(compute_metrics(matrix, ("a", "b"), (True, False)), hiou=hiou)
 
 
 def test_the_first_of_the_highest_is_chosen() -> None:
@@ -174,9 +174,7 @@ def test_without_anything_to_choose_by_the_curve_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = CalibrationSweep((0.0, 0.1), (scores_with(None), scores_with(None)), 1, 0.1)  # type: ignore[arg-type]
-    monkeypatch.setattr(
-        "cascade_clip.evaluation.calibration.sweep_calibration", lambda *words, **flags: sweep
-    )
+    monkeypatch.setattr("cascade_clip.evaluation.sweep_calibration", lambda *words, **flags: sweep)
     assert (
         main(
             [

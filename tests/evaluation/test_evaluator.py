@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade_clip.cli.evaluate import FolderOptions, InferenceOptions
 from cascade_clip.cli.main import main
+from cascade_clip.cli.options import FolderOptions, InferenceOptions
 from cascade_clip.config import DataConfig, InferenceConfig
 from cascade_clip.data.registry import SandboxScenes, build_dataset, describe_data
 from cascade_clip.data.samples import LabelledFiles, Sample

@@ -18,7 +18,7 @@ from torchmetrics.classification import (
     MulticlassJaccardIndex,
 )
 
-from cascade_clip.evaluation.metrics import ConfusionMatrix, Scores, scores
+from cascade_clip.evaluation.metrics import ConfusionMatrix, Metrics, compute_metrics
 from paths import REFERENCE
 
 
@@ -30,8 +30,8 @@ def count(
     return matrix
 
 
-def score(matrix: ConfusionMatrix, seen: list[bool] | None = None) -> Scores:
-    return scores(
+def score(matrix: ConfusionMatrix, seen: list[bool] | None = None) -> Metrics:
+    return compute_metrics(
         matrix, [f"c{index}" for index in range(matrix.classes)], seen or [True] * matrix.classes
     )
 
@@ -288,9 +288,9 @@ def test_wrong_numbers_of_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="2 and 3 classes"):
         ConfusionMatrix(2) + ConfusionMatrix(3)
     with pytest.raises(ValueError, match="do not fit"):
-        scores(ConfusionMatrix(2), ["a", "b", "c"], [True] * 3)
+        compute_metrics(ConfusionMatrix(2), ["a", "b", "c"], [True] * 3)
     with pytest.raises(ValueError, match="do not fit"):
-        scores(ConfusionMatrix(2), ["a", "b"], [True])
+        compute_metrics(ConfusionMatrix(2), ["a", "b"], [True])
 
 
 def test_json_has_every_figure_at_full_precision_and_null_for_none() -> None:

@@ -24,6 +24,13 @@ def test_every_index_belongs_to_one_process() -> None:
     assert list(Ranks().share(3)) == [0, 1, 2]
 
 
+def test_progress_is_told_after_each_index() -> None:
+    told: list[object] = []
+    for index in Ranks(1, 2).share(5, lambda done, total: told.append((done, total))):
+        told.append(index)
+    assert told == [1, (1, 2), 3, (2, 2)]
+
+
 def test_one_process_alone_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with join_ranks() as ranks:

@@ -19,8 +19,8 @@ from PIL import Image
 from cascade_clip.cli.main import main
 from cascade_clip.data.samples import Sample
 from cascade_clip.evaluation.evaluator import Report
-from cascade_clip.evaluation.examples import Gallery, ImageRecord, ImageScores, image_scores
-from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
+from cascade_clip.evaluation.examples import ExampleImages, ImageMetrics, ImageRecord, image_metrics
+from cascade_clip.evaluation.metrics import ConfusionMatrix, compute_metrics
 from cascade_clip.evaluation.report import (
     MOST_CLASSES,
     Confusion,
@@ -37,7 +37,7 @@ def make_report(
     matrix = ConfusionMatrix(len(counts))
     matrix.counts = torch.from_numpy(counts)
     names = names or [f"c{index}" for index in range(len(counts))]
-    found = scores(matrix, names, seen or [True] * len(counts))
+    found = compute_metrics(matrix, names, seen or [True] * len(counts))
     return Report(
         found, 3, 0.0, ("nothing is <assumed>",), counts, build_palette(len(counts)), {}, "d" * 64
     )
@@ -135,26 +135,26 @@ def test_a_page_without_a_single_labelled_pixel_draws_no_matrix() -> None:
 def test_image_scores_count_the_classes_in_the_labels() -> None:
     matrix = ConfusionMatrix(4)
     matrix.update(np.array([[0, 0, 1, 2, 2]]), np.array([[0, 0, 1, 1, -1]]))
-    found = image_scores(matrix)
+    found = image_metrics(matrix)
     assert found is not None
     # class 2 is predicted alone: it costs class 1, and is no entry of the mean
     assert found.miou == pytest.approx((1 + 1 / 2) / 2)
     assert found.pixel_accuracy == 3 / 4
-    assert image_scores(ConfusionMatrix(4)) is None
+    assert image_metrics(ConfusionMatrix(4)) is None
 
 
 @pytest.mark.parametrize("keep", [0, 1, 2, 3, 10])
-def test_a_gallery_holds_the_extremes_and_no_more(keep: int) -> None:
+def test_examples_are_the_extremes_and_no_more(keep: int) -> None:
     order = np.random.default_rng(0).permutation(9)
     figures = [round(0.1 * (index // 2), 1) for index in range(9)]  # pairs of equal ones
-    gallery = Gallery(keep)
+    examples = ExampleImages(keep)
     for index in order:
-        if gallery.wants(int(index), figures[index]):
-            gallery.add(make_record(int(index), figures[index]))
-        assert len(gallery.records) <= 2 * keep
+        if examples.wants(int(index), figures[index]):
+            examples.add(make_record(int(index), figures[index]))
+        assert len(examples.records) <= 2 * keep
     expected = min(keep, 5), min(keep, 4)  # 9 images: none is shown twice
-    assert [record.index for record in gallery.worst] == list(range(expected[0]))
-    assert [record.index for record in gallery.best] == list(range(8, 8 - expected[1], -1))
+    assert [record.index for record in examples.worst] == list(range(expected[0]))
+    assert [record.index for record in examples.best] == list(range(8, 8 - expected[1], -1))
 
 
 def test_galleries_of_parts_merge_into_that_of_the_whole() -> None:
@@ -162,10 +162,10 @@ def test_galleries_of_parts_merge_into_that_of_the_whole() -> None:
         make_record(index, figure)
         for index, figure in enumerate([0.5, 0.1, 0.9, 0.1, 0.7, 0.9, 0.2])
     ]
-    whole, merged = Gallery(2), Gallery(2)
+    whole, merged = ExampleImages(2), ExampleImages(2)
     whole.extend(records)
     for rank in range(3):
-        part = Gallery(2)
+        part = ExampleImages(2)
         part.extend(records[rank::3])
         merged.extend(part.records)
     merged.extend(whole.records)  # what is there already is not taken twice
@@ -182,11 +182,11 @@ def test_galleries_of_parts_merge_into_that_of_the_whole() -> None:
 
 
 def test_only_images_that_would_stay_are_wanted() -> None:
-    gallery = Gallery(1)
-    assert gallery.wants(0, 0.5)
-    gallery.extend([make_record(2, 0.2), make_record(4, 0.8)])
+    examples = ExampleImages(1)
+    assert examples.wants(0, 0.5)
+    examples.extend([make_record(2, 0.2), make_record(4, 0.8)])
     wanted = {
-        (index, miou): gallery.wants(index, miou)
+        (index, miou): examples.wants(index, miou)
         for index, miou in [(9, 0.5), (9, 0.1), (9, 0.9), (1, 0.2), (3, 0.2), (3, 0.8), (5, 0.8)]
     }
     assert [place for place, wish in wanted.items() if wish] == [
@@ -195,12 +195,12 @@ def test_only_images_that_would_stay_are_wanted() -> None:
         (1, 0.2),
         (5, 0.8),
     ]
-    assert not Gallery(0).wants(0, 0.5)
+    assert not ExampleImages(0).wants(0, 0.5)
 
 
 def test_a_negative_number_of_images_is_refused() -> None:
     with pytest.raises(ValueError, match="0 or more"):
-        Gallery(-1)
+        ExampleImages(-1)
 
 
 def test_records_are_reduced_and_keep_labels_whole() -> None:
@@ -208,7 +208,7 @@ def test_records_are_reduced_and_keep_labels_whole() -> None:
     labels = torch.full((800, 1000), -1)
     labels[:, 500:] = 300
     record = ImageRecord.make(
-        4, Sample(image, labels, Path("folder/x.jpg")), labels.flip(1), ImageScores(0.25, 0.5)
+        4, Sample(image, labels, Path("folder/x.jpg")), labels.flip(1), ImageMetrics(0.25, 0.5)
     )
     assert record.image.shape == (307, 384, 3)
     assert record.truth.shape == record.prediction.shape == (307, 384)
@@ -216,7 +216,7 @@ def test_records_are_reduced_and_keep_labels_whole() -> None:
     assert (record.truth[0, 0], record.truth[0, -1], record.prediction[0, 0]) == (-1, 300, 300)
     assert record.to_json() == {"index": 4, "name": "x.jpg", "miou": 0.25, "pixel_accuracy": 0.5}
     small = ImageRecord.make(
-        0, Sample(image[:, :5, :9], labels[:5, :9], Path("y")), labels[:5, :9], ImageScores(0, 0)
+        0, Sample(image[:, :5, :9], labels[:5, :9], Path("y")), labels[:5, :9], ImageMetrics(0, 0)
     )
     assert small.image.shape == (5, 9, 3)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from PIL import Image
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.data.samples import Sample
-from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
+from cascade_clip.evaluation.metrics import ConfusionMatrix, compute_metrics
 from cascade_clip.evaluation.threshold import (
     STEPS,
     choose_threshold,
@@ -79,7 +78,7 @@ def test_the_choice_is_what_evaluation_gives(mini: Predictor) -> None:
         for index in range(len(dataset)):
             sample = dataset.sample(index)
             matrix.update(mini.label_map(sample.image, target).labels, sample.labels)
-        assert scores(matrix, dataset.vocabulary.names, (True,) * 5).miou == pytest.approx(
+        assert compute_metrics(matrix, dataset.vocabulary.names, (True,) * 5).miou == pytest.approx(
             expected, abs=2e-4
         )
     assert found.miou > found.miou_without and 0 < found.threshold < 1
@@ -106,11 +105,8 @@ def run_with_other_settings(
     mini = load_predictor("mini", "cpu")
     rows = torch.randn(5, mini.model.joint_width, generator=torch.Generator().manual_seed(0))
     np.save(folder / "rows.npy", rows.numpy())
-    settings = dataclasses.replace(
-        mini.settings, window=64, stride=48, flip=True, background="stone"
-    )
     plain = choose_threshold(mini, dataset, calibration=0.2).mious
-    mini.settings = settings
+    mini = mini.with_settings(window=64, stride=48, flip=True, background="stone")
     flags = [
         "--limit",
         "2",

@@ -12,17 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade_clip.inference.loading import load_predictor
+from cascade_clip.config import InferenceConfig
+from cascade_clip.inference.loading import LoadOptions, load_predictor
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.inference.windows import list_windows
 from cascade_clip.ops.devices import find_device
 from cascade_clip.sandbox.scenes import SceneConfig, make_scene
-
-
-def with_settings(predictor: Predictor, **changes: object) -> Predictor:
-    return Predictor(
-        predictor.checkpoint, dataclasses.replace(predictor.settings, **changes), "cpu"
-    )  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -66,14 +61,14 @@ def test_class_chunks_change_nothing(cascade: Predictor, text: torch.Tensor, chu
         0, 256, (3, 90, 130), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
     whole, chunked = (
-        with_settings(cascade, class_chunk=7),
-        with_settings(cascade, class_chunk=chunk),
+        cascade.with_settings(class_chunk=7),
+        cascade.with_settings(class_chunk=chunk),
     )
-    target = whole.bind(text=text, calibration=0.1)
-    expected, found = whole.label_map(image, target), chunked.label_map(image, target)
+    bound = whole.bind(text=text, calibration=0.1)
+    expected, found = whole.label_map(image, bound), chunked.label_map(image, bound)
     assert torch.equal(found.labels, expected.labels)
     torch.testing.assert_close(found.scores, expected.scores)
-    scores = whole.scores(image, target)
+    scores = whole.scores(image, bound)
     assert torch.equal(expected.labels, scores.argmax(dim=0))
     torch.testing.assert_close(expected.scores, scores.max(dim=0).values)
 
@@ -81,7 +76,7 @@ def test_class_chunks_change_nothing(cascade: Predictor, text: torch.Tensor, chu
 def test_of_equal_scores_the_first_class_wins(cascade: Predictor, text: torch.Tensor) -> None:
     same = text[:1].expand(7, -1)
     labels = (
-        with_settings(cascade, class_chunk=2)
+        cascade.with_settings(class_chunk=2)
         .label_map(torch.zeros(3, 64, 64, dtype=torch.uint8), cascade.bind(text=same))
         .labels
     )
@@ -90,10 +85,8 @@ def test_of_equal_scores_the_first_class_wins(cascade: Predictor, text: torch.Te
 
 def test_windows_in_batches_change_nothing(cascade: Predictor, text: torch.Tensor) -> None:
     image = torch.randint(0, 256, (3, 90, 130), dtype=torch.uint8)
-    target = cascade.bind(text=text)
-    one, four = (
-        with_settings(cascade, window_batch=batch).scores(image, target) for batch in (1, 4)
-    )
+    bound = cascade.bind(text=text)
+    one, four = (cascade.with_settings(window_batch=batch).scores(image, bound) for batch in (1, 4))
     torch.testing.assert_close(one, four, rtol=0, atol=1e-5)
 
 
@@ -102,9 +95,9 @@ def test_any_size_with_and_without_resizing(
     cascade: Predictor, text: torch.Tensor, size: tuple[int, int]
 ) -> None:
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
-    target = cascade.bind(text=text)
+    bound = cascade.bind(text=text)
     for resize in (False, True):
-        result = with_settings(cascade, resize=resize).label_map(image, target)
+        result = cascade.with_settings(resize=resize).label_map(image, bound)
         assert result.labels.shape == size
         assert bool(torch.isfinite(result.scores).all())
 
@@ -114,18 +107,18 @@ def test_scores_have_the_size_of_the_training_crop_first(
 ) -> None:
     """A window of another size than the crop: sigmoid at the crop's size, then a resize of
     scores."""
-    predictor = with_settings(cascade, window=96, stride=96, score_size=64)
+    predictor = cascade.with_settings(window=96, stride=96, score_size=64)
     image = torch.randn(3, 96, 96)
-    target = predictor.bind(text=text, calibration=0.1)
+    bound = predictor.bind(text=text, calibration=0.1)
     logits = predictor.model(image[None], text)
     small = torch.nn.functional.interpolate(
         logits, size=(64, 64), mode="bilinear", align_corners=False
     ).sigmoid()
-    small = small - 0.1 * target.seen[:, None, None].float()
+    small = small - 0.1 * bound.seen[:, None, None].float()
     expected = torch.nn.functional.interpolate(
         small, size=(96, 96), mode="bilinear", align_corners=False
     )[0]
-    torch.testing.assert_close(predictor.scores_of_input(image, target), expected)
+    torch.testing.assert_close(predictor.scores_of_input(image, bound), expected)
 
 
 @pytest.mark.parametrize(
@@ -140,9 +133,9 @@ def test_calibration_holds_for_names_that_were_seen(
     cascade: Predictor, names: list[str], calibration: float
 ) -> None:
     rows = torch.randn(len(names), 32)
-    target = cascade.bind(names, calibration=0.1, text=rows)
-    assert target.calibration == calibration
-    assert target.seen.tolist() == [name in ("a", "b") for name in names]
+    bound = cascade.bind(names, calibration=0.1, text=rows)
+    assert bound.calibration == calibration
+    assert bound.seen.tolist() == [name in ("a", "b") for name in names]
 
 
 def test_names_travel_with_the_result(tmp_path: Path, tiny_folder: Path) -> None:
@@ -222,10 +215,10 @@ def test_memory_does_not_grow_with_classes(cascade: Predictor) -> None:
     sizes = []
     for classes in (8, 64):
         names = [f"class {index}" for index in range(classes)]
-        target = cascade.bind(names, text=torch.randn(classes, 32))
+        bound = cascade.bind(names, text=torch.randn(classes, 32))
         with Largest() as largest:
-            with_settings(cascade, class_chunk=4).label_map(
-                torch.zeros(3, 200, 300, dtype=torch.uint8), target
+            cascade.with_settings(class_chunk=4).label_map(
+                torch.zeros(3, 200, 300, dtype=torch.uint8), bound
             )
         sizes.append(largest.size)
     assert sizes[0] == sizes[1]
@@ -246,52 +239,52 @@ def mini() -> Predictor:
 
 def test_flip_is_the_mean_with_the_mirror_image(mini: Predictor) -> None:
     pixels = sandbox_pixels()
-    target = mini.bind("grass, water, star")
-    plain, mirrored = mini.scores(pixels, target), mini.scores(pixels.flip(-1), target).flip(-1)
-    both = with_settings(mini, flip=True).scores(pixels, target)
+    bound = mini.bind("grass, water, star")
+    plain, mirrored = mini.scores(pixels, bound), mini.scores(pixels.flip(-1), bound).flip(-1)
+    both = mini.with_settings(flip=True).scores(pixels, bound)
     torch.testing.assert_close(both, (plain + mirrored) / 2)
     assert not torch.allclose(both, plain)
 
 
 def test_scales_are_the_mean_over_window_sizes(mini: Predictor) -> None:
     pixels = sandbox_pixels()
-    target = mini.bind("grass, water, star")
+    bound = mini.bind("grass, water, star")
     parts = [
-        with_settings(mini, scales=(scale,)).scores(pixels, target) for scale in (0.75, 1.0, 1.5)
+        mini.with_settings(scales=(scale,)).scores(pixels, bound) for scale in (0.75, 1.0, 1.5)
     ]
-    both = with_settings(mini, scales=(0.75, 1.0, 1.5)).scores(pixels, target)
+    both = mini.with_settings(scales=(0.75, 1.0, 1.5)).scores(pixels, bound)
     torch.testing.assert_close(both, sum(parts) / 3)
-    torch.testing.assert_close(parts[1], mini.scores(pixels, target), rtol=0, atol=0)
+    torch.testing.assert_close(parts[1], mini.scores(pixels, bound), rtol=0, atol=0)
     # the same image size ...
-    bigger = with_settings(
-        mini, window=round(1.5 * mini.settings.window), stride=mini.settings.stride
+    bigger = mini.with_settings(
+        window=round(1.5 * mini.settings.window), stride=mini.settings.stride
     )
     # ... but seen through larger windows: not the same thing
-    assert not torch.allclose(parts[2], bigger.scores(pixels, target))
+    assert not torch.allclose(parts[2], bigger.scores(pixels, bound))
 
 
 def test_scales_without_resizing(mini: Predictor) -> None:
-    free = with_settings(mini, resize=False, scales=(2.0,))
+    free = mini.with_settings(resize=False, scales=(2.0,))
     assert free.scores(sandbox_pixels(), free.bind("grass, star")).shape == (2, 96, 96)
 
 
 def test_background_words_compete_and_mean_one_label(mini: Predictor) -> None:
     pixels = sandbox_pixels()
     # star is a class name and stays one
-    target = mini.bind("star, tree", background="water, grass, star")
-    assert target.names == ("star", "tree", "background")
-    assert target.labels is not None and target.labels.tolist() == [0, 1, 2, 2]
-    found = mini.label_map(pixels, target)
+    bound = mini.bind("star, tree", background="water, grass, star")
+    assert bound.names == ("star", "tree", "background")
+    assert bound.labels is not None and bound.labels.tolist() == [0, 1, 2, 2]
+    found = mini.label_map(pixels, bound)
     flat = mini.label_map(pixels, mini.bind("star, tree, water, grass"))
     assert torch.equal(found.labels, flat.labels.clamp(max=2))
     torch.testing.assert_close(found.scores, flat.scores)
-    assert target.background == "words (water, grass)"
+    assert bound.background == "words (water, grass)"
 
 
 def test_background_words_take_the_place_of_the_name(mini: Predictor) -> None:
-    target = mini.bind("background, star", background=["water", "grass"])
-    assert target.names == ("background", "star")
-    assert target.labels is not None and target.labels.tolist() == [1, 0, 0]
+    bound = mini.bind("background, star", background=["water", "grass"])
+    assert bound.names == ("background", "star")
+    assert bound.labels is not None and bound.labels.tolist() == [1, 0, 0]
     # without a policy it is a name like any other
     assert mini.bind("background, star").labels is None
 
@@ -314,9 +307,9 @@ def test_threshold_leaves_pixels_unlabelled_or_background(mini: Predictor) -> No
 
 
 def test_settings_hold_where_a_call_says_nothing(mini: Predictor) -> None:
-    stored = with_settings(mini, background="water, grass", threshold=0.25)
-    target = stored.bind("star")
-    assert target.names == ("star", "background") and target.threshold == 0.25 and target.below == 1
+    stored = mini.with_settings(background="water, grass", threshold=0.25)
+    bound = stored.bind("star")
+    assert bound.names == ("star", "background") and bound.threshold == 0.25 and bound.below == 1
     assert (
         stored.bind("star", background="tree", threshold=0.5).background
         == "words (tree) and threshold 0.5"
@@ -324,25 +317,25 @@ def test_settings_hold_where_a_call_says_nothing(mini: Predictor) -> None:
 
 
 def test_none_switches_the_stored_policy_off(mini: Predictor) -> None:
-    stored = with_settings(mini, background="water, grass", threshold=0.25)
-    target = stored.bind("star", background="none", threshold="none")
-    assert (target.names, target.threshold, target.background) == (("star",), None, "none")
+    stored = mini.with_settings(background="water, grass", threshold=0.25)
+    bound = stored.bind("star", background="none", threshold="none")
+    assert (bound.names, bound.threshold, bound.background) == (("star",), None, "none")
     assert stored.bind("star", background="None").background == "threshold 0.25"
     assert stored.bind("star", threshold="none").background == "words (water, grass)"
-    assert with_settings(mini, background="none").bind("star").names == ("star",)
+    assert mini.with_settings(background="none").bind("star").names == ("star",)
     with pytest.raises(ValueError, match="a threshold is a number or 'none', got 'low'"):
         stored.bind("star", threshold="low")  # type: ignore[arg-type]
 
 
 def test_class_maps_are_the_scores_at_lower_resolution(mini: Predictor) -> None:
     pixels = sandbox_pixels()
-    target = mini.bind("star, tree", background="water, grass")
-    maps = mini.label_map(pixels, target, class_maps=True).class_maps
+    bound = mini.bind("star, tree", background="water, grass")
+    maps = mini.label_map(pixels, bound, class_maps=True).class_maps
     assert maps is not None and maps.shape == (3, 96, 96)
-    scores = mini.scores(pixels, target)  # (4, 96, 96)
+    scores = mini.scores(pixels, bound)  # (4, 96, 96)
     expected = torch.stack([scores[0], scores[1], scores[2:].max(dim=0).values])
     torch.testing.assert_close(maps.float(), expected, rtol=0, atol=1e-3)
-    assert mini.label_map(pixels, target).class_maps is None
+    assert mini.label_map(pixels, bound).class_maps is None
 
 
 def test_a_list_of_images_gives_a_list(mini: Predictor) -> None:
@@ -354,9 +347,9 @@ def test_a_list_of_images_gives_a_list(mini: Predictor) -> None:
 
 
 def test_max_memory_changes_the_chunk_and_nothing_else(mini: Predictor) -> None:
-    small = with_settings(mini, max_memory=1)
-    assert small._chunk(96 * 96) == 7  # 2**20 // (4 copies * 4 bytes * 9216)
-    assert small._chunk(10**7) == 1
+    small = mini.with_settings(max_memory=1)
+    assert small.sliding.rows_at_once(96 * 96) == 7  # 2**20 // (4 copies * 4 bytes * 9216)
+    assert small.sliding.rows_at_once(10**7) == 1
     pixels = sandbox_pixels()
     names = [f"thing {number}" for number in range(9)]
     assert torch.equal(
@@ -373,3 +366,23 @@ def test_threads_share_a_predictor(mini: Predictor) -> None:
         found = list(pool.map(mini.segment, images, lists))
     for one, other in zip(found, expected, strict=True):
         assert one.class_names == other.class_names and np.array_equal(one.labels, other.labels)
+
+
+def test_other_settings_leave_the_predictor_as_it_was(mini: Predictor) -> None:
+    before = mini.settings
+    flipped = mini.with_settings(flip=True)
+    assert flipped.settings == dataclasses.replace(before, flip=True) and mini.settings == before
+    assert flipped.model is mini.model and flipped.text_encoder is mini.text_encoder
+    whole = mini.with_settings(InferenceConfig(window=96, stride=64), stride=32)
+    assert whole.settings == InferenceConfig(window=96, stride=32)
+    with pytest.raises(TypeError):
+        mini.with_settings(no_such_setting=1)
+
+
+def test_load_options_load_what_the_function_loads() -> None:
+    options = LoadOptions(device="cpu", precision="bf16", last_block="sclip")
+    predictor = options.load("clip:mini")
+    assert predictor.device.type == "cpu" and predictor.settings.precision == "bf16"
+    assert predictor.checkpoint.config.model.last_block == "sclip"
+    with pytest.raises(ValueError, match="last_block is for training-free models"):
+        options.load("mini")

@@ -17,7 +17,7 @@ from PIL import Image
 from cascade_clip.cli.main import main
 from cascade_clip.inference import ray_batch
 from cascade_clip.inference.image_batch import Source, request_fingerprint, segment_sources
-from cascade_clip.inference.loading import RunOptions, load_predictor
+from cascade_clip.inference.loading import LoadOptions, load_predictor
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.inference.ray_batch import (
     BlockWorker,
@@ -48,13 +48,13 @@ class Death(BaseException):
 
 def make_recipe(folder: Path, out: Path, **changes: Any) -> Recipe:
     predictor = load_predictor(folder, "cpu")
-    target = predictor.bind(NAMES)
-    request = request_fingerprint(predictor, target, ("index", "overlay"))
+    bound = predictor.bind(NAMES)
+    request = request_fingerprint(predictor, bound, ("index", "overlay"))
     recipe = Recipe(
         str(folder),
-        RunOptions(device="cpu"),
+        LoadOptions(device="cpu"),
         predictor.settings,
-        target,
+        bound,
         ("index", "overlay"),
         out,
         request,
@@ -249,11 +249,11 @@ class TestWorker:
         (block,) = cut_blocks(sources, recipe.request)
         real, seen = Predictor.segment_pixels, []
 
-        def segment_pixels(self: Predictor, pixels: Any, target: Any) -> Any:
+        def segment_pixels(self: Predictor, pixels: Any, bound: Any) -> Any:
             seen.append(pixels)
             if np.array_equal(pixels.permute(1, 2, 0).numpy(), deadly):
                 raise Death
-            return real(self, pixels, target)
+            return real(self, pixels, bound)
 
         monkeypatch.setattr(Predictor, "segment_pixels", segment_pixels)
         for _ in range(3):  # with the block, then twice alone

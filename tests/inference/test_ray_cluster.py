@@ -143,12 +143,12 @@ class TestCluster:
         )
         assert {path.suffix for path in (out / FOLDER).iterdir()} == {".parquet"}
         assert (
-            "96 pictures segmented" in (printed := capsys.readouterr().out)
+            "96 images segmented" in (printed := capsys.readouterr().out)
             and "0 done before, 0 failed" in printed
         )
         # nothing is left to do, and the manifest stays the same
         assert main([*words, "--actors", "1"]) == 0
-        assert "0 pictures segmented, 96 done before, 0 failed" in capsys.readouterr().out
+        assert "0 images segmented, 96 done before, 0 failed" in capsys.readouterr().out
         assert read_manifest(out) == rows
 
     def test_one_line_for_what_stops_everything(
@@ -193,7 +193,7 @@ def test_the_page_runs(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         printed.append(done.stdout)
-    assert "9 pictures segmented" in printed[0] and printed[1].startswith("9 ")
+    assert "9 images segmented" in printed[0] and printed[1].startswith("9 ")
     by_hand = {path.name: path.read_bytes() for path in (tmp_path / "output-by-hand").glob("?/*")}
     assert by_hand == read_results(tmp_path / "output") and len(by_hand) == 27
     assert [len(list((tmp_path / "output-by-hand" / part).glob("*.json"))) for part in "01"] == [

@@ -19,7 +19,7 @@ from cascade_clip.cli.main import main
 from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset
 from cascade_clip.encoders.towers import OpenClipTower
-from cascade_clip.evaluation.metrics import ConfusionMatrix, scores
+from cascade_clip.evaluation.metrics import ConfusionMatrix, compute_metrics
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.inference.training_free import parse_clip
@@ -116,12 +116,12 @@ def test_scores_are_the_softmax_over_the_names() -> None:
 
 def evaluate(predictor: Predictor) -> tuple[float, float]:
     dataset = build_dataset(DataConfig(name="sandbox", seed=2, limit=SCENES))
-    target = predictor.bind(dataset.vocabulary)
-    matrix = ConfusionMatrix(len(target.names))
+    bound = predictor.bind(dataset.vocabulary)
+    matrix = ConfusionMatrix(len(bound.names))
     for index in range(SCENES):
         sample = dataset.sample(index)
-        matrix.update(predictor.label_map(sample.image, target).labels, sample.labels)
-    found = scores(matrix, dataset.vocabulary.names, dataset.vocabulary.seen_mask)
+        matrix.update(predictor.label_map(sample.image, bound).labels, sample.labels)
+    found = compute_metrics(matrix, dataset.vocabulary.names, dataset.vocabulary.seen_mask)
     assert found.miou is not None
     return found.miou, found.pixel_accuracy
 
@@ -219,9 +219,9 @@ def test_flip_and_scales_work_here_too(mini: Predictor) -> None:
 def test_clip_alone_hands_no_split_to_other_data(mini: Predictor) -> None:
     """Some of these names are COCO-Stuff's, which the model carries for want of others; none was
     held out from anything."""
-    from cascade_clip.evaluation.evaluator import bind_classes
+    from cascade_clip.evaluation.evaluator import bind_dataset
 
     dataset = build_dataset(DataConfig(name="sandbox", seed=2, limit=1))
     dataset.vocabulary = dataclasses.replace(dataset.vocabulary, unseen=())
-    vocabulary, _ = bind_classes(mini, dataset, None, None)
+    vocabulary, _ = bind_dataset(mini, dataset, None, None)
     assert "car" in mini.vocabulary.unseen and vocabulary.unseen == ()

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from cascade_clip.cli.evaluate import InferenceOptions
 from cascade_clip.cli.main import main
+from cascade_clip.cli.options import InferenceOptions
 from cascade_clip.config import Config, InferenceConfig, LossConfig
 from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.data.registry import build_dataset
-from cascade_clip.inference.class_binding import background_words
+from cascade_clip.inference.class_binding import BackgroundPolicy
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.losses.objective import step_loss
@@ -550,7 +550,7 @@ def test_background_words_that_are_easily_mistaken(
     words: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        background_words(words, ("Star", "tree"))
+        BackgroundPolicy.parse(words).words_besides(("Star", "tree"))
     assert caplog.messages == ([message] if message else [])
 
 

@@ -17,7 +17,7 @@ from cascade_clip.config import DataConfig
 from cascade_clip.data.registry import build_dataset, sandbox_vocabulary
 from cascade_clip.data.samples import SegmentationFolder
 from cascade_clip.errors import SettingError
-from cascade_clip.evaluation.evaluator import evaluate, summarise
+from cascade_clip.evaluation.evaluator import evaluate
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.sandbox import pretrain as pretraining
 from cascade_clip.sandbox.pretrain import (
@@ -236,17 +236,6 @@ def test_shipped_models_segment_the_world(name: str) -> None:
     stored = load_checkpoint(name)
     assert stored.record["protocol"] == "inductive"
     assert stored.config.model.clip.name == "package:mini_clip"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["mini", "mini-last"])
-def test_shipped_figures_are_those_of_the_shipped_weights(name: str) -> None:
-    stored = load_checkpoint(name).record["evaluation"]["summary"]
-    found = evaluate(
-        load_predictor(name, device="cpu"),
-        build_dataset(DataConfig(name="sandbox", seed=2, limit=300)),
-    )
-    assert summarise(found.scores) == pytest.approx(stored, abs=1e-3)
 
 
 def test_shipped_weights_are_small() -> None:

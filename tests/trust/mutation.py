@@ -1,6 +1,6 @@
 """Mutation check: do the tests notice when the numerical core is changed?
 
-At most 200 mutants, sampled with a fixed seed and spread over the five modules, each run against
+At most 200 mutants, sampled with a fixed seed and spread over these modules, each run against
 its module's tests in a copied tree.
 """
 
@@ -46,8 +46,12 @@ TESTS = {
         [ALONE, "tests/test_mutants.py::TestPredictor"],
         ["tests/inference/test_predictor.py"],
     ],
+    "inference.sliding": [
+        [ALONE, "tests/test_mutants.py::TestPredictor"],
+        ["tests/inference/test_predictor.py"],
+    ],
 }
-"""The five modules, each with the tests that must notice a change: the second where the first did
+"""The modules, each with the tests that must notice a change: the second where the first did
 not."""
 
 MUTANTS, PROMISED = 200, 0.85
@@ -59,10 +63,10 @@ EQUIVALENT = {
     "losses.mask_losses._check_labels: strict=True -> strict=False": (
         "reached only where labels have three axes, so both sides have two entries"
     ),
-    "evaluation.metrics.Scores.to_json: strict=True -> strict=False": (
+    "evaluation.metrics.Metrics.to_json: strict=True -> strict=False": (
         "__post_init__ has compared the four lengths"
     ),
-    "inference.predictor.Predictor._score_chunks: len(found) > 1 -> len(found) >= 1": (
+    "inference.sliding.SlidingWindow.score_chunks: len(found) > 1 -> len(found) >= 1": (
         "a division by 1 changes no bit; only the speed differs"
     ),
     "inference.predictor.Predictor.best_rows: strict=True -> strict=False": (

@@ -416,3 +416,10 @@ def test_palette_is_distinct_and_never_black_or_white() -> None:
 def test_a_vocabulary_counts_its_parts() -> None:
     with pytest.raises(ValueError, match="as many"):
         Vocabulary(("a", "b"), (("a",),), build_palette(2))
+
+
+def test_some_of_the_classes() -> None:
+    whole = parse_classes("cat = kitty, sky, sea").with_unseen(["sky"])
+    part = whole.take([2, 0])
+    assert part.names == ("sea", "cat") and part.synonyms == (("sea",), ("cat", "kitty"))
+    assert part.colors == (whole.colors[2], whole.colors[0]) and part.unseen == ()

@@ -11,7 +11,7 @@ from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import check_ending, progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.files import write_whole
-from cascade_clip.inference import DEFAULT_RUN, RunOptions
+from cascade_clip.inference import DEFAULT_LOADING, LoadOptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,39 +32,39 @@ def similarity(
     point: str = "",
     blocks: str = "",
     out: Path = Path("similarity.png"),
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
     """Draw how alike every patch is to one point, block by block (cosine of hidden states).
 
     Args:
-        image: the picture.
+        image: the image.
         model: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS.
         point: pixel as X,Y; by default the middle.
         blocks: block numbers separated by commas; by default six, evenly spaced, the last among
             them.
         out: where to draw.
-        run: how to load and run.
+        loading: how to load and run the model.
     """
     from cascade_clip.files import load_image
     from cascade_clip.research import patch_similarity
 
     check_ending(out, _ENDINGS)
-    predictor = _load(model, run)
+    predictor = loading.load(model)
     pixels = load_image(image)  # (3, H, W)
-    place = _numbers(point, "--point") if point else [pixels.shape[2] // 2, pixels.shape[1] // 2]
+    place = [pixels.shape[2] // 2, pixels.shape[1] // 2]
+    if point:
+        place = _numbers(point, "--point")
     if len(place) != 2:
         raise SettingError(f"--point wants X,Y, got {point!r}")
     depth = predictor.model.backbone.depth
-    chosen = (
-        _numbers(blocks, "--blocks")
-        if blocks
-        else sorted({max(1, round(depth * part / 6)) for part in range(1, 7)})
-    )
+    chosen = sorted({max(1, round(depth * part / 6)) for part in range(1, 7)})
+    if blocks:
+        chosen = _numbers(blocks, "--blocks")
     maps = patch_similarity(predictor, image, (place[0], place[1]), chosen)
     figure, axes = _figure(1 + len(chosen))
     axes[0].imshow(pixels.permute(1, 2, 0).numpy())
     axes[0].plot(place[0], place[1], "o", color="white", markeredgecolor="black", markersize=9)
-    axes[0].set_title("picture")
+    axes[0].set_title("image")
     for axis, block in zip(axes[1:], chosen, strict=True):
         drawn = axis.imshow(maps[block], cmap="magma", vmin=0, vmax=1)
         axis.set_title(f"block {block}")
@@ -78,38 +78,36 @@ def stages(
     model: str = "mini",
     classes: str = "",
     out: Path = Path("stages.png"),
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
     """Draw the masks of every stage alone, and as stages are added up.
 
     Args:
-        image: the picture.
+        image: the image.
         model: checkpoint folder, run folder, or packaged model.
         classes: class names, a file of them, or a packaged list; by default the model's own.
         out: where to draw.
-        run: how to load and run.
+        loading: how to load and run the model.
     """
     from cascade_clip.files import load_image
     from cascade_clip.research import compare_stages
     from cascade_clip.vocabulary import load_words
 
     check_ending(out, _ENDINGS)
-    predictor = _load(model, run)
+    predictor = loading.load(model)
     pixels = load_image(image).permute(1, 2, 0).numpy()  # (H, W, 3)
     found = compare_stages(
         predictor, image, predictor.bind(load_words(classes) if classes else None)
     )
     figure, axes = _figure(1 + len(found))
     axes[0].imshow(pixels)
-    axes[0].set_title("picture")
+    axes[0].set_title("image")
     for axis, (numbers, result) in zip(axes[1:], found, strict=True):
         axis.imshow(result.overlay(pixels, 0.75, legend=False))
         blocks = predictor.model.stages[numbers[0] - 1]
-        axis.set_title(
-            f"stage {numbers[0]}\n{_block_names(blocks)}"
-            if len(numbers) == 1
-            else "+".join(map(str, numbers))
-        )
+        names = f"block{'s' * (len(blocks) > 1)} {', '.join(map(str, blocks))}"
+        alone = len(numbers) == 1
+        axis.set_title(f"stage {numbers[0]}\n{names}" if alone else "+".join(map(str, numbers)))
     _name_colors(figure, [result for _, result in found])
     return _save(figure, out)
 
@@ -120,7 +118,7 @@ def cka(
     images: Path | None = None,
     limit: int = 128,
     out: Path = Path("cka.png"),
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
     """Draw how alike the features of all pairs of blocks are (centred kernel alignment,
     minibatches, unbiased).
@@ -128,10 +126,10 @@ def cka(
     Args:
         model: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS (before
             training).
-        images: folder of pictures, cut to squares; by default scenes of the built-in world.
-        limit: pictures to use.
+        images: folder of images, cut to squares; by default scenes of the built-in world.
+        limit: images to use.
         out: where to draw.
-        run: how to load and run.
+        loading: how to load and run the model.
     """
     from cascade_clip.files import load_image
     from cascade_clip.inference import find_sources
@@ -139,64 +137,47 @@ def cka(
     from cascade_clip.sandbox import SceneConfig, make_scene
 
     check_ending(out, _ENDINGS)
-    predictor = _load(model, run)
+    predictor = loading.load(model)
     if images is None:
-        pictures = [make_scene(9, index, SceneConfig()).image for index in range(limit)]
+        arrays = [make_scene(9, index, SceneConfig()).image for index in range(limit)]
     else:
-        pictures = [
+        arrays = [
             load_image(source.path).permute(1, 2, 0).numpy()
             for source in find_sources([str(images)])[:limit]
         ]
     with progress_bar("blocks") as step:
-        alignment = block_alignment(predictor, _squares(predictor, pictures, step))
+        alignment = block_alignment(predictor, _squares(predictor, arrays, step))
     figure, axes = _figure(1, size=4.5)
+    ends = (0.5, len(alignment) + 0.5)
     drawn = axes[0].imshow(
-        alignment,
-        cmap="magma",
-        vmin=0,
-        vmax=1,
-        origin="lower",
-        extent=(0.5, len(alignment) + 0.5, 0.5, len(alignment) + 0.5),
+        alignment, cmap="magma", vmin=0, vmax=1, origin="lower", extent=(*ends, *ends)
     )
     axes[0].set_axis_on()
-    axes[0].set_xlabel("block")
-    axes[0].set_ylabel("block")
+    axes[0].set(xlabel="block", ylabel="block")
     figure.colorbar(drawn, ax=axes[0], shrink=0.8)
     say(
-        f"{len(pictures)} pictures; blocks 1 and {len(alignment)}: {alignment[0, -1]:.3f}, the last"
+        f"{len(arrays)} images; blocks 1 and {len(alignment)}: {alignment[0, -1]:.3f}, the last"
         f" two: {alignment[-2, -1]:.3f}"
     )
     return _save(figure, out)
 
 
-def _load(model: str, run: RunOptions) -> Predictor:
-    from cascade_clip.inference import load_predictor
-
-    return load_predictor(
-        model, run.device, run.precision, run.clip_weights or None, run.last_block
-    )
-
-
 def _squares(
-    predictor: Predictor, pictures: list[Any], step: Callable[[int, int], None]
+    predictor: Predictor, arrays: list[Any], step: Callable[[int, int], None]
 ) -> Iterator[Tensor]:
-    """The middle squares of pictures, of the window's size, normalised."""
+    """The middle squares of images, of the window's size, normalised."""
     import torch
 
     from cascade_clip.ops import normalise, resize_image
 
     side, config = predictor.settings.window, predictor.checkpoint.config.model
-    for number, picture in enumerate(pictures):
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)
+    for number, array in enumerate(arrays):
+        pixels = torch.from_numpy(array).permute(2, 0, 1)
         short = min(pixels.shape[1:])
         top, left = (pixels.shape[1] - short) // 2, (pixels.shape[2] - short) // 2
         square = pixels[:, top : top + short, left : left + short]
         yield normalise(resize_image(square, (side, side)), config.mean, config.std)
-        step(number + 1, len(pictures))
-
-
-def _block_names(blocks: tuple[int, ...]) -> str:
-    return f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {', '.join(map(str, blocks))}"
+        step(number + 1, len(arrays))
 
 
 def _numbers(text: str, flag: str) -> list[int]:
@@ -229,10 +210,7 @@ def _name_colors(figure: Figure, found: Sequence[Segmentation]) -> None:
     present = [int(index) for index in np.argsort(-pixels, kind="stable") if pixels[index]]
     shown, more = present[:_NAMED], len(present) - _NAMED
     patches = [
-        Patch(
-            color="#{:02x}{:02x}{:02x}".format(*colors[index]),
-            label=names[index].replace("$", r"\$"),
-        )
+        Patch(color=f"#{bytes(colors[index]).hex()}", label=names[index].replace("$", r"\$"))
         for index in shown
     ]
     if more > 0:

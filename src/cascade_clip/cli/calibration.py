@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from cascade_clip.cli.evaluate import DEFAULT_INFERENCE, FolderOptions, InferenceOptions
 from cascade_clip.cli.exit_codes import ExitCode
+from cascade_clip.cli.options import (
+    DEFAULT_INFERENCE,
+    FolderOptions,
+    InferenceOptions,
+    read_numbers,
+)
 from cascade_clip.cli.terminal import check_folder, console, progress_bar, say
-from cascade_clip.errors import SettingError
-from cascade_clip.inference import DEFAULT_RUN, RunOptions, given_embeddings
+from cascade_clip.inference import DEFAULT_LOADING, LoadOptions, given_embeddings
 from cascade_clip.results import format_percent
 
 if TYPE_CHECKING:
@@ -24,7 +28,7 @@ def calibration(
     checkpoint: str,
     *,
     data: FolderOptions,
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
     inference: InferenceOptions = DEFAULT_INFERENCE,
     values: str = "",
     held_out: str = "",
@@ -41,7 +45,7 @@ def calibration(
     Args:
         checkpoint: checkpoint folder, run folder, or a packaged model (mini, mini-last).
         data: the data set.
-        run: how to load and run.
+        loading: how to load and run the model.
         inference: other settings of inference than the checkpoint's.
         values: values to compare, separated by commas; by default 0, 0.025, ..., 0.5.
         held_out: class names, separated by commas, that were hidden from this model's training and
@@ -50,23 +54,18 @@ def calibration(
     """
     from cascade_clip.data import build_dataset
     from cascade_clip.evaluation import VALUES, join_ranks, sweep_calibration
-    from cascade_clip.inference import load_predictor
 
     if out is not None:
         check_folder(out)
-    wanted = _read_values(values) if values else VALUES
+    wanted = read_numbers(values, "--values", "0, 0.05, 0.1") if values else VALUES
     names = [name.strip() for name in held_out.split(",") if name.strip()]
     config = data.to_config()
     dataset = build_dataset(config, "val")
-    predictor = load_predictor(
-        checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block
-    )
-    predictor.settings = inference.apply(predictor.settings)
+    predictor = inference.load(checkpoint, loading)
     text = given_embeddings(config, len(dataset.vocabulary), predictor)
-    with join_ranks() as ranks, progress_bar("scoring") as step:
-        shown = None if ranks.rank else step
+    with join_ranks() as ranks, progress_bar("scoring", shown=not ranks.rank) as step:
         found = sweep_calibration(
-            predictor, dataset, wanted, held_out=names, text=text, progress=shown, ranks=ranks
+            predictor, dataset, wanted, held_out=names, text=text, progress=step, ranks=ranks
         )
     if not ranks.rank:
         # first: what the pass has found is kept even where there is nothing to choose
@@ -132,21 +131,11 @@ def draw_sweep(found: CalibrationSweep) -> Figure:
         ("U", "unseen_miou", "#d9822b"),
         ("hIoU", "hiou", "#3a3a3a"),
     )
+    style: dict[str, Any] = {"linewidth": 1.8, "marker": "o", "markersize": 3}
     for label, name, color in curves:
-        known = [
-            (value, getattr(row, name))
-            for value, row in zip(found.values, found.scores, strict=True)
-        ]
-        points = [(value, 100 * share) for value, share in known if share is not None]
-        axis.plot(
-            [value for value, _ in points],
-            [percent for _, percent in points],
-            label=label,
-            color=color,
-            linewidth=1.8,
-            marker="o",
-            markersize=3,
-        )
+        shares = [getattr(row, name) for row in found.scores]
+        known = [(x, 100 * y) for x, y in zip(found.values, shares, strict=True) if y is not None]
+        axis.plot([x for x, _ in known], [y for _, y in known], label=label, color=color, **style)
     if found.chosen is not None:
         axis.axvline(found.chosen, color="#3a3a3a", linewidth=1, label=f"chosen: {found.chosen:g}")
     axis.axvline(
@@ -165,12 +154,3 @@ def draw_sweep(found: CalibrationSweep) -> Figure:
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=9)
     return figure
-
-
-def _read_values(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise SettingError(
-            f'--values must be numbers separated by commas, such as "0, 0.05, 0.1", got {text!r}'
-        ) from None

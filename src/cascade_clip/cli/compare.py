@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
 
-from cascade_clip.cli.evaluate import FolderOptions
 from cascade_clip.cli.exit_codes import ExitCode
+from cascade_clip.cli.options import FolderOptions
 from cascade_clip.cli.terminal import console, progress_bar, say
 from cascade_clip.errors import SettingError
-from cascade_clip.inference import DEFAULT_RUN, RunOptions, given_embeddings
+from cascade_clip.inference import DEFAULT_LOADING, LoadOptions, given_embeddings
 from cascade_clip.results import format_percent
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def compare(
     second: str,
     *,
     data: FolderOptions,
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
     calibration: float | None = None,
     resamples: int = 1000,
     bootstrap_seed: int = 0,
@@ -47,7 +47,7 @@ def compare(
             such as clip:mini.
         second: the other one.
         data: the data set.
-        run: how to load and run.
+        loading: how to load and run the model.
         calibration: subtracted from scores of seen classes, for both; by default what each model's
             training calls for.
         resamples: how often images are drawn again.
@@ -63,7 +63,7 @@ def compare(
     dataset = build_dataset(config, "val")
     with join_ranks() as ranks:
         found = [
-            _collect(checkpoint, config, dataset, run, calibration, ranks)
+            _collect(checkpoint, config, dataset, loading, calibration, ranks)
             for checkpoint in (first, second)
         ]
     if not ranks.rank:
@@ -93,14 +93,14 @@ def _conclude(
     images = len(ours.union)
     _show(differences, names, images, resamples)
     if out is not None:
-        values: dict[str, Any] = {
+        values = {
             "first": names[0],
             "second": names[1],
             "images": images,
             "resamples": resamples,
             "seed": seed,
+            "figures": [row.to_json() for row in differences],
         }
-        values["figures"] = [row.to_json() for row in differences]
         say(f"wrote {write_whole(out, json.dumps(values, indent=1, ensure_ascii=False) + chr(10))}")
 
 
@@ -108,21 +108,16 @@ def _collect(
     checkpoint: str,
     config: DataConfig,
     dataset: LabelledImages,
-    run: RunOptions,
+    loading: LoadOptions,
     calibration: float | None,
     ranks: Ranks,
 ) -> tuple[Tallies, Vocabulary]:
     """The counts of one model on every image; the first process shows a progress bar."""
     from cascade_clip.evaluation import collect_tallies
-    from cascade_clip.inference import load_predictor
 
-    predictor = load_predictor(
-        checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block
-    )
+    predictor = loading.load(checkpoint)
     text = given_embeddings(config, len(dataset.vocabulary), predictor)
-    if ranks.rank:
-        return collect_tallies(predictor, dataset, calibration, text, None, ranks)
-    with progress_bar(f"evaluating {Path(checkpoint).name}") as step:
+    with progress_bar(f"evaluating {Path(checkpoint).name}", shown=not ranks.rank) as step:
         return collect_tallies(predictor, dataset, calibration, text, step, ranks)
 
 
@@ -136,20 +131,12 @@ def _show(
     ):
         table.add_column(head, justify="right" if number else "left")
     for row in differences:
-        interval = (
-            "-"
-            if row.low is None or row.high is None
-            else f"{100 * row.low:+.2f} .. {100 * row.high:+.2f}"
-        )
+        interval = "-"
+        if row.low is not None and row.high is not None:
+            interval = f"{100 * row.low:+.2f} .. {100 * row.high:+.2f}"
         change = format_percent(row.difference, signed=True)
-        table.add_row(
-            row.name,
-            format_percent(row.first),
-            format_percent(row.second),
-            change,
-            interval,
-            f"{100 * row.wins:.1f} %",
-        )
+        values = (format_percent(row.first), format_percent(row.second), change, interval)
+        table.add_row(row.name, *values, f"{100 * row.wins:.1f} %")
     console.print(table)
     if images < 2:
         say("one image cannot say how sure a difference is; give more")

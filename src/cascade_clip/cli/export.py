@@ -4,38 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from cascade_clip.cli.evaluate import FolderOptions
 from cascade_clip.cli.exit_codes import ExitCode
+from cascade_clip.cli.options import DEFAULT_NAMES, FolderOptions, NameOptions, read_classes
 from cascade_clip.cli.terminal import console, progress_bar, say
 from cascade_clip.errors import SettingError
-from cascade_clip.inference import DEFAULT_RUN, RunOptions
+from cascade_clip.inference import DEFAULT_LOADING, LoadOptions
 from cascade_clip.results import format_percent
 
 if TYPE_CHECKING:
-    from cascade_clip.inference import Predictor, Target
+    from cascade_clip.inference import Predictor
 
 DEFAULT_DATA = FolderOptions()
-
-
-@dataclasses.dataclass(frozen=True)
-class NameOptions:
-    """Which pixels get which name."""
-
-    calibration: float = 0.0
-    """Subtracted from the scores of names that were seen in training."""
-    background: str = ""
-    """Background words ("sky, wall, tree"), a file of them, or `scenery`: they compete with the
-    names and all mean `background`."""
-    threshold: float | Literal["none"] | None = None
-    """Pixels whose best score (0..1) lies below are unlabelled, or `background` where that is one
-    of the names; `none` sets a model's own aside."""
-
-
-DEFAULT_NAMES = NameOptions()
 
 
 def onnx(
@@ -45,7 +28,7 @@ def onnx(
     classes: str = "",
     int8: bool = False,
     names: NameOptions = DEFAULT_NAMES,
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
     """Write a model as FILE.onnx with a runner that needs only onnxruntime, numpy and Pillow.
 
@@ -60,21 +43,28 @@ def onnx(
             an input of the graph, and FILE.npy holds those of the checkpoint's own names.
         int8: store the weights of matrix products in 8 bits; smaller, slightly other results.
         names: which pixels get which name.
-        run: how to load.
+        loading: how to load the model.
     """
     from cascade_clip.export import export_onnx, require
 
     require("onnx", "onnxscript", "onnxruntime")
-    predictor = _load(model, run)
+    predictor = _load(model, loading)
     written = export_onnx(
-        predictor, out, _bind(predictor, classes, names), bake=bool(classes), int8=int8, name=model
+        predictor,
+        out,
+        names.bind(predictor, read_classes(classes)),
+        bake=bool(classes),
+        int8=int8,
+        name=model,
     )
     say(f"wrote {', '.join(str(path) for path in written)} ({out.stat().st_size / 1e6:.1f} MB)")
     say(f"try it: python {written[-1]} photo.jpg --out output")
     return ExitCode.DONE
 
 
-def torch(model: str, *, out: Path, classes: str = "", run: RunOptions = DEFAULT_RUN) -> int:
+def torch(
+    model: str, *, out: Path, classes: str = "", loading: LoadOptions = DEFAULT_LOADING
+) -> int:
     """Write a model as a torch.export program, which torch.export.load reads without this package.
 
     Args:
@@ -82,12 +72,14 @@ def torch(model: str, *, out: Path, classes: str = "", run: RunOptions = DEFAULT
             (clip:NAME/WEIGHTS, clip:mini).
         out: file to write, ending in .pt2.
         classes: class names to bake in; without, text embeddings are an input.
-        run: how to load.
+        loading: how to load the model.
     """
     from cascade_clip.export import export_torch
 
-    predictor = _load(model, run)
-    export_torch(predictor, out, _bind(predictor, classes, DEFAULT_NAMES) if classes else None)
+    predictor = _load(model, loading)
+    export_torch(
+        predictor, out, DEFAULT_NAMES.bind(predictor, read_classes(classes)) if classes else None
+    )
     say(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
     return ExitCode.DONE
 
@@ -98,7 +90,7 @@ def text(
     classes: str,
     out: Path,
     names: NameOptions = DEFAULT_NAMES,
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
     """Write other class names, with their text embeddings, for a model that was exported without
     --classes.
@@ -109,12 +101,12 @@ def text(
         out: file to write, ending in .json; the embeddings come beside it as .npy. Give it to the
             runner with --words.
         names: which pixels get which name.
-        run: how to load.
+        loading: how to load the model.
     """
     from cascade_clip.export import export_text
 
-    predictor = _load(model, run)
-    written = export_text(predictor, out, _bind(predictor, classes, names))
+    predictor = _load(model, loading)
+    written = export_text(predictor, out, names.bind(predictor, read_classes(classes)))
     say(f"wrote {' and '.join(str(path) for path in written)}")
     return ExitCode.DONE
 
@@ -125,7 +117,7 @@ def check(
     *,
     data: FolderOptions = DEFAULT_DATA,
     picture: Path | None = None,
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
     """Compare exported ONNX files with their model: mask logits at three sizes, speed, and mIoU on
     labelled images.
@@ -138,10 +130,11 @@ def check(
         files: ONNX files, exported without --classes.
         data: labelled images; without any (no --data, no --images) there is no mIoU.
         picture: PNG to draw: the first labelled image and what every model makes of it.
-        run: how to load.
+        loading: how to load the model.
     """
     from cascade_clip.export import (
         compare_logits,
+        draw_models,
         exported_predictor,
         random_text,
         read_facts,
@@ -150,7 +143,7 @@ def check(
     )
 
     require("onnxruntime")
-    predictor = _load(model, run)
+    predictor = _load(model, loading)
     others = [exported_predictor(Path(file), predictor) for file in files]
     embeddings = random_text(20, predictor.model.joint_width)
     speeds = windows_per_second([predictor, *others], embeddings)
@@ -164,41 +157,28 @@ def check(
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row("PyTorch", "", f"{speeds[0]:.1f}", "", *_score(predictor, data, labelled))
     good = True
-    for file, other, speed in zip(files, others, speeds[1:], strict=True):
+    for path, other, speed in zip(map(Path, files), others, speeds[1:], strict=True):
         found = compare_logits(predictor, other, embeddings)
-        exact = not read_facts(Path(file)).get("onnx", {}).get("int8", False)
-        good = good and not (
-            exact and any(one.largest > 1e-4 * max(1.0, one.range) for one in found)
-        )
+        if not read_facts(path).get("onnx", {}).get("int8", False):
+            good &= all(one.largest <= 1e-4 * max(1.0, one.range) for one in found)
         worst = max(found, key=lambda one: one.largest)
         sizes = ", ".join(f"{one.height} x {one.width}: {one.largest:.1e}" for one in found)
-        size = Path(file).stat().st_size / 1e6
-        table.add_row(
-            Path(file).name,
-            f"{size:.1f}",
+        values = (
+            f"{path.stat().st_size / 1e6:.1f}",
             f"{speed:.1f}",
             f"{sizes} (of {worst.range:.1f})",
-            *_score(other, data, labelled),
         )
+        table.add_row(path.name, *values, *_score(other, data, labelled))
     console.print(table)
     if picture is not None:
-        _draw(
-            {
-                "PyTorch": predictor,
-                **{Path(file).name: other for file, other in zip(files, others, strict=True)},
-            },
-            data,
-            picture,
-        )
+        from cascade_clip.data import build_dataset
+
+        dataset = build_dataset(data.to_config(), "val")
+        predictors = {"PyTorch": predictor}
+        predictors |= {Path(file).name: other for file, other in zip(files, others, strict=True)}
+        drawn = draw_models(predictors, dataset.sample(0).image, dataset.vocabulary, picture)
+        say(f"wrote {drawn}")
     return ExitCode.DONE if good else ExitCode.FINDINGS
-
-
-def _draw(predictors: dict[str, Predictor], data: FolderOptions, picture: Path) -> None:
-    from cascade_clip.data import build_dataset
-    from cascade_clip.export import draw_models
-
-    dataset = build_dataset(data.to_config(), "val")
-    say(f"wrote {draw_models(predictors, dataset.sample(0).image, dataset.vocabulary, picture)}")
 
 
 def _score(predictor: Predictor, data: FolderOptions, labelled: bool) -> tuple[str, str]:
@@ -210,28 +190,13 @@ def _score(predictor: Predictor, data: FolderOptions, labelled: bool) -> tuple[s
 
     with progress_bar("evaluating") as step:
         found = evaluate(predictor, build_dataset(data.to_config(), "val"), progress=step).scores
-    miou, hiou = (format_percent(value) for value in (found.miou, found.hiou))
-    return miou, hiou
+    return format_percent(found.miou), format_percent(found.hiou)
 
 
-def _load(model: str, run: RunOptions) -> Predictor:
-    """The model on the CPU in float32, where graphs are recorded."""
-    from cascade_clip.inference import load_predictor
-
-    if run.device not in ("auto", "cpu") or run.precision != "fp32":
+def _load(model: str, loading: LoadOptions) -> Predictor:
+    """Load the model on the CPU in float32, where graphs are recorded."""
+    if loading.device not in ("auto", "cpu") or loading.precision != "fp32":
         raise SettingError(
             "models are exported on the CPU in fp32; leave --device and --precision out"
         )
-    return load_predictor(model, "cpu", "fp32", run.clip_weights or None, run.last_block)
-
-
-def _bind(predictor: Predictor, classes: str, names: NameOptions) -> Target:
-    from cascade_clip.vocabulary import load_words
-
-    vocabulary = load_words(classes) if classes else None
-    return predictor.bind(
-        vocabulary,
-        names.calibration,
-        background=names.background or None,
-        threshold=names.threshold,
-    )
+    return dataclasses.replace(loading, device="cpu").load(model)

@@ -103,8 +103,8 @@ def show_scene(dataset: LabelledImages, index: int, predictors: dict[str, Predic
     sample = dataset.sample(index)
     found = {}
     for name, predictor in predictors.items():
-        target = predictor.bind(dataset.vocabulary, calibration=predictor.settings.calibration)
-        found[TITLES[name]] = predictor.label_map(sample.image, target).labels.numpy()
+        bound = predictor.bind(dataset.vocabulary, calibration=predictor.settings.calibration)
+        found[TITLES[name]] = predictor.label_map(sample.image, bound).labels.numpy()
     return ShownScene(sample.image.permute(1, 2, 0).numpy(), sample.labels.numpy(), found)
 
 

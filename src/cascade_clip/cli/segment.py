@@ -1,24 +1,24 @@
-"""The command that labels pictures."""
+"""The command that labels images."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 from cascade_clip.cli.exit_codes import ExitCode
+from cascade_clip.cli.options import DEFAULT_NAMES, NameOptions, read_classes
 from cascade_clip.cli.terminal import check_folder, progress_bar, say, warn
 from cascade_clip.errors import SettingError
-from cascade_clip.inference import DEFAULT_RUN, RunOptions
+from cascade_clip.inference import DEFAULT_LOADING, LoadOptions
 from cascade_clip.results import Output, Segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cascade_clip.inference import Done, Predictor, Recipe, Source, Target
+    from cascade_clip.inference import BoundClasses, Done, Predictor, Source
 
 REAL_MODELS = (
     "for your own photos take --model clip:ViT-B-16-quickgelu/openai, or train a model (README,"
@@ -28,27 +28,19 @@ REAL_MODELS = (
 
 @dataclass(frozen=True)
 class SegmentOptions:
-    """How pictures are labelled and what is written."""
+    """How images are labelled and what is written."""
 
-    calibration: float = 0.0
-    """Subtracted from the scores of names that were seen in training."""
-    background: str = ""
-    """Background words ("sky, wall, tree"), a file of them, or `scenery`: they compete with the
-    names and all mean `background`; `none`: no background words; by default the checkpoint's."""
-    threshold: float | Literal["none"] | None = None
-    """Pixels whose best score (0..1) lies below are unlabelled, or `background` where that is one
-    of the names; `none`: every pixel gets a name; by default the checkpoint's."""
     outputs: str = "overlay,index"
-    """Files beside the JSON file of every picture, separated by commas: overlay, index, heatmaps,
+    """Files beside the JSON file of every image, separated by commas: overlay, index, heatmaps,
     labelme, coco (also all in coco.json)."""
     flip: bool = False
-    """Average with the mirrored picture: better, twice the time."""
+    """Average with the mirrored image: better, twice the time."""
     max_memory: int = 0
     """Mebibytes that the scores of all classes may take at once; 0 chooses."""
     every: int = 1
-    """Of a video, take one frame in so many."""
+    """For videos: process every N-th frame."""
     overwrite: bool = False
-    """Do pictures again whose results are there."""
+    """Segment images again that have results already."""
     quiet: bool = False
     """Print errors and the last line only."""
     engine: Literal["local", "ray"] = "local"
@@ -77,14 +69,15 @@ def segment(
     model: str = "mini",
     classes: str = "",
     out: Path = Path("output"),
+    names: NameOptions = DEFAULT_NAMES,
     options: SegmentOptions = DEFAULT_OPTIONS,
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
-    """Label every pixel of pictures with your own class names.
+    """Label every pixel of images with your own class names.
 
-    Writes an overlay with legend, an index PNG and a JSON file per picture. Started again it leaves
-    out what is done. Exit code 2 when a picture could not be segmented; the others are done all the
-    same.
+    Writes an overlay with legend, an index PNG and a JSON file per image. Images that are done
+    already are skipped. The exit code is 2 when an image could not be segmented; the others are
+    done all the same.
 
     Args:
         images: files, folders, patterns such as "photos/*.jpg", videos, or - for a list of paths on
@@ -95,11 +88,11 @@ def segment(
         classes: class names, "cat, grass, sofa = couch; settee", or a file with one a line, or a
             packaged list by name (voc, coco-stuff, ...); by default those of the checkpoint.
         out: folder for the results.
+        names: which pixels get which class name.
         options: what to do.
-        run: how to load and run.
+        loading: how to load and run the model.
     """
     from cascade_clip.inference import find_sources, write_coco
-    from cascade_clip.vocabulary import load_words
 
     outputs = _parse_outputs(options.outputs, out)
     on_cluster = options.engine == "ray"
@@ -108,25 +101,14 @@ def segment(
 
         require_ray()
     sources = find_sources(images, sys.stdin, options.every)
-    vocabulary = load_words(classes) if classes else None
+    vocabulary = read_classes(classes)  # before a model is loaded
     # the actors have the GPUs
-    here = dataclasses.replace(run, device="auto") if on_cluster and run.device == "cuda" else run
+    here = replace(loading, device="auto") if on_cluster and loading.device == "cuda" else loading
     predictor = _load(model, options, here)
-    target = predictor.bind(
-        vocabulary,
-        options.calibration,
-        background=options.background or None,
-        threshold=options.threshold,
-    )
+    job = _Job(predictor, names.bind(predictor, vocabulary), sources, out, outputs, options)
     begin = time.monotonic()
     with progress_bar("segmenting") as step:
-        if on_cluster:
-            recipe = _write_recipe(
-                predictor, target, outputs, model, run, out, overwrite=options.overwrite
-            )
-            counts = _segment_on_cluster(recipe, sources, options, step)
-        else:
-            counts = _segment_here(predictor, target, sources, out, outputs, options, step)
+        counts = job.run_on_cluster(model, loading, step) if on_cluster else job.run_here(step)
     if "coco" in outputs:
         count = write_coco(out, sources, out / "coco.json")
         say(f"wrote {out / 'coco.json'}: {count} masks")
@@ -136,9 +118,8 @@ def segment(
     return ExitCode.BAD_INPUT if counts.failed else ExitCode.DONE
 
 
-@dataclasses.dataclass
-class _Counts:
-    """Pictures by what became of them."""
+class _Counts(NamedTuple):
+    """Images by what became of them."""
 
     done: int = 0
     skipped: int = 0
@@ -146,85 +127,74 @@ class _Counts:
     defects: int = 0
     """How many failed by a defect of this program."""
 
-
-def _segment_here(
-    predictor: Predictor,
-    target: Target,
-    sources: list[Source],
-    out: Path,
-    outputs: tuple[Output, ...],
-    options: SegmentOptions,
-    step: Callable[[int, int], None],
-) -> _Counts:
-    from cascade_clip.inference import segment_sources
-
-    counts = _Counts()
-    for one in segment_sources(
-        predictor, target, sources, out, outputs, overwrite=options.overwrite, progress=step
-    ):
-        counts.done += one.result is not None
-        counts.skipped += one.skipped
-        counts.failed += bool(one.error)
-        counts.defects += one.defect
-        _tell(one, quiet=options.quiet)
-        del one  # its memory is free while the next one is segmented
-    return counts
+    def plus(self, done: int, skipped: int, failed: int, defects: int) -> _Counts:
+        return _Counts(
+            self.done + done,
+            self.skipped + skipped,
+            self.failed + failed,
+            self.defects + defects,
+        )
 
 
-def _segment_on_cluster(
-    recipe: Recipe, sources: list[Source], options: SegmentOptions, step: Callable[[int, int], None]
-) -> _Counts:
-    from cascade_clip.inference import FOLDER, segment_on_cluster
+class _Job(NamedTuple):
+    """Images to segment, and how."""
 
-    counts = _Counts()
-    for report in segment_on_cluster(recipe, sources, options.actors, step):
-        counts.done += report.done
-        counts.skipped += report.skipped
-        counts.failed += len(report.errors)
-        counts.defects += report.defects
-        for error in report.errors:
-            warn(f"cascade-clip: error: {error}")
-    if not options.quiet:
-        say(f"wrote {recipe.out / FOLDER}: {len(sources)} rows")
-    return counts
+    predictor: Predictor
+    bound: BoundClasses
+    sources: list[Source]
+    out: Path
+    outputs: tuple[Output, ...]
+    options: SegmentOptions
 
+    def run_here(self, step: Callable[[int, int], None]) -> _Counts:
+        from cascade_clip.inference import segment_sources
 
-def _write_recipe(
-    predictor: Predictor,
-    target: Target,
-    outputs: tuple[Output, ...],
-    model: str,
-    run: RunOptions,
-    out: Path,
-    *,
-    overwrite: bool,
-) -> Recipe:
-    """What the actors need to do the same as this process would."""
-    from cascade_clip.inference import Recipe, request_fingerprint
+        counts = _Counts()
+        for one in segment_sources(
+            self.predictor,
+            self.bound,
+            self.sources,
+            self.out,
+            self.outputs,
+            overwrite=self.options.overwrite,
+            progress=step,
+        ):
+            counts = counts.plus(one.result is not None, one.skipped, bool(one.error), one.defect)
+            _tell(one, quiet=self.options.quiet)
+            del one  # its memory is free while the next one is segmented
+        return counts
 
-    request = request_fingerprint(predictor, target, outputs)
-    labels = None if target.labels is None else target.labels.cpu()
-    moved = dataclasses.replace(
-        target, text=target.text.cpu(), seen=target.seen.cpu(), labels=labels
-    )
-    return Recipe(
-        model,
-        run,
-        predictor.settings,
-        moved,
-        outputs,
-        out.absolute(),
-        request,
-        overwrite,
-        Path.cwd(),
-    )
+    def run_on_cluster(
+        self, model: str, loading: LoadOptions, step: Callable[[int, int], None]
+    ) -> _Counts:
+        from cascade_clip.inference import FOLDER, Recipe, request_fingerprint, segment_on_cluster
+
+        recipe = Recipe(
+            model,
+            loading,
+            self.predictor.settings,
+            self.bound.on_cpu(),
+            self.outputs,
+            self.out.absolute(),
+            request_fingerprint(self.predictor, self.bound, self.outputs),
+            self.options.overwrite,
+            Path.cwd(),
+        )
+        counts = _Counts()
+        for report in segment_on_cluster(recipe, self.sources, self.options.actors, step):
+            counts = counts.plus(report.done, report.skipped, len(report.errors), report.defects)
+            for error in report.errors:
+                warn(f"cascade-clip: error: {error}")
+        if not self.options.quiet:
+            say(f"wrote {recipe.out / FOLDER}: {len(self.sources)} rows")
+        return counts
 
 
 def _summarise(counts: _Counts, seconds: float, first: str, out: Path) -> None:
     if counts.done + counts.skipped + counts.failed > 1:
-        speed = f", {counts.done / seconds:.2f} pictures/s" if counts.done else ""
+        speed = f", {counts.done / seconds:.2f} images/s" if counts.done else ""
         say(
-            f"{counts.done} pictures segmented{speed}, {counts.skipped} done before,"
+            f"{counts.done} images segmented{speed}, {counts.skipped} done before,"
             f" {counts.failed} failed"
         )
     elif counts.skipped:
@@ -233,23 +203,19 @@ def _summarise(counts: _Counts, seconds: float, first: str, out: Path) -> None:
 
 def _parse_outputs(text: str, out: Path) -> tuple[Output, ...]:
     check_folder(out)
-    words = tuple(word.strip() for word in text.split(",") if word.strip())
-    unknown = [word for word in words if word not in get_args(Output)]
+    words, known = [word.strip() for word in text.split(",") if word.strip()], get_args(Output)
+    unknown = [word for word in words if word not in known]
     if unknown:
         raise SettingError(
-            f"--outputs does not know {', '.join(unknown)}; choose from"
-            f" {', '.join(get_args(Output))}"
+            f"--outputs does not know {', '.join(unknown)}; choose from {', '.join(known)}"
         )
-    return cast(tuple[Output, ...], words)
+    return cast(tuple[Output, ...], tuple(words))
 
 
-def _load(model: str, options: SegmentOptions, run: RunOptions) -> Predictor:
-    from cascade_clip.inference import load_predictor
+def _load(model: str, options: SegmentOptions, loading: LoadOptions) -> Predictor:
     from cascade_clip.sandbox import CLASS_NAMES
 
-    predictor = load_predictor(
-        model, run.device, run.precision, run.clip_weights or None, run.last_block
-    )
+    predictor = loading.load(model)
     config = predictor.checkpoint.config
     if not options.quiet and (
         config.data.name == "sandbox" or config.model.clip.name == "package:mini_clip"
@@ -258,27 +224,21 @@ def _load(model: str, options: SegmentOptions, run: RunOptions) -> Predictor:
             f"{model} knows only the built-in world ({', '.join(CLASS_NAMES[:5])}, ...):"
             f" {REAL_MODELS}"
         )
-    predictor.settings = dataclasses.replace(
-        predictor.settings, flip=options.flip, max_memory=options.max_memory
-    )
-    return predictor
+    return predictor.with_settings(flip=options.flip, max_memory=options.max_memory)
 
 
 def _tell(one: Done, *, quiet: bool) -> None:
     if one.error:
         warn(f"cascade-clip: error: {one.error}")
     elif one.result is not None and not quiet:
-        say(
-            f"{one.source.path}{'' if one.source.frame is None else f' frame {one.source.frame}'}:"
-            f" {_describe(one.result)}"
-        )
+        frame = "" if one.source.frame is None else f" frame {one.source.frame}"
+        say(f"{one.source.path}{frame}: {_describe(one.result)}")
         say(f"  wrote {', '.join(str(path) for path in one.files)}")
 
 
 def _describe(result: Segmentation) -> str:
-    shares = sorted(
-        ((share, name) for name, share in result.coverage.items() if share > 0), reverse=True
-    )
+    covered = result.coverage.items()
+    shares = sorted(((share, name) for name, share in covered if share > 0), reverse=True)
     unlabelled = 1 - sum(share for share, _ in shares)
     if unlabelled > 0.0005:
         shares.append((unlabelled, "unlabelled"))

@@ -9,7 +9,7 @@ from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.sockets import listen
 from cascade_clip.cli.terminal import say, warn
 from cascade_clip.config import ServiceOptions
-from cascade_clip.inference import DEFAULT_RUN, RunOptions
+from cascade_clip.inference import DEFAULT_LOADING, LoadOptions
 
 DEFAULT_OPTIONS = ServiceOptions()
 
@@ -21,7 +21,7 @@ def serve(
     port: int = 8000,
     allow_host: list[str] = [],  # noqa: B006 (never changed; the parser shows it as the default)
     options: ServiceOptions = DEFAULT_OPTIONS,
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
     """Serve segmentations over HTTP: POST /segment, /health, /metrics, /docs.
 
@@ -38,18 +38,12 @@ def serve(
             default the names of this machine (localhost, 127.0.0.1, ::1) where it listens on the
             loopback address, else any.
         options: limits.
-        run: how to load and run.
+        loading: how to load and run the model.
     """
-    from cascade_clip.inference import load_predictor
     from cascade_clip.serving.http import Service
     from cascade_clip.serving.http import run as run_service
 
-    service = Service(
-        lambda: load_predictor(
-            model, run.device, run.precision, run.clip_weights or None, run.last_block
-        ),
-        options,
-    )
+    service = Service(lambda: loading.load(model), options)
     with listen(host, port) as (sock, address, hosts):
         say(f"{address}/docs describes the service; Ctrl-C stops")
         run_service(service, sock, allow_host or hosts)

@@ -29,8 +29,9 @@ def warn(text: str) -> None:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error; what it yields is called with (done, total)."""
+def progress_bar(title: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on standard error unless told otherwise; what it yields is called with (done,
+    total)."""
     speed = TextColumn("{task.fields[speed]}")
     columns = (
         TextColumn(title),
@@ -41,7 +42,9 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     screen = Console(file=sys.stderr)
-    if not screen.is_terminal:  # rich before 14.3 prints an empty line after a disabled bar
+    if not (
+        shown and screen.is_terminal
+    ):  # rich before 14.3 prints an empty line after a disabled bar
         yield lambda done, total: None
         return
     with Progress(*columns, console=screen, transient=True) as progress:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from cascade_clip.cli.evaluate import DEFAULT_INFERENCE, FolderOptions, InferenceOptions
 from cascade_clip.cli.exit_codes import ExitCode
+from cascade_clip.cli.options import DEFAULT_INFERENCE, FolderOptions, InferenceOptions
 from cascade_clip.cli.terminal import console, progress_bar, say
 from cascade_clip.errors import SettingError
-from cascade_clip.inference import DEFAULT_RUN, RunOptions, given_embeddings
+from cascade_clip.inference import DEFAULT_LOADING, LoadOptions, given_embeddings
 
 if TYPE_CHECKING:
     from cascade_clip.evaluation import ThresholdChoice
@@ -22,7 +22,7 @@ def threshold(
     checkpoint: str,
     *,
     data: FolderOptions,
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
     inference: InferenceOptions = DEFAULT_INFERENCE,
     calibration: float | None = None,
     ignored_is_background: bool = False,
@@ -37,7 +37,7 @@ def threshold(
     Args:
         checkpoint: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS.
         data: the labelled images; a few dozen are enough (--limit).
-        run: how to load and run.
+        loading: how to load and run the model.
         inference: other settings of inference than the checkpoint's, as in the later use;
             --threshold is what is chosen here.
         calibration: subtracted from the scores of seen names, as in the later use; by default what
@@ -48,16 +48,12 @@ def threshold(
     from cascade_clip.data import build_dataset
     from cascade_clip.evaluation import choose_calibration, choose_threshold
     from cascade_clip.files import write_whole
-    from cascade_clip.inference import load_predictor
 
     if inference.threshold is not None:
         raise SettingError("--threshold is what this command chooses; leave it out")
     config = data.to_config()
     dataset = build_dataset(config, "val")
-    predictor = load_predictor(
-        checkpoint, run.device, run.precision, run.clip_weights or None, run.last_block
-    )
-    predictor.settings = inference.apply(predictor.settings)
+    predictor = inference.load(checkpoint, loading)
     with progress_bar("scoring") as step:
         found = choose_threshold(
             predictor,

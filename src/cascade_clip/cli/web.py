@@ -9,7 +9,7 @@ from pathlib import Path
 from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.sockets import listen
 from cascade_clip.cli.terminal import say
-from cascade_clip.inference import DEFAULT_RUN, RunOptions
+from cascade_clip.inference import DEFAULT_LOADING, LoadOptions
 
 
 def web(
@@ -19,7 +19,7 @@ def web(
     port: int = 7860,
     max_upload: int = 20,
     max_pixels: int = 16_000_000,
-    run: RunOptions = DEFAULT_RUN,
+    loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
     """Segment images with your own class names in the browser.
 
@@ -33,7 +33,7 @@ def web(
         port: port to listen on; 0 takes a free one.
         max_upload: largest upload, in MiB.
         max_pixels: most pixels of an image.
-        run: how to load and run.
+        loading: how to load and run the model.
     """
     from cascade_clip.serving.web import WebService, serve
 
@@ -44,7 +44,7 @@ def web(
             tempfile.TemporaryDirectory(prefix="cascade-clip-web-") as folder,
             listen(host, port) as (sock, address, hosts),
         ):
-            service = WebService(model, Path(folder).resolve(), max_pixels, max_upload, run)
+            service = WebService(model, Path(folder).resolve(), max_pixels, max_upload, loading)
             say(f"open {address} in a browser; Ctrl-C stops")
             serve(service, sock, hosts)
     except KeyboardInterrupt:

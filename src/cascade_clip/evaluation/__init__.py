@@ -12,14 +12,6 @@ from cascade_clip.evaluation.bootstrap import (
     figures,
 )
 from cascade_clip.evaluation.calibration import VALUES, CalibrationSweep, sweep_calibration
-from cascade_clip.evaluation.comparison import (
-    Comparison,
-    Row,
-    check_same_data,
-    compare,
-    compare_figures,
-    read_report,
-)
 from cascade_clip.evaluation.evaluator import (
     Origin,
     Report,
@@ -31,6 +23,7 @@ from cascade_clip.evaluation.evaluator import (
     summarise,
 )
 from cascade_clip.evaluation.fingerprints import hash_checkpoint, hash_dataset
+from cascade_clip.evaluation.metrics import mean_iou
 from cascade_clip.evaluation.pages import (
     embed,
     embed_figure,
@@ -40,6 +33,14 @@ from cascade_clip.evaluation.pages import (
 )
 from cascade_clip.evaluation.ranks import Ranks, join_ranks
 from cascade_clip.evaluation.report import build_page, write_report
+from cascade_clip.evaluation.report_diff import (
+    Comparison,
+    Row,
+    check_same_data,
+    compare,
+    compare_figures,
+    read_report,
+)
 from cascade_clip.evaluation.threshold import ThresholdChoice, choose_threshold
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "hash_checkpoint",
     "hash_dataset",
     "join_ranks",
+    "mean_iou",
     "read_evaluation",
     "read_report",
     "render",

@@ -9,7 +9,6 @@ seeds).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,16 @@ from torch import Tensor
 
 from cascade_clip.data import LabelledImages
 from cascade_clip.errors import DataError, SettingError
-from cascade_clip.evaluation.evaluator import ALONE, bind_classes, count_image
-from cascade_clip.evaluation.examples import Gallery
+from cascade_clip.evaluation.evaluator import ALONE, bind_dataset, count_image
+from cascade_clip.evaluation.examples import ExampleImages
+from cascade_clip.evaluation.metrics import (
+    Floats,
+    count_pixels,
+    divide_counts,
+    harmonic_mean,
+    mean_over_present,
+    none_if_nan,
+)
 from cascade_clip.evaluation.ranks import Ranks
 from cascade_clip.inference import Predictor
 from cascade_clip.results import PAIRED_METRICS
@@ -30,8 +37,6 @@ from cascade_clip.vocabulary import Vocabulary
 
 _AT_ONCE = 100
 """Resamples whose sums are held at once."""
-
-Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +60,8 @@ class Tallies:
     def of(cls, counts: NDArray[np.int64]) -> Tallies:
         """From a confusion matrix of every image, (N, C, C + 1), whose last column has no
         prediction."""
-        right = np.diagonal(counts, axis1=-2, axis2=-1)  # (N, C)
-        return cls(right, counts.sum(axis=-1) + counts[..., :-1].sum(axis=-2) - right)
+        right, _, union = count_pixels(counts)
+        return cls(right, union)
 
 
 @dataclass(frozen=True)
@@ -97,19 +102,12 @@ class Difference:
         }
 
 
-def figures(intersection: Numbers, union: Numbers, seen: NDArray[np.bool_]) -> Numbers:
+def figures(intersection: Floats, union: Floats, seen: NDArray[np.bool_]) -> Floats:
     """S, U and hIoU, (..., 3), of summed counts (..., C); a class without pixels is left out, a
     mean over none is NaN."""
-    # (..., C)
-    iou = np.divide(intersection, union, out=np.full(intersection.shape, np.nan), where=union > 0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the mean over no class
-        first, second = np.nanmean(iou[..., seen], axis=-1), np.nanmean(iou[..., ~seen], axis=-1)
-    both = first + second
-    harmonic = np.divide(
-        2 * first * second, both, out=np.where(np.isnan(both), np.nan, 0.0), where=both > 0
-    )
-    return np.stack([first, second, harmonic], axis=-1)
+    iou = divide_counts(intersection, union)  # (..., C)
+    first, second = mean_over_present(iou[..., seen]), mean_over_present(iou[..., ~seen])
+    return np.stack([first, second, harmonic_mean(first, second)], axis=-1)
 
 
 def compare_paired(
@@ -178,38 +176,28 @@ def compare_paired(
 
 
 def _mean_of_runs(
-    method: Sequence[Tallies], weights: Numbers, chosen: NDArray[np.int64], seen: NDArray[np.bool_]
-) -> Numbers:
+    method: Sequence[Tallies], weights: Floats, chosen: NDArray[np.int64], seen: NDArray[np.bool_]
+) -> Floats:
     """Figures (r, 3) with every image counted as often as `weights` (r, N) says, as means over the
     `chosen` runs (r, M)."""
     # (r, M, 3)
     every = np.stack(
         [figures(weights @ run.intersection, weights @ run.union, seen) for run in method], axis=1
     )
-    mean: Numbers = np.take_along_axis(every, chosen[..., None], axis=1).mean(axis=1)
+    mean: Floats = np.take_along_axis(every, chosen[..., None], axis=1).mean(axis=1)
     return mean
 
 
 def _summarise(
-    name: str, first: float, second: float, differences: Numbers, level: float
+    name: str, first: float, second: float, differences: Floats, level: float
 ) -> Difference:
     known = differences[~np.isnan(differences)]
+    points = none_if_nan(first), none_if_nan(second)
     if not known.size:
-        return Difference(name, _or_none(first), _or_none(second), None, None, 0.0)
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    ends = float(low), float(high)
-    return Difference(
-        name,
-        _or_none(first),
-        _or_none(second),
-        *ends,
-        float((known > 0).mean()),
-        float((known < 0).mean()),
-    )
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+        return Difference(name, *points, None, None, 0.0)
+    low, high = map(float, np.quantile(known, [(1 - level) / 2, (1 + level) / 2]))
+    wins, losses = float((known > 0).mean()), float((known < 0).mean())
+    return Difference(name, *points, low, high, wins, losses)
 
 
 def _check(
@@ -249,15 +237,12 @@ def collect_tallies(
     Only two numbers a class and image are kept, so that large data sets fit into memory. `ranks`
     are the processes that share the images; each returns all counts.
     """
-    vocabulary, target = bind_classes(predictor, dataset, calibration, text)
-    nothing = Gallery(0)
-    share = ranks.share(len(dataset))
+    vocabulary, bound = bind_dataset(predictor, dataset, calibration, text)
+    no_examples = ExampleImages(0)
     counts = torch.zeros(len(dataset), 2, len(vocabulary), dtype=torch.int64)
-    for done, index in enumerate(share, 1):
-        matrix = count_image(predictor, target, dataset, index, nothing).counts.cpu().numpy()
+    for index in ranks.share(len(dataset), progress):
+        matrix = count_image(predictor, bound, dataset, index, no_examples).counts.cpu().numpy()
         one = Tallies.of(matrix[None])
         counts[index] = torch.from_numpy(np.stack([one.intersection[0], one.union[0]]))
-        if progress is not None:
-            progress(done, len(share))
     found = ranks.sum(counts).numpy()
     return Tallies(found[:, 0], found[:, 1]), vocabulary

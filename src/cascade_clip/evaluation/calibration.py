@@ -21,16 +21,16 @@ from cascade_clip.data import LabelledImages, Sample
 from cascade_clip.errors import DataError, SettingError
 from cascade_clip.evaluation.evaluator import (
     ALONE,
-    bind_classes,
+    bind_dataset,
     choose_calibration,
     summarise,
     training_protocol,
 )
-from cascade_clip.evaluation.metrics import ConfusionMatrix, Scores, scores
+from cascade_clip.evaluation.metrics import ConfusionMatrix, Metrics, compute_metrics
 from cascade_clip.evaluation.ranks import Ranks
-from cascade_clip.inference import LabelMap, Predictor, Target
+from cascade_clip.inference import BoundClasses, LabelMap, Predictor
 from cascade_clip.results import UNLABELLED
-from cascade_clip.vocabulary import IGNORED, Vocabulary
+from cascade_clip.vocabulary import IGNORED
 
 VALUES = tuple(step / 40 for step in range(21))
 """Values that are compared unless others are given: 0, 0.025, ..., 0.5."""
@@ -42,7 +42,7 @@ class CalibrationSweep:
 
     values: tuple[float, ...]
     """What is subtracted from the scores of seen classes, rising."""
-    scores: tuple[Scores, ...]
+    scores: tuple[Metrics, ...]
     """One for each value."""
     images: int
     usual: float
@@ -104,14 +104,8 @@ class HeldOut:
         self.dataset = dataset
         self.kept = [index for index, name in enumerate(whole.names) if name.casefold() in wanted]
         """Rows of the whole class list that are left."""
-        names = tuple(whole.names[index] for index in self.kept)
-        groups, colors = (
-            tuple(whole.synonyms[index] for index in self.kept),
-            tuple(whole.colors[index] for index in self.kept),
-        )
-        self.vocabulary = Vocabulary(
-            names, groups, colors, tuple(name for name in names if name.casefold() in hidden)
-        )
+        kept = whole.take(self.kept)
+        self.vocabulary = kept.with_unseen(name for name in kept.names if name.casefold() in hidden)
         # the last entry is that of pixels without a label, -1
         self.table = torch.full((len(whole) + 1,), IGNORED)
         self.table[self.kept] = torch.arange(len(self.kept))
@@ -160,22 +154,21 @@ def sweep_calibration(
     if held_out:
         chosen = hold_out(predictor, dataset, held_out)
         dataset, text = chosen, None if text is None else text[chosen.kept]
-    vocabulary, target = bind_classes(predictor, dataset, 0.0, text)
-    if bool(target.seen.all()) or not bool(target.seen.any()):
-        known = "all" if bool(target.seen.all()) else "none"
+    vocabulary, bound = bind_dataset(predictor, dataset, 0.0, text)
+    if bool(bound.seen.all()) or not bool(bound.seen.any()):
+        known = "all" if bool(bound.seen.all()) else "none"
         raise DataError(
             f"{known} of these class names had masks in the model's training, so a calibration"
             " changes nothing here"
         )
     matrices = [ConfusionMatrix(len(vocabulary), predictor.device) for _ in ordered]
-    share = ranks.share(len(dataset))
-    for done, index in enumerate(share, 1):
-        _count(predictor, target, dataset.sample(index), ordered, matrices)
-        if progress is not None:
-            progress(done, len(share))
+    for index in ranks.share(len(dataset), progress):
+        _count(predictor, bound, dataset.sample(index), ordered, matrices)
     for matrix in matrices:
         matrix.counts = ranks.sum(matrix.counts)
-    found = tuple(scores(matrix, vocabulary.names, vocabulary.seen_mask) for matrix in matrices)
+    found = tuple(
+        compute_metrics(matrix, vocabulary.names, vocabulary.seen_mask) for matrix in matrices
+    )
     return CalibrationSweep(
         ordered, found, len(dataset), usual, vocabulary.unseen if held_out else ()
     )
@@ -208,7 +201,7 @@ def hold_out(predictor: Predictor, dataset: LabelledImages, names: Sequence[str]
     return HeldOut(dataset, predictor.vocabulary.seen, names)
 
 
-def decide(seen: LabelMap, other: LabelMap, target: Target, value: float) -> Tensor:
+def decide(seen: LabelMap, other: LabelMap, bound: BoundClasses, value: float) -> Tensor:
     """Labels (H, W) when `value` is subtracted from the best seen row of every pixel, and the
     better of both rows wins.
 
@@ -217,27 +210,27 @@ def decide(seen: LabelMap, other: LabelMap, target: Target, value: float) -> Ten
     lowered = seen.scores - value  # (H, W)
     ahead = (lowered > other.scores) | ((lowered == other.scores) & (seen.labels < other.labels))
     labels = torch.where(ahead, seen.labels, other.labels)  # (H, W), rows
-    if target.labels is not None:
-        labels = target.labels.to(labels.device)[labels]
-    if target.threshold is not None:
+    if bound.labels is not None:
+        labels = bound.labels.to(labels.device)[labels]
+    if bound.threshold is not None:
         labels = torch.where(
-            torch.where(ahead, lowered, other.scores) < target.threshold, target.below, labels
+            torch.where(ahead, lowered, other.scores) < bound.threshold, bound.below, labels
         )
     return labels
 
 
 def _count(
     predictor: Predictor,
-    target: Target,
+    bound: BoundClasses,
     sample: Sample,
     values: Sequence[float],
     matrices: Sequence[ConfusionMatrix],
 ) -> None:
     """Add one image to the matrix of every value."""
-    seen, other = predictor.best_rows(sample.image, target, (target.seen, ~target.seen))
+    seen, other = predictor.best_rows(sample.image, bound, (bound.seen, ~bound.seen))
     true = sample.labels.to(predictor.device)
     for value, matrix in zip(values, matrices, strict=True):
-        labels = decide(seen, other, target, value)
+        labels = decide(seen, other, bound, value)
         # a background that is no class of the data set
         matrix.update(labels.where(labels < matrix.classes, UNLABELLED), true)
 

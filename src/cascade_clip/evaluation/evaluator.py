@@ -23,13 +23,13 @@ from cascade_clip.checkpoints import (
 from cascade_clip.config import DataConfig, InferenceConfig, config_from_dict, config_to_dict
 from cascade_clip.data import LabelledFiles, LabelledImages, SandboxScenes
 from cascade_clip.errors import DataError
-from cascade_clip.evaluation.examples import Gallery, ImageRecord, image_scores
+from cascade_clip.evaluation.examples import ExampleImages, ImageRecord, image_metrics
 from cascade_clip.evaluation.fingerprints import hash_dataset
-from cascade_clip.evaluation.metrics import ConfusionMatrix, Scores, scores
+from cascade_clip.evaluation.metrics import ConfusionMatrix, Metrics, compute_metrics
 from cascade_clip.evaluation.ranks import Ranks
 from cascade_clip.files import write_whole
-from cascade_clip.inference import Predictor, Target
-from cascade_clip.results import UNLABELLED
+from cascade_clip.inference import BoundClasses, Predictor
+from cascade_clip.results import SUMMARY_METRICS, UNLABELLED
 from cascade_clip.vocabulary import Color, Vocabulary
 
 ALONE = Ranks()
@@ -54,7 +54,7 @@ UNKNOWN_ORIGIN = Origin()
 class Report:
     """Scores of one model on one data set, with what they rest on."""
 
-    scores: Scores
+    scores: Metrics
     images: int
     calibration: float
     assumptions: tuple[str, ...]
@@ -117,15 +117,9 @@ class Report:
         return write_whole(path, f'{text[:-2]},\n "confusion": [\n{rows}\n ]\n}}\n')
 
 
-def summarise(found: Scores) -> dict[str, float | None]:
+def summarise(found: Metrics) -> dict[str, float | None]:
     """The five figures that papers print, in 0..1."""
-    return {
-        "seen_miou": found.seen_miou,
-        "unseen_miou": found.unseen_miou,
-        "hiou": found.hiou,
-        "miou": found.miou,
-        "pixel_accuracy": found.pixel_accuracy,
-    }
+    return {metric.key: getattr(found, metric.key) for metric in SUMMARY_METRICS}
 
 
 def evaluation_record(report: Report, config: DataConfig) -> dict[str, Any]:
@@ -187,11 +181,8 @@ def training_protocol(checkpoint: Checkpoint) -> str:
 def default_calibration(checkpoint: Checkpoint) -> float:
     """What is subtracted from seen classes: the inference setting after inductive training, else
     0."""
-    return (
-        checkpoint.config.inference.calibration
-        if training_protocol(checkpoint) == "inductive"
-        else 0.0
-    )
+    inductive = training_protocol(checkpoint) == "inductive"
+    return checkpoint.config.inference.calibration if inductive else 0.0
 
 
 def evaluate(
@@ -218,23 +209,20 @@ def evaluate(
         origin: what the report says about where model and data come from.
         ranks: the processes that share the images; each returns the report of all.
     """
-    vocabulary, target = bind_classes(predictor, dataset, calibration, text)
+    vocabulary, bound = bind_dataset(predictor, dataset, calibration, text)
     matrix = ConfusionMatrix(len(vocabulary.names), predictor.device)
-    gallery = Gallery(keep)
-    share = ranks.share(len(dataset))
-    for done, index in enumerate(share, 1):
-        matrix += count_image(predictor, target, dataset, index, gallery)
-        if progress is not None:
-            progress(done, len(share))
+    examples = ExampleImages(keep)
+    for index in ranks.share(len(dataset), progress):
+        matrix += count_image(predictor, bound, dataset, index, examples)
     matrix.counts = ranks.sum(matrix.counts)
-    for records in ranks.gather(gallery.records):
-        gallery.extend(records)
-    found = scores(matrix, vocabulary.names, vocabulary.seen_mask)
+    for records in ranks.gather(examples.records):
+        examples.extend(records)
+    found = compute_metrics(matrix, vocabulary.names, vocabulary.seen_mask)
     return Report(
         scores=found,
         images=len(dataset),
-        calibration=target.calibration,
-        assumptions=_assumptions(found, target, predictor, dataset),
+        calibration=bound.calibration,
+        assumptions=_assumptions(found, bound, predictor, dataset),
         counts=matrix.counts.cpu().numpy(),
         colors=vocabulary.colors,
         inference={
@@ -244,30 +232,34 @@ def evaluate(
         data_sha256=hash_dataset(dataset),
         clip_sha256=predictor.checkpoint.clip_fingerprint,
         origin=origin,
-        worst=gallery.worst,
-        best=gallery.best,
+        worst=examples.worst,
+        best=examples.best,
     )
 
 
 def count_image(
-    predictor: Predictor, target: Target, dataset: LabelledImages, index: int, gallery: Gallery
+    predictor: Predictor,
+    bound: BoundClasses,
+    dataset: LabelledImages,
+    index: int,
+    examples: ExampleImages,
 ) -> ConfusionMatrix:
-    """The matrix of one image, on the model's device; the image is offered to the gallery."""
+    """The matrix of one image, on the model's device; the image is offered to the examples."""
     sample = dataset.sample(index)
     single = ConfusionMatrix(len(dataset.vocabulary), predictor.device)
-    labels = predictor.label_map(sample.image, target).labels  # (H, W)
+    labels = predictor.label_map(sample.image, bound).labels  # (H, W)
     # a background that is no class of the data set
     labels = labels.where(labels < single.classes, UNLABELLED)
     single.update(labels, sample.labels.to(predictor.device))
-    figures = image_scores(single) if gallery.keep else None
-    if figures is not None and gallery.wants(index, figures.miou):
-        gallery.add(ImageRecord.make(index, sample, labels, figures))
+    metrics = image_metrics(single) if examples.keep else None
+    if metrics is not None and examples.wants(index, metrics.miou):
+        examples.add(ImageRecord.make(index, sample, labels, metrics))
     return single
 
 
-def bind_classes(
+def bind_dataset(
     predictor: Predictor, dataset: LabelledImages, calibration: float | None, text: Tensor | None
-) -> tuple[Vocabulary, Target]:
+) -> tuple[Vocabulary, BoundClasses]:
     """The class names of a data set with the split that holds, and bound to the model."""
     vocabulary = dataset.vocabulary
     # CLIP alone has held nothing out
@@ -303,44 +295,38 @@ def _folded(names: Sequence[str]) -> set[str]:
 
 
 def _assumptions(
-    found: Scores, target: Target, predictor: Predictor, dataset: LabelledImages
+    found: Metrics, bound: BoundClasses, predictor: Predictor, dataset: LabelledImages
 ) -> tuple[str, ...]:
     unseen = [name for name, seen in zip(found.names, found.seen, strict=True) if not seen]
-    trained = (
-        predictor.vocabulary.names
-        if training_protocol(predictor.checkpoint) == "supervised"
-        else predictor.vocabulary.seen
-    )
+    protocol = training_protocol(predictor.checkpoint)
+    trained = predictor.vocabulary.names if protocol == "supervised" else predictor.vocabulary.seen
     known = [name for name in unseen if name.casefold() in _folded(trained)]
-    absent = (
-        "left out of the means as absent from both prediction and labels:"
-        f" {_some(found.absent) or 'none'}"
-    )
-    background = "no background policy: every pixel gets a class name"
-    if target.background != "none":
-        background = (
-            f"background policy: {target.background}; a labelled pixel that gets no class of the"
-            " data set is an error"
-        )
-    shift = f"{target.calibration:g} subtracted from the scores of seen classes"
-    if target.calibration and not target.seen.any():
-        shift += ": of none, as the model was trained on none of these names"
-    return (
+    lines = [
         f"all {len(found.names)} class names compete in the argmax",
         f"{len(unseen)} of them count as unseen{': ' + _some(unseen) if unseen else ''}",
-        *(
-            [
-                f"{len(known)} of these unseen classes had masks in the model's own training:"
-                f" {_some(known)}"
-            ]
-            if known
-            else []
-        ),
-        background,
+    ]
+    if known:
+        lines.append(
+            f"{len(known)} of these unseen classes had masks in the model's own training:"
+            f" {_some(known)}"
+        )
+    if bound.background == "none":
+        lines.append("no background policy: every pixel gets a class name")
+    else:
+        lines.append(
+            f"background policy: {bound.background}; a labelled pixel that gets no class of the"
+            " data set is an error"
+        )
+    shift = f"{bound.calibration:g} subtracted from the scores of seen classes"
+    if bound.calibration and not bound.seen.any():
+        shift += ": of none, as the model was trained on none of these names"
+    return (
+        *lines,
         shift,
-        f"one confusion matrix over all images; ignored pixels do not count; {absent}",
+        "one confusion matrix over all images; ignored pixels do not count; left out of the means"
+        f" as absent from both prediction and labels: {_some(found.absent) or 'none'}",
         _describe_images(dataset),
-        f"training protocol of the model: {training_protocol(predictor.checkpoint)}",
+        f"training protocol of the model: {protocol}",
         _describe_inference(predictor.settings),
     )
 
@@ -350,11 +336,9 @@ def _describe_images(dataset: LabelledImages) -> str:
     if isinstance(dataset, SandboxScenes):
         return f"{count} scenes of the built-in world, seed {dataset.seed}"
     total = dataset.total if isinstance(dataset, LabelledFiles) else count
-    return (
-        f"all {count} images"
-        if count == total
-        else f"the first {count} of {total} images, as a limit was set"
-    )
+    if count == total:
+        return f"all {count} images"
+    return f"the first {count} of {total} images, as a limit was set"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -363,25 +347,21 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _describe_inference(settings: InferenceConfig) -> str:
-    resize = (
-        f"short side resized to {settings.window} pixels"
-        if settings.resize
-        else "images at their own size"
-    )
-    views = (
-        []
-        if settings.scales == (1.0,)
-        else [f"scales {', '.join(f'{scale:g}' for scale in settings.scales)}"]
-    )
-    views += ["mirrored too"] if settings.flip else []
-    augmentation = (
-        f"test-time augmentation: {', '.join(views)}" if views else "no test-time augmentation"
-    )
-    others = [f", stages combined by {settings.combine}"] if settings.combine != "sum" else []
+    parts = ["images at their own size"]
+    if settings.resize:
+        parts = [f"short side resized to {settings.window} pixels"]
+    parts.append(f"windows of {settings.window} pixels every {settings.stride}")
+    if settings.combine != "sum":
+        parts.append(f"stages combined by {settings.combine}")
     if settings.upsampler != "bilinear":
-        others.append(
-            f", {settings.upsampler} upsampling (radius {settings.guide_radius}, epsilon"
+        parts.append(
+            f"{settings.upsampler} upsampling (radius {settings.guide_radius}, epsilon"
             f" {settings.guide_epsilon:g})"
         )
-    windows = f"windows of {settings.window} pixels every {settings.stride}{''.join(others)}"
-    return f"{resize}, {windows}, {settings.precision}; {augmentation}"
+    views = [f"scales {', '.join(f'{scale:g}' for scale in settings.scales)}"]
+    views = ([] if settings.scales == (1.0,) else views) + ["mirrored too"] * settings.flip
+    augmentation = f"test-time augmentation: {', '.join(views)}"
+    return (
+        f"{', '.join(parts)}, {settings.precision};"
+        f" {augmentation if views else 'no test-time augmentation'}"
+    )

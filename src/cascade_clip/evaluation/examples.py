@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from cascade_clip.data import Sample
-from cascade_clip.evaluation.metrics import ConfusionMatrix
+from cascade_clip.evaluation.metrics import ConfusionMatrix, count_pixels, mean_iou
 
 LONGEST_SIDE = 384
 """Side in pixels to which pictures are reduced."""
 
 
-class ImageScores(NamedTuple):
+class ImageMetrics(NamedTuple):
     """Figures of one image, in 0..1."""
 
     miou: float
@@ -30,18 +30,14 @@ class ImageScores(NamedTuple):
     pixel_accuracy: float
 
 
-def image_scores(matrix: ConfusionMatrix) -> ImageScores | None:
+def image_metrics(matrix: ConfusionMatrix) -> ImageMetrics | None:
     """The figures of an image from its own matrix; None where no pixel has a label."""
-    counts = matrix.counts
-    right = counts.diagonal()  # (C,)
-    labelled = counts.sum(dim=1)  # (C,)
-    union = labelled + matrix.matrix.sum(dim=0) - right  # (C,)
-    right, labelled, union = right.cpu(), labelled.cpu(), union.cpu()
+    right, labelled, union = count_pixels(matrix.counts.cpu().numpy())  # each (C,)
     present = labelled > 0
-    if not bool(present.any()):
+    if not present.any():
         return None
-    iou = right[present].double() / union[present].double()
-    return ImageScores(float(iou.mean()), int(right.sum()) / int(labelled.sum()))
+    miou = float(mean_iou(right[present], union[present]))
+    return ImageMetrics(miou, int(right.sum()) / int(labelled.sum()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +55,7 @@ class ImageRecord:
     prediction: NDArray[np.int16]  # (h, w), -1 where there is none
 
     @classmethod
-    def make(cls, index: int, sample: Sample, labels: Tensor, figures: ImageScores) -> ImageRecord:
+    def make(cls, index: int, sample: Sample, labels: Tensor, figures: ImageMetrics) -> ImageRecord:
         """The record of a sample and the labels (H, W) that the model gives it."""
         height, width = sample.labels.shape
         scale = min(1.0, LONGEST_SIDE / max(height, width))
@@ -80,7 +76,7 @@ class ImageRecord:
         }
 
 
-class Gallery:
+class ExampleImages:
     """At most `keep` worst and `keep` best images; of two images with one mIoU the earlier one
     counts as the worse."""
 
@@ -111,7 +107,7 @@ class Gallery:
         self._best = sorted([*self._best, record], key=_best_first)[: self.keep]
 
     def extend(self, records: Iterable[ImageRecord]) -> None:
-        """Take in the images of another gallery."""
+        """Take in the images of another process."""
         for record in records:
             self.add(record)
 

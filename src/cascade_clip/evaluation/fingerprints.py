@@ -55,13 +55,8 @@ def _entries(paths: Sequence[Path]) -> list[tuple[str, int]]:
 def _meaning(vocabulary: Vocabulary) -> list[Any]:
     """Names in label order, the raw mask values that stand for them, and the colours where there is
     such a table."""
-    found = [
-        list(vocabulary.names),
-        [list(pair) for pair in vocabulary.raw_values or ()],
-        vocabulary.ignore,
-    ]
-    return (
-        found
-        if vocabulary.mask_colors is None
-        else [*found, [[list(color), label] for color, label in vocabulary.mask_colors]]
-    )
+    found: list[Any] = [list(vocabulary.names), list(map(list, vocabulary.raw_values or ()))]
+    found.append(vocabulary.ignore)
+    if vocabulary.mask_colors is not None:
+        found.append([[list(color), label] for color, label in vocabulary.mask_colors])
+    return found

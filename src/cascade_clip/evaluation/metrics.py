@@ -1,4 +1,4 @@
-"""Scores of label maps: one confusion matrix over a whole data set, and what is read off it (method
+"""Metrics of label maps: one confusion matrix over a whole dataset, and what is read off it (method
 section 8).
 
 Letters: C classes; a row of the matrix is a true class, a column a predicted one.
@@ -7,6 +7,7 @@ Letters: C classes; a row of the matrix is a true class, a column a predicted on
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cascade_clip.vocabulary import IGNORED
+
+Floats = NDArray[np.float64]
 
 
 class ConfusionMatrix:
@@ -101,11 +104,10 @@ class ConfusionMatrix:
 
 
 def _as_labels(values: Tensor | NDArray[Any], name: str, device: torch.device) -> Tensor:
-    labels = (
-        values
-        if isinstance(values, Tensor)
-        else torch.from_numpy(np.array(values, dtype=_integer_type(values.dtype)))
-    )
+    if isinstance(values, Tensor):
+        labels = values
+    else:  # torch does not calculate with unsigned numbers; what is not whole is refused below
+        labels = torch.from_numpy(np.array(values, np.int64 if values.dtype.kind in "iu" else None))
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(
             f"{name} must hold whole numbers, got {labels.dtype}; take the argmax of scores first"
@@ -113,14 +115,8 @@ def _as_labels(values: Tensor | NDArray[Any], name: str, device: torch.device) -
     return labels.to(device, torch.int64)
 
 
-def _integer_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Every whole number as int64, as torch does not calculate with unsigned ones; other types
-    stay, to be refused."""
-    return np.dtype(np.int64) if dtype.kind in "iu" else dtype
-
-
 @dataclass(frozen=True)
-class Scores:
+class Metrics:
     """Shares in 0..1 at full precision; a mean over no class at all is None."""
 
     names: tuple[str, ...]
@@ -151,27 +147,28 @@ class Scores:
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file; what cannot be computed is null."""
         rows = zip(self.names, self.seen, self.iou, self.accuracy, strict=True)
+        means = ("miou", "seen_miou", "unseen_miou", "hiou", "pixel_accuracy", "mean_accuracy")
         return {
-            "miou": self.miou,
-            "seen_miou": self.seen_miou,
-            "unseen_miou": self.unseen_miou,
-            "hiou": self.hiou,
-            "pixel_accuracy": self.pixel_accuracy,
-            "mean_accuracy": self.mean_accuracy,
+            **{name: getattr(self, name) for name in means},
             "absent": list(self.absent),
             "classes": [
-                {"name": name, "seen": seen, "iou": _or_none(iou), "accuracy": _or_none(accuracy)}
+                {
+                    "name": name,
+                    "seen": seen,
+                    "iou": none_if_nan(iou),
+                    "accuracy": none_if_nan(accuracy),
+                }
                 for name, seen, iou, accuracy in rows
             ],
         }
 
 
-def scores(
+def compute_metrics(
     confusion: ConfusionMatrix,
     names: Sequence[str],
     seen_mask: Sequence[bool] | NDArray[np.bool_] | Tensor,
-) -> Scores:
-    """Read the scores off a matrix whose classes have these names, seen where `seen_mask` is true.
+) -> Metrics:
+    """Read the metrics off a matrix whose classes have these names, seen where `seen_mask` is true.
 
     Raises:
         ValueError: the number of names or of `seen_mask` is not that of the matrix.
@@ -182,46 +179,68 @@ def scores(
             f"{len(names)} names and {len(seen)} seen flags do not fit a matrix of"
             f" {confusion.classes} classes"
         )
-    counts = confusion.counts.cpu().numpy()  # (C, C + 1)
-    right = counts.diagonal()  # (C,)
-    labelled = counts.sum(axis=1)  # (C,)
-    union = labelled + counts[:, :-1].sum(axis=0) - right  # (C,)
-    iou, accuracy = _divide(right, union), _divide(right, labelled)
+    right, labelled, union = count_pixels(confusion.counts.cpu().numpy())  # each (C,)
+    iou, accuracy = divide_counts(right, union), divide_counts(right, labelled)
     flags = np.array(seen)
     seen_miou, unseen_miou = _mean(iou[flags]), _mean(iou[~flags])
     total = int(labelled.sum())
-    return Scores(
+    return Metrics(
         names=tuple(names),
         seen=seen,
         iou=tuple(iou.tolist()),
         accuracy=tuple(accuracy.tolist()),
-        miou=_mean(iou),
-        seen_miou=seen_miou,
-        unseen_miou=unseen_miou,
-        hiou=_harmonic_mean(seen_miou, unseen_miou),
+        miou=none_if_nan(_mean(iou)),
+        seen_miou=none_if_nan(seen_miou),
+        unseen_miou=none_if_nan(unseen_miou),
+        hiou=none_if_nan(float(harmonic_mean(np.array(seen_miou), np.array(unseen_miou)))),
         pixel_accuracy=int(right.sum()) / total if total else None,
-        mean_accuracy=_mean(accuracy),
+        mean_accuracy=none_if_nan(_mean(accuracy)),
         absent=tuple(name for name, area in zip(names, union, strict=True) if area == 0),
     )
 
 
-def _divide(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+def count_pixels(
+    counts: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return for each class, (..., C), the pixels that are right (the intersection), that are
+    labelled, and that are labelled or predicted as it (the union), from the counts (..., C, C + 1)
+    of a confusion matrix."""
+    right = np.diagonal(counts, axis1=-2, axis2=-1)
+    labelled = counts.sum(axis=-1)
+    return right, labelled, labelled + counts[..., :-1].sum(axis=-2) - right
+
+
+def divide_counts(part: NDArray[Any], whole: NDArray[Any]) -> Floats:
+    """Return part / whole, such as intersection / union = IoU; NaN where `whole` is 0."""
     result = np.full(part.shape, math.nan)
     np.divide(part, whole, out=result, where=whole > 0)
     return result
 
 
-def _mean(values: NDArray[np.float64]) -> float | None:
-    """Mean of those that are not NaN."""
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if present.size else None
+def mean_over_present(values: Floats, axis: int = -1) -> Floats:
+    """Return the mean over the classes that are not NaN; NaN where all of them are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean over no class
+        return np.asarray(np.nanmean(values, axis=axis))
 
 
-def _harmonic_mean(first: float | None, second: float | None) -> float | None:
-    if first is None or second is None:
-        return None
-    return 2 * first * second / (first + second) if first + second > 0 else 0.0
+def mean_iou(intersection: NDArray[Any], union: NDArray[Any], axis: int = -1) -> Floats:
+    """Return the mean IoU over classes; those with an empty union are left out, and a mean over
+    none is NaN."""
+    return mean_over_present(divide_counts(intersection, union), axis)
 
 
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def harmonic_mean(first: Floats, second: Floats) -> Floats:
+    """Return 2SU / (S + U), 0 where both are 0 and NaN where one of them is NaN."""
+    both = first + second
+    zero = np.where(np.isnan(both), math.nan, 0.0)
+    return np.divide(2 * first * second, both, out=zero, where=both > 0)
+
+
+def _mean(values: Floats) -> float:
+    return float(mean_over_present(values[~np.isnan(values)]))
+
+
+def none_if_nan(value: float) -> float | None:
+    """Return a number as JSON can hold it."""
+    return None if math.isnan(value) else float(value)

@@ -4,7 +4,7 @@ is which."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -31,10 +31,16 @@ class Ranks:
         if not 0 <= self.rank < self.world:
             raise SettingError(f"rank must lie in 0..{self.world - 1}, got {self.rank}")
 
-    def share(self, length: int) -> range:
-        """The indices below `length` that are this process's: every world-th, so that no part is
-        all easy images."""
-        return range(self.rank, length, self.world)
+    def share(
+        self, length: int, progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[int]:
+        """Yield the indices below `length` that are this process's: every world-th, so that no part
+        is all easy images. After each, `progress` is called with (done, total)."""
+        own = range(self.rank, length, self.world)
+        for done, index in enumerate(own, 1):
+            yield index
+            if progress is not None:
+                progress(done, len(own))
 
     def sum(self, counts: Tensor) -> Tensor:
         """The sum of every process's whole numbers, on the device and with the shape of its own."""

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from cascade_clip.evaluation.comparison import Comparison
 from cascade_clip.evaluation.evaluator import Report, summarise
 from cascade_clip.evaluation.examples import LONGEST_SIDE, ImageRecord
 from cascade_clip.evaluation.pages import embed_figure, embed_image, render, summary_cards
+from cascade_clip.evaluation.report_diff import Comparison
 from cascade_clip.files import write_whole
 from cascade_clip.results import Segmentation
 

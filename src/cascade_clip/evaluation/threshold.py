@@ -15,6 +15,8 @@ from torch import Tensor
 
 from cascade_clip.data import LabelledImages
 from cascade_clip.errors import DataError
+from cascade_clip.evaluation.metrics import mean_iou
+from cascade_clip.evaluation.ranks import Ranks
 from cascade_clip.inference import BACKGROUND, Predictor
 from cascade_clip.vocabulary import IGNORED, Vocabulary
 
@@ -79,26 +81,25 @@ def choose_threshold(
         text = None if text is None else torch.cat([text, text.new_zeros(1, text.shape[1])])
     place = names.index(BACKGROUND)
     # the name itself does not compete, and no score is as low
-    target = predictor.bind(vocabulary, calibration, text, threshold=-1.0)
+    bound = predictor.bind(vocabulary, calibration, text, threshold=-1.0)
     # true class, winning class, bin of its score
     counts = torch.zeros(len(names), len(names), STEPS, dtype=torch.int64)
-    for index in range(len(dataset)):
+    for index in Ranks().share(len(dataset), progress):
         sample = dataset.sample(index)
-        found = predictor.label_map(sample.image, target)
-        labels = (
-            torch.where(sample.labels == IGNORED, place, sample.labels)
-            if ignored_is_background
-            else sample.labels
-        )
+        found, labels = predictor.label_map(sample.image, bound), sample.labels
+        if ignored_is_background:
+            labels = torch.where(labels == IGNORED, place, labels)
         counts += count_scores(labels, found.labels.cpu(), found.scores.cpu(), len(names))
-        if progress is not None:
-            progress(index + 1, len(dataset))
     mious = mious_by_threshold(counts.numpy(), place)
-    best = int(mious.argmax())
-    thresholds = np.arange(STEPS) / STEPS
-    best_level, best_miou = float(thresholds[best]), float(mious[best])
+    thresholds, best = np.arange(STEPS) / STEPS, int(mious.argmax())
     return ThresholdChoice(
-        best_level, best_miou, float(mious[0]), thresholds, mious, len(dataset), target.calibration
+        float(thresholds[best]),
+        float(mious[best]),
+        float(mious[0]),
+        thresholds,
+        mious,
+        len(dataset),
+        bound.calibration,
     )
 
 
@@ -121,12 +122,9 @@ def mious_by_threshold(counts: NDArray[np.int64], background: int) -> NDArray[np
     kept = counts[..., ::-1].cumsum(axis=-1)[..., ::-1].copy()
     lost = counts.sum(axis=(1, 2))[:, None] - kept.sum(axis=1)  # (C, K): pixels that fall below
     kept[:, background] += lost
-    hits = np.einsum("cck->ck", kept).astype(np.float64)  # (C, K)
+    hits = np.einsum("cck->ck", kept)  # (C, K)
     union = kept.sum(axis=0) + kept.sum(axis=1) - hits  # (C, K)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        iou = np.where(union > 0, hits / union, np.nan)
-    means: NDArray[np.float64] = np.nanmean(iou, axis=0)
-    return means
+    return mean_iou(hits, union, axis=0)
 
 
 def _with_background(vocabulary: Vocabulary) -> Vocabulary:

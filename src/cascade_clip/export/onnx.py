@@ -30,12 +30,13 @@ from cascade_clip.config import InferenceConfig
 from cascade_clip.encoders import Grid, PositionEmbedding, resize_positions
 from cascade_clip.errors import MissingPackageError, SettingError, StorageError
 from cascade_clip.files import file_sha256, write_json, write_whole
-from cascade_clip.inference import Predictor, Target
+from cascade_clip.inference import BoundClasses, Predictor
 
 FORMAT = 1
 OPSET = 20
 RUNNER = Path(__file__).with_name("runner.py")
 """Copied, never imported: it needs onnxruntime."""
+RUNNER_SETTINGS = ("window", "stride", "score_size", "resize", "flip")
 LARGEST_GRID = 4096
 """Most patches along one side that an exported graph accepts."""
 TOLERANCE = 1e-4
@@ -90,14 +91,9 @@ class ExportedModel(nn.Module):
         self.network = copy.deepcopy(predictor.model).cpu().float().eval().requires_grad_(False)
         tower = cast(Any, self.network.backbone.tower)
         tower.position_embedding = ExportedPositions(tower.position_embedding)
-        # (3, 1, 1)
-        self.register_buffer(
-            "mean", 255 * torch.tensor(config.mean, dtype=torch.float32)[:, None, None]
-        )
-        # (3, 1, 1)
-        self.register_buffer(
-            "std", 255 * torch.tensor(config.std, dtype=torch.float32)[:, None, None]
-        )
+        for name, values in (("mean", config.mean), ("std", config.std)):
+            buffer = 255 * torch.tensor(values, dtype=torch.float32)[:, None, None]  # (3, 1, 1)
+            self.register_buffer(name, buffer)
         self.register_buffer("text", None if text is None else text.detach().cpu().float())
 
     def forward(self, pixels: Tensor, text: Tensor | None = None) -> Tensor:
@@ -126,24 +122,24 @@ def trace(model: ExportedModel) -> torch.export.ExportedProgram:
         return torch.export.export(model, arguments, dynamic_shapes=tuple(shapes), strict=False)
 
 
-def export_torch(predictor: Predictor, file: Path, target: Target | None = None) -> Path:
+def export_torch(predictor: Predictor, file: Path, bound: BoundClasses | None = None) -> Path:
     """Write a torch.export program, read again with `torch.export.load(file).module()(pixels,
     text)`.
 
     Args:
         predictor: the model.
         file: where to, ending in .pt2.
-        target: class names to bake in; by default text embeddings stay an input.
+        bound: class names to bake in; by default text embeddings stay an input.
     """
     _check_ending(file, ".pt2")
-    program = trace(ExportedModel(predictor, None if target is None else target.text))
+    program = trace(ExportedModel(predictor, None if bound is None else bound.text))
     return write_whole(file, lambda part: torch.export.save(program, part))
 
 
 def export_onnx(
     predictor: Predictor,
     file: Path,
-    target: Target,
+    bound: BoundClasses,
     *,
     bake: bool = False,
     int8: bool = False,
@@ -155,9 +151,9 @@ def export_onnx(
     Args:
         predictor: the model.
         file: where to, ending in .onnx.
-        target: class names; their embeddings are baked in with `bake`, else stand in FILE.npy and
+        bound: class names; their embeddings are baked in with `bake`, else stand in FILE.npy and
             can be replaced.
-        bake: see `target`.
+        bake: see `bound`.
         int8: store the weights of matrix products in 8 bits (7 of them used), quantise their inputs
             while running; the patch embedding stays as it is.
         name: how the model is called in FILE.json.
@@ -169,7 +165,7 @@ def export_onnx(
     """
     _check_ending(file, ".onnx")
     require("onnx", "onnxscript", "onnxruntime")
-    model = ExportedModel(predictor, target.text if bake else None)
+    model = ExportedModel(predictor, bound.text if bake else None)
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if size > LARGEST_FILE:
         raise SettingError(
@@ -178,9 +174,9 @@ def export_onnx(
         )
     write_whole(file, lambda part: _write_graph(model, part, int8=int8))
     written = [file]
-    words = describe_words(target)
+    words = describe_words(bound)
     if not bake:
-        embeddings = write_embeddings(target, file.with_suffix(".npy"))
+        embeddings = write_embeddings(bound, file.with_suffix(".npy"))
         words |= {"embeddings": embeddings.name, "embeddings_sha256": file_sha256(embeddings)}
         written.append(embeddings)
     facts = {
@@ -200,33 +196,33 @@ def export_onnx(
     return [*written, write_whole(runner, RUNNER.read_bytes())]
 
 
-def export_text(predictor: Predictor, file: Path, target: Target) -> list[Path]:
+def export_text(predictor: Predictor, file: Path, bound: BoundClasses) -> list[Path]:
     """Write other class names for a model exported with text embeddings as an input: FILE.json and
     FILE.npy."""
     _check_ending(file, ".json")
-    embeddings = write_embeddings(target, file.with_suffix(".npy"))
+    embeddings = write_embeddings(bound, file.with_suffix(".npy"))
     names = {"embeddings": embeddings.name, "embeddings_sha256": file_sha256(embeddings)}
     facts = {
         "format": FORMAT,
         "clip_sha256": predictor.checkpoint.clip_fingerprint,
-        "words": {**describe_words(target), **names},
+        "words": {**describe_words(bound), **names},
     }
     return [write_json(file, facts), embeddings]
 
 
-def describe_words(target: Target) -> dict[str, Any]:
+def describe_words(bound: BoundClasses) -> dict[str, Any]:
     """Class names and what is computed with each row of text, as plain values."""
     return {
-        "names": list(target.names),
-        "colors": [list(color) for color in target.colors],
+        "names": list(bound.names),
+        "colors": [list(color) for color in bound.colors],
         "labels": (
-            list(range(len(target.names))) if target.labels is None else target.labels.tolist()
+            list(range(len(bound.names))) if bound.labels is None else bound.labels.tolist()
         ),
-        "seen": target.seen.tolist(),
-        "calibration": target.calibration,
-        "threshold": target.threshold,
-        "below": target.below,
-        "background": target.background,
+        "seen": bound.seen.tolist(),
+        "calibration": bound.calibration,
+        "threshold": bound.threshold,
+        "below": bound.below,
+        "background": bound.background,
     }
 
 
@@ -246,13 +242,10 @@ def describe_model(predictor: Predictor, model: ExportedModel, name: str) -> dic
         "mean": list(checkpoint.config.model.mean),
         "std": list(checkpoint.config.model.std),
         "padding": model.mean.flatten().tolist(),
-        "inference": (
-            {
-                key: getattr(settings, key)
-                for key in ("window", "stride", "score_size", "resize", "flip")
-            }
-            | {"scales": list(settings.scales)}
-        ),
+        "inference": {
+            **{key: getattr(settings, key) for key in RUNNER_SETTINGS},
+            "scales": list(settings.scales),
+        },
         "templates": list(checkpoint.templates),
         "protocol": checkpoint.record.get("protocol", checkpoint.config.train.protocol),
         "licence": checkpoint.record.get(
@@ -264,9 +257,9 @@ def describe_model(predictor: Predictor, model: ExportedModel, name: str) -> dic
     }
 
 
-def write_embeddings(target: Target, file: Path) -> Path:
+def write_embeddings(bound: BoundClasses, file: Path) -> Path:
     """Text embeddings (R, D) as float32 in a .npy file."""
-    embeddings = target.text.detach().cpu().float().numpy()
+    embeddings = bound.text.detach().cpu().float().numpy()
     return write_whole(file, lambda part: np.save(part, embeddings, allow_pickle=False))
 
 
@@ -375,20 +368,15 @@ def _largest_difference(model: ExportedModel, file: Path) -> float:
     patch, generator, worst = model.network.patch_size, torch.Generator().manual_seed(0), 0.0
     for rows, columns in ((2, 7), (6, 3)):
         pixels = 255 * torch.rand(1, 3, rows * patch, columns * patch, generator=generator)
-        text = nn.functional.normalize(
-            torch.randn(3, model.network.joint_width, generator=generator), dim=-1
-        )
-        inputs = (pixels,) if model.text is not None else (pixels, text)
-        expected = model(*inputs)  # (1, C, h, w)
-        given = session.run(
-            ["logits"],
-            {name: value.numpy() for name, value in zip(("pixels", "text"), inputs, strict=False)},
-        )[0]
-        worst = max(
-            worst,
-            float((expected - torch.from_numpy(given)).abs().max())
-            / max(1.0, float(expected.abs().max())),
-        )
+        inputs = {"pixels": pixels}
+        if model.text is None:
+            text = torch.randn(3, model.network.joint_width, generator=generator)
+            inputs["text"] = nn.functional.normalize(text, dim=-1)
+        expected = model(**inputs)  # (1, C, h, w)
+        values = {name: value.numpy() for name, value in inputs.items()}
+        given = torch.from_numpy(session.run(["logits"], values)[0])  # (1, C, h, w)
+        difference = float((expected - given).abs().max())
+        worst = max(worst, difference / max(1.0, float(expected.abs().max())))
     return worst
 
 

@@ -5,7 +5,12 @@ In: a checkpoint or a model's name, class names, images of any size. Out: a `Seg
 
 from typing import TYPE_CHECKING
 
-from cascade_clip.inference.loading import DEFAULT_RUN, RunOptions, given_embeddings, load_predictor
+from cascade_clip.inference.loading import (
+    DEFAULT_LOADING,
+    LoadOptions,
+    given_embeddings,
+    load_predictor,
+)
 from cascade_clip.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -13,8 +18,9 @@ if TYPE_CHECKING:
         BACKGROUND,
         SCENERY,
         SCENERY_WORD,
-        Target,
+        BoundClasses,
         Words,
+        without_none,
     )
     from cascade_clip.inference.image_batch import (
         Done,
@@ -34,6 +40,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "BACKGROUND": "class_binding",
+        "BoundClasses": "class_binding",
         "Done": "image_batch",
         "FOLDER": "ray_manifest",
         "LabelMap": "predictor",
@@ -44,7 +51,6 @@ __getattr__ = lazy_names(
         "SCENERY": "class_binding",
         "SCENERY_WORD": "class_binding",
         "Source": "image_batch",
-        "Target": "class_binding",
         "Words": "class_binding",
         "cut_windows": "windows",
         "find_sources": "image_batch",
@@ -55,25 +61,26 @@ __getattr__ = lazy_names(
         "require_ray": "ray_batch",
         "segment_on_cluster": "ray_batch",
         "segment_sources": "image_batch",
+        "without_none": "class_binding",
         "write_coco": "image_batch",
     },
 )
 
 __all__ = [
     "BACKGROUND",
-    "DEFAULT_RUN",
+    "DEFAULT_LOADING",
     "FOLDER",
     "PREFIX",
     "SCENERY",
     "SCENERY_WORD",
+    "BoundClasses",
     "Done",
     "LabelMap",
+    "LoadOptions",
     "Picture",
     "Predictor",
     "Recipe",
-    "RunOptions",
     "Source",
-    "Target",
     "Words",
     "cut_windows",
     "find_sources",
@@ -86,5 +93,6 @@ __all__ = [
     "require_ray",
     "segment_on_cluster",
     "segment_sources",
+    "without_none",
     "write_coco",
 ]

@@ -1,11 +1,7 @@
 """What the pixels of one call are compared with: class names, their text embeddings, and what
 counts as none of them.
 
-Background policies: `none` (every pixel gets a class name), `words` (background words compete with
-the class names and all mean `background`), `threshold` (a pixel whose best score lies below is
-`background` if the class names hold that name, else unlabelled). The word `none` in place of
-background words or of a threshold says that there are none, whatever the settings of a checkpoint
-say. Letters: C classes, R rows that compete (class names and background words), D joint width.
+Letters: C classes, R rows that compete (class names and background words), D joint width.
 """
 
 from __future__ import annotations
@@ -13,8 +9,8 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,8 +23,6 @@ _logger = logging.getLogger(__name__)
 
 BACKGROUND = "background"
 BACKGROUND_COLOR = (64, 64, 64)
-NONE = "none"
-"""In place of background words or of a threshold: no such policy."""
 
 SCENERY_WORD = "scenery"
 """In place of background words: those of `SCENERY`."""
@@ -38,15 +32,80 @@ SCENERY = (
     " sea, river, sand, snow, mountain, rock, building, house, fence, window, door, curtain,"
     " furniture, shelf, table, carpet"
 )
-"""Background words for pictures of things: what is mostly around them."""
+"""Background words for images of things: what is mostly around them."""
 
 Words = str | Sequence[str] | Vocabulary
 Threshold = float | Literal["none"]
 Embed = Callable[[Vocabulary], Tensor]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Target:
+class BackgroundPolicy:
+    """Which pixels are none of the class names; with an empty policy none are."""
+
+    words: Vocabulary | None = None
+    """Background words: they compete with the class names and all mean `background`."""
+    threshold: float | None = None
+    """Pixels whose best score is lower are `background` if that is a class name, else
+    unlabelled."""
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
+            raise SettingError(
+                f"the threshold is compared with scores in 0..1, got {self.threshold}"
+            )
+
+    @classmethod
+    def parse(
+        cls, words: Words | None = None, threshold: Threshold | None = None
+    ) -> BackgroundPolicy:
+        """Read a policy as users give it: background words as a list, as "sky, wall", a file or
+        `scenery`; a threshold as a number. Nothing, or the word `none`, means that there is none.
+
+        Raises:
+            ValueError: a threshold that is neither a number in -1..1 nor `none`.
+        """
+        words, level = without_none(words), without_none(threshold)
+        if isinstance(level, str):
+            raise SettingError(f"a threshold is a number or 'none', got {level!r}")
+        if not words:
+            return cls(None, level)
+        if not isinstance(words, str):
+            return cls(as_vocabulary(words), level)
+        if words == SCENERY_WORD:
+            return cls(load_words(SCENERY), level)
+        if difflib.get_close_matches(words.strip().casefold(), [SCENERY_WORD], cutoff=0.8):
+            _logger.warning(
+                "%r is taken as a background word; did you mean %s?", words.strip(), SCENERY_WORD
+            )
+        return cls(load_words(words), level)
+
+    def words_besides(self, names: Sequence[str]) -> Vocabulary | None:
+        """Return the background words that are not class names already."""
+        if self.words is None:
+            return None
+        known = {name.casefold() for name in names if name.casefold() != BACKGROUND}
+        both = [name for name in self.words.names if name.casefold() in known]
+        if both and self.words.names != load_words(SCENERY).names:
+            _logger.warning(
+                "given as background words, but class names already, which they stay: %s",
+                ", ".join(both),
+            )
+        kept = [index for index, name in enumerate(self.words.names) if name not in both]
+        return self.words.take(kept) if kept else None
+
+
+NO_BACKGROUND = BackgroundPolicy()
+
+
+def without_none(value: Value) -> Value | None:
+    """Return what a user gave, or None for the word `none`."""
+    return None if isinstance(value, str) and value.strip().casefold() == "none" else value
+
+
+@dataclass(frozen=True)
+class BoundClasses:
     """Class names bound to a model."""
 
     names: tuple[str, ...]
@@ -68,16 +127,17 @@ class Target:
     """The background policy in words, for reports."""
 
     def __post_init__(self) -> None:
-        if self.threshold is not None and not -1 <= self.threshold <= 1:
-            raise SettingError(
-                f"the threshold is compared with scores in 0..1, got {self.threshold}"
-            )
         rows = len(self.names) if self.labels is None else len(self.labels)
         if not (rows == len(self.text) == len(self.seen) and len(self.names) == len(self.colors)):
             raise ValueError(
                 f"{len(self.names)} names need as many colours and {rows} rows of text, got"
                 f" {len(self.colors)} and {len(self.text)}"
             )
+
+    def on_cpu(self) -> BoundClasses:
+        """Return the same classes with every tensor on the CPU."""
+        labels = None if self.labels is None else self.labels.cpu()
+        return replace(self, text=self.text.cpu(), seen=self.seen.cpu(), labels=labels)
 
 
 def as_vocabulary(classes: Words) -> Vocabulary:
@@ -90,45 +150,15 @@ def as_vocabulary(classes: Words) -> Vocabulary:
     return Vocabulary(names, tuple((name,) for name in names), build_palette(len(names)))
 
 
-def background_words(words: Words | None, names: Sequence[str]) -> Vocabulary | None:
-    """Background words that are not class names already; None where there are none, or the word
-    `none` says so."""
-    if not words or (isinstance(words, str) and words.strip().casefold() == NONE):
-        return None
-    if (
-        isinstance(words, str)
-        and words != SCENERY_WORD
-        and difflib.get_close_matches(words.strip().casefold(), [SCENERY_WORD], cutoff=0.8)
-    ):
-        _logger.warning(
-            "%r is taken as a background word; did you mean %s?", words.strip(), SCENERY_WORD
-        )
-    found = (
-        load_words(SCENERY if words == SCENERY_WORD else words)
-        if isinstance(words, str)
-        else as_vocabulary(words)
-    )
-    known = {name.casefold() for name in names if name.casefold() != BACKGROUND}
-    kept = [index for index, name in enumerate(found.names) if name.casefold() not in known]
-    both = [name for name in found.names if name.casefold() in known]
-    if both and words != SCENERY_WORD:
-        _logger.warning(
-            "given as background words, but class names already, which they stay: %s",
-            ", ".join(both),
-        )
-    return _take(found, kept) if kept else None
-
-
-def build_target(
+def bind_classes(
     vocabulary: Vocabulary,
     embed: Embed,
     seen_names: Sequence[str],
     *,
     calibration: float = 0.0,
     text: Tensor | None = None,
-    background: Words | None = None,
-    threshold: Threshold | None = None,
-) -> Target:
+    policy: BackgroundPolicy = NO_BACKGROUND,
+) -> BoundClasses:
     """Bind class names and a background policy.
 
     Args:
@@ -137,31 +167,23 @@ def build_target(
         seen_names: names that were seen in training.
         calibration: subtracted from scores of seen names, unless every name is seen.
         text: embeddings (C, D) of the class names, to use instead of `embed`.
-        background: background words, as a list, as "sky, wall", a file, `scenery`, or `none`.
-        threshold: pixels whose best score lies below get no class name; `none`: there is no
-            threshold.
+        policy: which pixels are none of the class names.
 
     Raises:
-        ValueError: `background` is the only name under a threshold; text rows that do not fit; a
-            threshold in other words than `none`.
+        ValueError: `background` is the only name under a policy; text rows that do not fit.
     """
-    threshold = _as_level(threshold)
-    names, colors = vocabulary.names, vocabulary.colors
-    words = background_words(background, names)
+    names, colors, threshold = vocabulary.names, vocabulary.colors, policy.threshold
+    words = policy.words_besides(names)
     place = next((index for index, name in enumerate(names) if name.casefold() == BACKGROUND), None)
     if text is not None and len(text) != len(names):
         raise ValueError(f"{len(names)} class names need as many rows of text, got {len(text)}")
-    own = list(range(len(names)))
+    labels = list(range(len(names)))
     if place is not None and (words is not None or threshold is not None):
-        own.remove(place)  # the words, or what falls below the threshold, stand for it
-    if not own:
+        labels.remove(place)  # the words, or what falls below the threshold, stand for it
+    if not labels:
         raise SettingError(f"{BACKGROUND!r} is the only class name; name at least one thing")
-    kept = _take(vocabulary, own)
-    rows, row_names, labels = (
-        (embed(kept) if text is None else text[own]),
-        list(kept.names),
-        list(own),
-    )
+    kept = vocabulary.take(labels)
+    rows, row_names = embed(kept) if text is None else text[labels], kept.names
     if words is not None:
         if place is None:
             names, colors, place = (*names, BACKGROUND), (*colors, BACKGROUND_COLOR), len(names)
@@ -170,37 +192,24 @@ def build_target(
         labels += [place] * len(words.names)
     known = {name.casefold() for name in seen_names}
     seen = torch.tensor([name.casefold() in known for name in row_names])  # (R,)
-    index = None if labels == list(range(len(names))) else torch.tensor(labels)
-    below = UNLABELLED if place is None or threshold is None else place
-    shift = 0.0 if bool(seen.all()) else calibration
-    return Target(
-        names, colors, rows, seen, shift, index, threshold, below, _describe(words, threshold)
-    )
-
-
-def _as_level(threshold: Threshold | None) -> float | None:
-    if not isinstance(threshold, str):
-        return threshold
-    if threshold != NONE:
-        raise SettingError(f"a threshold is a number or {NONE!r}, got {threshold!r}")
-    return None
-
-
-def _take(vocabulary: Vocabulary, rows: Sequence[int]) -> Vocabulary:
-    """Some classes of a vocabulary, for their words alone."""
-    return Vocabulary(
-        tuple(vocabulary.names[row] for row in rows),
-        tuple(vocabulary.synonyms[row] for row in rows),
-        tuple(vocabulary.colors[row] for row in rows),
+    return BoundClasses(
+        names,
+        colors,
+        rows,
+        seen,
+        calibration=0.0 if bool(seen.all()) else calibration,
+        labels=None if labels == list(range(len(names))) else torch.tensor(labels),
+        threshold=threshold,
+        below=UNLABELLED if place is None or threshold is None else place,
+        background=_describe(words, threshold),
     )
 
 
 def _describe(words: Vocabulary | None, threshold: float | None) -> str:
     parts = []
     if words is not None:
-        parts.append(
-            f"words ({', '.join(words.names[:12])}{', ...' if len(words.names) > 12 else ''})"
-        )
+        more = ", ..." if len(words.names) > 12 else ""
+        parts.append(f"words ({', '.join(words.names[:12])}{more})")
     if threshold is not None:
         parts.append(f"threshold {threshold:g}")
     return " and ".join(parts) or "none"

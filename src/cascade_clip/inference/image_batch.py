@@ -1,15 +1,17 @@
-"""Many pictures, one after the other: finding them, segmenting them, writing what people take away,
-and going on after an interruption.
+"""Find images, segment them one after the other and write their results; an interrupted run can be
+resumed.
 
-A picture is done when its JSON file is there: it is written last, under a temporary name, and says
+An image is done when its JSON file exists: it is written last, under a temporary name, and says
 what was asked for.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import glob
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,20 +30,23 @@ from cascade_clip.errors import (
     explain_error,
 )
 from cascade_clip.files import IMAGE_SUFFIXES, is_large, load_image, report_defect, write_whole
-from cascade_clip.inference.class_binding import Target
+from cascade_clip.inference.class_binding import BoundClasses
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results import Output, Segmentation
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 MEMORY_SETTINGS = ("class_chunk", "window_batch", "max_memory")
-"""Settings that change no result."""
+"""Settings that do not change the result."""
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
+"""What reading a result file of an earlier run may raise."""
 
 AHEAD = 4
-"""Pictures that are read before their turn; a large one alone (see `picture_files.is_large`)."""
+"""Images that are read before their turn; a large one alone (see `is_large`)."""
 
 
 class Source(NamedTuple):
-    """One picture to segment, and the name of its results below the output folder."""
+    """An image to segment, and the name of its results below the output folder."""
 
     path: Path
     name: str
@@ -50,7 +55,7 @@ class Source(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A picture that was read, or could not be."""
+    """An image that was read, or the reason why it could not be."""
 
     source: Source
     pixels: Tensor | None  # (3, H, W)
@@ -59,7 +64,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Done:
-    """What became of one picture."""
+    """What became of one image."""
 
     source: Source
     result: Segmentation | None = None
@@ -73,16 +78,16 @@ class Done:
 def find_sources(
     words: Iterable[str], stream: TextIO | None = None, every: int = 1
 ) -> list[Source]:
-    """The pictures that some words mean, each once.
+    """Return the images that files, folders, patterns and lists stand for, each once.
 
     Args:
         words: files; folders (searched to any depth); patterns with `*`, `?` or `[...]`; `-` for
             paths, one a line, from `stream`.
         stream: where `-` reads from.
-        every: of a video, take one frame in so many.
+        every: for videos, process every N-th frame.
 
     Raises:
-        FileNotFoundError: a folder or a pattern without pictures, an empty list.
+        FileNotFoundError: a folder or a pattern without images, an empty list.
     """
     found: list[Source] = []
     for word in words:
@@ -93,7 +98,7 @@ def find_sources(
                 raise DataError(f"the list of images on standard input: {error}") from error
             if not lines:
                 raise MissingFileError(
-                    "the list of pictures on standard input is empty; give one path a line"
+                    "the list of images on standard input is empty; give one path a line"
                 )
             found += [Source(Path(line), Path(line).stem) for line in lines]
         else:
@@ -108,21 +113,17 @@ def find_sources(
 def _expand(word: str) -> list[Source]:
     path = Path(word).expanduser()
     if path.is_dir():
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and file.is_file()
-        )
+        suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes)
+        files = [file for file in files if file.is_file()]
         if not files:
             raise MissingFileError(
-                f"no pictures in the folder {path}: looked for"
-                f" {', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}"
+                f"no images in the folder {path}: looked for {', '.join(suffixes)}"
             )
         return [Source(file, file.relative_to(path).with_suffix("").as_posix()) for file in files]
     if not path.exists() and any(letter in word for letter in "*?["):
-        files = sorted(
-            Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file()
-        )
+        files = sorted(map(Path, glob.glob(str(path), recursive=True)))
+        files = [file for file in files if file.is_file()]
         if not files:
             raise MissingFileError(f"no file fits the pattern {word}")
         return [Source(file, file.stem) for file in files]
@@ -132,23 +133,19 @@ def _expand(word: str) -> list[Source]:
 def _distinct_names(sources: list[Source]) -> list[Source]:
     """Names of which none occurs twice: with the folder in front, then with the suffix, then with a
     number."""
-    taken: set[str] = set()
-    named = []
+    named: dict[str, Source] = {}
     counts = collections.Counter(source.name for source in sources)
     for source in sources:
-        name = (
-            source.name
-            if counts[source.name] == 1
-            else f"{source.path.absolute().parent.name}_{source.path.stem}"
-        )
-        if name in taken:
-            name += f"_{source.path.suffix.lstrip('.').lower()}"
+        name, path = source.name, source.path
+        if counts[name] > 1:
+            name = f"{path.absolute().parent.name}_{path.stem}"
+        if name in named:
+            name += f"_{path.suffix.lstrip('.').lower()}"
         number, base = 2, name
-        while name in taken:
+        while name in named:
             name, number = f"{base}_{number}", number + 1
-        taken.add(name)
-        named.append(source._replace(name=name))
-    return named
+        named[name] = source._replace(name=name)
+    return list(named.values())
 
 
 def _frames(source: Source, every: int) -> list[Source]:
@@ -184,7 +181,7 @@ def read_frames(path: Path) -> Iterator[Any]:
 
 def segment_sources(
     predictor: Predictor,
-    target: Target,
+    bound: BoundClasses,
     sources: list[Source],
     out: Path,
     outputs: tuple[Output, ...] = ("overlay", "index"),
@@ -193,50 +190,43 @@ def segment_sources(
     progress: Callable[[int, int], None] | None = None,
     request: str = "",
 ) -> Iterator[Done]:
-    """Segment pictures and write their results, leaving out those that were done with the same
+    """Segment images and write their results, leaving out those that were done with the same
     request.
 
     Args:
         predictor: the model.
-        target: class names, bound.
-        sources: the pictures (see `find_sources`).
+        bound: class names, bound.
+        sources: the images (see `find_sources`).
         out: folder for the results.
-        outputs: kinds of file beside the JSON file of every picture.
+        outputs: kinds of file beside the JSON file of every image.
         overwrite: do everything again.
-        progress: called with (done, total) after every picture.
+        progress: called with (done, total) after every image.
         request: the request fingerprint, if it is known already.
     """
-    request = request or request_fingerprint(predictor, target, outputs)
-    waiting = [source for source in sources if overwrite or not is_done(source, out, request)]
-    skipped = len(sources) - len(waiting)
-    left = set(waiting)
-    taken = (
-        {}
-        if overwrite
-        else {source: other for source in waiting if (other := other_picture(source, out))}
-    )
-    waiting = [source for source in waiting if source not in taken]
-    for source, other in taken.items():
-        name = f"{out / source.name}.json"
-        yield Done(
-            source,
-            error=(
-                f"{source.path}: {name} holds the results of {other}; choose another --out, or"
-                " --overwrite"
-            ),
-        )
-    for source in [source for source in sources if source not in left]:
-        yield Done(source, skipped=True)
-    for number, item in enumerate(_read_ahead(waiting)):
-        yield _segment_one(predictor, target, item, out, outputs, request)
+    request = request or request_fingerprint(predictor, bound, outputs)
+    skipped, taken, waiting = [], [], []
+    for source in sources:
+        if not overwrite and is_done(source, out, request):
+            skipped.append(Done(source, skipped=True))
+        elif not overwrite and (other := other_image(source, out)):
+            error = (
+                f"{source.path}: {out / source.name}.json holds the results of {other}; choose"
+                " another --out, or --overwrite"
+            )
+            taken.append(Done(source, error=error))
+        else:
+            waiting.append(source)
+    yield from (*taken, *skipped)
+    for number, item in enumerate(_read_ahead(waiting), len(skipped) + 1):
+        yield _segment_one(predictor, bound, item, out, outputs, request)
         del item  # its memory is free while the next one is read
         if progress is not None:
-            progress(skipped + number + 1, len(sources))
+            progress(number, len(sources))
 
 
 def _segment_one(
     predictor: Predictor,
-    target: Target,
+    bound: BoundClasses,
     item: Item,
     out: Path,
     outputs: tuple[Output, ...],
@@ -244,21 +234,19 @@ def _segment_one(
 ) -> Done:
     if item.pixels is None:
         return _failed(item.source, item.error)
+    source, file = item.source, out / f"{item.source.name}.json"
     try:
-        result = predictor.segment_pixels(item.pixels, target)
+        result = predictor.segment_pixels(item.pixels, bound)
     except Exception as error:
-        return _failed(item.source, error)
-    file = out / f"{item.source.name}.json"
+        return _failed(source, error)
     extra = {
-        "source": str(item.source.path),
-        "bytes": item.source.path.stat().st_size,
-        "frame": item.source.frame,
+        "source": str(source.path),
+        "bytes": source.path.stat().st_size,
+        "frame": source.frame,
         "request": request,
     }
-    written = result.save(
-        file.parent, file.stem, item.pixels.permute(1, 2, 0).numpy(), outputs, extra
-    )
-    return Done(item.source, result, tuple(written))
+    pixels = item.pixels.permute(1, 2, 0).numpy()  # (H, W, 3)
+    return Done(source, result, tuple(result.save(file.parent, file.stem, pixels, outputs, extra)))
 
 
 def _failed(source: Source, error: Exception | None) -> Done:
@@ -271,23 +259,22 @@ def _failed(source: Source, error: Exception | None) -> Done:
     return Done(source, error=named, defect=defect)
 
 
-def other_picture(source: Source, out: Path) -> str:
-    """The path of another picture whose results lie where those of `source` would; empty if there
-    is none."""
-    try:
+def other_image(source: Source, out: Path) -> str:
+    """Return the path of another image whose results are where those of `source` would be; empty
+    if there is none."""
+    with contextlib.suppress(*_UNREADABLE):
         values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
-        elsewhere = (
+        if (
             Path(values["source"]).absolute() != source.path.absolute()
             and values["bytes"] != source.path.stat().st_size
-        )
-        return str(values["source"]) if elsewhere else ""
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
+        ):
+            return str(values["source"])
+    return ""
 
 
 def is_done(source: Source, out: Path, request: str) -> bool:
-    """Whether the results of a picture are there, for the same picture and the same request."""
-    try:
+    """Whether the results of an image are there, for the same image and the same request."""
+    with contextlib.suppress(*_UNREADABLE):
         values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
         same = (
             values["request"] == request
@@ -296,33 +283,23 @@ def is_done(source: Source, out: Path, request: str) -> bool:
         )
         folder = (out / source.name).parent
         return bool(same and all((folder / name).is_file() for name in values["files"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
+    return False
 
 
-def request_fingerprint(predictor: Predictor, target: Target, outputs: tuple[Output, ...]) -> str:
-    """A hash of all that decides the result files of a picture: weights, settings, class names and
-    kinds of file."""
-    digest = hashlib.sha256()
-    settings = {
-        name: value
-        for name, value in asdict(predictor.settings).items()
-        if name not in MEMORY_SETTINGS
-    }
-    words = [
-        target.names,
-        target.colors,
-        target.calibration,
-        target.threshold,
-        target.below,
-        sorted(outputs),
-        settings,
-    ]
-    digest.update(json.dumps(words, sort_keys=True).encode())
+def request_fingerprint(
+    predictor: Predictor, bound: BoundClasses, outputs: tuple[Output, ...]
+) -> str:
+    """Return a hash of everything that decides the result files of an image: weights, settings,
+    class names and kinds of file."""
+    digest, settings = hashlib.sha256(), asdict(predictor.settings)
+    for name in MEMORY_SETTINGS:
+        del settings[name]
+    words: list[Any] = [bound.names, bound.colors, bound.calibration, bound.threshold, bound.below]
+    digest.update(json.dumps([*words, sorted(outputs), settings], sort_keys=True).encode())
     for tensor in (
-        target.text * 1000,
-        target.seen,
-        torch.arange(0) if target.labels is None else target.labels,
+        bound.text * 1000,
+        bound.seen,
+        torch.arange(0) if bound.labels is None else bound.labels,
     ):
         digest.update(
             tensor.detach().cpu().round().short().numpy().tobytes()
@@ -337,7 +314,7 @@ def request_fingerprint(predictor: Predictor, target: Target, outputs: tuple[Out
 
 
 def write_coco(out: Path, sources: Iterable[Source], file: Path) -> int:
-    """Gather the `coco` outputs of pictures into one COCO file with RLE masks; returns the number
+    """Gather the `coco` outputs of images into one COCO file with RLE masks; returns the number
     of annotations."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -363,7 +340,7 @@ def write_coco(out: Path, sources: Iterable[Source], file: Path) -> int:
 
 
 def _read_ahead(sources: list[Source]) -> Iterator[Item]:
-    """Pictures in order, the next few being read while one is worked on; frames of a video are
+    """Images in order, the next few being read while one is worked on; frames of a video are
     decoded in one pass."""
     with ThreadPoolExecutor(2) as pool:
         # and whether it is large
@@ -382,25 +359,17 @@ def _read_ahead(sources: list[Source]) -> Iterator[Item]:
 
 
 def _finish(waiting: collections.deque[tuple[Future[Item], bool]], left: int) -> Iterator[Item]:
-    """Give out the first pictures until so many are left."""
+    """Give out the first images until so many are left."""
     while len(waiting) > left:
         yield waiting.popleft()[0].result()
 
 
 def _runs(sources: list[Source]) -> Iterator[tuple[Path | None, list[Source]]]:
-    """Neighbours of one kind: the frames of one video, or still pictures."""
-    group: list[Source] = []
-    for source in sources:
-        if group and _video(group[-1]) != _video(source):
-            yield _video(group[-1]), group
-            group = []
-        group.append(source)
-    if group:
-        yield _video(group[-1]), group
-
-
-def _video(source: Source) -> Path | None:
-    return None if source.frame is None else source.path
+    """Neighbours of one kind: the frames of one video, or still images."""
+    for video, group in itertools.groupby(
+        sources, lambda source: None if source.frame is None else source.path
+    ):
+        yield video, list(group)
 
 
 def _read(source: Source) -> Item:

@@ -55,7 +55,7 @@ def load_predictor(
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class LoadOptions:
     """How a model is loaded and run."""
 
     device: Device = "auto"
@@ -69,8 +69,14 @@ class RunOptions:
     """Of a clip:... model, how the last block makes patch features: clearclip (default), sclip,
     maskclip, or standard."""
 
+    def load(self, model: str) -> Predictor:
+        """Load a model that `load_predictor` knows."""
+        return load_predictor(
+            model, self.device, self.precision, self.clip_weights or None, self.last_block
+        )
 
-DEFAULT_RUN = RunOptions()
+
+DEFAULT_LOADING = LoadOptions()
 
 
 def given_embeddings(config: DataConfig, classes: int, predictor: Predictor) -> Tensor | None:

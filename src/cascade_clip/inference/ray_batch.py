@@ -1,4 +1,4 @@
-"""Many pictures on many machines: blocks of pictures go to actors of a Ray cluster, each with a
+"""Many images on many machines: blocks of images go to actors of a Ray cluster, each with a
 model of its own.
 
 An actor does what the command does alone (`segment_sources`), so the files are the same, and leaves
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from cascade_clip.config import Device, InferenceConfig
 from cascade_clip.errors import MissingPackageError, SettingError, StorageError, explain_error
 from cascade_clip.files import report_defect
-from cascade_clip.inference.class_binding import Target
+from cascade_clip.inference.class_binding import BoundClasses
 from cascade_clip.inference.image_batch import (
     Done,
     Source,
@@ -33,7 +33,7 @@ from cascade_clip.inference.image_batch import (
     request_fingerprint,
     segment_sources,
 )
-from cascade_clip.inference.loading import RunOptions, load_predictor
+from cascade_clip.inference.loading import LoadOptions
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.inference.ray_manifest import (
     FOLDER,
@@ -48,7 +48,7 @@ from cascade_clip.inference.ray_manifest import (
 from cascade_clip.results import Output
 
 TRIES = 2
-"""Deaths of an actor, alone with one picture, after which the picture counts as failed."""
+"""Deaths of an actor, alone with one image, after which the image counts as failed."""
 
 OBJECT_STORE = 200 * 2**20
 """Bytes of shared memory of a cluster that is started here: blocks are lists of paths."""
@@ -56,13 +56,13 @@ OBJECT_STORE = 200 * 2**20
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that an actor needs to know, the pictures apart."""
+    """All that an actor needs to know, the images apart."""
 
     model: str
     """As `load_predictor` takes it; the same on every machine."""
-    run: RunOptions
+    loading: LoadOptions
     settings: InferenceConfig
-    target: Target
+    bound: BoundClasses
     """Class names, bound; its tensors on the CPU."""
     outputs: tuple[Output, ...]
     out: Path
@@ -97,12 +97,9 @@ class BlockWorker:
     @cached_property
     def predictor(self) -> Predictor:
         """The model, checked to be that of the command."""
-        recipe, run = self.recipe, self.recipe.run
-        predictor = load_predictor(
-            recipe.model, run.device, run.precision, run.clip_weights or None, run.last_block
-        )
-        predictor.settings = recipe.settings
-        if request_fingerprint(predictor, recipe.target, recipe.outputs) != recipe.request:
+        recipe = self.recipe
+        predictor = recipe.loading.load(recipe.model).with_settings(recipe.settings)
+        if request_fingerprint(predictor, recipe.bound, recipe.outputs) != recipe.request:
             raise SettingError(
                 f"the model {recipe.model} on {socket.gethostname()} differs from the one on the"
                 " machine of the command; copy it"
@@ -123,33 +120,29 @@ class BlockWorker:
         return {"report": json.dumps(report)}
 
     def work(self, block: Block) -> Report:
-        """Segment the pictures of a block that are not done, then write its rows.
+        """Segment the images of a block that are not done, then write its rows.
 
-        A note says that the block was begun, and how many pictures were done before; if it is found
+        A note says that the block was begun, and how many images were done before; if it is found
         again, an actor died here.
         """
         recipe, folder = self.recipe, self.recipe.out / FOLDER
         note = folder / f".{block.part}.begun"
         lines = note.read_text(encoding="utf-8").splitlines() if note.exists() else []
-        there = (
-            0
-            if recipe.overwrite
-            else sum(is_done(source, recipe.out, recipe.request) for source in block.sources)
-        )
+        there = 0
+        if not recipe.overwrite:
+            there = sum(is_done(source, recipe.out, recipe.request) for source in block.sources)
         before = int(lines[0]) if lines else there
         if there == len(block.sources) and is_complete(folder, block):
             note.unlink(missing_ok=True)
             return Report(there - before, before)
-        if there < len(block.sources):  # rows of pictures that are about to change
+        if there < len(block.sources):  # rows of images that are about to change
             (folder / block.part).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        if not lines:
+        if lines:
+            results = self._segment_each(block.sources, note, Counter(lines))
+        else:
             note.write_text(f"{before}\n", encoding="utf-8")
-        results = (
-            self._segment_each(block.sources, note, Counter(lines))
-            if lines
-            else self._segment_all(block.sources)
-        )
+            results = self._segment_all(block.sources)
         failed = [one for one in results if one.error]
         errors = {one.source.name: one.error for one in failed}
         rows = [
@@ -167,11 +160,12 @@ class BlockWorker:
 
     def _segment_all(self, sources: Sequence[Source]) -> Iterator[Done]:
         recipe = self.recipe
-        places = (list(sources), recipe.out, recipe.outputs)
         return segment_sources(
             self.predictor,
-            recipe.target,
-            *places,
+            recipe.bound,
+            list(sources),
+            recipe.out,
+            recipe.outputs,
             overwrite=recipe.overwrite,
             request=recipe.request,
         )
@@ -302,14 +296,14 @@ def segment_on_cluster(
     actors: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Report]:
-    """Segment pictures in the actors of a Ray cluster and write a manifest; one report per block,
+    """Segment images in the actors of a Ray cluster and write a manifest; one report per block,
     in the order they are finished.
 
     Args:
         recipe: model, request and places.
-        sources: the pictures (see `find_sources`).
+        sources: the images (see `find_sources`).
         actors: number of actors, see `share_devices`.
-        progress: called with (done, total) pictures after every block.
+        progress: called with (done, total) images after every block.
 
     Raises:
         ImportError: Ray is not installed.
@@ -331,10 +325,12 @@ def segment_on_cluster(
 def _reports(ray: Any, recipe: Recipe, blocks: list[Block], actors: int) -> Iterator[Report]:
     resources = ray.cluster_resources()
     size, gpus = share_devices(
-        actors, recipe.run.device, int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+        actors, recipe.loading.device, int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     )
     if gpus:
-        recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, device="cuda"))
+        recipe = dataclasses.replace(
+            recipe, loading=dataclasses.replace(recipe.loading, device="cuda")
+        )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

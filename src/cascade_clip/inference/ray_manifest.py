@@ -1,4 +1,4 @@
-"""The list of what became of many pictures, as Parquet files: one per block of pictures, each whole
+"""The list of what became of many images, as Parquet files: one per block of images, each whole
 or not there.
 
 The name of a file is a hash of its block and of the request, so a block that is done twice replaces
@@ -27,11 +27,11 @@ BLOCKS = 64
 """Blocks that a call is cut into, as long as they are not too small or too large."""
 
 SMALLEST, LARGEST = 8, 1000
-"""Pictures of a block."""
+"""Images of a block."""
 
 
 class Block(NamedTuple):
-    """Pictures that one actor does together."""
+    """Images that one actor does together."""
 
     part: str
     """Name of the file that holds their rows."""
@@ -39,7 +39,7 @@ class Block(NamedTuple):
 
 
 def cut_blocks(sources: Sequence[Source], request: str) -> list[Block]:
-    """Share pictures out to blocks, in order; all frames of a video stay together, because they are
+    """Share images out to blocks, in order; all frames of a video stay together, because they are
     decoded in one pass."""
     size = max(SMALLEST, min(LARGEST, -(-len(sources) // BLOCKS)))
     blocks: list[Block] = []
@@ -53,7 +53,7 @@ def cut_blocks(sources: Sequence[Source], request: str) -> list[Block]:
 
 
 def group_files(sources: Iterable[Source]) -> list[list[Source]]:
-    """Neighbours that lie in one file: the frames of a video, or a picture alone."""
+    """Neighbours that lie in one file: the frames of a video, or an image alone."""
     return [list(group) for _, group in itertools.groupby(sources, key=lambda source: source.path)]
 
 
@@ -65,48 +65,29 @@ def _part_name(sources: Sequence[Source], request: str) -> str:
 def make_schema() -> Any:
     """Columns of a manifest (a pyarrow schema).
 
-    `name` of the results below the output folder, unique; `path` and `frame` of the picture;
+    `name` of the results below the output folder, unique; `path` and `frame` of the image;
     `sha256` of its file; `classes` and `coverage`, lists in label order; `unlabelled`, share of
     pixels without a class; `output`, the JSON file below the output folder; `request`, the hash of
-    what was asked for; `error`, null where all went well. Of a picture that failed, only name,
+    what was asked for; `error`, null where all went well. Of an image that failed, only name,
     path, frame, sha256 (null where there is no file), request and error are given.
     """
     import pyarrow as pa
 
-    words, shares = pa.list_(pa.string()), pa.list_(pa.float64())
-    plain = {name: pa.string() for name in ("name", "path", "sha256", "output", "request", "error")}
     kinds = {
-        **plain,
         "frame": pa.int64(),
-        "classes": words,
-        "coverage": shares,
+        "classes": pa.list_(pa.string()),
+        "coverage": pa.list_(pa.float64()),
         "unlabelled": pa.float64(),
     }
-    order = (
-        "name",
-        "path",
-        "frame",
-        "sha256",
-        "classes",
-        "coverage",
-        "unlabelled",
-        "output",
-        "request",
-        "error",
-    )
-    return pa.schema([(name, kinds[name]) for name in order])
+    order = "name path frame sha256 classes coverage unlabelled output request error"
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in order.split()])
 
 
 def make_row(source: Source, out: Path, request: str, error: str = "") -> dict[str, Any]:
-    """The row of a picture whose results lie below `out`, or that failed with an error."""
-    digest = _hash_file(source.path) if source.path.is_file() else None
-    row = {
-        "name": source.name,
-        "path": str(source.path),
-        "frame": source.frame,
-        "sha256": digest,
-        "request": request,
-    }
+    """The row of an image whose results lie below `out`, or that failed with an error."""
+    path, digest = source.path, _hash_file(source.path) if source.path.is_file() else None
+    row = {"name": source.name, "path": str(path), "frame": source.frame, "sha256": digest}
+    row["request"] = request
     if error:
         return {**row, "error": error}
     values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
@@ -163,7 +144,7 @@ def clear_folder(folder: Path, blocks: Iterable[Block]) -> None:
     earlier call; the rest stays.
 
     Without this, blocks that were cut differently, or asked for something else, would give two rows
-    to one picture.
+    to one image.
     """
     import pyarrow.parquet as pq
 

@@ -85,18 +85,15 @@ def build_training_free(source: str, last_block: LastBlock = DEFAULT_BLOCK) -> C
     )
     encoder = build_text_encoder(clip)
     names = load_vocabulary("coco-stuff")
-    vocabulary = names.with_unseen(names.names)
-    model = build_segmenter(config.model, clip).eval()
-    record = {"protocol": "training-free", "steps": 0}
     return Checkpoint(
-        model,
+        build_segmenter(config.model, clip).eval(),
         encoder,
         config,
-        vocabulary,
+        names.with_unseen(names.names),
         load_templates("paper15"),
         clip.fingerprint,
         clip.architecture,
-        record=record,
+        record={"protocol": "training-free", "steps": 0},
     )
 
 
@@ -117,12 +114,10 @@ def _image_side(clip: LoadedClip) -> int:
 
 
 def _normalisation(settings: ClipConfig, clip: LoadedClip) -> tuple[Triple, Triple]:
-    """Mean and deviation of the pictures that this CLIP was trained on."""
+    """Mean and deviation of the images that this CLIP was trained on."""
     mean, std = getattr(clip.visual, "image_mean", None), getattr(clip.visual, "image_std", None)
     if mean is None or std is None:
         entry = open_clip.get_pretrained_cfg(settings.name, settings.weights) or {}
-        mean, std = (
-            entry.get("mean", open_clip.OPENAI_DATASET_MEAN),
-            entry.get("std", open_clip.OPENAI_DATASET_STD),
-        )
+        mean = entry.get("mean", open_clip.OPENAI_DATASET_MEAN)
+        std = entry.get("std", open_clip.OPENAI_DATASET_STD)
     return cast(Triple, tuple(mean)), cast(Triple, tuple(std))

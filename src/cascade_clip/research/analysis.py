@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from cascade_clip.errors import SettingError
 from cascade_clip.files import load_image
-from cascade_clip.inference import Picture, Predictor, Target
+from cascade_clip.inference import BoundClasses, Picture, Predictor
 from cascade_clip.models import Segmenter
 from cascade_clip.ops import normalise, resize_image, short_side_shape
 from cascade_clip.results import Segmentation
@@ -90,7 +90,7 @@ def keep_stages(predictor: Predictor, stages: Sequence[int]) -> Predictor:
     )
 
 
-def compare_stages(predictor: Predictor, image: Picture, target: Target) -> list[StageResult]:
+def compare_stages(predictor: Predictor, image: Picture, bound: BoundClasses) -> list[StageResult]:
     """An image segmented by every stage alone, and by the sum of the first two, three, ... stages
     (paper Figure 6)."""
     count = len(predictor.model.stages)
@@ -98,7 +98,7 @@ def compare_stages(predictor: Predictor, image: Picture, target: Target) -> list
         tuple(range(1, last + 1)) for last in range(2, count + 1)
     ]
     return [
-        StageResult(choice, keep_stages(predictor, choice).segment_with(image, target))
+        StageResult(choice, keep_stages(predictor, choice).segment_with(image, bound))
         for choice in choices
     ]
 

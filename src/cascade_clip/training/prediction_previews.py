@@ -26,7 +26,7 @@ from cascade_clip.data import LabelledImages
 from cascade_clip.encoders import load_embeddings
 from cascade_clip.evaluation import default_calibration
 from cascade_clip.files import write_whole
-from cascade_clip.inference import Predictor, Target
+from cascade_clip.inference import BoundClasses, Predictor
 from cascade_clip.results import Segmentation
 
 FOLDER, OLD_FOLDER = "previews", "sheets"
@@ -105,17 +105,17 @@ class PreviewWriter(Callback):
         predictor = Predictor(dataclasses.replace(checkpoint, text_encoder=None), device=device)
         vocabulary = self.dataset.vocabulary
         same = set(vocabulary.names) == set(checkpoint.vocabulary.names)
-        target = predictor.bind(
+        bound = predictor.bind(
             vocabulary, default_calibration(checkpoint) if same else 0.0, self.text
         )
-        return [self._row(predictor, target, place) for place in self.places]
+        return [self._row(predictor, bound, place) for place in self.places]
 
-    def _row(self, predictor: Predictor, target: Target, place: int) -> Row:
+    def _row(self, predictor: Predictor, bound: BoundClasses, place: int) -> Row:
         sample = self.dataset.sample(place)
-        found = predictor.label_map(sample.image, target)
+        found = predictor.label_map(sample.image, bound)
         vocabulary = self.dataset.vocabulary
         truth = Segmentation(sample.labels.numpy(), vocabulary.names, vocabulary.colors)
-        prediction = Segmentation(found.labels.cpu().numpy(), target.names, target.colors)
+        prediction = Segmentation(found.labels.cpu().numpy(), bound.names, bound.colors)
         return Row(sample.image.permute(1, 2, 0).numpy(), truth, prediction)
 
 

@@ -111,6 +111,14 @@ class Vocabulary:
         wanted = [clean_name(name) for name in unseen]
         return dataclasses.replace(self, unseen=tuple(dict.fromkeys(wanted)))
 
+    def take(self, labels: Sequence[int]) -> Vocabulary:
+        """Some of the classes, without a split and without mask values."""
+        return Vocabulary(
+            tuple(self.names[label] for label in labels),
+            tuple(self.synonyms[label] for label in labels),
+            tuple(self.colors[label] for label in labels),
+        )
+
     def label_table(self) -> NDArray[np.int64]:
         """Label of every raw mask value 0..65535; IGNORED for values that name no class.
 

@@ -128,8 +128,8 @@ def _sliding(plan: GpuPlan, model: Segmenter) -> Iterator[Measurement]:
             window=work.window, stride=work.stride, window_batch=8, precision=precision
         )
         predictor = build_predictor(model, text, settings, plan.device)
-        target, image = predictor.bind(text=text), torch.randn(3, height, width, device=plan.device)
-        label = functools.partial(predictor.label_map_of_input, image, target)
+        bound, image = predictor.bind(text=text), torch.randn(3, height, width, device=plan.device)
+        label = functools.partial(predictor.label_map_of_input, image, bound)
         seconds, memory = _time(plan, label)
         name = f"sliding {height} x {width}, {len(text)} classes, {precision}"
         yield Measurement(name, 1 / seconds, "images/s", _note(None, memory))

@@ -112,8 +112,8 @@ def _inference(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
         return lambda: reference.label_map(plain, image, text, shift, work.window, work.stride)
     settings = InferenceConfig(window=work.window, stride=work.stride, precision=work.precision)
     predictor = build_predictor(model, text, settings)
-    target = predictor.bind(text=text, calibration=CALIBRATION)
-    return lambda: predictor.label_map_of_input(image, target).labels
+    bound = predictor.bind(text=text, calibration=CALIBRATION)
+    return lambda: predictor.label_map_of_input(image, bound).labels
 
 
 def build_predictor(

@@ -182,12 +182,12 @@ def measure_speed(row: EntryRow, clock: Callable[[], float] = time.perf_counter)
     config = load_settings("sandbox").config(row)
     dataset = build_dataset(config.evaluation or config.data, "val")
     predictor = Predictor(prepare(config, dataset))
-    target = predictor.bind()
+    bound = predictor.bind()
     seconds = []
     for index in range(_TIMED):
         pixels = dataset.sample(index).image
         begin = clock()
-        predictor.label_map(pixels, target).labels.cpu()
+        predictor.label_map(pixels, bound).labels.cpu()
         seconds.append(clock() - begin)
     return 1 / statistics.median(seconds)
 

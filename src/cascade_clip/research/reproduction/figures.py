@@ -127,7 +127,7 @@ def _draw_stages(entry: Entry, reproduction: Reproduction) -> Painted:
         return None
     dataset = fresh_scenes(reproduction.settings, entry)
     calibration = default_calibration(predictor.checkpoint)
-    target = predictor.bind(dataset.vocabulary, calibration=calibration)
+    bound = predictor.bind(dataset.vocabulary, calibration=calibration)
     stages = predictor.model.stages
     shown = min(SHOWN, len(dataset))
     rights: dict[tuple[int, ...], list[float]] = {}
@@ -135,7 +135,7 @@ def _draw_stages(entry: Entry, reproduction: Reproduction) -> Painted:
     for index in range(len(dataset)):
         sample = dataset.sample(index)
         pixels, labels = _picture(sample.image), sample.labels.numpy()
-        found = compare_stages(predictor, pixels, target)
+        found = compare_stages(predictor, pixels, bound)
         for choice, result in found:
             right = (result.labels == labels)[labels >= 0].mean()
             rights.setdefault(choice, []).append(float(right))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cascade_clip.data import LabelledImages
+    from cascade_clip.inference import Predictor
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -77,19 +78,19 @@ def _score(job: Job) -> None:
 
     if job.done:
         return
-    predictor = load_predictor(job.folder / "model", device=job.config.train.device)
+    trained = load_predictor(job.folder / "model", device=job.config.train.device)
 
-    def prepare(one: Inference | Choice) -> tuple[LabelledImages, Tensor | None]:
-        predictor.settings = one.settings
+    def prepare(one: Inference | Choice) -> tuple[Predictor, LabelledImages, Tensor | None]:
         dataset = build_dataset(one.data, "val")
-        return dataset, given_embeddings(one.data, len(dataset.vocabulary), predictor)
+        text = given_embeddings(one.data, len(dataset.vocabulary), trained)
+        return trained.with_settings(one.settings), dataset, text
 
     for inference in job.to_score:
-        dataset, text = prepare(inference)
+        predictor, dataset, text = prepare(inference)
         tallies, vocabulary = collect_tallies(predictor, dataset, inference.calibration, text)
         write_result(job.folder, inference, tallies, np.array(vocabulary.seen_mask))
     for choice in job.to_choose:
-        dataset, text = prepare(choice)
+        predictor, dataset, text = prepare(choice)
         sweep = sweep_calibration(
             predictor, dataset, choice.values, held_out=choice.held_out, text=text
         )

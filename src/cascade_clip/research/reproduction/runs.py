@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cascade_clip.config import Config, config_to_dict
 from cascade_clip.errors import SettingError
-from cascade_clip.evaluation import Tallies, figures
+from cascade_clip.evaluation import Tallies, figures, mean_iou
 from cascade_clip.files import write_json, write_whole
 from cascade_clip.research.reproduction.entries import Entry, EntryRow
 from cascade_clip.research.reproduction.keys import Choice, Inference, training_key
@@ -190,7 +190,7 @@ def score(tallies: Tallies, seen: NDArray[np.bool_]) -> dict[str, float]:
     nan = float("nan")
     return {
         **dict(zip(PAIRED_METRICS, map(float, figures(intersection, union, seen)), strict=True)),
-        "mIoU": float((intersection[present] / union[present]).mean()) if present.any() else nan,
+        "mIoU": float(mean_iou(intersection[present], union[present])),
         "pixel accuracy": float(intersection.sum() / pixels) if pixels else nan,
     }
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cascade_clip.encoders import TextEncoder
-from cascade_clip.inference import Predictor, Target
+from cascade_clip.inference import BoundClasses, Predictor
 from cascade_clip.models import Segmenter
 from cascade_clip.results import Segmentation
 
@@ -93,9 +93,9 @@ class SharedForward:
 
 
 def segment_together(
-    predictor: Predictor, images: Sequence[Tensor], target: Target, pool: ThreadPoolExecutor
+    predictor: Predictor, images: Sequence[Tensor], bound: BoundClasses, pool: ThreadPoolExecutor
 ) -> list[Segmentation | Exception]:
-    """Segment 8-bit images (3, H, W) of any sizes with one target; errors take the place of
+    """Segment 8-bit images (3, H, W) of any sizes with bound class names; errors take the place of
     results.
 
     A single image gives exactly what `Predictor.segment_pixels` gives; of several the scores agree
@@ -104,18 +104,18 @@ def segment_together(
     Args:
         predictor: the model.
         images: the images.
-        target: class names, bound.
+        bound: class names, bound.
         pool: must have a free thread for every image.
     """
     if len(images) == 1:
-        return [attempt(predictor.segment_pixels, images[0], target)]
+        return [attempt(predictor.segment_pixels, images[0], bound)]
     shared = SharedForward(predictor.model, len(images))
     together = copy.copy(predictor)
     together.model = cast(Segmenter, shared)
 
     def run(pixels: Tensor) -> Segmentation | Exception:
         try:
-            return attempt(together.segment_pixels, pixels, target)
+            return attempt(together.segment_pixels, pixels, bound)
         finally:
             shared.leave()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cascade_clip.cli.main import main
-from cascade_clip.evaluation.comparison import (
+from cascade_clip.evaluation.report_diff import (
     Row,
     check_same_data,
     compare,

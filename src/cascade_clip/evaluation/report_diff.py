@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,12 @@ def read_report(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
-    wanted = {"images", "summary", "classes", "data", "checkpoint"}
-    if not isinstance(values, dict) or not wanted <= values.keys():
+    if not isinstance(values, dict) or not _CHECKS.keys() <= values.keys():
         raise DataError(
-            f"{path} is not a report of this version: {sorted(wanted)} expected; make it again with"
-            " `cascade-clip evaluate`"
+            f"{path} is not a report of this version: {sorted(_CHECKS)} expected; make it again"
+            " with `cascade-clip evaluate`"
         )
-    wrong = _wrong_values(values)
+    wrong = [name for name, fits in _CHECKS.items() if not fits(values[name])]
     if wrong:
         raise DataError(
             f"{path} is not a report of this version: {', '.join(wrong)} hold other values; make it"
@@ -79,36 +78,35 @@ def read_report(path: Path) -> dict[str, Any]:
     return values
 
 
-def _wrong_values(values: Mapping[str, Any]) -> list[str]:
-    """Those parts of a report whose values are not of the kind that is read."""
-    classes, summary = values["classes"], values["summary"]
-    fits = {
-        "images": type(values["images"]) is int,
-        "summary": (
-            isinstance(summary, dict)
-            and all(_is_figure(summary.get(metric.key)) for metric in SUMMARY_METRICS)
-        ),
-        "classes": (
-            isinstance(classes, list)
-            and all(isinstance(entry, dict) and _is_class(entry) for entry in classes)
-        ),
-        "data": isinstance(values["data"], dict),
-        "checkpoint": isinstance(values["checkpoint"], dict),
-    }
-    return [name for name, fit in fits.items() if not fit]
-
-
-def _is_class(entry: Mapping[str, Any]) -> bool:
-    return (
-        isinstance(entry.get("name"), str)
-        and isinstance(entry.get("seen"), bool)
-        and _is_figure(entry.get("iou", ""))
+def _is_summary(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        _is_number(value.get(metric.key)) for metric in SUMMARY_METRICS
     )
 
 
-def _is_figure(value: object) -> bool:
+def _are_classes(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and isinstance(entry.get("seen"), bool)
+        and _is_number(entry.get("iou", ""))
+        for entry in value
+    )
+
+
+def _is_number(value: object) -> bool:
     """A number or null."""
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+_CHECKS: dict[str, Callable[[object], bool]] = {
+    "images": lambda value: type(value) is int,
+    "summary": _is_summary,
+    "classes": _are_classes,
+    "data": lambda value: isinstance(value, dict),
+    "checkpoint": lambda value: isinstance(value, dict),
+}
+"""The parts of a report that are read here, and whether a value is of the kind that is read."""
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any], count: int = 10) -> Comparison:
@@ -169,10 +167,8 @@ def _check_same_split(first: Mapping[str, Any], second: Mapping[str, Any]) -> No
             f"the reports list other classes ({len(names[0])} and {len(names[1])}) and cannot be"
             " compared; make them again"
         )
-    splits = [
-        {entry["name"]: entry["seen"] for entry in values["classes"]} for values in (first, second)
-    ]
-    differing = [name for name, seen in splits[0].items() if splits[1].get(name) is not seen]
+    pairs = zip(first["classes"], second["classes"], strict=True)
+    differing = [before["name"] for before, after in pairs if before["seen"] is not after["seen"]]
     if differing:
         raise DataError(
             "the reports count other classes as unseen and cannot be compared"
