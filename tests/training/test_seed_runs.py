@@ -91,15 +91,17 @@ def test_other_settings_need_another_folder(tmp_path: Path) -> None:
 
 def test_seeds_of_an_older_version_are_the_same_run(tmp_path: Path) -> None:
     """`seeds.json` holds settings under their old names."""
-    SeedRuns(CONFIG, tmp_path).claim()
+    train = dataclasses.replace(CONFIG.train, preview_every=3)
+    runs = SeedRuns(dataclasses.replace(CONFIG, train=train), tmp_path)
+    runs.claim()
     path = tmp_path / "seeds.json"
     text = path.read_text()
-    assert '"preview_every"' in text
-    path.write_text(text.replace('"preview_every"', '"sheet_every"'))
-    SeedRuns(CONFIG, tmp_path).claim()
-    path.write_text(text.replace('"preview_every": null', '"sheet_every": 3'))
+    assert '"preview_every": 3' in text
+    path.write_text(text.replace('"preview_every": 3', '"sheet_every": 3'))
+    runs.claim()
+    path.write_text(text.replace('"preview_every": 3', '"sheet_every": 4'))
     with pytest.raises(ValueError, match="other settings"):
-        SeedRuns(CONFIG, tmp_path).claim()
+        runs.claim()
 
 
 def test_what_is_written(tmp_path: Path) -> None:
