@@ -14,7 +14,7 @@ from PIL import Image
 from cascade_clip.checkpoints.checkpoint import load_checkpoint
 from cascade_clip.config import Config
 from cascade_clip.config.serialization import config_from_dict
-from conftest import TINY_MODEL
+from tiny_models import TINY_MODEL
 
 NAMES = ("cat", "dog", "grass", "sky")
 DROPOUT = {

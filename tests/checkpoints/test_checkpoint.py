@@ -20,7 +20,7 @@ from archives import random_clip, write_openai_archive
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, read_record, save_checkpoint
 from cascade_clip.checkpoints.released import import_released
 from cascade_clip.errors import StorageError
-from conftest import (
+from tiny_models import (
     TINY_CLIP,
     TINY_MODEL,
     TINY_SETTINGS,

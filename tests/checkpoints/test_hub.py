@@ -32,8 +32,8 @@ from cascade_clip.cli.main import main
 from cascade_clip.config import ClipConfig
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.inference.predictor import Predictor
-from conftest import build_tiny
 from hub_server import TOKEN, Files, Hub, Repository
+from tiny_models import build_tiny
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 80, 3)).astype(np.uint8)
 

@@ -32,7 +32,7 @@ from cascade_clip.files.torch_files import read_pickle
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.results.segmentation import Segmentation
 from cascade_clip.vocabulary import Vocabulary, build_palette
-from conftest import build_tiny
+from tiny_models import build_tiny
 
 
 def test_tensors_that_claim_more_than_is_stored(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from cascade_clip.checkpoints.checkpoint import find_checkpoint
 from cascade_clip.cli.arguments import build_parser
 from cascade_clip.cli.main import COMMANDS, main
-from conftest import TINY_SETTINGS, read_reference, tensor
+from tiny_models import TINY_SETTINGS, read_reference, tensor
 
 
 @pytest.fixture

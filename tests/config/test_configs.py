@@ -16,8 +16,8 @@ from cascade_clip.checkpoints.checkpoint import load_config
 from cascade_clip.config import AugmentConfig, ClipConfig, Config, OptimizerConfig
 from cascade_clip.training.fit import fit
 from cascade_clip.vocabulary import load_vocabulary
-from conftest import TINY_CLIP
 from paths import ROOT
+from tiny_models import TINY_CLIP
 
 PUBLISHED = sorted(
     path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith("sandbox")

@@ -24,7 +24,7 @@ from archives import random_clip, write_openai_archive
 from cascade_clip.config import ClipConfig
 from cascade_clip.encoders import weights as module
 from cascade_clip.encoders.clip import load_clip
-from conftest import TINY_CLIP
+from tiny_models import TINY_CLIP
 
 
 @pytest.fixture(scope="session")

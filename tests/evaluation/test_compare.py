@@ -16,7 +16,7 @@ from cascade_clip.evaluation.bootstrap import collect_tallies, figures
 from cascade_clip.evaluation.evaluator import evaluate
 from cascade_clip.evaluation.ranks import Ranks
 from cascade_clip.inference.loading import load_predictor
-from conftest import build_tiny
+from tiny_models import build_tiny
 
 WORDS = ["--data", "sandbox", "--limit", "3", "--device", "cpu"]
 

@@ -10,7 +10,7 @@ from jinja2 import UndefinedError
 from PIL import Image
 
 from cascade_clip.evaluation.pages import embed_image, mark_code, render, summary_cards
-from cascade_clip.results.formatting import duration, percent
+from cascade_clip.results.formatting import format_duration, format_percent
 
 FRAME = "evaluation/templates/base.html"
 
@@ -49,7 +49,7 @@ def test_cards_of_a_summary() -> None:
     [(0.12345, 2, "12.35"), (0.12345, 1, "12.3"), (None, 2, "-"), (float("nan"), 2, "-")],
 )
 def test_percent(value: float | None, digits: int, text: str) -> None:
-    assert percent(value, digits) == text
+    assert format_percent(value, digits) == text
 
 
 @pytest.mark.parametrize(
@@ -57,4 +57,4 @@ def test_percent(value: float | None, digits: int, text: str) -> None:
     [(0.0, "0.0 s"), (59.9, "59.9 s"), (60.0, "1.0 min"), (3599.0, "60.0 min"), (5400.0, "1.5 h")],
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text

@@ -25,8 +25,8 @@ from cascade_clip.files.image_tensors import load_image
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.ops.resize import resize_image
-from conftest import TINY_CLIP, TINY_MODEL, build_tiny
 from paths import ROOT
+from tiny_models import TINY_CLIP, TINY_MODEL, build_tiny
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")

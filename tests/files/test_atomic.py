@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from cascade_clip.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from cascade_clip.files import atomic, write_folder, write_json, write_whole
 from cascade_clip.results.segmentation import Segmentation
-from conftest import build_tiny
+from tiny_models import build_tiny
 
 KILLED = """
 import os, sys

@@ -24,7 +24,7 @@ from cascade_clip.inference.loading import load_predictor
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.inference.training_free import parse_clip
 from cascade_clip.models.decoders.similarity import Similarity
-from conftest import TINY_CLIP
+from tiny_models import TINY_CLIP
 
 SCENES = 24
 

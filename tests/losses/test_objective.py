@@ -18,7 +18,7 @@ from cascade_clip.losses.objective import image_terms, step_loss
 from cascade_clip.models.builder import build_segmenter
 from cascade_clip.ops.ssim import similarity_map
 from cascade_clip.training.task import SegmentationTask
-from conftest import TINY_MODEL
+from tiny_models import TINY_MODEL
 
 SSIM = LossConfig(focal=0, dice=0, ssim=2.0)
 ENTROPY = LossConfig(focal=0, dice=0, cross_entropy=3.0)

@@ -398,7 +398,7 @@ def test_initial_prompts_and_their_map() -> None:
 def tiny_config(**changes: Any) -> ModelConfig:
     import dataclasses
 
-    from conftest import TINY_MODEL
+    from tiny_models import TINY_MODEL
 
     return dataclasses.replace(config_from_dict(ModelConfig, TINY_MODEL), **changes)
 

@@ -19,7 +19,7 @@ from cascade_clip.errors import SettingError
 from cascade_clip.models import find_differences
 from cascade_clip.models.decoders import find_decoder
 from cascade_clip.models.decoders.spectral import SpectralSettings
-from conftest import TINY_CLIP, TINY_MODEL
+from tiny_models import TINY_CLIP, TINY_MODEL
 
 
 def build_config(**changes: Any) -> ModelConfig:

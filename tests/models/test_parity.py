@@ -26,7 +26,7 @@ from cascade_clip.inference.windows import list_windows
 from cascade_clip.losses.mask_losses import mask_loss, present_pairs, upsample
 from cascade_clip.models.segmenter import relation_descriptor
 from cascade_clip.training.task import SegmentationTask, learning_rate
-from conftest import TINY_SETTINGS, import_reference, read_reference, tensor
+from tiny_models import TINY_SETTINGS, import_reference, read_reference, tensor
 
 FEATURES, SCORES = 3e-5, 3e-6
 ROWS: list[tuple[str, float, float]] = []

@@ -16,7 +16,7 @@ from cascade_clip.models.aggregation import WeightedSum, build_aggregation, gaus
 from cascade_clip.models.builder import build_segmenter
 from cascade_clip.models.decoders.transformer import Decoder, MaskAttention
 from cascade_clip.models.segmenter import Segmenter, relation_descriptor
-from conftest import TINY_CLIP, TINY_MODEL
+from tiny_models import TINY_CLIP, TINY_MODEL
 
 COMPOSITIONS: dict[str, dict[str, Any]] = {
     "cascade": {},

@@ -16,7 +16,7 @@ from cascade_clip.config.serialization import config_from_dict
 from cascade_clip.models.builder import build_filter, build_segmenter
 from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.models.spectral_prompts import SpectralFilter, resize_filter
-from conftest import TINY_MODEL
+from tiny_models import TINY_MODEL
 
 
 def with_factors(grid: tuple[int, int], factors: Tensor) -> SpectralFilter:

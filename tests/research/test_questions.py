@@ -39,7 +39,7 @@ from cascade_clip.serving.http.batching import segment_together
 from cascade_clip.training.fit import fit, prepare
 from cascade_clip.training.task import SegmentationTask
 from cascade_clip.vocabulary import load_words
-from conftest import TINY_CLIP, TINY_MODEL, build_tiny
+from tiny_models import TINY_CLIP, TINY_MODEL, build_tiny
 from tiny_runs import tiny_config, weights, write_folders
 
 

@@ -25,8 +25,8 @@ from cascade_clip.encoders.text import TextEncoder
 from cascade_clip.inference.loading import load_predictor
 from cascade_clip.training.fit import fit, prepare
 from cascade_clip.training.task import SegmentationTask
-from conftest import build_tiny
 from paths import TESTS
+from tiny_models import build_tiny
 from tiny_runs import (
     DROPOUT,
     NAMES,

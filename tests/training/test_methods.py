@@ -19,8 +19,8 @@ from cascade_clip.models.builder import build_segmenter
 from cascade_clip.models.cost import count_cost
 from cascade_clip.models.segmenter import Segmenter
 from cascade_clip.training.task import SegmentationTask
-from conftest import TINY_CLIP
 from paths import ROOT
+from tiny_models import TINY_CLIP
 
 PAGE = (ROOT / "docs" / "methods.md").read_text()
 TINY: dict[str, Any] = {

@@ -38,7 +38,7 @@ from cascade_clip.training.resume import (
     newest_state,
     state_path,
 )
-from conftest import build_tiny
+from tiny_models import build_tiny
 from tiny_runs import DROPOUT, ZERO_GRADIENT, largest_gap, tiny_config, weights
 
 

@@ -30,7 +30,7 @@ from cascade_clip.training.progress import read_metrics
 from cascade_clip.training.provenance import describe_batch, read_git
 from cascade_clip.training.run_report import build_run_page, changed_settings
 from cascade_clip.training.task import SegmentationTask
-from conftest import TINY_MODEL
+from tiny_models import TINY_MODEL
 
 NAMES = ("cat", "dog", "grass", "sky")
 

@@ -45,9 +45,9 @@ from children import (
     own_namespace,
     run_command,
 )
-from conftest import build_tiny
 from figures import Figure, main
 from hub_server import Hub, _Handler
+from tiny_models import build_tiny
 from tiny_runs import DROPOUT, tiny_config, write_folders
 
 Files = dict[str, bytes]

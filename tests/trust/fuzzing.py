@@ -34,8 +34,8 @@ from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.data.prepare.masks import DetailMasks, context_mask, detail_mask, sbd_mask
 from cascade_clip.results.rle import decode_mask, encode_mask
 from children import start_child
-from conftest import build_tiny
 from figures import Figure, main
+from tiny_models import build_tiny
 
 FULL_SECONDS, QUICK_SECONDS = 300.0, 1.0
 """Seconds that all readers are fuzzed for, together."""

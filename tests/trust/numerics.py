@@ -31,8 +31,8 @@ from cascade_clip.sandbox.scenes import SceneConfig, make_scene
 from cascade_clip.training.fit import fit
 from cascade_clip.training.progress import quiet_engine
 from children import run_command
-from conftest import build_tiny
 from figures import Figure, main
+from tiny_models import build_tiny
 from tiny_runs import DROPOUT, tiny_config, write_folders
 
 

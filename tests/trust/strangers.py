@@ -43,10 +43,10 @@ from cascade_clip.results.rle import decode_mask
 from cascade_clip.training.fit import fit
 from cascade_clip.training.resume import StateFiles, list_states
 from cascade_clip.vocabulary import load_vocabulary
-from conftest import TINY_CLIP, TINY_SETTINGS, build_tiny
 from evil_archives import RECIPE, evil_archives
 from figures import Figure, main
 from odd_pictures import png
+from tiny_models import TINY_CLIP, TINY_SETTINGS, build_tiny
 from tiny_runs import tiny_config, write_folders
 
 Attempt = tuple[str, Callable[[], object]]

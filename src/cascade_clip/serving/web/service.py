@@ -20,11 +20,10 @@ from cascade_clip.checkpoints import PACKAGED, find_checkpoint, read_record
 from cascade_clip.config import MEBIBYTE, check_limit
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import (
-    DEFAULT_RUN,
+    DEFAULT_LOADING,
     PREFIX,
+    LoadOptions,
     Predictor,
-    RunOptions,
-    load_predictor,
     parse_clip,
 )
 from cascade_clip.sandbox import CLASS_NAMES
@@ -75,7 +74,7 @@ class WebService:
         folder: Path,
         max_pixels: int = 16_000_000,
         max_upload: int = 20,
-        run: RunOptions = DEFAULT_RUN,
+        loading: LoadOptions = DEFAULT_LOADING,
     ) -> None:
         """Offer models from `sources` (as `load_predictor` takes them) and the packaged ones.
 
@@ -84,7 +83,7 @@ class WebService:
             folder: results are written into it.
             max_pixels: most pixels of an image.
             max_upload: largest upload, in MiB.
-            run: how to load and run.
+            loading: how to load and run the models.
 
         Raises:
             MissingFileError, CheckpointError: a folder that is no checkpoint.
@@ -92,7 +91,7 @@ class WebService:
         """
         check_limit("max_pixels", max_pixels)
         check_limit("max_upload", max_upload)
-        self.folder, self.max_pixels, self.run = folder, max_pixels, run
+        self.folder, self.max_pixels, self.loading = folder, max_pixels, loading
         self.max_upload = max_upload * MEBIBYTE  # bytes
         self.sources = _name_models([*sources, *(name for name in PACKAGED if name not in sources)])
         self._loaded: dict[str, Predictor] = {}
@@ -116,11 +115,10 @@ class WebService:
             raise SettingError(f"no model {name!r}; choose one of {', '.join(self.sources)}")
         with self._lock:
             if name not in self._loaded:
-                source, run = self.sources[name], self.run
-                block = run.last_block if source.startswith(PREFIX) else None
-                self._loaded[name] = load_predictor(
-                    source, run.device, run.precision, run.clip_weights or None, block
-                )
+                source, loading = self.sources[name], self.loading
+                if not source.startswith(PREFIX):
+                    loading = dataclasses.replace(loading, last_block=None)
+                self._loaded[name] = loading.load(source)
             return self._loaded[name]
 
     def segment(self, request: PageRequest, progress: Progress | None = None) -> PageResponse:
