@@ -25,7 +25,7 @@ from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.main import main
 from cascade_clip.config.serialization import config_to_dict
 from cascade_clip.errors import Interrupted
-from cascade_clip.files import defects
+from cascade_clip.files import defects, write_whole
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.training.engine import STOPPED
 from paths import ROOT
@@ -228,6 +228,21 @@ def test_75_train_stopped_and_resumable(tmp_path: Path) -> None:
     assert process.returncode == 75, error
     assert "go on with --resume auto" in error
     assert list(Path("run/state").glob("step-*.ckpt"))
+
+
+def test_143_in_the_middle_of_a_write_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(part: Path) -> None:
+        part.write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(models_command, "env", lambda: write_whole(Path("a.txt"), stop))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as found:
+        main(["env"])
+    assert found.value.code == 143
+    assert not list(Path.cwd().iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
