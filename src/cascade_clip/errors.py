@@ -4,8 +4,6 @@ Any other exception that reaches the command line is a defect of this program. E
 the built-in exception that it was before it had a name of its own.
 """
 
-from __future__ import annotations
-
 import signal
 
 

@@ -1,7 +1,5 @@
 """Package names that are imported when they are first used, so that light rooms stay light."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any

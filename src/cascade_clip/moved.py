@@ -1,7 +1,5 @@
 """Module paths that the documentation of 0.1.0 showed, and where these modules are now."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import warnings

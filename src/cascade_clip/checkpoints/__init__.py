@@ -19,19 +19,3 @@ from cascade_clip.checkpoints.checkpoint import (
 )
 from cascade_clip.checkpoints.publishing import Publishable
 from cascade_clip.checkpoints.released import import_released
-
-__all__ = [
-    "PACKAGED",
-    "WEIGHTS",
-    "Checkpoint",
-    "Publishable",
-    "find_checkpoint",
-    "import_released",
-    "load_checkpoint",
-    "load_config",
-    "load_strictly",
-    "read_config",
-    "read_record",
-    "read_versions",
-    "save_checkpoint",
-]

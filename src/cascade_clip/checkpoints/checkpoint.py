@@ -7,8 +7,6 @@ checkpoint.json     vocabulary, templates, CLIP hash, protocol, versions, last e
 README.md           the same for people
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.resources
 import json

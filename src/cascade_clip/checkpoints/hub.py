@@ -5,8 +5,6 @@ The hub client's own settings hold: HF_ENDPOINT (a mirror), HF_HOME and HF_HUB_C
 cache lies), HF_HUB_OFFLINE (the cache alone), HF_TOKEN (private models).
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from pathlib import Path

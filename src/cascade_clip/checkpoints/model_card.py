@@ -1,8 +1,6 @@
 """The model card of a checkpoint, written from its own record: use, method, licence of every part,
 provenance, results."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

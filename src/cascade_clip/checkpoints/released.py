@@ -4,8 +4,6 @@ A released state dict says nothing about heads, stages, windows, class names or 
 from a YAML file beside it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping

@@ -4,5 +4,3 @@ In: words of a command line. Out: an exit code; results are printed or written.
 """
 
 from cascade_clip.cli.main import main
-
-__all__ = ["main"]

@@ -5,8 +5,6 @@ flags. A parameter of type `Config` takes a YAML file as the first word and ever
 dotted flag, which overrides the file; any other dataclass is a group of flags.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import itertools

@@ -1,7 +1,5 @@
 """What the exit code of a command means; docs/errors.md has the same table for users."""
 
-from __future__ import annotations
-
 from enum import IntEnum
 
 

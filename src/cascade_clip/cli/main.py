@@ -3,8 +3,6 @@
 Nothing heavy is imported before a command is called.
 """
 
-from __future__ import annotations
-
 import gc
 import importlib
 import logging

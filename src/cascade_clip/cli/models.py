@@ -1,7 +1,5 @@
 """What the commands do: typed functions over the library that print for people."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rich.table import Table

@@ -1,7 +1,5 @@
 """The command that uploads models."""
 
-from __future__ import annotations
-
 from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import say
 from cascade_clip.errors import SettingError

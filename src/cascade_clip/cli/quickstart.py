@@ -1,8 +1,6 @@
 """The five-minute tour: both shipped models on fresh scenes, two minutes of training, and a page of
 pictures."""
 
-from __future__ import annotations
-
 import csv
 import shutil
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Commands of the built-in world."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

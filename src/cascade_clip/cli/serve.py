@@ -1,7 +1,5 @@
 """The command that starts the service."""
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -1,7 +1,5 @@
 """The socket of a command that serves others."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

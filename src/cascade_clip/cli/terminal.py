@@ -1,7 +1,5 @@
 """What commands share: the screen, a progress bar, and how a model is loaded and run."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The command that opens the web page."""
 
-from __future__ import annotations
-
 import signal
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Settings of a dataset."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 

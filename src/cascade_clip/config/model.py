@@ -1,7 +1,5 @@
 """Settings of the network. Block numbers count from 1, as in the paper."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, Literal
 

@@ -5,8 +5,6 @@ the group is `cascade_clip.` and the kind, for example `cascade_clip.decoders`. 
 package cannot be taken over. Nothing is imported before a part is used.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import importlib

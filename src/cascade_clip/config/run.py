@@ -1,7 +1,5 @@
 """The settings of one run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 
 from cascade_clip.config.data import DataConfig

@@ -1,8 +1,6 @@
 """Settings dataclasses from and to plain nested values, as YAML and JSON hold them; a misspelt key
 is an error."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import reprlib

@@ -1,7 +1,5 @@
 """Limits of the service, each a flag of `cascade-clip serve`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from cascade_clip.errors import SettingError

@@ -1,7 +1,5 @@
 """Value types that settings share, and checks of their ranges."""
 
-from __future__ import annotations
-
 import math
 from typing import TYPE_CHECKING, Literal
 

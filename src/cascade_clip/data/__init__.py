@@ -42,28 +42,3 @@ __getattr__ = lazy_names(
         **dict.fromkeys(("StepSampler", "TrainingSet"), "sampling"),
     },
 )
-
-__all__ = [
-    "DatasetSpec",
-    "FoundFiles",
-    "LabelledFiles",
-    "LabelledImages",
-    "Pairs",
-    "Sample",
-    "SandboxScenes",
-    "SegmentationFolder",
-    "Split",
-    "StepSampler",
-    "TrainTransform",
-    "TrainingSet",
-    "build_dataset",
-    "data_root",
-    "data_templates",
-    "describe_data",
-    "find_dataset",
-    "find_files",
-    "find_labelled",
-    "list_pairs",
-    "list_recipes",
-    "listed_pairs",
-]

@@ -5,8 +5,6 @@ comes from torchvision. The photometric distortion is our own: the published one
 turns hue on 8-bit values, torchvision's RandomPhotometricDistort multiplies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Finding and pairing the files of a folder of images and a folder of masks; list files."""
 
-from __future__ import annotations
-
 import logging
 import os
 from dataclasses import dataclass

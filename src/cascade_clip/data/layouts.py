@@ -4,8 +4,6 @@ Each is a `DatasetSpec` in a file of its own, in `cascade_clip.data.named` or in
 and one line in the table of `cascade_clip.config.parts`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Mask files: their values or colours, and the labels that these stand for."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Which dataset a configuration means: the only place where that is chosen."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Protocol

@@ -1,7 +1,5 @@
 """Labelled images that are read from files when they are asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The order in which training walks through a dataset, and the crops that it sees."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Protocol
 

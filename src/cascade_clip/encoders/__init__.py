@@ -10,22 +10,3 @@ from cascade_clip.encoders.text import TextEncoder, TextTower, build_text_encode
 from cascade_clip.encoders.timm_tower import TimmTower
 from cascade_clip.encoders.towers import OpenClipTower, Tower, build_tower
 from cascade_clip.encoders.weights import fingerprint_weights, read_state
-
-__all__ = [
-    "Grid",
-    "LoadedClip",
-    "OpenClipTower",
-    "PositionEmbedding",
-    "TextEncoder",
-    "TextTower",
-    "TimmTower",
-    "Tower",
-    "build_text_encoder",
-    "build_tower",
-    "fingerprint_weights",
-    "load_clip",
-    "load_embeddings",
-    "outline_clip",
-    "read_state",
-    "resize_positions",
-]

@@ -1,7 +1,5 @@
 """A CLIP from open_clip: its two towers and its tokenizer."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ section 1).
 Letters: C classes, D joint width.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

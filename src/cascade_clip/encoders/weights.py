@@ -5,8 +5,6 @@ Weights come from a tag of open_clip (downloaded with its hash), a folder in ope
 how large it is and under which licence.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import importlib.resources

@@ -7,8 +7,6 @@ labels of unseen classes, by a model that was trained with a few of the seen cla
 then play the unseen ones. Letters: C classes, H x W pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

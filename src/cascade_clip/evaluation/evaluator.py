@@ -1,8 +1,6 @@
 """Evaluation: the predictor over a labelled data set, to a report that states its assumptions
 (method section 8)."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """What figures rest on, as hashes: the weights of a checkpoint, and the files and class list of a
 data set."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

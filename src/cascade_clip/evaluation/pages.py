@@ -4,8 +4,6 @@ A page is one file that needs no script and no connection, so images are embedde
 and its parts are in `templates/`; other rooms keep their own templates in a folder of that name.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import re

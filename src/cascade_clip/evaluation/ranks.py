@@ -1,8 +1,6 @@
 """Several processes that share one evaluation, each with a part of the images; torchrun says which
 is which."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 Letters: C classes, H x W pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Two reports side by side, and a report beside the figures that a checkpoint stores."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

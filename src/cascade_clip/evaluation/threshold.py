@@ -3,8 +3,6 @@
 Letters: C classes of the data set, the background among them; K thresholds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

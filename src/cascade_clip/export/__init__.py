@@ -13,16 +13,3 @@ from cascade_clip.export.compare import (
     windows_per_second,
 )
 from cascade_clip.export.onnx import export_onnx, export_text, export_torch, require
-
-__all__ = [
-    "compare_logits",
-    "draw_models",
-    "export_onnx",
-    "export_text",
-    "export_torch",
-    "exported_predictor",
-    "random_text",
-    "read_facts",
-    "require",
-    "windows_per_second",
-]

@@ -4,8 +4,6 @@ from.
 Letters: B images, C classes, D joint width, h x w patches, H x W pixels.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

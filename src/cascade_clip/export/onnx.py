@@ -6,8 +6,6 @@ stay free. Resizing, windows, sigmoid and argmax are the runner's part. Letters:
 classes, R rows of text that compete, D joint width, h x w patches, H x W pixels.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib
 import logging

@@ -39,24 +39,3 @@ __getattr__ = lazy_names(
         "read_pickle": "torch_files",
     },
 )
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "LARGEST_PICTURE",
-    "MASK_SUFFIXES",
-    "TooLarge",
-    "file_sha256",
-    "is_color_mask",
-    "is_damaged_blob",
-    "is_large",
-    "load_color_mask",
-    "load_image",
-    "load_mask",
-    "open_picture",
-    "read_pickle",
-    "read_picture",
-    "report_defect",
-    "write_folder",
-    "write_json",
-    "write_whole",
-]

@@ -1,7 +1,5 @@
 """Writing files and folders whole or not at all: under a temporary name, then renamed."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import json

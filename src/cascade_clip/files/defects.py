@@ -1,7 +1,5 @@
 """Reports of defects of this program, for whoever mends them."""
 
-from __future__ import annotations
-
 import os
 import platform
 import sys

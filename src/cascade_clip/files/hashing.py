@@ -1,7 +1,5 @@
 """The SHA-256 of files."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from pathlib import Path

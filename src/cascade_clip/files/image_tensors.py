@@ -1,7 +1,5 @@
 """Image and mask files as tensors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

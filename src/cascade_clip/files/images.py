@@ -1,8 +1,6 @@
 """Opening picture files from anywhere: which kinds are read, how large they may be, and errors in
 one line."""
 
-from __future__ import annotations
-
 import os
 import re
 import struct

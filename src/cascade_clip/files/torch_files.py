@@ -1,8 +1,6 @@
 """PyTorch files from anywhere: nothing in them is executed, and what they claim to hold is compared
 with their size."""
 
-from __future__ import annotations
-
 import re
 import tarfile
 import zipfile

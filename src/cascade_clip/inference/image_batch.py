@@ -5,8 +5,6 @@ An image is done when its JSON file exists: it is written last, under a temporar
 what was asked for.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import glob

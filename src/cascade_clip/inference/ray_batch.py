@@ -6,8 +6,6 @@ out what is done. A block is given again when its actor died; what the dead one 
 and is not made twice. All machines see the same files under the same paths.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

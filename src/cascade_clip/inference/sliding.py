@@ -7,8 +7,6 @@ classes, R rows of text, c rows of a chunk, n windows, h x w patches, H x W pixe
 of the resized image.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """Segmentation with plain CLIP weights and no training: dense features of the last block compared
 with the class names."""
 
-from __future__ import annotations
-
 from typing import cast
 
 import open_clip

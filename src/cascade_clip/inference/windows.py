@@ -1,7 +1,5 @@
 """Square windows that cover an image of any size (method section 7)."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

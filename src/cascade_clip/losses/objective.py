@@ -6,8 +6,6 @@ of every class never exist at once. Letters: B images, C classes, h x w patches,
 classes of a chunk.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -11,19 +11,3 @@ from cascade_clip.models.cost import Cost, count_cost
 from cascade_clip.models.decoders import StageDecoder
 from cascade_clip.models.decoders.transformer import CrossAttention, Decoder, DecoderLayer
 from cascade_clip.models.segmenter import Segmenter, relation_descriptor
-
-__all__ = [
-    "BlockFeatures",
-    "Cost",
-    "CrossAttention",
-    "Decoder",
-    "DecoderLayer",
-    "Segmenter",
-    "StageDecoder",
-    "WeightedSum",
-    "build_segmenter",
-    "count_cost",
-    "find_differences",
-    "gaussian_weights",
-    "relation_descriptor",
-]

@@ -4,8 +4,6 @@ Table 8).
 Letters: B images, N patches, D joint width, d blocks of the stage.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

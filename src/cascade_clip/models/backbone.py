@@ -6,8 +6,6 @@ can be inserted and every block can be read. Block numbers count from 1. Letters
 patches, P prompt tokens, W tower width, D joint width.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast

@@ -1,7 +1,5 @@
 """The only place where the parts of a model are chosen and joined."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from typing import Any

@@ -6,8 +6,6 @@ of each last decoder layer; SPT-SEG's layers also hold a whole unused cross-atte
 published counts include them; ours do not have them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, cast

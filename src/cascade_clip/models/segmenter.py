@@ -4,8 +4,6 @@
 Letters: B images, C classes, N = h x w patches, D joint width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 

@@ -4,8 +4,6 @@ blocks (SPT-SEG).
 Letters: B images, N = h x w patches, W tower width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

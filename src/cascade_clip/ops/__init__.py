@@ -20,23 +20,3 @@ from cascade_clip.ops.upsampling import (
     upsample_guided,
     window_guide,
 )
-
-__all__ = [
-    "RunningBest",
-    "WindowImage",
-    "attend",
-    "autocast_type",
-    "best_by_label",
-    "coarse_size",
-    "find_device",
-    "first_best",
-    "normalise",
-    "resize_image",
-    "resize_mask",
-    "resize_shape",
-    "short_side_shape",
-    "similarity_map",
-    "upsample_bilinear",
-    "upsample_guided",
-    "window_guide",
-]

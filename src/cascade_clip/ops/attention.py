@@ -3,8 +3,6 @@
 Letters: B images, H heads, n queries, m keys, d width of a head.
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

@@ -1,7 +1,5 @@
 """Devices and number formats."""
 
-from __future__ import annotations
-
 import torch
 
 from cascade_clip.config import Device, Precision

@@ -1,7 +1,5 @@
 """Resizing and normalisation of image tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """What is done with scores of classes at every pixel (c classes of a chunk, H x W pixels)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ al. 2004, as SPT-SEG's loss has it).
 Letters: K maps, H x W pixels.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -6,8 +6,6 @@ resolution and applied at full resolution. Borders of masks then follow borders 
 is trained. Letters: c classes of a chunk, h x w patches, H x W pixels.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -4,5 +4,3 @@ In: predictors and datasets. Out: maps, tables and pages.
 """
 
 from cascade_clip.research.analysis import block_alignment, compare_stages, patch_similarity
-
-__all__ = ["block_alignment", "compare_stages", "patch_similarity"]

@@ -4,8 +4,6 @@ alignment between blocks.
 Letters: B images, N patches, W tower width, n images of a minibatch, L blocks.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple

@@ -7,15 +7,3 @@ from cascade_clip.results.formatting import format_clock, format_duration, forma
 from cascade_clip.results.rle import decode_mask
 from cascade_clip.results.segmentation import UNLABELLED, Output, Segmentation
 from cascade_clip.results.summary_metrics import PAIRED_METRICS, SUMMARY_METRICS
-
-__all__ = [
-    "PAIRED_METRICS",
-    "SUMMARY_METRICS",
-    "UNLABELLED",
-    "Output",
-    "Segmentation",
-    "decode_mask",
-    "format_clock",
-    "format_duration",
-    "format_percent",
-]

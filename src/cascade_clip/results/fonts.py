@@ -1,8 +1,6 @@
 """A font that has the letters of a name: Pillow's own for Latin, else one of this machine that
 knows the script."""
 
-from __future__ import annotations
-
 import functools
 import unicodedata
 from pathlib import Path

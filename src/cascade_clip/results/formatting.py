@@ -1,7 +1,5 @@
 """Shares and durations as text, the same in every table, report and message."""
 
-from __future__ import annotations
-
 
 def format_percent(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
     """A share in 0..1 as a number of percent; `-` where there is none (None or NaN)."""

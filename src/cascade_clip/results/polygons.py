@@ -1,7 +1,5 @@
 """Outlines of masks as polygons, for annotation programs."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

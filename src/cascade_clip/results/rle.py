@@ -7,8 +7,6 @@ group follows, bit 0x10 of the last group is the sign, and 48 makes the characte
 (cocoapi, maskApi.c).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, TypedDict
 

@@ -1,7 +1,5 @@
 """The metrics that sum up an evaluation: keys in JSON, names in papers, labels in tables."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

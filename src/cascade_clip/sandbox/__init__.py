@@ -31,16 +31,3 @@ __getattr__ = lazy_names(
         "preview_sheet": "preview",
     },
 )
-
-__all__ = [
-    "CLASS_NAMES",
-    "PALETTE",
-    "SCENES_VERSION",
-    "UNSEEN_NAMES",
-    "PretrainConfig",
-    "SceneConfig",
-    "export_world",
-    "make_scene",
-    "pretrain_clip",
-    "preview_sheet",
-]

@@ -5,8 +5,6 @@ Captions name all classes, those too whose masks a zero-shot learner never sees,
 The towers are open_clip's own. Letters: B pictures of a batch, C class names.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import logging

@@ -1,8 +1,6 @@
 """See the built-in world, and write it to disk in the folder layout that the dataset reader
 knows."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

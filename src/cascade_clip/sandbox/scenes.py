@@ -5,8 +5,6 @@ H, W: picture size in pixels. Everything is drawn from the pair (seed, index), s
 made again alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

@@ -1,8 +1,6 @@
 """Things of the built-in world: star, heart, fish, ... as coloured polygons in a box from -1 to 1
 (y points down)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

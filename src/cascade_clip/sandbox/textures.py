@@ -4,8 +4,6 @@ The world is a square of 128 x 128 units, whatever the picture's size in pixels,
 a 128 px picture show the same thing. H, W: picture size in pixels.
 """
 
-from __future__ import annotations
-
 import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,5 +4,3 @@ In: images and class names from strangers. Out: segmentations, or a refusal in o
 """
 
 from cascade_clip.serving.guard import ANY_HOST, LOCAL_HOSTS
-
-__all__ = ["ANY_HOST", "LOCAL_HOSTS"]

@@ -4,8 +4,6 @@ this host and come from its own pages, and answers everything else itself in one
 What the HTTP service and the web page check beyond that is in their own subclasses.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping

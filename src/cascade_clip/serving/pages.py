@@ -1,7 +1,5 @@
 """HTML from the templates of this package."""
 
-from __future__ import annotations
-
 import html
 from typing import Any
 

@@ -3,8 +3,6 @@
 Every error is one line that names no path of the server.
 """
 
-from __future__ import annotations
-
 import io
 import struct
 from pathlib import Path

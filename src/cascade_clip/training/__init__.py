@@ -16,29 +16,3 @@ from cascade_clip.training.run_log import LOG_FILE, RunLog, RunScreen
 from cascade_clip.training.run_report import EVALUATION, write_run_report
 from cascade_clip.training.seed_runs import SeedRuns, parse_seeds, seeds_line, seeds_table
 from cascade_clip.training.wandb_run import WandbRun
-
-__all__ = [
-    "EVALUATION",
-    "LOG_FILE",
-    "PreviewWriter",
-    "RunLog",
-    "RunScreen",
-    "SeedRuns",
-    "StepEvents",
-    "TrainingProgress",
-    "TrainingProtocol",
-    "WandbRun",
-    "command_line",
-    "describe_dry_run",
-    "dry_run",
-    "fit",
-    "is_first_process",
-    "parse_seeds",
-    "prepare",
-    "quiet_engine",
-    "read_metrics",
-    "seeds_line",
-    "seeds_table",
-    "stopping_at_once",
-    "write_run_report",
-]

@@ -1,8 +1,6 @@
 """The batches of a run: the same images in the same order, whatever the number of workers, devices
 and interruptions."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import signal

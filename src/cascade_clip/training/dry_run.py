@@ -1,7 +1,5 @@
 """What `--dry-run` finds: parameters, memory, steps, data, and one step on real images."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace

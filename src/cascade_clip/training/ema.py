@@ -4,8 +4,6 @@ average (beyond the paper, off by default).
 Letters: B images, Q queries, D joint width, H x W pixels, h x w patches.
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

@@ -6,8 +6,6 @@ a run after the step that is under way: its state is saved and the process ends 
 Ctrl-C ends it at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import signal

@@ -1,7 +1,5 @@
 """From settings to a trained checkpoint: the stages of a run, with Lightning as the engine."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from pathlib import Path

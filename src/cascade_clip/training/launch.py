@@ -1,7 +1,5 @@
 """The processes of one run: which is the first, how many a launcher started, which we started."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time

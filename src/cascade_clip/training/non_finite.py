@@ -3,8 +3,6 @@
 Letters: B images, Q queries, D joint width, h x w patches, H x W pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ They are made through the predictor, as every prediction is, and change neither 
 the modes of the model's parts: a run has the same weights with and without them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What a person, a program and a plotting tool see while a model trains."""
 
-from __future__ import annotations
-
 import csv
 import io
 import logging

@@ -5,8 +5,6 @@ Letters: B images, C class names of the vocabulary, Q queries, D joint width, h 
 pixels.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,8 +1,6 @@
 """Provenance of a run: settings, data, code, machine and command line, kept in `run.json` and the
 checkpoint's record."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

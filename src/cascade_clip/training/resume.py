@@ -5,8 +5,6 @@ kept: neither a kill nor a full disk nor one damaged file loses a run. Reading o
 anything.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import os

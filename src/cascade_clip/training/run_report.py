@@ -4,8 +4,6 @@ defaults, and provenance.
 Everything is read from the run folder, so the page can be made again.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The same run with several seeds: its metrics, their mean and their standard deviation."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import statistics

@@ -1,7 +1,5 @@
 """The metrics of a run in Weights & Biases, if asked for (optional package)."""
 
-from __future__ import annotations
-
 import importlib
 import logging
 from pathlib import Path

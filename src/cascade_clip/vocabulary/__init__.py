@@ -20,21 +20,3 @@ from cascade_clip.vocabulary.lists import (
     parse_classes,
     split_classes,
 )
-
-__all__ = [
-    "IGNORED",
-    "LONGEST_NAME",
-    "VOID_NAMES",
-    "Color",
-    "Vocabulary",
-    "build_palette",
-    "color_code",
-    "color_name",
-    "default_templates",
-    "list_vocabularies",
-    "load_templates",
-    "load_vocabulary",
-    "load_words",
-    "parse_classes",
-    "split_classes",
-]

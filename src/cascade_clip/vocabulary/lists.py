@@ -4,8 +4,6 @@ Splits are stored by name and checked against the class list, so they hold whate
 list.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools

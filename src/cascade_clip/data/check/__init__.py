@@ -5,5 +5,3 @@ In: pairs of files and a class list. Out: a report of everything that is wrong, 
 
 from cascade_clip.data.check.checker import CheckReport, check_data
 from cascade_clip.data.check.facts import Count
-
-__all__ = ["CheckReport", "Count", "check_data"]

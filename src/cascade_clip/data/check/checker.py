@@ -4,8 +4,6 @@ with them.
 One problem never hides another: everything is collected.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,8 +1,6 @@
 """What a data check reads: both files of every pair in parallel, and how many pixels and images
 hold each mask value."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

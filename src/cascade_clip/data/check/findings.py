@@ -1,7 +1,5 @@
 """What a data check finds: things that are wrong, and things that are worth a note."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -1,8 +1,6 @@
 """The preview sheet of a data check: images beside their masks, and a legend of the classes in
 them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

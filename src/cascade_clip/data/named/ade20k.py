@@ -4,8 +4,6 @@ Sources: mmsegmentation's guide to datasets (layout, counts); the hash is the on
 loaders of several public repositories agree.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from cascade_clip.data.folder import list_pairs

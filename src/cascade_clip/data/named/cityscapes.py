@@ -1,7 +1,5 @@
 """Cityscapes, 19 classes, as its owners publish it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from cascade_clip.data.layouts import DatasetSpec, Pairs, Split

@@ -4,8 +4,6 @@ Sources: mmsegmentation, tools/dataset_converters/coco_stuff164k.py; tensorflow-
 torchvision (sizes and hashes).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from cascade_clip.data.folder import MASK_ENDING, list_pairs

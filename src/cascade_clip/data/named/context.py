@@ -4,8 +4,6 @@ Sources: mmsegmentation, tools/dataset_converters/pascal_context.py; the hashes 
 the loaders of several public repositories agree.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """PASCAL Context with the ten unseen classes that the released program held out."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from cascade_clip.data.named import context

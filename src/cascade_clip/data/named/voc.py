@@ -4,8 +4,6 @@ Sources: mmsegmentation, tools/dataset_converters/voc_aug.py; tensorflow-dataset
 (sizes and hashes).
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from pathlib import Path
 

@@ -11,20 +11,3 @@ from cascade_clip.data.prepare.preparation import (
     prepare_dataset,
 )
 from cascade_clip.data.prepare.recipes import Check, Download, Lists, ReadList, Recipe, Rule
-
-__all__ = [
-    "Check",
-    "Download",
-    "Lists",
-    "ReadList",
-    "Recipe",
-    "Rule",
-    "Source",
-    "check_download",
-    "context_mask",
-    "detail_mask",
-    "find_source",
-    "prepare_dataset",
-    "sbd_mask",
-    "train_id_mask",
-]

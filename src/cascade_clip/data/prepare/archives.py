@@ -5,8 +5,6 @@ goes. A wanted member is refused when its name is absolute or leads upwards, whe
 device, or when its bytes do not agree with the size it declares.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

@@ -1,8 +1,6 @@
 """From the masks of the original datasets to index PNGs; each function takes the raw content and
 returns the bytes of a grey 8-bit PNG."""
 
-from __future__ import annotations
-
 import functools
 import io
 from typing import Any, NamedTuple

@@ -6,8 +6,6 @@ skips everything but the wanted array, and every slice that it takes is bounded.
 Source of the format: MathWorks, MAT-File Format, part "Level 5 MAT-File Format".
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import struct

@@ -1,8 +1,6 @@
 """What `data prepare` has to know about a dataset: the downloads, what becomes of their files, and
 how many there must be."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath

@@ -4,5 +4,3 @@ A new kind is a file here and one line in `config/parts.py`; its class inherits 
 """
 
 from cascade_clip.models.decoders.base import StageDecoder, find_decoder
-
-__all__ = ["StageDecoder", "find_decoder"]

@@ -3,8 +3,6 @@
 Letters: B images, C classes, N patches, D joint width.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

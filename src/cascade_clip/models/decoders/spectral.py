@@ -6,8 +6,6 @@ The published layers hold further weights that reach no output; they do not exis
 Letters: B images, C classes, N = h x w patches, D joint width, s side of a window, m x n windows.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 

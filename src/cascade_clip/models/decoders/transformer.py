@@ -5,8 +5,6 @@ There is no self-attention between classes, so the mask of a class does not depe
 classes are asked for. Letters: B images, C classes, N patches, D joint width.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 

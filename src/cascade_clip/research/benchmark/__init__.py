@@ -16,20 +16,3 @@ from cascade_clip.research.benchmark.machine import (
     measure_startup,
 )
 from cascade_clip.research.benchmark.work import Work, prepare
-
-__all__ = [
-    "GpuPlan",
-    "Measurement",
-    "Variant",
-    "Work",
-    "describe_machine",
-    "draw_scaling",
-    "list_cases",
-    "list_scaling",
-    "measure_data",
-    "measure_gpu",
-    "measure_peak",
-    "measure_startup",
-    "measure_variants",
-    "prepare",
-]

@@ -1,8 +1,6 @@
 """One benchmark in a process of its own: `python -m cascade_clip.research.benchmark ARGUMENT`
 prints one line of JSON. ARGUMENT is the JSON of `Work`, or `peak`."""
 
-from __future__ import annotations
-
 import json
 import sys
 

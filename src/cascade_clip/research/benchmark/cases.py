@@ -1,8 +1,6 @@
 """What the benchmark compares, and how: every turn of every variant is a fresh process, in the
 order A B A B."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

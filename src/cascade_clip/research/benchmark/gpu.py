@@ -4,8 +4,6 @@ and without `torch.compile`.
 Letters: B images, C classes, H x W pixels.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import time

@@ -1,8 +1,6 @@
 """Measurements of this machine: how fast training data are loaded, and how fast the program
 starts."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -6,8 +6,6 @@ one, and the loss is left to autograd on full-size maps. Letters: B images, C cl
 joint width, W tower width, H x W pixels.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any, cast
 

@@ -3,8 +3,6 @@
 Models have random weights: time and memory do not depend on them.
 """
 
-from __future__ import annotations
-
 import resource
 import sys
 import time

@@ -14,21 +14,3 @@ from cascade_clip.research.reproduction.runs import Reproduction, is_trained
 from cascade_clip.research.reproduction.sections import Section, build_section
 from cascade_clip.research.reproduction.settings import ReproductionSettings, load_settings
 from cascade_clip.research.reproduction.tables import Table
-
-__all__ = [
-    "Entry",
-    "Failure",
-    "Job",
-    "Reproduction",
-    "ReproductionSettings",
-    "Section",
-    "Table",
-    "build_section",
-    "estimate_seconds",
-    "find_entries",
-    "is_trained",
-    "load_settings",
-    "plan_jobs",
-    "run_jobs",
-    "write_page",
-]

@@ -1,8 +1,6 @@
 """Charts of results, and pictures that carry their own description: PNG files whose `Description`
 says what is to be seen."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,8 +1,6 @@
 """The paper's counts: Table 12 (parameters, operations, speed) and Table 17 (aggregation weights
 after training)."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import time

@@ -1,8 +1,6 @@
 """What can be reproduced: one entry for each table, figure and open question, read from the YAML
 files in `entries/`."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field

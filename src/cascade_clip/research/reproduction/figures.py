@@ -5,8 +5,6 @@ Scenes are fresh: neither training nor evaluation has seen them. On other datase
 the evaluation set. Letters: L blocks, h x w patches, H x W pixels.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Sequence

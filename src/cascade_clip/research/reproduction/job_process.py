@@ -6,8 +6,6 @@ What exists is never made twice, and a run that another process is making is wai
 the process that started it ends.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,8 +1,6 @@
 """What stands above the entries on every page: how to read them, how much was run and tested, and
 what each entry found."""
 
-from __future__ import annotations
-
 import math
 import re
 import statistics

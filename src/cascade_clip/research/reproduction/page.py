@@ -1,8 +1,6 @@
 """The reproduction as files: an HTML page that needs no script and no connection, the same as
 Markdown, and all values as JSON."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

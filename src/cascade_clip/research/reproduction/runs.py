@@ -7,8 +7,6 @@ counts of every image (`tallies-HASH.npz`) and the scores (`scores-HASH.json`, w
 chosen calibration (`calibration-HASH.json`). Letters: N images, C classes.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re

@@ -1,7 +1,5 @@
 """One entry with all that was found for it: results, verdicts, plots, wording and tables."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Where entries are reproduced: base settings of a dataset, and which of its values replace those
 of the paper. `settings/` has one YAML file per dataset."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -3,9 +3,9 @@
 from cascade_clip.errors import MissingPackageError
 
 try:
-    import fastapi  # noqa: F401
-    import prometheus_client  # noqa: F401
-    import uvicorn  # noqa: F401
+    import fastapi
+    import prometheus_client
+    import uvicorn
 except ImportError as error:
     raise MissingPackageError(
         "the service needs FastAPI and prometheus_client: pip install 'cascade-clip[serve]'"
@@ -13,5 +13,3 @@ except ImportError as error:
 
 from cascade_clip.serving.http.server import run
 from cascade_clip.serving.http.service import Service
-
-__all__ = ["Service", "run"]

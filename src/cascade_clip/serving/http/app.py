@@ -3,8 +3,6 @@
 Nothing is fetched from other hosts, and no response names a path of this machine.
 """
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence

@@ -1,8 +1,6 @@
 """Several images through the network together: each runs the one inference path of `Predictor` in a
 thread of its own, and the forward passes that all of them have reached become one."""
 
-from __future__ import annotations
-
 import copy
 import threading
 from collections.abc import Callable, Sequence

@@ -1,8 +1,6 @@
 """The guard of the service: `POST /segment` is let in only with a small body, in time, and while
 there is a slot."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Iterable

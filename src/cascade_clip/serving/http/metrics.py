@@ -1,7 +1,5 @@
 """Counters of the service for Prometheus."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from prometheus_client import (

@@ -4,8 +4,6 @@ together when they have the same key.
 Nothing here knows images or HTTP.
 """
 
-from __future__ import annotations
-
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable

@@ -1,7 +1,5 @@
 """Segmentation requests, read from what a client sent, and responses in the wanted format."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Hashable

@@ -1,7 +1,5 @@
 """A running service: one predictor behind a queue, from loading to stopping."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

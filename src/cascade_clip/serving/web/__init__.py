@@ -2,5 +2,3 @@
 
 from cascade_clip.serving.web.page import serve
 from cascade_clip.serving.web.service import WebService
-
-__all__ = ["WebService", "serve"]

@@ -3,8 +3,6 @@
 Letters: C classes, H x W pixels, h x w of a coarse score map.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Only the addresses that the page needs are open (Gradio has many more, some of w
 other hosts); requests must be small, and name no file outside the upload folder.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import time

@@ -4,8 +4,6 @@
 Nothing of the page is fetched from other hosts: fonts are the system's, analytics are off.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Nothing here knows the page; every function runs without a browser. Letters: C c
 pixels, h x w of a coarse score map.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import secrets
 import threading
