@@ -225,7 +225,7 @@ def test_rows_take_turns_in_processes_of_their_own(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 def test_a_failing_process_is_reported() -> None:
-    with pytest.raises(ValueError, match=r"benchmark process for .* failed: .*depth"):
+    with pytest.raises(StorageError, match=r"benchmark process for .* failed: .*depth"):
         run_process(
             '{"kind": "inference", "depth": 3}',
             {"PYTHONWARNINGS": "error::RuntimeWarning"},  # runpy warns of a module imported before
