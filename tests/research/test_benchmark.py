@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from cascade_clip.cli.main import main
 from cascade_clip.config import Config, InferenceConfig
+from cascade_clip.errors import StorageError
 from cascade_clip.losses.mask_losses import Places, mask_loss, upsample
 from cascade_clip.models.builder import build_segmenter
 from cascade_clip.models.segmenter import Segmenter
