@@ -81,7 +81,7 @@ def test_similarity_of_a_patch(mini: Predictor) -> None:
     # alike is what is black, not the red corner
     assert np.unravel_index(maps[1].argmax(), maps[1].shape)[0] > 8
     assert maps[1][12:, 12:20].mean() > maps[1][:7, :9].mean()
-    with pytest.raises(ValueError, match="outside the picture of 128 x 96"):
+    with pytest.raises(ValueError, match="outside the image of 128 x 96"):
         patch_similarity(mini, picture, (128, 0), [1])
 
 

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from cascade_clip.cli.main import main
 from cascade_clip.config import Config, InferenceConfig
+from cascade_clip.errors import StorageError
 from cascade_clip.losses.mask_losses import Places, mask_loss, upsample
 from cascade_clip.models.builder import build_segmenter
 from cascade_clip.models.segmenter import Segmenter
@@ -225,7 +226,7 @@ def test_rows_take_turns_in_processes_of_their_own(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 def test_a_failing_process_is_reported() -> None:
-    with pytest.raises(ValueError, match=r"benchmark process for .* failed: .*depth"):
+    with pytest.raises(StorageError, match=r"benchmark process for .* failed: .*depth"):
         run_process(
             '{"kind": "inference", "depth": 3}',
             {"PYTHONWARNINGS": "error::RuntimeWarning"},  # runpy warns of a module imported before

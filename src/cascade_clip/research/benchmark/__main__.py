@@ -1,5 +1,4 @@
-"""One benchmark in a process of its own: `python -m cascade_clip.research.benchmark ARGUMENT`
-prints one line of JSON. ARGUMENT is the JSON of `Work`, or `peak`."""
+"""One benchmark in its own process: takes the JSON of `Work`, or `peak`; prints a line of JSON."""
 
 import json
 import sys

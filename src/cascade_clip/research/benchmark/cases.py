@@ -1,5 +1,4 @@
-"""What the benchmark compares, and how: every turn of every variant is a fresh process, in the
-order A B A B."""
+"""What the benchmark compares: every turn of a variant is a fresh process, in the order A B A B."""
 
 import dataclasses
 import functools
@@ -34,8 +33,7 @@ _AXIS_LABELS = {"processor": "processor time (s)", "memory": "peak memory (MiB)"
 class Variant:
     """One variant of one case."""
 
-    name: str
-    """Of the case."""
+    name: str  # of the case
     work: Work
     turns: list[dict[str, float]] = field(default_factory=list)
     flops: int = 0
@@ -52,25 +50,18 @@ class Variant:
         return statistics.median(turn[figure] for turn in self.turns)
 
     def share(self, peak: float) -> float:
-        """Return the part of the machine's matrix-product peak (GFLOP per processor second) that
-        the network's operations reach."""
+        """Return the share of `peak` (GFLOP per processor second) that the network reaches."""
         return self.flops / self.median("processor") / 1e9 / peak
 
     def to_json(self) -> dict[str, Any]:
         """Write plain values."""
-        return {
-            "case": self.name,
-            "variant": self.variant,
-            **{name: self.median(name) for name in ("seconds", "processor", "memory")},
-            "gflop": self.flops / 1e9,
-            "turns": self.turns,
-            "work": vars(self.work),
-        }
+        medians = {name: self.median(name) for name in ("seconds", "processor", "memory")}
+        counts = {"gflop": self.flops / 1e9, "turns": self.turns, "work": vars(self.work)}
+        return {"case": self.name, "variant": self.variant, **medians, **counts}
 
 
 def against_textbook(name: str, work: Work) -> list[Variant]:
-    """Compare ours in both number formats with the textbook variant under both settings of the
-    allocator."""
+    """Compare both number formats with the textbook variant under both allocator settings."""
     plain = dataclasses.replace(work, variant="textbook")
     tuned = dataclasses.replace(plain, tuned=True)
     works = [plain, work, tuned, dataclasses.replace(work, precision="bf16")]
@@ -83,29 +74,22 @@ def list_cases(case: str, size: Size = "full") -> list[Variant]:
     image: Any = functools.partial(Work, height=side, width=side, size=size)
     large: Any = functools.partial(Work, "inference", height=height, width=width, size=size)
     if case == "inference":
-        return [
-            variant
-            for count in (20, 171)
-            for variant in against_textbook(
-                f"inference {side}, {count} classes", image("inference", classes=count)
-            )
-        ]
+        names = {count: f"inference {side}, {count} classes" for count in (20, 171)}
+        works = {name: image("inference", classes=count) for count, name in names.items()}
+        return [one for name, work in works.items() for one in against_textbook(name, work)]
     if case == "sliding":
         name = f"sliding window {height} x {width}, 171 classes"
         return against_textbook(name, large(classes=171))
     if case == "classes":
-        return [
-            Variant(f"{height} x {width}, {count} classes", large(classes=count))
-            for count in (20, 1000)
-        ]
+        names = {count: f"{height} x {width}, {count} classes" for count in (20, 1000)}
+        return [Variant(name, large(classes=count)) for count, name in names.items()]
     few = Variant("training step, 15 classes, batch 2", image("train", classes=15, batch=2))
     step = image("train", classes=156, batch=2)
     return [*against_textbook("training step, 156 classes, batch 2", step), few]
 
 
 def list_scaling(size: Size = "full") -> list[Variant]:
-    """List ours over numbers of classes at one window, and over numbers of pixels with 171
-    classes."""
+    """List ours over class counts at one window, and over pixel counts with 171 classes."""
     side = 512 if size == "full" else 64
     work: Any = functools.partial(Work, "inference", size=size)
     sizes = [(side, side), (side, 2 * side), (2 * side, 2 * side)]
@@ -116,17 +100,12 @@ def list_scaling(size: Size = "full") -> list[Variant]:
 
 
 def measure_variants(
-    variants: Sequence[Variant],
-    rounds: int,
-    progress: Callable[[str], None],
-    *,
-    flops: bool = True,
+    variants: Sequence[Variant], rounds: int, progress: Callable[[str], None], *, flops: bool = True
 ) -> None:
-    """Run every variant once a round, one after another, each time in a fresh process that warms up
-    on one run first.
+    """Run every variant once a round, each in a fresh process that warms up on one run first.
 
     Raises:
-        ValueError: a process failed, for example because memory ran out.
+        StorageError: a process failed, for example because memory ran out.
     """
     for turn in range(rounds):
         for one in variants:
@@ -146,7 +125,7 @@ def run_process(argument: str, environment: dict[str, str]) -> dict[str, float]:
     """Return what a fresh process (see `__main__`) prints.
 
     Raises:
-        ValueError: it failed.
+        StorageError: it failed.
     """
     done = subprocess.run(
         [sys.executable, "-m", "cascade_clip.research.benchmark", argument],
@@ -163,8 +142,7 @@ def run_process(argument: str, environment: dict[str, str]) -> dict[str, float]:
 
 
 def draw_scaling(variants: Sequence[Variant], path: Path) -> None:
-    """Draw processor time and peak memory over the number of classes and of pixels, on log axes,
-    into a PNG file."""
+    """Plot processor time and peak memory over classes and pixels, on log axes, into a PNG file."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     grid = figure.subplots(2, 2)
     for column, (name, title) in enumerate(_AXES.items()):

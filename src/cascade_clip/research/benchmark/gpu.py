@@ -1,5 +1,4 @@
-"""Measurements on a GPU: inference, sliding windows, a training step, in number formats and with
-and without `torch.compile`.
+"""Measurements on a GPU: inference, sliding windows and a training step, also compiled.
 
 Letters: B images, C classes, H x W pixels.
 """
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from cascade_clip.config import Config, InferenceConfig, Precision
+from cascade_clip.errors import SettingError
 from cascade_clip.losses import mask_loss
 from cascade_clip.models import Segmenter, build_segmenter
 from cascade_clip.ops import autocast_type, first_best
@@ -54,11 +54,11 @@ def measure_gpu(plan: GpuPlan, progress: Callable[[str], None]) -> list[Measurem
         ValueError: there is no such device.
     """
     if plan.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "benchmark gpu needs a CUDA device, and this machine or this build of torch has none"
-        )
+        raise SettingError("benchmark gpu needs a CUDA device, and torch finds none here")
     torch.manual_seed(0)
-    peak = _peak(plan)
+    side = 8192 if plan.device == "cuda" else 256
+    left = torch.randn(side, side, device=plan.device, dtype=torch.bfloat16)
+    peak = 2 * side**3 / _time(plan, lambda: left @ left)[0]  # operations per second
     note = "the machine's own peak, 100 % below"
     found = [Measurement("bf16 matrix products", peak / 1e12, "TFLOP/s", note)]
     model = build_segmenter(model_config(plan.size)).to(plan.device)
@@ -80,13 +80,15 @@ def _modes(plan: GpuPlan) -> tuple[tuple[Precision, bool], ...]:
 def _inference(plan: GpuPlan, model: Segmenter, peak: float) -> Iterator[Measurement]:
     """Images per second from normalised batches to labels at full size."""
     side = Work("inference", size=plan.size).window
-    for classes, batch, (precision, compiled) in itertools.product(
-        plan.classes, plan.batches, _modes(plan)
-    ):
+    cases = itertools.product(plan.classes, plan.batches, _modes(plan))
+    for classes, batch, (precision, compiled) in cases:
         images = torch.randn(batch, 3, side, side, device=plan.device)
         text = normalize(torch.randn(classes, model.joint_width, device=plan.device), dim=-1)
-        network = torch.compile(model.forward) if compiled else model.forward
-        label = functools.partial(_label, network, images, text)
+        network: Any = torch.compile(model.forward) if compiled else model.forward
+
+        def label(network: Any = network, images: Tensor = images, text: Tensor = text) -> Tensor:
+            return labels_of(network(images, text), side)
+
         with torch.inference_mode(), _autocast(plan, precision):
             seconds, memory = _time(plan, label)
         work = Work("inference", classes=classes, height=side, width=side, size=plan.size)
@@ -95,13 +97,8 @@ def _inference(plan: GpuPlan, model: Segmenter, peak: float) -> Iterator[Measure
         yield Measurement(name, batch / seconds, "images/s", _note(share, memory))
 
 
-def _label(network: Callable[..., Tensor], images: Tensor, text: Tensor) -> Tensor:
-    return labels_of(network(images, text), images.shape[-1])
-
-
 def labels_of(logits: Tensor, side: int) -> Tensor:
-    """Labels (B, side, side) of mask logits (B, C, h, w), in chunks of classes with a running
-    maximum."""
+    """Labels (B, side, side) of mask logits (B, C, h, w), by a maximum over chunks of classes."""
     best = logits.new_full((), -1.0)
     labels = torch.zeros((), dtype=torch.int64, device=logits.device)
     size = (side, side)
@@ -122,9 +119,8 @@ def _sliding(plan: GpuPlan, model: Segmenter) -> Iterator[Measurement]:
     text = normalize(torch.randn(plan.classes[-1], model.joint_width), dim=-1)
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
     for precision in precisions:
-        settings = InferenceConfig(
-            window=work.window, stride=work.stride, window_batch=8, precision=precision
-        )
+        sizes: Any = {"window": work.window, "stride": work.stride, "window_batch": 8}
+        settings = InferenceConfig(**sizes, precision=precision)
         predictor = build_predictor(model, text, settings, plan.device)
         bound, image = predictor.bind(text=text), torch.randn(3, height, width, device=plan.device)
         label = functools.partial(predictor.label_map_of_input, image, bound)
@@ -141,9 +137,8 @@ def _training(plan: GpuPlan, model: Segmenter, peak: float) -> Iterator[Measurem
     labels = blocky_labels(plan.train_batch, plan.train_classes, side, side).to(plan.device)
     text = normalize(torch.randn(plan.train_classes, model.joint_width, device=plan.device), dim=-1)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=config.optimizer.learning_rate, fused=plan.device == "cuda"
-    )
+    rate = config.optimizer.learning_rate
+    optimizer = torch.optim.AdamW(trained, lr=rate, fused=plan.device == "cuda")
     work = Work("train", classes=plan.train_classes, height=side, width=side, size=plan.size)
     flops = count_flops(work) * plan.train_batch
     for precision, compiled in _modes(plan):
@@ -157,11 +152,9 @@ def _training(plan: GpuPlan, model: Segmenter, peak: float) -> Iterator[Measurem
             optimizer.step()
 
         seconds, memory = _time(plan, step)
-        name = (
-            f"training step, batch {plan.train_batch}, {plan.train_classes} classes,"
-            f" {_mode(precision, compiled)}"
-        )
-        yield Measurement(name, 1 / seconds, "steps/s", _note(flops / seconds / peak, memory))
+        name = f"training step, batch {len(images)}, {len(text)} classes"
+        note = _note(flops / seconds / peak, memory)
+        yield Measurement(f"{name}, {_mode(precision, compiled)}", 1 / seconds, "steps/s", note)
 
 
 def _autocast(plan: GpuPlan, precision: Precision) -> torch.autocast:
@@ -191,14 +184,6 @@ def _time(plan: GpuPlan, run: Callable[[], Any]) -> tuple[float, float]:
 def _wait(plan: GpuPlan) -> None:
     if plan.device == "cuda":
         torch.cuda.synchronize()
-
-
-def _peak(plan: GpuPlan) -> float:
-    """Floating-point operations per second of large bf16 matrix products."""
-    side = 8192 if plan.device == "cuda" else 256
-    left = torch.randn(side, side, device=plan.device, dtype=torch.bfloat16)
-    seconds, _ = _time(plan, lambda: left @ left)
-    return 2 * side**3 / seconds
 
 
 def _note(share: float | None, memory: float) -> str:

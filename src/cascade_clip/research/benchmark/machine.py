@@ -1,5 +1,4 @@
-"""Measurements of this machine: how fast training data are loaded, and how fast the program
-starts."""
+"""Measurements of this machine: speed of loading training data, and of starting the program."""
 
 import os
 import platform
@@ -52,23 +51,17 @@ def describe_machine() -> dict[str, Any]:
         model = found[1] if found else model
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "processor": model,
-        "cores": cores,
-        "gpu": gpu,
-        "torch": torch.__version__,
-        "date": date.today().isoformat(),
-    }
+    versions = {"torch": torch.__version__, "date": date.today().isoformat()}
+    return {"processor": model, "cores": cores, "gpu": gpu, **versions}
 
 
 def measure_data(
     seconds: float = 8.0, workers: int = 0, tell: Callable[[str], None] = lambda text: None
 ) -> list[Measurement]:
-    """Augmented 512 px crops per second and core, from JPEG photos of 640 x 480 pixels with PNG
-    masks.
+    """Measure augmented 512 px crops per second, from JPEG files of 640 x 480 pixels and PNG masks.
 
-    The photos are scenes of the built-in world, enlarged, with sensor-like noise, so that decoding
-    them costs what a photo costs.
+    The images are enlarged scenes of the sandbox with noise, so that decoding costs what a photo's
+    does.
 
     Args:
         seconds: how long each setting runs.
@@ -128,12 +121,9 @@ def _crops_per_second(training: TrainingSet, seconds: float) -> float:
 
 
 def _loaded_per_second(training: TrainingSet, workers: int, seconds: float) -> float:
-    """Crops that arrive from loading processes in batches of 8, from the second batch of every
-    process on."""
-    loader = DataLoader(
-        training, batch_size=8, sampler=StepSampler(len(training), 8), num_workers=workers
-    )
-    batches = iter(loader)
+    """Crops per second from loading processes, in batches of 8, without each process's first."""
+    sampler = StepSampler(len(training), 8)
+    batches = iter(DataLoader(training, batch_size=8, sampler=sampler, num_workers=workers))
     for _ in range(workers):
         next(batches)
     count, begin = 0, time.perf_counter()
@@ -143,8 +133,7 @@ def _loaded_per_second(training: TrainingSet, workers: int, seconds: float) -> f
 
 
 def measure_startup(rounds: int, tell: Callable[[str], None]) -> list[Measurement]:
-    """Measure the seconds from a cold process to `--help`, to `import cascade_clip`, and to one
-    segmented image with `mini`."""
+    """Measure seconds of a cold `--help`, `import cascade_clip`, and one image with `mini`."""
     with tempfile.TemporaryDirectory() as folder:
         photo, out = Path(folder) / "scene.png", Path(folder) / "out"
         Image.fromarray(make_scene(0, 0, SceneConfig(size=128)).image).save(photo)
@@ -154,24 +143,20 @@ def measure_startup(rounds: int, tell: Callable[[str], None]) -> list[Measuremen
             "import cascade_clip": ["-c", "import cascade_clip"],
             "segment one image with mini": ["-m", "cascade_clip", *segment],
         }
-        return [_time_start(name, words, rounds, tell) for name, words in commands.items()]
-
-
-def _time_start(
-    name: str, words: list[str], rounds: int, tell: Callable[[str], None]
-) -> Measurement:
-    wall, processor = [], []
-    for turn in range(rounds):
-        tell(f"{name}, round {turn + 1} of {rounds}")
-        begin, used = time.perf_counter(), _children_seconds()
-        subprocess.run([sys.executable, *words], check=True, capture_output=True)
-        wall.append(time.perf_counter() - begin)
-        processor.append(_children_seconds() - used)
-    note = f"{statistics.median(processor):.2f} s of processor time"
-    return Measurement(name, statistics.median(wall), "s", note)
+        found = []
+        for name, words in commands.items():
+            wall, processor = [], []
+            for turn in range(rounds):
+                tell(f"{name}, round {turn + 1} of {rounds}")
+                begin, used = time.perf_counter(), _children_seconds()
+                subprocess.run([sys.executable, *words], check=True, capture_output=True)
+                wall.append(time.perf_counter() - begin)
+                processor.append(_children_seconds() - used)
+            note = f"{statistics.median(processor):.2f} s of processor time"
+            found.append(Measurement(name, statistics.median(wall), "s", note))
+        return found
 
 
 def _children_seconds() -> float:
-    """Processor seconds of ended child processes."""
-    used = os.times()
-    return used.children_user + used.children_system
+    """Processor seconds of ended child processes, in user and system mode."""
+    return sum(os.times()[2:4])

@@ -31,17 +31,18 @@ class Textbook(nn.Module):
     """A segmenter whose parts are run the plain way."""
 
     def __init__(self, model: Segmenter) -> None:
-        """Run `model`, which must have deep prompts, an open_clip tower and transformer decoders of
-        two layers or more."""
+        """Run `model`: deep prompts, open_clip tower, transformer decoders of at least 2 layers."""
         super().__init__()
         self.model = model
-        self.last_layers = nn.ModuleList(
-            _whole_last_layer(cast(Decoder, decoder)) for decoder in model.decoders
-        )
+        self.last_layers = nn.ModuleList()
+        for decoder in cast(Any, model.decoders):
+            layer = copy.deepcopy(decoder.layers[0])  # with the parts that reach no output
+            layer.attention.query.load_state_dict(decoder.mask_attention.query.state_dict())
+            layer.attention.key.load_state_dict(decoder.mask_attention.key.state_dict())
+            self.last_layers.append(layer)
 
     def forward(self, images: Tensor, text: Tensor) -> Tensor:
-        """Full-size mask logits (B, C, H, W) of images (B, 3, H, W), whose sides the patch size
-        divides, for text (C, D)."""
+        """Mask logits (B, C, H, W) of images (B, 3, H, W) in whole patches, for text (C, D)."""
         features = self._features(images)
         relation = relation_descriptor(features.class_token, text)  # (B, C, 2D)
         total = []
@@ -55,12 +56,8 @@ class Textbook(nn.Module):
                 # (B, C, D), (B, heads, C, N)
                 queries, compared = decoder_layer(cast(DecoderLayer, layer), queries, memory)
             total.append(compared.mean(dim=1).unflatten(-1, features.grid))  # (B, C, h, w)
-        return F.interpolate(
-            torch.stack(total).sum(dim=0).float(),
-            size=images.shape[-2:],
-            mode="bilinear",
-            align_corners=False,
-        )
+        masks, size = torch.stack(total).sum(dim=0).float(), images.shape[-2:]  # (B, C, h, w)
+        return F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
 
     def _features(self, images: Tensor) -> BlockFeatures:
         backbone = cast(Any, self.model.backbone)
@@ -75,23 +72,13 @@ class Textbook(nn.Module):
             start = 1 + prompt.shape[1]
             tokens = encoder_block(block, tokens)
             if number in backbone.taps.blocks:
-                # (B, N, D)
-                found[number] = F.normalize(
-                    backbone.taps(number, backbone.prompt_norm(tokens[:, start:])), dim=-1
-                )
+                tapped = backbone.taps(number, backbone.prompt_norm(tokens[:, start:]))
+                found[number] = F.normalize(tapped, dim=-1)  # (B, N, D)
         normed = backbone.prompt_norm(tokens)
         embedding, last = tower.project(normed[:, :1], normed[:, start:])  # (B, D), (B, N, D)
         found[len(tower.blocks)] = F.normalize(last, dim=-1)
         grid = (images.shape[-2] // tower.patch_size, images.shape[-1] // tower.patch_size)
         return BlockFeatures(found, F.normalize(embedding, dim=-1), grid)
-
-
-def _whole_last_layer(decoder: Decoder) -> DecoderLayer:
-    """The last layer with the parts that reach no output."""
-    layer = cast(DecoderLayer, copy.deepcopy(decoder.layers[0]))
-    layer.attention.query.load_state_dict(decoder.mask_attention.query.state_dict())
-    layer.attention.key.load_state_dict(decoder.mask_attention.key.state_dict())
-    return layer
 
 
 def encoder_block(block: Any, tokens: Tensor) -> Tensor:
@@ -107,13 +94,10 @@ def encoder_block(block: Any, tokens: Tensor) -> Tensor:
 
 
 def decoder_layer(layer: DecoderLayer, queries: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Refined queries (B, C, D), and the scaled products of queries (B, C, D) and patches (B, N, D)
-    per head before the softmax."""
+    """Refined queries (B, C, D), and their scaled products with patches (B, N, D), per head."""
     attention: CrossAttention = layer.attention
-    query, key, value = (
-        _split(part, attention.heads)
-        for part in (attention.query(queries), attention.key(patches), attention.value(patches))
-    )
+    parts = attention.query(queries), attention.key(patches), attention.value(patches)
+    query, key, value = (_split(part, attention.heads) for part in parts)
     compared = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, heads, C, N)
     weights = F.dropout(compared.softmax(dim=-1), attention.dropout, layer.training)
     gathered = attention.output((weights @ value).transpose(1, 2).flatten(2))  # (B, C, D)
@@ -134,43 +118,30 @@ def _split(tokens: Tensor, heads: int) -> Tensor:
 def label_map(
     model: Textbook, image: Tensor, text: Tensor, shift: Tensor, window: int, stride: int
 ) -> Tensor:
-    """Labels (H, W) of a normalised image (3, H, W): windows one by one, all classes at full size;
-    `shift` (C,) is subtracted."""
+    """Labels (H, W) of a normalised image (3, H, W), window by window; subtracts `shift` (C,)."""
     canvas: Grid = (image.shape[-2], image.shape[-1])
     total, count = image.new_zeros(len(text), *canvas), image.new_zeros(1, *canvas)
     for place in list_windows(canvas, window, stride):
-        # (C, window, window)
-        scores = (
-            model(cut_windows(image, (place,), window), text).sigmoid()[0] - shift[:, None, None]
-        )
-        padding = (
-            place.left,
-            canvas[1] - place.left - place.width,
-            place.top,
-            canvas[0] - place.top - place.height,
-        )
+        masks = model(cut_windows(image, (place,), window), text)[0]  # (C, window, window)
+        scores = masks.sigmoid() - shift[:, None, None]
+        bottom, right = place.top + place.height, place.left + place.width
+        padding = (place.left, canvas[1] - right, place.top, canvas[0] - bottom)
         total = total + F.pad(scores[:, : place.height, : place.width], padding)
-        count[:, place.top : place.top + place.height, place.left : place.left + place.width] += 1
+        count[:, place.top : bottom, place.left : right] += 1
     return (total / count).softmax(dim=0).argmax(dim=0)
 
 
 def loss(masks: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
-    """Focal and dice sum of full-size mask logits (B, C, H, W) for labels (B, H, W), differentiated
-    by autograd."""
+    """Focal and dice sum of full-size mask logits (B, C, H, W) for labels (B, H, W)."""
     classes = masks.shape[1]
-    targets = (
-        F.one_hot(torch.where(labels < 0, classes, labels), classes + 1)[..., :classes]
-        .permute(0, 3, 1, 2)
-        .float()
-    )
+    hot = F.one_hot(torch.where(labels < 0, classes, labels), classes + 1)  # (B, H, W, C + 1)
+    targets = hot[..., :classes].permute(0, 3, 1, 2).float()  # (B, C, H, W)
     scores = masks.sigmoid()
     crossentropy = F.binary_cross_entropy_with_logits(masks, targets, reduction="none")
     right = scores * targets + (1 - scores) * (1 - targets)
     balance = config.alpha * targets + (1 - config.alpha) * (1 - targets)
     focal = (balance * (1 - right) ** config.gamma * crossentropy).mean(dim=(-2, -1)).sum()
     scores, targets = scores.flatten(2), targets.flatten(2)
-    # (B, C)
-    dice = 1 - (2 * (scores * targets).sum(dim=-1) + 1) / (
-        scores.sum(dim=-1) + targets.sum(dim=-1) + 1
-    )
+    sums = scores.sum(dim=-1) + targets.sum(dim=-1)  # (B, C)
+    dice = 1 - (2 * (scores * targets).sum(dim=-1) + 1) / (sums + 1)  # (B, C)
     return config.focal * focal + config.dice * (dice * present_pairs(labels, classes)).sum()

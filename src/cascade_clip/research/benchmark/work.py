@@ -46,7 +46,7 @@ TINY = {
 CALIBRATION = 0.1
 WINDOW, STRIDE = 512, 426
 
-
+Device = Literal["cpu", "cuda"]
 Size = Literal["full", "tiny"]
 """`full`: the published ViT-B/16 with 50 prompt tokens; `tiny`: to try the benchmark."""
 
@@ -61,8 +61,7 @@ class Work:
     classes: int = 171
     height: int = 512
     width: int = 512
-    batch: int = 1
-    """Images of a training step."""
+    batch: int = 1  # images of a training step
     size: Size = "full"
     tuned: bool = False
     """Whether the process starts with an allocator that keeps large blocks (`cases.TUNED`)."""
@@ -115,10 +114,7 @@ def _inference(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
 
 
 def build_predictor(
-    model: Segmenter,
-    text: Tensor,
-    settings: InferenceConfig,
-    device: Literal["cpu", "cuda"] = "cpu",
+    model: Segmenter, text: Tensor, settings: InferenceConfig, device: Device = "cpu"
 ) -> Predictor:
     """Build a predictor of numbered class names, of which the last was not seen in training."""
     names = [f"class {index}" for index in range(len(text))]
@@ -134,9 +130,8 @@ def _training(work: Work, model: Segmenter, text: Tensor) -> Callable[[], Any]:
     labels = blocky_labels(work.batch, work.classes, work.height, work.width)
     plain = reference.Textbook(model).train() if work.variant == "textbook" else None
     trained = [parameter for parameter in (plain or model).parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=config.optimizer.learning_rate, weight_decay=config.optimizer.weight_decay
-    )
+    rate, decay = config.optimizer.learning_rate, config.optimizer.weight_decay
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -161,8 +156,7 @@ def blocky_labels(batch: int, classes: int, height: int, width: int, cell: int =
 
 
 def count_flops(work: Work) -> int:
-    """Count the floating-point operations of the network in one run of the work, by torch's counter
-    on tensors without values."""
+    """Count the network's floating-point operations in one run, on tensors without values."""
     model = build_segmenter(model_config(work.size))
     model.backbone.remake_taps = False  # what is computed twice to save memory counts once
     network: Any = reference.Textbook(model) if work.variant == "textbook" else model
@@ -185,17 +179,13 @@ def count_flops(work: Work) -> int:
 
 
 def time_work(work: Work) -> dict[str, float]:
-    """Measure wall-clock and processor seconds of one run, after another to warm up, and the
-    largest memory of this process in MiB."""
+    """Measure wall-clock and processor seconds of a second run, and the peak memory in MiB."""
     run = prepare(work)
     run()
     begin, used = time.perf_counter(), time.process_time()
     run()
-    return {
-        "seconds": time.perf_counter() - begin,
-        "processor": time.process_time() - used,
-        "memory": peak_memory(),
-    }
+    seconds, processor = time.perf_counter() - begin, time.process_time() - used
+    return {"seconds": seconds, "processor": processor, "memory": peak_memory()}
 
 
 def peak_memory() -> float:
@@ -209,8 +199,7 @@ def peak_memory() -> float:
 
 
 def matmul_peak(dtype: torch.dtype, side: int = 2048, repeats: int = 8) -> float:
-    """Measure the floating-point operations per processor second of this machine's matrix
-    products, in GFLOP/s."""
+    """Measure the speed of this machine's matrix products, in GFLOP per processor second."""
     left, right = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
     best = float("inf")
     with torch.inference_mode():

@@ -1,5 +1,4 @@
-"""The paper's tables and figures, and the questions it left open, as runs that one command makes
-and reports."""
+"""The paper's tables, figures and open questions, as runs that one command makes and reports."""
 
 from cascade_clip.research.reproduction.entries import Entry, find_entries
 from cascade_clip.research.reproduction.jobs import (

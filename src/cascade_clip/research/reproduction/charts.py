@@ -1,5 +1,4 @@
-"""Charts of results, and pictures that carry their own description: PNG files whose `Description`
-says what is to be seen."""
+"""Plots of results, as PNG files whose `Description` says what they show."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -43,8 +42,7 @@ def describe_picture(path: Path) -> str:
 
 
 def draw_differences(verdicts: Sequence[Verdict]) -> Figure:
-    """Draw every comparison with its interval beside the paper's difference, a panel for each of S,
-    U and hIoU."""
+    """Plot each comparison's interval and the paper's difference, with panels for S, U and hIoU."""
     rows = list(dict.fromkeys((verdict.row, verdict.against) for verdict in verdicts))
     several = len({against for _, against in rows}) > 1
     labels = [_wrap(f"{row}, minus {against}" if several else row) for row, against in rows]
@@ -52,9 +50,9 @@ def draw_differences(verdicts: Sequence[Verdict]) -> Figure:
     figure = Figure(figsize=(7.4, 1.25 + 0.17 * lines), layout="constrained")
     panels = figure.subplots(1, len(PAIRED_METRICS), sharey=True, squeeze=False)[0]
     for panel, name in zip(panels, PAIRED_METRICS, strict=True):
-        own = [verdict for verdict in verdicts if verdict.figure == name]
-        for verdict in own:
-            _draw_one(panel, rows.index((verdict.row, verdict.against)), verdict)
+        for verdict in verdicts:
+            if verdict.figure == name:
+                _draw_one(panel, rows.index((verdict.row, verdict.against)), verdict)
         panel.axvline(0, color="#1c2430", linewidth=0.8, zorder=0)
         panel.set_title(name if several else f"{name}, minus\n{_wrap(rows[0][1])}", fontsize=9)
         panel.set_ylim(len(rows) - 0.5, -0.5)
@@ -72,10 +70,8 @@ def describe_differences(verdicts: Sequence[Verdict]) -> str:
     other = against.pop() if len(against) == 1 else "the one that it is compared with"
     published = any(verdict.published is not None for verdict in verdicts)
     paper = ", and the paper's differences" if published else ""
-    return (
-        f"Differences in S, U and hIoU, every row minus {other}, with 95 % intervals{paper}. The"
-        " numbers are in the table."
-    )
+    shown = f"Differences in S, U and hIoU, every row minus {other}, with 95 % intervals{paper}"
+    return f"{shown}. The numbers are in the table."
 
 
 def draw_lengths(
@@ -83,8 +79,7 @@ def draw_lengths(
     paper: Mapping[int, Mapping[str, float]],
     datasets: tuple[str, str],
 ) -> Figure:
-    """Draw S and U over the steps of training, the paper's at the left and ours at the right (paper
-    Figure 7).
+    """Plot S and U over training steps (Figure 7): the paper's at the left, ours at the right.
 
     Args:
         ours: steps to the scores of every seed, in 0..1.

@@ -1,5 +1,4 @@
-"""The paper's counts: Table 12 (parameters, operations, speed) and Table 17 (aggregation weights
-after training)."""
+"""The paper's counts: Table 12 (parameters, operations, speed), Table 17 (aggregation weights)."""
 
 import json
 import statistics
@@ -29,8 +28,7 @@ PUBLISHED_COSTS: dict[str, tuple[float, float | None, float, float]] = {
     "ZegCLIP": (164.9, 14.6, 123.9, 20.9),
     "Cascade-CLIP": (193.1, 40.5, 123.8, 18.4),
 }
-"""Table 12: parameters and trained parameters in millions, operations of a 512 x 512 image in 10^9,
-images/s on one RTX 3090."""
+"""Table 12: (trained) parameters in 10^6, operations of 512 x 512 in 10^9, images/s (RTX 3090)."""
 _COSTS = ("parameters", "trained", "operations", "speed")
 _COUNTED = {"ZegCLIP": "ZegCLIP", "Cascade-CLIP": "ZegCLIP with the cascade"}
 """Names in Table 12 and in Table 10, whose settings are counted."""
@@ -52,13 +50,12 @@ class Counted(NamedTuple):
 
 
 def count_parts(entry: Entry, reproduction: Reproduction, later: str = "") -> Counted:
-    """Count what Tables 12 and 17 show; nothing for other entries, and where nothing was run that
-    they need.
+    """Count what Tables 12 and 17 show; nothing for other entries, or without the runs they need.
 
     Args:
         entry: any entry.
-        reproduction: its runs; what Table 12 took is kept in its folder.
-        later: command that counts; given, costs that are not kept are not counted now.
+        reproduction: its runs; the costs of Table 12 are cached in its folder.
+        later: command that counts; given, costs that are not cached are not counted now.
     """
     if entry.key == "table12":
         if later and not all(_costs_path(name, reproduction.out).is_file() for name in _COUNTED):
@@ -70,8 +67,7 @@ def count_parts(entry: Entry, reproduction: Reproduction, later: str = "") -> Co
 
 
 def count_costs(out: Path) -> Counted:
-    """Table 12: the published costs, ours counted for the full-size models, and the speed of the
-    small ones of the built-in world here."""
+    """Table 12: costs, published and counted at full size, and the speed of small models here."""
     kinds = ("all", "trained", "G operations")
     heads = ("model", *(f"{kind}, {source}" for kind in kinds for source in ("paper", "counted")))
     speeds = ("images/s, paper (RTX 3090)", "images/s, small model, here")
@@ -87,10 +83,10 @@ def count_costs(out: Path) -> Counted:
         rows.append(tuple(cells))
     table = Table("Costs", (*heads, *speeds), tuple(rows))
     wording = [
-        "Parameters and operations are those of the full-size models (ViT-B/16, 512 x 512"
-        " pixels, 171 classes), counted as the paper does: with the text tower and with the"
-        " weights of the released program that reach no output. Weights are not loaded. G"
-        " operations count a multiplication and an addition as one.",
+        "Parameters and operations are those of the full-size models (ViT-B/16, 512 x 512 pixels,"
+        " 171 classes), counted as the paper does: with the text tower and with the weights of the"
+        " released program that reach no output. Weights are not loaded. G operations count a"
+        " multiplication and an addition as one.",
         "The last column is the small model of the built-in world on this machine, one 64-pixel"
         " scene at a time, median; only the ratio of the two models can be compared with the"
         " paper's.",
@@ -99,20 +95,16 @@ def count_costs(out: Path) -> Counted:
 
 
 def compare_weights(entry: Entry, reproduction: Reproduction) -> Counted:
-    """Compare, for Table 17, the weights of every stage at the start, after training with each
-    seed, and in the paper."""
+    """Table 17: weights of every stage at the start, after training each seed, in the paper."""
     row = entry.rows[0]
     model = reproduction.settings.config(row).model
-    results = [
-        result
-        for result in reproduction.results(entry, row)
-        if is_trained(result.checkpoint.parent)
-    ]
+    runs = [one for one in reproduction.results(entry, row) if is_trained(one.checkpoint.parent)]
+    trained = [load_checkpoint(run.checkpoint).model.aggregations for run in runs]
     rows: list[tuple[Cell, ...]] = []
     moves = [0.0]
     for number, stage in enumerate(model.stages):
-        found = [_weights(result.checkpoint, number) for result in results]
-        learned = [weights for weights in found if weights is not None]
+        parts = [aggregations[number] for aggregations in trained]
+        learned = [part.weights.tolist() for part in parts if isinstance(part, WeightedSum)]
         if not learned:
             continue
         start = gaussian_weights(len(stage), model.aggregation.sigma)
@@ -120,24 +112,15 @@ def compare_weights(entry: Entry, reproduction: Reproduction) -> Counted:
         name = f"blocks {', '.join(map(str, stage))}"
         shown = (_numbers(start), "-" if paper is None else _numbers(paper, 2))
         rows.append(tuple(map(Cell, (name, *shown, *map(_numbers, learned)))))
-        moves += [
-            abs(after - before) for one in learned for after, before in zip(one, start, strict=True)
-        ]
+        pairs = [pair for one in learned for pair in zip(one, start, strict=True)]
+        moves += [abs(after - before) for after, before in pairs]
     if not rows:
         return Counted([], [])
-    seeds = (f"after training, seed {result.seed}" for result in results)
+    seeds = (f"after training, seed {run.seed}" for run in runs)
     heads = ("stage", "start", "after training, paper", *seeds)
-    wording = (
-        "The published weights end within 0.02 of where they start; here the largest move of a"
-        f" weight is {max(moves):.3f}."
-    )
+    moved = f"here the largest move of a weight is {max(moves):.3f}."
+    wording = f"The published weights end within 0.02 of where they start; {moved}"
     return Counted([Table("Aggregation weights", heads, tuple(rows))], [wording])
-
-
-def _weights(checkpoint: Path, stage: int) -> list[float] | None:
-    """Weights of a stage of several blocks; None where it has none."""
-    part = load_checkpoint(checkpoint).model.aggregations[stage]
-    return part.weights.tolist() if isinstance(part, WeightedSum) else None
 
 
 def _models(name: str) -> tuple[ModelConfig, ModelConfig]:
@@ -148,8 +131,7 @@ def _models(name: str) -> tuple[ModelConfig, ModelConfig]:
 
 
 def _costs_path(name: str, out: Path) -> Path:
-    """Name the file that keeps the costs of a model; another version of the software counts
-    anew."""
+    """Name the file that caches the costs of a model for these versions of the software."""
     full, small = map(config_to_dict, _models(name))
     key = hash_settings({"model": full, "small": small, "versions": read_versions()})
     return out / "costs" / f"{name}-{key}.json"
@@ -175,8 +157,7 @@ def _costs(name: str, out: Path) -> dict[str, float]:
 
 
 def measure_speed(row: EntryRow, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Images/s of a row's model on the built-in world, one image at a time on this machine
-    (median); its weights play no part."""
+    """Measure images/s (median) of a row's untrained model on the sandbox, one image at a time."""
     config = load_settings("sandbox").config(row)
     dataset = build_dataset(config.evaluation or config.data, "val")
     predictor = Predictor(prepare(config, dataset))

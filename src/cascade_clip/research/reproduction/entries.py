@@ -1,5 +1,4 @@
-"""What can be reproduced: one entry for each table, figure and open question, read from the YAML
-files in `entries/`."""
+"""What can be reproduced: an entry per table, figure and open question, from YAML in `entries/`."""
 
 import difflib
 from collections.abc import Mapping
@@ -21,18 +20,13 @@ Figures = tuple[float | None, float | None, float | None]
 class EntryRow:
     """One method of an entry."""
 
-    name: str
-    """Unique in the entry; in tables the name that docs/methods.md uses."""
-    published: dict[str, Figures]
-    """Dataset to the values that the paper prints for it."""
+    name: str  # unique in the entry; in tables the name that docs/methods.md uses
+    published: dict[str, Figures]  # dataset to the values that the paper prints for it
     settings: dict[str, Any]
-    """What differs from the dataset's base settings, nested as in YAML; where it names only
-    `inference`, the training is shared."""
+    """Changes to the dataset's base settings; with only `inference`, the training is shared."""
     settings_on: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Dataset to the settings that hold there instead of `settings`, taken literally (nothing is
-    replaced)."""
-    against: str = ""
-    """EntryRow that this one is compared with; empty: the entry's reference."""
+    """Dataset to the settings that replace `settings` there, taken literally."""
+    against: str = ""  # row that this one is compared with; empty: the entry's reference
     choices: tuple[float, ...] = ()
     """Calibrations of which one is chosen without labels of unseen classes, by a second model from
     whose training some of the seen classes are hidden too. Empty: the one in the settings."""
@@ -42,24 +36,17 @@ class EntryRow:
 class Entry:
     """A table, a figure or a question."""
 
-    key: str
-    """How the command calls it: `table1`, `figure4`, `question3`."""
-    title: str
-    """What it is about."""
+    key: str  # how the command calls it: `table1`, `figure4`, `question3`
+    title: str  # what it is about
     rows: tuple[EntryRow, ...]
     """Its methods, in the paper's order; empty where nothing has to be trained."""
     reference: str
-    """Name of the row that the others are compared with; may be empty where every comparison is
-    named in `EntryRow.against`."""
-    published_on: str
-    """Dataset whose published values are shown beside those of the sandbox."""
-    seeds: tuple[int, ...]
-    """Seeds on the sandbox unless others are asked for."""
+    """Row that the others are compared with; may be empty where every row has its `against`."""
+    published_on: str  # dataset whose published values are shown beside those of the sandbox
+    seeds: tuple[int, ...]  # seeds on the sandbox unless others are asked for
     kind: Kind
-    """`table`: scores of methods; `figure`: pictures; `question`: scores without published figures;
-    `count`: no scores."""
-    note: str = ""
-    """Our reading of it."""
+    """`table`: scores; `figure`: plots; `question`: scores nobody published; `count`: no scores."""
+    note: str = ""  # our reading of it
 
     def row(self, name: str) -> EntryRow:
         """Return the row of a name.
@@ -78,17 +65,17 @@ class Entry:
 @cache
 def list_entries() -> tuple[Entry, ...]:
     """List every entry: tables, then figures, then questions, each by its number."""
-    found = [
-        build_entry(key, values)
-        for path in sorted(FOLDER.glob("*.yaml"))
-        for key, values in read_yaml(path).items()
-    ]
-    return tuple(sorted(found, key=lambda entry: _place(entry.key)))
+
+    def place(entry: Entry) -> tuple[int, int]:
+        word = entry.key.rstrip("0123456789")
+        return ("table", "figure", "question").index(word), int(entry.key[len(word) :])
+
+    listed = [entry for path in FOLDER.glob("*.yaml") for entry in read_yaml(path).items()]
+    return tuple(sorted((build_entry(*entry) for entry in listed), key=place))
 
 
 def find_entries(listed: str) -> tuple[Entry, ...]:
-    """Find the entries that a list such as `table1,figure4` names, in its order; `all` puts those
-    with most seeds first.
+    """Find the entries in a list such as `table1,figure4`; `all` puts those with most seeds first.
 
     Raises:
         ValueError: a name that does not exist, or none.
@@ -96,18 +83,16 @@ def find_entries(listed: str) -> tuple[Entry, ...]:
     known = {entry.key: entry for entry in list_entries()}
     names = [one.casefold().replace(" ", "") for one in listed.split(",") if one.strip()]
     if names == ["all"]:
-        return tuple(
-            sorted(known.values(), key=lambda entry: (entry.kind == "question", -len(entry.seeds)))
-        )
+        entries = known.values()
+        return tuple(sorted(entries, key=lambda one: (one.kind == "question", -len(one.seeds))))
+    choices = f"all, {', '.join(known)}"
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}? There are " if close else "choose from "
-            raise SettingError(
-                f"nothing to reproduce is called {name!r}; {hint}all, {', '.join(known)}"
-            )
+            hint = f"did you mean {close[0]}? There are" if close else "choose from"
+            raise SettingError(f"nothing to reproduce is called {name!r}; {hint} {choices}")
     if not names:
-        raise SettingError(f"say what to reproduce: all, {', '.join(known)}")
+        raise SettingError(f"say what to reproduce: {choices}")
     return tuple(known[name] for name in dict.fromkeys(names))
 
 
@@ -115,8 +100,7 @@ def build_entry(key: str, values: Mapping[str, Any]) -> Entry:
     """Build an entry from its YAML mapping.
 
     Raises:
-        ValueError: a key that does not exist, a missing one, a row twice, a reference that is no
-            row.
+        ValueError: an unknown or missing key, a row twice, a reference that is not a row.
     """
     given = {"published_on": "coco-stuff", "seeds": [0], "reference": "", "rows": [], **values}
     rows = tuple(_build_row(key, row) for row in given.pop("rows"))
@@ -131,30 +115,19 @@ def build_entry(key: str, values: Mapping[str, Any]) -> Entry:
     if wanted:
         raise SettingError(f"entry {key} compares with rows that do not exist: {sorted(wanted)}")
     if entry.kind not in get_args(Kind):
-        raise SettingError(
-            f"entry {key}: kind must be one of {list(get_args(Kind))}, got {entry.kind!r}"
-        )
+        kinds = list(get_args(Kind))
+        raise SettingError(f"entry {key}: kind must be one of {kinds}, got {entry.kind!r}")
     return entry
 
 
-def _place(key: str) -> tuple[int, int]:
-    """Tables before figures before questions, each by its number."""
-    word = key.rstrip("0123456789")
-    return ("table", "figure", "question").index(word), int(key[len(word) :])
-
-
 def _build_row(key: str, values: Mapping[str, Any]) -> EntryRow:
-    given = {**values, "choices": tuple(values.get("choices", ()))}
-    published = {
-        name: _figures(key, figures) for name, figures in given.pop("published", {}).items()
-    }
+    given = {"settings": {}, **values, "choices": tuple(values.get("choices", ()))}
+    published: dict[str, Any] = {}
+    for dataset, figures in given.pop("published", {}).items():
+        if len(figures) != 3:
+            raise SettingError(f"entry {key}: published are S, U and hIoU, got {figures}")
+        published[dataset] = tuple(figures)
     try:
-        return EntryRow(published=published, **{"settings": {}, **given})
+        return EntryRow(published=published, **given)
     except TypeError as error:
         raise SettingError(f"entry {key}, row {values.get('name')!r}: {error}") from error
-
-
-def _figures(key: str, values: list[float | None]) -> Figures:
-    if len(values) != 3:
-        raise SettingError(f"entry {key}: published figures are S, U and hIoU, got {values}")
-    return (values[0], values[1], values[2])

@@ -1,5 +1,4 @@
-"""The paper's figures from the trained models: similar patches, similar blocks, masks as stages are
-added, and longer training.
+"""The paper's figures from the trained models: patches, blocks, stages and training lengths.
 
 Scenes are fresh: neither training nor evaluation has seen them. On other datasets they are those of
 the evaluation set. Letters: L blocks, h x w patches, H x W pixels.
@@ -33,32 +32,30 @@ from cascade_clip.results import Segmentation
 from cascade_clip.training import prepare
 
 FRESH_SEED = 7
-"""Of the scenes of the built-in world that are drawn; training and evaluation have 1 and 2."""
+"""Seed of the sandbox scenes that are drawn; training and evaluation have 1 and 2."""
 SHOWN, MEASURED = 4, 64
-"""Scenes in a picture, and scenes that a caption's figures rest on."""
+"""Scenes in a plot, and scenes over which the values in its caption are averaged."""
 PICTURES = "pictures"
 
 
 def draw_figure(entry: Entry, reproduction: Reproduction) -> list[Path]:
-    """Draw a figure from what the runs hold; an empty list where they hold too little, or the entry
-    is no figure. Plots of one model take the first seed that is there."""
-    painter = _PAINTERS.get(entry.key)
-    found = painter(entry, reproduction) if painter else None
-    if found is None:
+    """Draw a figure from the first seed with a model; empty for other entries or missing runs."""
+    painter, painted = _PAINTERS.get(entry.key), None
+    if entry.key == "figure7":
+        painted = _draw_lengths(entry, reproduction)
+    elif painter and (predictor := _trained(entry, reproduction)):
+        painted = painter(predictor, fresh_scenes(reproduction.settings, entry))
+    if painted is None:
         return []
-    return [save_picture(found[0], reproduction.out / PICTURES / f"{entry.key}.png", found[1])]
+    return [save_picture(painted[0], reproduction.out / PICTURES / f"{entry.key}.png", painted[1])]
 
 
-Painted = tuple[Figure, str] | None
+Painted = tuple[Figure, str]
+"""A plot and its description."""
 
 
-def _draw_similarity(entry: Entry, reproduction: Reproduction) -> Painted:
-    """Figure 1: cosine maps of one patch, block by block, and how well every block tells the
-    patch's class from the rest."""
-    predictor = _trained(entry, reproduction)
-    if predictor is None:
-        return None
-    dataset = fresh_scenes(reproduction.settings, entry)
+def _draw_similarity(predictor: Predictor, dataset: LabelledImages) -> Painted:
+    """Figure 1: cosine maps of one patch, and how well every block separates the patch's class."""
     depth = predictor.model.backbone.depth
     blocks = sorted({max(1, round(depth * part / 6)) for part in range(1, 7)})
     figure, axes = _grid(min(SHOWN, len(dataset)), 1 + len(blocks))
@@ -74,29 +71,28 @@ def _draw_similarity(entry: Entry, reproduction: Reproduction) -> Painted:
     _name_columns(axes, ["picture", *(f"block {block}" for block in blocks)])
     figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=30, label="cosine")
     shares = measure_similarity(predictor, dataset, blocks)
-    wording = ", ".join(
-        f"{100 * share:.0f} % in block {block}" for block, share in zip(blocks, shares, strict=True)
-    )
+    pairs = zip(blocks, shares, strict=True)
+    wording = ", ".join(f"{100 * share:.0f} % in block {block}" for block, share in pairs)
     return figure, (
-        "Cosine between the hidden state of the marked patch and of every patch, in six blocks"
-        f" of the trained cascade. Over {len(dataset)} scenes, a patch of the marked patch's"
-        f" class is more like it than a patch of another class is: {wording} (50 % would be"
-        " chance)."
+        "Cosine between the hidden state of the marked patch and of every patch, in six blocks of"
+        f" the trained cascade. Over {len(dataset)} scenes, a patch of the marked patch's class is"
+        f" more like it than a patch of another class is: {wording} (50 % would be chance)."
     )
 
 
-def _draw_alignment(entry: Entry, reproduction: Reproduction) -> Painted:
+def _draw_alignment(trained: Predictor, dataset: LabelledImages) -> Painted:
     """Figure 4: centred kernel alignment between all pairs of blocks, before and after training."""
-    trained = _trained(entry, reproduction)
-    if trained is None:
-        return None
-    dataset = fresh_scenes(reproduction.settings, entry)
-    images = [_square(trained, dataset.sample(index).image) for index in range(len(dataset))]
+    config, side = trained.checkpoint.config.model, trained.settings.window
+    images = []
+    for index in range(len(dataset)):
+        image = dataset.sample(index).image  # (3, H, W)
+        square = resize_image(center_crop(image, [min(image.shape[-2:])]), (side, side))
+        images.append(normalise(square, config.mean, config.std))
     found = [block_alignment(predictor, images) for predictor in (untrained(trained), trained)]
     figure = Figure(figsize=(7.4, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
-    edge = len(found[0]) + 0.5
-    extent = (0.5, edge, 0.5, edge)
+    last = len(found[0])
+    extent = (0.5, last + 0.5, 0.5, last + 0.5)
     for axis, alignment, when in zip(axes, found, ("before", "after"), strict=True):
         drawn = axis.imshow(alignment, cmap="magma", vmin=0, vmax=1, origin="lower", extent=extent)
         axis.set_title(f"{when} training", fontsize=10)
@@ -104,12 +100,10 @@ def _draw_alignment(entry: Entry, reproduction: Reproduction) -> Painted:
         axis.set_ylabel("block", fontsize=9)
         axis.tick_params(labelsize=8)
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="centred kernel alignment")
-    last = len(found[0])
-    pairs = [(first, last) for first in sorted({max(1, last // 2), max(1, last - 1)})]
-    before, after = found
+    before, after = (alignment[:, -1] for alignment in found)
     wording = "; of ".join(
-        f"blocks {a} and {b}: {before[a - 1, b - 1]:.2f} before, {after[a - 1, b - 1]:.2f} after"
-        for a, b in pairs
+        f"blocks {one} and {last}: {before[one - 1]:.2f} before, {after[one - 1]:.2f} after"
+        for one in sorted({max(1, last // 2), max(1, last - 1)})
     )
     return figure, (
         "Centred kernel alignment between the patch features of all pairs of blocks over"
@@ -118,12 +112,8 @@ def _draw_alignment(entry: Entry, reproduction: Reproduction) -> Painted:
     )
 
 
-def _draw_stages(entry: Entry, reproduction: Reproduction) -> Painted:
+def _draw_stages(predictor: Predictor, dataset: LabelledImages) -> Painted:
     """Figure 6: what every stage alone says, and the sums of the first two, three, ... stages."""
-    predictor = _trained(entry, reproduction)
-    if predictor is None:
-        return None
-    dataset = fresh_scenes(reproduction.settings, entry)
     calibration = default_calibration(predictor.checkpoint)
     bound = predictor.bind(dataset.vocabulary, calibration=calibration)
     stages = predictor.model.stages
@@ -144,18 +134,16 @@ def _draw_stages(entry: Entry, reproduction: Reproduction) -> Painted:
             for axis, view in zip(axes[index][1:], views, strict=True):
                 axis.imshow(view.color_image())
     _name_columns(axes, ["picture", "truth", *(_stage_title(choice, stages) for choice in rights)])
-    wording = ", ".join(
-        f"{_stage_name(choice)} {100 * float(np.mean(values)):.0f} %"
-        for choice, values in rights.items()
-    )
+    means = {_stage_name(choice): 100 * float(np.mean(found)) for choice, found in rights.items()}
+    wording = ", ".join(f"{name} {mean:.0f} %" for name, mean in means.items())
     return figure, (
-        "Masks of the trained cascade from every stage alone, and as stages are added up; a"
-        " colour is a class. Stages are trained for their sum, so that one alone need not be"
-        f" right. Pixels that are, mean over {len(dataset)} scenes: {wording}."
+        "Masks of the trained cascade from every stage alone, and as stages are added up; a colour"
+        " is a class. Stages are trained for their sum, so that one alone need not be right. Pixels"
+        f" that are, mean over {len(dataset)} scenes: {wording}."
     )
 
 
-def _draw_lengths(entry: Entry, reproduction: Reproduction) -> Painted:
+def _draw_lengths(entry: Entry, reproduction: Reproduction) -> Painted | None:
     """Figure 7: S and U over the steps of training."""
     settings = reproduction.settings
     ours, paper = {}, {}
@@ -174,23 +162,21 @@ def _draw_lengths(entry: Entry, reproduction: Reproduction) -> Painted:
         + ", ".join(f"{name} {100 * np.mean([run[name] for run in runs]):.1f}" for name in "SU")
         for steps, runs in sorted(ours.items())
     )
-    return draw_lengths(ours, paper, (entry.published_on, settings.name)), (
-        f"S and U over the steps of training, the paper's beside ours on {settings.name}. {wording}"
-        ". Small marks are single seeds."
-    )
+    shown = f"S and U over the steps of training, the paper's beside ours on {settings.name}"
+    drawn = draw_lengths(ours, paper, (entry.published_on, settings.name))
+    return drawn, f"{shown}. {wording}. Small marks are single seeds."
 
 
-_PAINTERS: dict[str, Callable[[Entry, Reproduction], Painted]] = {
+_PAINTERS: dict[str, Callable[[Predictor, LabelledImages], Painted]] = {
     "figure1": _draw_similarity,
     "figure4": _draw_alignment,
     "figure6": _draw_stages,
-    "figure7": _draw_lengths,
 }
+"""The figures of one model."""
 
 
 def fresh_scenes(settings: ReproductionSettings, entry: Entry) -> LabelledImages:
-    """Build scenes that neither training nor evaluation has seen; on other datasets take the first
-    images of the evaluation set."""
+    """Build unseen sandbox scenes; on other datasets take the first images for evaluation."""
     config = settings.config(entry.rows[0])
     data = config.evaluation or config.data
     if data.name == "sandbox":
@@ -199,18 +185,15 @@ def fresh_scenes(settings: ReproductionSettings, entry: Entry) -> LabelledImages
 
 
 def untrained(predictor: Predictor) -> Predictor:
-    """Build the model as it was before the first step of its training; the random state is left
-    as it is."""
+    """Build the model as before its first training step, without touching the random state."""
     config = predictor.checkpoint.config
+    device: Any = predictor.device.type
     with isolate_rng():
-        untrained = prepare(config, build_dataset(config.data))
-        device: Any = predictor.device.type
-        return Predictor(untrained, predictor.settings, device)
+        return Predictor(prepare(config, build_dataset(config.data)), predictor.settings, device)
 
 
 def choose_point(labels: NDArray[np.int64]) -> tuple[int, int]:
-    """Choose the patch to look from, as x and y: the innermost pixel of the class with the second
-    most pixels, or of the only one.
+    """Choose x and y of the innermost pixel of the class with the second most pixels, or the only.
 
     Args:
         labels: class of every pixel, (H, W); negative where there is none.
@@ -229,11 +212,10 @@ def choose_point(labels: NDArray[np.int64]) -> tuple[int, int]:
 def measure_similarity(
     predictor: Predictor, dataset: LabelledImages, blocks: Sequence[int]
 ) -> list[float]:
-    """Measure how often a patch of the chosen patch's class is more similar to it than a patch of
-    another class, block by block, as the mean over the scenes.
+    """Return, per block, how often a patch of the chosen patch's class is more similar to it than a
+    patch of another class, as the mean over the scenes; ties count half.
 
-    Ties count half. A patch has the class of the pixel at its middle. Scenes with one class only,
-    or no second patch of it, are left out.
+    A patch has the class of its middle pixel. Scenes without two such patches are left out.
     """
     found = []
     for index in range(len(dataset)):
@@ -269,13 +251,6 @@ def _trained(entry: Entry, reproduction: Reproduction) -> Predictor | None:
         if is_trained(one.checkpoint.parent):
             return load_predictor(one.checkpoint)
     return None
-
-
-def _square(predictor: Predictor, image: Tensor) -> Tensor:
-    """The middle square of a picture (3, H, W), of the window's size, normalised."""
-    config, side = predictor.checkpoint.config.model, predictor.settings.window
-    square = center_crop(image, [min(image.shape[-2:])])
-    return normalise(resize_image(square, (side, side)), config.mean, config.std)
 
 
 def _picture(image: Tensor) -> NDArray[np.uint8]:

@@ -1,10 +1,11 @@
-"""One run in a process of its own: `python -m cascade_clip.research.reproduction.job_process JOB`,
-where JOB is its description as JSON.
+"""One run in a process of its own, which `jobs` starts with the description of the run as JSON.
 
-Trains unless that is done, then makes the scores and the choices of a calibration that are missing.
-What exists is never made twice, and a run that another process is making is waited for. Ends when
-the process that started it ends.
+Trains unless that is done, then makes missing scores and calibration choices. Results that exist
+are never made twice, and a run that another process is making is waited for. Ends when the process
+that started it ends.
 """
+
+from __future__ import annotations
 
 import logging
 import os
@@ -31,7 +32,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one job; its exit code is 0, or 1 with one line on standard error that says why."""
     from cascade_clip.training import quiet_engine
 
-    _end_with_parent()
+    parent = os.environ.get(PARENT)
+    if parent:  # end with it, even if it is killed
+        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cascade_clip").setLevel(logging.INFO)
     quiet_engine()
@@ -53,17 +56,13 @@ def run_job(job: Job) -> None:
     """
     from filelock import FileLock
 
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(job.folder / ".lock"):
-        _train(job)
-        _score(job)
-
-
-def _train(job: Job) -> None:
     from cascade_clip.training import fit
 
-    if not is_trained(job.folder):
-        fit(job.config, job.folder, resume="auto")
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(job.folder / ".lock"):
+        if not is_trained(job.folder):
+            fit(job.config, job.folder, resume="auto")
+        _score(job)
 
 
 def _score(job: Job) -> None:
@@ -89,22 +88,11 @@ def _score(job: Job) -> None:
         write_result(job.folder, inference, tallies, np.array(vocabulary.seen_mask))
     for choice in job.to_choose:
         predictor, dataset, text = prepare(choice)
-        sweep = sweep_calibration(
-            predictor, dataset, choice.values, held_out=choice.held_out, text=text
-        )
-        write_choice(
-            job.folder, choice, {**sweep.to_json(), "chosen": sweep.values[sweep.best]}
-        )  # an error where there is nothing to choose by
-
-
-def _end_with_parent() -> None:
-    """Let this process end with the one that started it, however that ends; a kill would leave it
-    running."""
-    parent = os.environ.get(PARENT)
-    if parent:
-        threading.Thread(
-            target=_watch, args=(int(parent),), name="watch-parent", daemon=True
-        ).start()
+        hidden = choice.held_out
+        sweep = sweep_calibration(predictor, dataset, choice.values, held_out=hidden, text=text)
+        # an error where there is nothing to choose by
+        chosen = sweep.values[sweep.best]
+        write_choice(job.folder, choice, {**sweep.to_json(), "chosen": chosen})
 
 
 def _watch(parent: int) -> None:

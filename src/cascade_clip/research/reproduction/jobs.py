@@ -1,5 +1,4 @@
-"""The runs that entries need: which there are, what is done, and how the others are made, several
-at a time in separate processes."""
+"""The runs that entries need, which of them are done, and how processes make the others."""
 
 from __future__ import annotations
 
@@ -39,18 +38,12 @@ _PATIENCE = 30.0
 class Job:
     """One training with one seed, and all that is asked of its model."""
 
-    name: str
-    """Of the first row that needs it."""
-    folder: Path
-    """Run folder."""
-    config: Config
-    """Settings of the training."""
-    inferences: tuple[Inference, ...]
-    """Ways of inference to score."""
-    entries: tuple[str, ...] = ()
-    """Keys of the entries that need it."""
-    choices: tuple[Choice, ...] = ()
-    """Choices of a calibration to make."""
+    name: str  # of the first row that needs it
+    folder: Path  # run folder
+    config: Config  # settings of the training
+    inferences: tuple[Inference, ...]  # ways of inference to score
+    entries: tuple[str, ...] = ()  # keys of the entries that need it
+    choices: tuple[Choice, ...] = ()  # choices of a calibration to make
 
     @property
     def done(self) -> bool:
@@ -93,18 +86,16 @@ class Job:
             ValueError: it is not the description of a run.
         """
         values: dict[str, Any] = json.loads(text)
-        return cls(
-            name=values["name"],
-            folder=Path(values["folder"]),
-            config=config_from_dict(Config, values["config"]),
-            inferences=tuple(config_from_dict(Inference, one) for one in values["inferences"]),
-            choices=tuple(config_from_dict(Choice, one) for one in values["choices"]),
-        )
+        config = config_from_dict(Config, values["config"])
+        inferences = tuple(config_from_dict(Inference, one) for one in values["inferences"])
+        choices = tuple(config_from_dict(Choice, one) for one in values["choices"])
+        folder = Path(values["folder"])
+        return cls(values["name"], folder, config, inferences, choices=choices)
 
 
 def plan_jobs(entries: Sequence[Entry], reproduction: Reproduction) -> list[Job]:
-    """List every run that the entries need, each once, in their order, and within an entry seed by
-    seed. All new seeds of a training get one folder, even if different rows ask for them."""
+    """List each run that the entries need once, entry by entry, seed by seed. All new seeds of a
+    training get one folder, even if different rows ask for them."""
     jobs: dict[tuple[str, int], Job] = {}
     folders: dict[str, Path] = {}
     for job in _jobs_of(entries, reproduction):
@@ -123,8 +114,7 @@ def plan_jobs(entries: Sequence[Entry], reproduction: Reproduction) -> list[Job]
 
 
 def _jobs_of(entries: Sequence[Entry], reproduction: Reproduction) -> Iterator[Job]:
-    """Yield the training of every row and seed, and where the row's calibration is chosen, the
-    training that chooses."""
+    """Yield the training of every row and seed, and the one that chooses a row's calibration."""
     settings, folder = reproduction.settings, reproduction.seed_folder
     for entry in entries:
         for seed in reproduction.seeds[entry.key]:
@@ -139,8 +129,7 @@ def _jobs_of(entries: Sequence[Entry], reproduction: Reproduction) -> Iterator[J
 
 
 def estimate_seconds(jobs: Sequence[Job]) -> dict[Path, float]:
-    """Estimate the training time that is left of every job that is not done, by its folder; empty
-    before any is finished.
+    """Estimate the remaining training seconds of unfinished jobs, by folder; empty before any ends.
 
     Another seed of the same training is the best guess, else the mean time of a step.
     """
@@ -160,8 +149,7 @@ class Failure:
     """A run that failed."""
 
     job: Job
-    reason: str
-    """One line."""
+    reason: str  # one line
 
 
 def run_jobs(
@@ -172,19 +160,15 @@ def run_jobs(
     failed: Callable[[Failure], None],
     moved: Callable[[float, int], None],
 ) -> list[Failure]:
-    """Make runs, `at_once` at a time. A failing one does not stop the others; when this is
-    interrupted, they save their state and stop.
+    """Make runs in separate processes and return the failures, which do not stop the others. When
+    this is interrupted, the processes save their state and stop.
 
     Args:
         jobs: the runs.
         at_once: number of processes.
         one_core: whether each is held to one core.
         failed: called with every failure.
-        moved: called again and again with the number of runs that are made, parts of runs included,
-            and the number of those that are done.
-
-    Returns:
-        The failures.
+        moved: called repeatedly with the runs made, parts of runs included, and the runs done.
     """
     waiting, failures = list(jobs), []
     running: dict[subprocess.Popen[bytes], tuple[Job, int]] = {}
@@ -192,7 +176,8 @@ def run_jobs(
         while waiting or running:
             while waiting and len(running) < at_once:
                 job = waiting.pop(0)
-                begin = _log_size(job)
+                log = job.folder / LOG
+                begin = log.stat().st_size if log.is_file() else 0
                 running[_start(job, one_core=one_core)] = job, begin
             time.sleep(0.2)
             for process in [one for one in running if one.poll() is not None]:
@@ -209,20 +194,14 @@ def run_jobs(
 
 
 def _start(job: Job, *, one_core: bool) -> subprocess.Popen[bytes]:
-    """Start a process in its own session, so that Ctrl-C reaches it only through `_stop`; its
-    messages go to the run's log."""
+    """Start a process that logs to the run folder, in a session that only `_stop` interrupts."""
     threads = {"OMP_NUM_THREADS": "1"} if one_core else {}
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", **threads, PARENT: str(os.getpid())}
     job.folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", f"{__package__}.job_process", job.to_json()]
     with (job.folder / LOG).open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "cascade_clip.research.reproduction.job_process", job.to_json()],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        streams: Any = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
 
 
 def _stop(running: Mapping[subprocess.Popen[bytes], Any]) -> None:
@@ -235,11 +214,6 @@ def _stop(running: Mapping[subprocess.Popen[bytes], Any]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _log_size(job: Job) -> int:
-    log = job.folder / LOG
-    return log.stat().st_size if log.is_file() else 0
 
 
 def _last_line(job: Job, begin: int) -> str:

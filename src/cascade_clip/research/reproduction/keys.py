@@ -34,14 +34,10 @@ _CHANGES_NOTHING = frozenset(
 class Choice:
     """How a model from whose training some seen classes are hidden chooses the calibration."""
 
-    settings: InferenceConfig
-    """Windows and the like."""
-    data: DataConfig
-    """Images to choose on; labels of the unseen classes play no part."""
-    held_out: tuple[str, ...]
-    """The hidden seen classes."""
-    values: tuple[float, ...]
-    """Calibrations to choose from."""
+    settings: InferenceConfig  # windows and the like
+    data: DataConfig  # images to choose on; labels of the unseen classes play no part
+    held_out: tuple[str, ...]  # the hidden seen classes
+    values: tuple[float, ...]  # calibrations to choose from
 
     @property
     def key(self) -> str:
@@ -54,17 +50,13 @@ class Choice:
 class Inference:
     """One way to use a trained model, and the dataset that it is scored on."""
 
-    settings: InferenceConfig
-    """Windows, calibration and the like."""
-    data: DataConfig
-    """The evaluation set."""
-    protocol: str
-    """Protocol of the training."""
+    settings: InferenceConfig  # windows, calibration and the like
+    data: DataConfig  # the evaluation set
+    protocol: str  # protocol of the training
 
     @property
     def calibration(self) -> float:
-        """What is subtracted from the scores of seen classes: nothing after training that knew the
-        unseen names."""
+        """Subtracted from the scores of seen classes; 0 after training with the unseen names."""
         return self.settings.calibration if self.protocol == "inductive" else 0.0
 
     def calibrated(self, value: float) -> Inference:
@@ -81,9 +73,8 @@ class Inference:
 def training_key(config: Config) -> str:
     """Hash the settings that decide a training, without the seed."""
     values = config_to_dict(config)
-    return hash_settings(
-        _changed({name: values[name] for name in _TRAINING}, config_to_dict(Config()))
-    )
+    training = {name: values[name] for name in _TRAINING}
+    return hash_settings(_changed(training, config_to_dict(Config())))
 
 
 def hash_settings(values: Mapping[str, Any]) -> str:
@@ -93,11 +84,8 @@ def hash_settings(values: Mapping[str, Any]) -> str:
 
 def _changed_inference(settings: InferenceConfig, data: DataConfig) -> dict[str, Any]:
     values = {"inference": config_to_dict(settings), "evaluation": config_to_dict(data)}
-    defaults = {
-        "inference": config_to_dict(InferenceConfig()),
-        "evaluation": config_to_dict(DataConfig()),
-    }
-    return _changed(values, defaults)
+    plain = config_to_dict(InferenceConfig()), config_to_dict(DataConfig())
+    return _changed(values, dict(zip(values, plain, strict=True)))
 
 
 def _changed(

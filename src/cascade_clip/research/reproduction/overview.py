@@ -1,5 +1,4 @@
-"""What stands above the entries on every page: how to read them, how much was run and tested, and
-what each entry found."""
+"""The top of every page: how to read it, how much was run and tested, and what each entry found."""
 
 import math
 import re
@@ -36,22 +35,16 @@ def closing(section: Section) -> str:
     """Say what was not run, and the command for it, in `backticks`."""
     if section.is_empty:
         return f"Not run here. This command does: `{section.command}`"
-    lacking = [
-        f"{start} ({len(names)}): {'; '.join(names)}."
-        for start, names in (
-            ("Rows without results", section.missing),
-            ("Incomplete rows", section.incomplete),
-        )
-        if names
-    ]
+    groups = {"Rows without results": section.missing, "Incomplete rows": section.incomplete}
+    found = [(start, names) for start, names in groups.items() if names]
+    lacking = [f"{start} ({len(names)}): {'; '.join(names)}." for start, names in found]
     if lacking:
         return f"{' '.join(lacking)} This command makes what is missing: `{section.command}`"
     return f"Made by `{section.command}`"
 
 
 def how_to_read(settings: ReproductionSettings, sections: Sequence[Section]) -> list[str]:
-    """Say what the values are, when a difference counts, and what many comparisons do; a paragraph
-    each."""
+    """Explain values, when differences count, and many comparisons, in a paragraph each."""
     source = (
         "The paper's figures come from photographs and models of full size, ours from small drawn"
         " scenes and a small CLIP: signs and orderings can be compared, values cannot."
@@ -87,11 +80,9 @@ def how_to_read(settings: ReproductionSettings, sections: Sequence[Section]) -> 
 def _word_chance(sections: Sequence[Section]) -> str:
     """Say how many differences are tested, and how many would seem certain by chance."""
     parts = []
-    for one_seed, sides, compared in (
-        (False, "rows with several seeds", "row"),
-        (True, "trained models (one seed)", "trained model"),
-    ):
-        tests, certain = _count_tests(sections, one_seed)
+    for one_seed, sides in enumerate(("rows with several seeds", "trained models (one seed)")):
+        tests, certain = _count_tests(sections, bool(one_seed))
+        compared = "trained model" if one_seed else "row"
         if tests:
             parts.append(
                 f"{tests} differences between {sides} are tested on this page, and {certain} are"
@@ -109,25 +100,18 @@ def _word_chance(sections: Sequence[Section]) -> str:
 
 def summary_of_runs(sections: Sequence[Section]) -> list[tuple[str, str, str]]:
     """Value, name and note of the cards that say how much was run and tested."""
-    runs = {
-        run.checkpoint
-        for section in sections
-        for found in section.results.values()
-        for run in found
-    }
+    made = [runs for section in sections for runs in section.results.values()]
+    models = {run.checkpoint for runs in made for run in runs}
     done = sum(not section.is_empty for section in sections)
     cards = [
         (f"{done} of {len(sections)}", "entries", "with results"),
-        (str(len(runs)), "trained models", "shared by entries"),
+        (str(len(models)), "trained models", "shared by entries"),
     ]
-    for one_seed, compared, note in (
-        (False, "rows", "several seeds"),
-        (True, "trained models", "one seed"),
-    ):
-        tests, certain = _count_tests(sections, one_seed)
+    for one_seed, compared in enumerate(("rows", "trained models")):
+        tests, certain = _count_tests(sections, bool(one_seed))
+        note = "certain, one seed" if one_seed else "certain, several seeds"
         if tests:
-            name = f"differences between {compared}"
-            cards.append((f"{certain} of {tests}", name, f"certain, {note}"))
+            cards.append((f"{certain} of {tests}", f"differences between {compared}", note))
     return cards
 
 
@@ -138,14 +122,10 @@ def _count_tests(sections: Sequence[Section], one_seed: bool) -> tuple[int, int]
 
 
 def different_tests(sections: Sequence[Section]) -> list[Verdict]:
-    """List the verdicts that can be computed, without those on the same two groups of models, used
-    in the same way, as an earlier one."""
+    """List the computable verdicts, without those on the same models, used alike, as an earlier."""
     found: dict[Hashable, Verdict] = {}
     for section in sections:
-        sides = {
-            row.name: _side(section.settings, row, section.results.get(row.name, ()))
-            for row in section.entry.rows
-        }
+        sides = {row.name: _side(section, row) for row in section.entry.rows}
         for verdict in section.verdicts:
             if verdict.standing != "unknown":
                 pair = frozenset((sides[verdict.row], sides[verdict.against]))
@@ -153,19 +133,17 @@ def different_tests(sections: Sequence[Section]) -> list[Verdict]:
     return list(found.values())
 
 
-def _side(settings: ReproductionSettings, row: EntryRow, runs: Sequence[Result]) -> Hashable:
-    """The models of a row and how each is used, with the calibration that it was given, chosen or
-    not."""
-    own = settings.inference(row)
+def _side(section: Section, row: EntryRow) -> Hashable:
+    """The models of a row and how each is used, with its calibration, chosen or not."""
+    own = section.settings.inference(row)
     return tuple(
         (run.checkpoint, (own if run.calibration is None else own.calibrated(run.calibration)).key)
-        for run in runs
+        for run in section.results.get(row.name, ())
     )
 
 
 def seed_spread(sections: Sequence[Section]) -> dict[str, float]:
-    """Compute the standard deviation between seeds of the same settings, in 0..1, pooled over all
-    trainings that have several; empty without any.
+    """Pool the standard deviation (0..1) between seeds of the same settings; empty without any.
 
     Of rows that share their training the first counts; those whose calibration is chosen seed by
     seed do not have the same settings.

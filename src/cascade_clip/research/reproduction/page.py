@@ -1,5 +1,4 @@
-"""The reproduction as files: an HTML page that needs no script and no connection, the same as
-Markdown, and all values as JSON."""
+"""The reproduction as a self-contained HTML page, the same as Markdown, and all values as JSON."""
 
 import json
 import math
@@ -11,6 +10,7 @@ from typing import Any
 from cascade_clip.evaluation import embed, render
 from cascade_clip.files import write_whole
 from cascade_clip.research.reproduction.charts import describe_picture
+from cascade_clip.research.reproduction.entries import EntryRow
 from cascade_clip.research.reproduction.overview import (
     closing,
     entry_name,
@@ -19,7 +19,7 @@ from cascade_clip.research.reproduction.overview import (
     summary_of_runs,
     title,
 )
-from cascade_clip.research.reproduction.runs import Reproduction
+from cascade_clip.research.reproduction.runs import Reproduction, Result
 from cascade_clip.research.reproduction.sections import Section
 from cascade_clip.research.reproduction.settings import ReproductionSettings
 
@@ -43,14 +43,9 @@ def build_page(settings: ReproductionSettings, sections: Sequence[Section]) -> s
     """Build the page as one HTML file, plots included."""
     lead, *paragraphs = how_to_read(settings, sections)
     values = _values(settings, sections, lambda path: embed(path.read_bytes(), "png"))
-    return render(
-        f"{_TEMPLATES}/page.html",
-        **values,
-        lead=lead,
-        cards=summary_of_runs(sections),
-        paragraphs=paragraphs,
-        links={entry_name(section): f"#{section.entry.key}" for section in sections},
-    )
+    values |= {"lead": lead, "paragraphs": paragraphs, "cards": summary_of_runs(sections)}
+    links = {entry_name(section): f"#{section.entry.key}" for section in sections}
+    return render(f"{_TEMPLATES}/page.html", **values, links=links)
 
 
 def build_markdown(out: Path, settings: ReproductionSettings, sections: Sequence[Section]) -> str:
@@ -64,62 +59,41 @@ def _values(
     settings: ReproductionSettings, sections: Sequence[Section], source: Callable[[Path], str]
 ) -> dict[str, Any]:
     """What HTML and Markdown show; of every plot its description, a short one and its source."""
-    return {
-        "title": title(settings),
-        "overview": overview(sections),
-        "sections": [
-            {
-                "shown": section,
-                "name": entry_name(section),
-                "closing": closing(section),
-                "pictures": [
-                    (text, text.split(". ")[0].rstrip("."), source(path))
-                    for path, text in zip(
-                        section.pictures, map(describe_picture, section.pictures), strict=True
-                    )
-                ],
-            }
-            for section in sections
-        ],
-    }
+    shown = []
+    for section in sections:
+        texts = [(path, describe_picture(path)) for path in section.pictures]
+        pictures = [(text, text.split(". ")[0].rstrip("."), source(path)) for path, text in texts]
+        words = {"name": entry_name(section), "closing": closing(section)}
+        shown.append({"shown": section, "pictures": pictures, **words})
+    return {"title": title(settings), "overview": overview(sections), "sections": shown}
 
 
 def to_json(
     out: Path, settings: ReproductionSettings, sections: Sequence[Section]
 ) -> dict[str, Any]:
-    """Write everything as plain values; ours in 0..1, published ones in percent, null where one
-    cannot be computed."""
-    return {
-        "world": settings.name,
-        "entries": {
-            section.entry.key: {
-                "title": section.entry.title,
-                "note": section.entry.note,
-                "command": section.command,
-                "rows": [
-                    {
-                        "name": row.name,
-                        "published": {name: list(found) for name, found in row.published.items()},
-                        "settings": row.settings,
-                        "runs": [
-                            _run(run.seed, run.seconds, run.scores)
-                            for run in section.results.get(row.name, ())
-                        ],
-                    }
-                    for row in section.entry.rows
-                ],
-                "verdicts": [verdict.to_json() for verdict in section.verdicts],
-                "words": list(section.wording),
-                "pictures": [_relative(picture, out) for picture in section.pictures],
-            }
-            for section in sections
-        },
+    """Write plain values: ours in 0..1, published ones in percent, null where not computable."""
+    entries = {
+        section.entry.key: {
+            "title": section.entry.title,
+            "note": section.entry.note,
+            "command": section.command,
+            "rows": [_row(row, section.results.get(row.name, ())) for row in section.entry.rows],
+            "verdicts": [verdict.to_json() for verdict in section.verdicts],
+            "words": list(section.wording),
+            "pictures": [_relative(picture, out) for picture in section.pictures],
+        }
+        for section in sections
     }
+    return {"world": settings.name, "entries": entries}
 
 
-def _run(seed: int, seconds: float, scores: dict[str, float]) -> dict[str, Any]:
-    finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
-    return {"seed": seed, "seconds": seconds, "scores": finite}
+def _row(row: EntryRow, results: Sequence[Result]) -> dict[str, Any]:
+    runs: list[dict[str, Any]] = []
+    for run in results:
+        known = {name: one if math.isfinite(one) else None for name, one in run.scores.items()}
+        runs.append({"seed": run.seed, "seconds": run.seconds, "scores": known})
+    published = {name: list(found) for name, found in row.published.items()}
+    return {"name": row.name, "published": published, "settings": row.settings, "runs": runs}
 
 
 def _relative(path: Path, out: Path) -> str:

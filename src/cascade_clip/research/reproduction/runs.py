@@ -9,6 +9,7 @@ chosen calibration (`calibration-HASH.json`). Letters: N images, C classes.
 
 import io
 import json
+import math
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,18 +37,13 @@ _DAMAGED = (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
 class Result:
     """What one row brought with one seed."""
 
-    seed: int
-    """Of the training."""
+    seed: int  # of the training
     scores: dict[str, float]
     """S, U, hIoU, mIoU and pixel accuracy, in 0..1; NaN where one cannot be computed."""
-    tallies: Tallies
-    """Pixel counts of every image."""
-    seen: NDArray[np.bool_]
-    """(C,): which classes are seen."""
-    seconds: float
-    """Training time."""
-    checkpoint: Path
-    """Checkpoint folder."""
+    tallies: Tallies  # pixel counts of every image
+    seen: NDArray[np.bool_]  # (C,): which classes are seen
+    seconds: float  # training time
+    checkpoint: Path  # checkpoint folder
     calibration: float | None = None
     """What was subtracted from the scores of seen classes; None where it was not kept."""
 
@@ -56,12 +52,9 @@ class Result:
 class Reproduction:
     """Entries on one dataset with some seeds, in one output folder."""
 
-    settings: ReproductionSettings
-    """The dataset."""
-    out: Path
-    """Folder for runs, plots and pages."""
-    seeds: Mapping[str, Sequence[int]]
-    """Key of an entry to its seeds."""
+    settings: ReproductionSettings  # the dataset
+    out: Path  # folder for runs, plots and pages
+    seeds: Mapping[str, Sequence[int]]  # key of an entry to its seeds
 
     def run_folder(self, row: EntryRow, config: Config) -> Path:
         """Return the folder with the seeds of a training, made under whatever row's name first."""
@@ -69,8 +62,7 @@ class Reproduction:
         return found[0] if found else self.out / "runs" / f"{slug(row.name)}-{training_key(config)}"
 
     def seed_folder(self, row: EntryRow, config: Config) -> Path:
-        """Return the run folder of a training with its seed; of several, made under different
-        names, the one that got furthest."""
+        """Return the run folder of a training with its seed; of several, the furthest one."""
         name = f"seed-{config.train.seed}"
         found = [path / name for path in self._folders_of(config) if (path / name).is_dir()]
         return max(found, key=_progress) if found else self.run_folder(row, config) / name
@@ -121,8 +113,7 @@ def is_trained(folder: Path) -> bool:
 
 
 def training_seconds(folder: Path) -> float:
-    """Sum up how long a run has trained, over all its starts and both halves of a transductive
-    one."""
+    """Sum up the training seconds of a run, over its starts and both halves of a transductive."""
     parts = [read_metrics(part / "metrics.csv") for part in (folder, folder / "stage1")]
     # a kill may have cut the last row off
     return sum(max((row.get("seconds", 0.0) for row in rows), default=0.0) for rows in parts)
@@ -154,10 +145,8 @@ def read_result(folder: Path, inference: Inference, seed: int) -> Result | None:
         with np.load(folder / f"tallies-{inference.key}.npz") as arrays:
             tallies = Tallies(arrays["intersection"], arrays["union"])
             seen = arrays["seen"].astype(bool)
-        scores = {
-            name: float("nan") if value is None else float(value)
-            for name, value in values["scores"].items()
-        }
+        kept = values["scores"].items()
+        scores = {name: math.nan if value is None else float(value) for name, value in kept}
         seconds, calibration = float(values["seconds"]), float(values["calibration"])
         return Result(seed, scores, tallies, seen, seconds, folder / "model", calibration)
     except _DAMAGED:
@@ -178,18 +167,16 @@ def read_choice(folder: Path, choice: Choice) -> float | None:
 
 
 def score(tallies: Tallies, seen: NDArray[np.bool_]) -> dict[str, float]:
-    """Compute S, U, hIoU, mIoU and pixel accuracy over all images, in 0..1, where every labelled
-    pixel was given a class."""
+    """Compute S, U, hIoU, mIoU and pixel accuracy (0..1) where each labelled pixel has a class."""
     counts = (tallies.intersection, tallies.union)
     intersection, union = (one.sum(axis=0).astype(np.float64) for one in counts)  # (C,)
     present = union > 0
     # a wrong pixel is in two unions, a right one in one
     pixels = (union.sum() + intersection.sum()) / 2
-    nan = float("nan")
     return {
         **dict(zip(PAIRED_METRICS, map(float, figures(intersection, union, seen)), strict=True)),
         "mIoU": float(mean_iou(intersection[present], union[present])),
-        "pixel accuracy": float(intersection.sum() / pixels) if pixels else nan,
+        "pixel accuracy": float(intersection.sum() / pixels) if pixels else math.nan,
     }
 
 

@@ -27,17 +27,13 @@ class Section:
     settings: ReproductionSettings
     results: Mapping[str, Sequence[Result]]
     """Of each row, one a seed; rows that were not run have none."""
-    command: str
-    """What makes what is missing."""
+    command: str  # what makes what is missing
     verdicts: Sequence[Verdict] = ()
-    pictures: Sequence[Path] = ()
-    """PNG files that carry their own descriptions."""
-    wording: Sequence[str] = ()
-    """What the table says, one sentence or more each."""
+    pictures: Sequence[Path] = ()  # PNG files that carry their own descriptions
+    wording: Sequence[str] = ()  # what the table says, one sentence or more each
     tables: Sequence[Table] = ()
     """The table of the rows if there are several, and others such as counted parameters."""
-    seeds: Sequence[int] = ()
-    """That every row should have."""
+    seeds: Sequence[int] = ()  # that every row should have
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -46,7 +42,7 @@ class Section:
 
     @property
     def incomplete(self) -> tuple[str, ...]:
-        """Rows that have results of some of the seeds only, such as `baseline (without seed 2)`."""
+        """Rows with results of only some seeds, such as `baseline (without seed 2)`."""
         found = []
         for row in self.entry.rows:
             made = {run.seed for run in self.results.get(row.name, ())}
@@ -71,8 +67,7 @@ def build_section(
         entry: the table, figure or question.
         reproduction: where, and with which seeds.
         command: what makes what is missing.
-        count: whether costs that are not kept may be counted and timed; else they are said to be
-            missing.
+        count: whether to count and time costs that are not cached, rather than report them missing.
     """
     settings = reproduction.settings
     results = {row.name: reproduction.results(entry, row) for row in entry.rows}
@@ -85,24 +80,12 @@ def build_section(
         pictures.append(save_picture(draw_differences(verdicts), chart, description))
     counted = count_parts(entry, reproduction, "" if count else command)
     own = [main_table(entry, results, verdicts, published_on)] if len(entry.rows) > 1 else []
-    return Section(
-        entry,
-        settings,
-        results,
-        command,
-        verdicts,
-        pictures,
-        wording=[
-            *describe(entry, verdicts, results, published_on),
-            *describe_choices(entry, results),
-            *counted.wording,
-        ],
-        tables=[*own, *counted.tables],
-        seeds=reproduction.seeds[entry.key],
-    )
+    said = [*describe(entry, verdicts, results, published_on), *describe_choices(entry, results)]
+    wording, tables = [*said, *counted.wording], [*own, *counted.tables]
+    seeds = reproduction.seeds[entry.key]
+    return Section(entry, settings, results, command, verdicts, pictures, wording, tables, seeds)
 
 
 def find_published(entry: Entry, name: str) -> str:
-    """Name the dataset whose published values are shown: the own one, `name`, where the paper has
-    any on it, else the entry's."""
+    """Return `name` where the paper has values on that dataset, else the entry's dataset."""
     return name if any(name in row.published for row in entry.rows) else entry.published_on

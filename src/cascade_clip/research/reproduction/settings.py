@@ -1,5 +1,4 @@
-"""Where entries are reproduced: base settings of a dataset, and which of its values replace those
-of the paper. `settings/` has one YAML file per dataset."""
+"""Base settings of each dataset and what replaces the paper's values; YAML files in `settings/`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,31 +15,24 @@ FOLDER = Path(__file__).parent / "settings"
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Seen classes that are hidden from the training of a second model, to play the unseen classes
-    when a calibration is chosen."""
+    """Seen classes hidden from a second model, as unseen ones by which to choose a calibration."""
 
     names: tuple[str, ...]
-    """Their names."""
     unseen: str
-    """Names of all classes that this training hides, separated by commas: the unseen ones and
-    these."""
+    """All classes that this training hides, separated by commas: the unseen ones and these."""
     data: dict[str, Any]
     """How the images of the choice differ from the evaluation set. On the sandbox no model was
-    trained on them; elsewhere they are images of the training split, as no third split has
-    labels."""
+    trained on them; elsewhere they are from the training split, as no third split has labels."""
 
 
 @dataclass(frozen=True)
 class ReproductionSettings:
     """A dataset with the settings of the cascade on it."""
 
-    name: str
-    """`sandbox`, `voc`, `coco-stuff` or `context`."""
-    base: dict[str, Any]
-    """Settings of the cascade, nested as in YAML."""
+    name: str  # `sandbox`, `voc`, `coco-stuff` or `context`
+    base: dict[str, Any]  # settings of the cascade, nested as in YAML
     replace: dict[str, dict[Any, Any]]
-    """Dotted setting to the paper's values (those of COCO-Stuff) and the values that replace them
-    here."""
+    """Dotted setting to the paper's values (of COCO-Stuff) and the values that replace them."""
     held_out: HeldOut = HeldOut((), "", {})
     """How a calibration is chosen without labels of unseen classes."""
     small: bool = False
@@ -58,8 +50,7 @@ class ReproductionSettings:
         return replace(config, train=replace(config.train, seed=seed))
 
     def training_config(self, row: EntryRow, seed: int) -> Config:
-        """Return the settings of a row's training, without those of its inference and evaluation,
-        so that rows can share it."""
+        """Return the training settings of a row, without those of its inference and evaluation."""
         base = self.config(EntryRow(row.name, {}, {}), seed)
         return replace(self.config(row, seed), inference=base.inference, evaluation=None)
 
@@ -110,13 +101,13 @@ def load_settings(name: str, root: str = "") -> ReproductionSettings:
     Raises:
         ValueError: no such settings.
     """
-    if name not in list_settings():
-        known = ", ".join(list_settings())
-        raise SettingError(f"unknown world {name!r}; choose one of {known}")
+    known = list_settings()
+    if name not in known:
+        raise SettingError(f"unknown world {name!r}; choose one of {', '.join(known)}")
     values = read_yaml(FOLDER / f"{name}.yaml")
     base = merge(values.pop("base"), {"data": {"root": root}} if root else {})
-    held_out = values.pop("held_out")
-    held_out = HeldOut(**{**held_out, "names": tuple(held_out["names"])})
+    hidden = values.pop("held_out")
+    held_out = HeldOut(tuple(hidden["names"]), hidden["unseen"], hidden["data"])
     return ReproductionSettings(name=name, base=base, held_out=held_out, **values)
 
 

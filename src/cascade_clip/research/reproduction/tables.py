@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -22,8 +22,7 @@ class Cell(NamedTuple):
     """One cell of a table."""
 
     text: str
-    tone: Tone = ""
-    """`up` or `down` for a difference that is certain, which is shown bold."""
+    tone: Tone = ""  # `up` or `down` for a difference that is certain, which is shown bold
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ def main_table(
     verdicts: Sequence[Verdict],
     published_on: str,
 ) -> Table:
-    """One line a row: published S / U / hIoU, ours as mean and deviation over the seeds, and the
-    differences with their intervals."""
+    """One line a row: published S / U / hIoU, ours over the seeds, differences with intervals."""
     published = any(row.published.get(published_on) for row in entry.rows)
     against = {verdict.against for verdict in verdicts}
     heads = ["row", *([f"paper, {published_on}"] if published else []), *PAIRED_METRICS, "seeds"]
@@ -53,36 +51,22 @@ def main_table(
     rows = []
     for row in entry.rows:
         cells = [Cell(row.name), *([Cell(published_cell(row, published_on))] if published else [])]
-        cells += _own_cells(results.get(row.name, ()))
-        rows.append((*cells, *_difference_cells(row, verdicts, named=len(against) > 1)))
+        runs = results.get(row.name, ())
+        cells += [Cell(mean_cell([run.scores[name] for run in runs])) for name in PAIRED_METRICS]
+        cells.append(Cell(", ".join(str(run.seed) for run in runs) or "-"))
+        own = {verdict.figure: verdict for verdict in verdicts if verdict.row == row.name}
+        if len(against) > 1:
+            cells.append(Cell(next((verdict.against for verdict in own.values()), "")))
+        for name in PAIRED_METRICS if verdicts else ():
+            cells.append(difference_cell(own[name]) if name in own else Cell(""))
+        rows.append(tuple(cells))
     return Table(entry.title, tuple(heads), tuple(rows))
-
-
-def _own_cells(runs: Sequence[Result]) -> Iterator[Cell]:
-    """Means and seeds of a row."""
-    for name in PAIRED_METRICS:
-        yield Cell(mean_cell([run.scores[name] for run in runs]))
-    yield Cell(", ".join(str(run.seed) for run in runs) or "-")
-
-
-def _difference_cells(row: EntryRow, verdicts: Sequence[Verdict], *, named: bool) -> Iterator[Cell]:
-    """What a row is compared with, where that is `named` row by row, and the differences."""
-    own = {verdict.figure: verdict for verdict in verdicts if verdict.row == row.name}
-    if named:
-        yield Cell(next((verdict.against for verdict in own.values()), ""))
-    if verdicts:
-        for name in PAIRED_METRICS:
-            yield difference_cell(own[name]) if name in own else Cell("")
 
 
 def published_cell(row: EntryRow, dataset: str) -> str:
     """S / U / hIoU of the paper, such as `41.1 / 43.4 / -`."""
-    found = row.published.get(dataset)
-    return (
-        "-"
-        if not found
-        else " / ".join("-" if value is None else f"{value:.1f}" for value in found)
-    )
+    found = row.published.get(dataset) or ()
+    return " / ".join("-" if value is None else f"{value:.1f}" for value in found) or "-"
 
 
 def mean_cell(values: Sequence[float]) -> str:
@@ -107,7 +91,6 @@ def difference_cell(verdict: Verdict) -> Cell:
 
 
 def points(value: float) -> str:
-    """A difference of figures in 0..1 as percentage points with its sign; what rounds to nothing
-    has none."""
+    """A difference in 0..1 as percentage points with its sign; what rounds to zero has none."""
     text = f"{100 * value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text

@@ -1,11 +1,10 @@
 """Whether the paper's ordering holds here, and how sure that is.
 
-Every row of an entry is compared with the row that it is meant to be compared with: a bootstrap
-over images (the same ones drawn for both rows) and over seeds. With few seeds the bootstrap over
-seeds is coarse and its intervals are too narrow: where two rows differ by their seeds alone,
-intervals from 3 seeds against 3 leave out 0 in 20 % of the cases, not in 5 %. A difference
-therefore counts as certain only if a two-sided t test over the seeds finds it too, which brings
-these 20 % to 5 %. With one seed neither can speak of other seeds.
+Every row is compared with its reference by a bootstrap over images (the same ones for both rows)
+and over seeds. With few seeds these intervals are too narrow: of rows that differ by their seeds
+alone, 3 against 3, they leave out 0 in 20 % of the cases, not in 5 %. A difference therefore counts
+as certain only if a two-sided t test over the seeds finds it too, which brings these 20 % to 5 %.
+With one seed neither can speak of other seeds.
 """
 
 from __future__ import annotations
@@ -27,11 +26,9 @@ LEVEL = 0.95
 """Share of the resamples that an interval holds; the t test uses the rest."""
 RESAMPLES = 4000
 LEANING = 0.9
-"""Share of the resamples that must agree before a difference that is not certain is said to
-lean."""
+"""Share of the resamples that must agree before an uncertain difference is said to lean."""
 LEANING_P = 0.2
-"""With several seeds the t test must give less than this as well: by the resamples alone, one of
-three pairs of equal rows would lean."""
+"""The t test must give less too: by resamples alone, 1 of 3 pairs of equal rows would lean."""
 
 Standing = Literal["certain", "leaning", "open", "unknown"]
 Ordering = Literal["holds", "leans the same way", "leans the other way", "reversed"]
@@ -44,22 +41,16 @@ class Verdict:
 
     row: str
     against: str
-    found: Difference
-    """Ours, the row minus the other one, with its interval."""
+    found: Difference  # ours, the row minus the other one, with its interval
     published: float | None
     """The paper's difference in percentage points; None where it prints none."""
-    seeds: tuple[int, int]
-    """How many seeds the two rows rest on."""
-    p_value: float | None
-    """Of the t test over the seeds; None with one seed."""
-    firm: bool
-    """Whether it is certain at the level that allows for all comparisons of the entry
-    (Bonferroni)."""
+    seeds: tuple[int, int]  # how many seeds the two rows rest on
+    p_value: float | None  # of the t test over the seeds; None with one seed
+    firm: bool  # whether it is certain at the level for all comparisons of the entry (Bonferroni)
     ahead: tuple[int, int]
     """With how many of the seeds that both rows have the row is higher, and how many there are."""
     shared: bool = False
-    """Whether the rows share their training and differ in inference alone; seeds are then compared
-    one by one."""
+    """Whether the rows differ in inference alone; seeds are then compared one by one."""
 
     @property
     def figure(self) -> str:
@@ -85,8 +76,7 @@ class Verdict:
 
     @property
     def outcome(self) -> Outcome:
-        """What that says of the paper's ordering; without one (none printed, or equal figures),
-        only which row is higher."""
+        """Whether the paper's ordering holds; where it has none, which row is higher."""
         change, standing = self.found.difference, self.standing
         if change is None or standing == "unknown":
             return "unknown"
@@ -121,8 +111,7 @@ class Verdict:
 def judge(
     entry: Entry, results: Mapping[str, Sequence[Result]], published_on: str
 ) -> list[Verdict]:
-    """S, U and hIoU of every row against its reference, in the order of the rows; rows without
-    results are left out.
+    """Judge S, U and hIoU of every row with results against its reference, in the order of rows.
 
     Args:
         entry: the table, figure or question.
@@ -143,13 +132,12 @@ def judge(
 
 
 def compare_seeds(first: Sequence[float], second: Sequence[float], *, paired: bool) -> float | None:
-    """Two-sided p-value of Student's t test between the figures of two rows, one a seed; None with
-    fewer than two seeds.
+    """Two-sided p-value of Student's t test between two rows; None with fewer than two seeds.
 
     Args:
-        first: figures of a row.
-        second: figures of the other row.
-        paired: whether the i-th figures of both belong together; else equal variances are assumed.
+        first: values of a row, one a seed.
+        second: values of the other row.
+        paired: whether the i-th values of both belong together; else equal variances are assumed.
     """
     if min(len(first), len(second)) < 2:
         return None
@@ -162,8 +150,7 @@ def compare_seeds(first: Sequence[float], second: Sequence[float], *, paired: bo
 
 
 def published_difference(row: EntryRow, other: EntryRow, figure: str, dataset: str) -> float | None:
-    """Return the paper's difference between two rows on a dataset, in percentage points; None where
-    it prints none."""
+    """Return the paper's difference of two rows in percentage points; None where it prints none."""
     place = PAIRED_METRICS.index(figure)
     pair = (row.published.get(dataset), other.published.get(dataset))
     first, second = (found[place] if found else None for found in pair)
@@ -190,6 +177,8 @@ def _compare(
         name = difference.name
         values = [[run.scores[name] for run in method] for method in (first, second)]
         p_value = compare_seeds(*values, paired=shared)
+        theirs = {run.seed: run.scores[name] for run in second}
+        common = [(run.scores[name], theirs[run.seed]) for run in first if run.seed in theirs]
         verdict = Verdict(
             row=row.name,
             against=other.name,
@@ -198,25 +187,17 @@ def _compare(
             seeds=(len(first), len(second)),
             p_value=p_value,
             firm=wide.certain and (p_value is None or p_value < strictly),
-            ahead=_count_ahead(first, second, name),
+            ahead=(sum(one > another for one, another in common), len(common)),
             shared=shared,
         )
         found.append(verdict)
     return found
 
 
-def _count_ahead(first: Sequence[Result], second: Sequence[Result], figure: str) -> tuple[int, int]:
-    """With how many of the common seeds the first is higher, and how many there are."""
-    other = {run.seed: run.scores[figure] for run in second}
-    common = [(run.scores[figure], other[run.seed]) for run in first if run.seed in other]
-    return sum(ours > theirs for ours, theirs in common), len(common)
-
-
 def _match(
     first: Sequence[Result], second: Sequence[Result]
 ) -> tuple[list[Result], list[Result], bool]:
-    """The runs to compare, and whether they are pairs: where every seed of both has the same
-    weights, only the common seeds are kept."""
+    """The runs to compare, and whether they are pairs: only common seeds, with shared weights."""
     ours, theirs = ({run.seed: run for run in runs} for runs in (first, second))
     common = sorted(ours.keys() & theirs.keys())
     if common and all(ours[seed].checkpoint == theirs[seed].checkpoint for seed in common):

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from cascade_clip.research.reproduction.runs import Result
 
 AUTHORS_SPREAD = 1.0
-"""Percentage points by which the paper's authors say that their own values move between runs (0.5
-to 1)."""
+"""Percentage points by which, the authors say, their values move between runs (0.5 to 1)."""
 _OUTCOMES: dict[Outcome, tuple[str, str]] = {
     "holds": ("holds with confidence", "holds"),
     "leans the same way": ("leans the paper's way", "leans the paper's way"),
@@ -47,8 +46,7 @@ _ONE_SEED: dict[Outcome, str] = {
 
 
 def word_outcome(verdict: Verdict) -> str:
-    """Put a verdict in a few words; one seed never gives more than a statement on the trained
-    models at hand."""
+    """Put a verdict in a few words; with one seed, only about the trained models at hand."""
     one = _ONE_SEED.get(verdict.outcome) if verdict.one_seed else None
     return one or _OUTCOMES[verdict.outcome][0]
 
@@ -60,8 +58,7 @@ def shorten_outcome(verdict: Verdict) -> str:
 
 
 def count_outcomes(verdicts: Sequence[Verdict], figure: str) -> list[tuple[Verdict, int]]:
-    """List the different outcomes of a metric, each as one verdict that has it, and how often it
-    occurs; those that hold first."""
+    """List a metric's outcomes, each as a verdict that has it and a count; holding ones first."""
     order = tuple(_OUTCOMES)
     own = [verdict for verdict in verdicts if verdict.figure == figure]
     own.sort(key=lambda verdict: order.index(verdict.outcome))
@@ -75,8 +72,7 @@ def describe(
     results: Mapping[str, Sequence[Result]],
     published_on: str,
 ) -> list[str]:
-    """Say what a table shows: the count of outcomes, the orders by mean, every comparison, and how
-    sure all that is."""
+    """Say what a table shows: outcome counts, orders by mean, every comparison, and how certain."""
     if not verdicts:
         return []
     order = compare_orders(entry, results, published_on)
@@ -90,13 +86,10 @@ def describe_choices(entry: Entry, results: Mapping[str, Sequence[Result]]) -> l
     """Say which calibration each seed of a row chose, for rows that choose one."""
     found = []
     for row in entry.rows:
-        chosen = [
-            f"{run.calibration:g} (seed {run.seed})"
-            for run in results.get(row.name, ())
-            if run.calibration is not None
-        ]
-        if row.choices and chosen:
-            found.append(f"{row.name}: {', '.join(chosen)}.")
+        runs = [run for run in results.get(row.name, ()) if run.calibration is not None]
+        if row.choices and runs:
+            chosen = ", ".join(f"{run.calibration:g} (seed {run.seed})" for run in runs)
+            found.append(f"{row.name}: {chosen}.")
     return found
 
 
@@ -117,11 +110,9 @@ def summarise(verdicts: Sequence[Verdict]) -> str:
 
 
 def compare_orders(entry: Entry, results: Mapping[str, Sequence[Result]], published_on: str) -> str:
-    """Put the paper's order of three or more rows by hIoU (by U where it prints no hIoU) beside
-    ours by means.
+    """Compare the paper's order of three or more rows by hIoU (else by U) with ours by means.
 
-    Empty unless all are known, and where rows are compared pair by pair, so that an order over all
-    of them says nothing.
+    Empty unless all are known, and where rows are compared pair by pair: then there is no order.
     """
     rows = entry.rows
     if any(row.against for row in rows) or len(rows) < 3:
@@ -133,32 +124,27 @@ def compare_orders(entry: Entry, results: Mapping[str, Sequence[Result]], publis
         paper = {row.name: row.published[published_on][place] for row in rows}
         known = {row: value for row, value in paper.items() if value is not None}
         if len(known) == len(rows):
-            ours = {
-                row.name: statistics.fmean(run.scores[name] for run in results[row.name])
-                for row in rows
-            }
+            scores = {row: [run.scores[name] for run in results[row]] for row in known}
+            ours = {row: statistics.fmean(values) for row, values in scores.items()}
             orders = f"the paper has {_order(known)}; the means here give {_order(ours)}"
             return f"From lowest to highest {name}, {orders} (an order of means, untested)."
     return ""
 
 
 def caution(verdicts: Sequence[Verdict]) -> list[str]:
-    """Say the number of seeds, what was resampled, and what many comparisons do; comparisons with
-    one seed apart from those with several."""
+    """Explain seeds, resampling and many comparisons, for one seed apart from several seeds."""
     groups = [[one for one in verdicts if one.one_seed is alone] for alone in (False, True)]
-    groups = [group for group in groups if group]
     total = sum(one.standing != "unknown" for one in verdicts)
     lines = []
-    for group in groups:
+    for group in filter(None, groups):
         rows = ", ".join(dict.fromkeys(verdict.row for verdict in group))
-        start = f"Of {rows}: " if len(groups) > 1 else ""
+        start = f"Of {rows}: " if len(group) < len(verdicts) else ""
         lines += [start + line for line in _caution(group, total)]
     return lines
 
 
 def _caution(verdicts: Sequence[Verdict], of_entry: int) -> list[str]:
-    """The same for comparisons that all have one seed, or all several; `of_entry`: how many there
-    are of both."""
+    """The same for comparisons with one seed, or with several; `of_entry`: number of both kinds."""
     fewest = min(min(verdict.seeds) for verdict in verdicts)
     tests = sum(verdict.standing != "unknown" for verdict in verdicts)
     certain = [verdict for verdict in verdicts if verdict.standing == "certain"]
@@ -171,15 +157,14 @@ def _caution(verdicts: Sequence[Verdict], of_entry: int) -> list[str]:
             " or seems certain."
         )
     if tests > 1:
-        kept = (
-            f" {sum(verdict.firm for verdict in certain)} of the {len(certain)} found here stay"
-            f" certain when all {of_entry} are allowed for (Bonferroni)."
-        )
+        firm, compared = sum(one.firm for one in certain), "trained model" if fewest < 2 else "row"
         lines.append(
-            f"{tests} differences are tested; if no {'trained model' if fewest < 2 else 'row'}"
-            f" differed from another, about {tests * (1 - LEVEL):.1f} of them would still seem"
-            f" certain.{kept if certain else ''}"
+            f"{tests} differences are tested; if no {compared} differed from another, about"
+            f" {tests * (1 - LEVEL):.1f} of them would still seem certain."
         )
+        if certain:
+            kept = f"stay certain when all {of_entry} are allowed for (Bonferroni)."
+            lines[-1] += f" {firm} of the {len(certain)} found here {kept}"
     return lines
 
 
