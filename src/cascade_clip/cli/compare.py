@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.table import Table
 
 from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.options import FolderOptions
-from cascade_clip.cli.terminal import console, progress_bar, say
+from cascade_clip.cli.terminal import console, make_table, progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_LOADING, LoadOptions, given_embeddings
 from cascade_clip.results import format_percent
@@ -62,10 +61,8 @@ def compare(
     config = data.to_config()
     dataset = build_dataset(config, "val")
     with join_ranks() as ranks:
-        found = [
-            _collect(checkpoint, config, dataset, loading, calibration, ranks)
-            for checkpoint in (first, second)
-        ]
+        collect = partial(_collect, config, dataset, loading, calibration, ranks)
+        found = [collect(first), collect(second)]
     if not ranks.rank:
         _conclude((first, second), found, resamples, bootstrap_seed, out)
     return ExitCode.DONE
@@ -80,16 +77,14 @@ def _conclude(
 ) -> None:
     """Compare, print and write."""
     from cascade_clip.evaluation import compare_paired
-    from cascade_clip.files import write_whole
+    from cascade_clip.files import write_json
 
     (ours, vocabulary), (theirs, other) = found
     if vocabulary.unseen != other.unseen:
-        raise SettingError(
-            f"{names[0]} and {names[1]} count other classes as unseen; say which with --unseen"
-        )
-    differences = compare_paired(
-        [ours], [theirs], np.array(vocabulary.seen_mask), resamples=resamples, seed=seed
-    )
+        both = " and ".join(names)
+        raise SettingError(f"{both} count other classes as unseen; say which with --unseen")
+    seen = np.array(vocabulary.seen_mask)
+    differences = compare_paired([ours], [theirs], seen, resamples=resamples, seed=seed)
     images = len(ours.union)
     _show(differences, names, images, resamples)
     if out is not None:
@@ -101,16 +96,16 @@ def _conclude(
             "seed": seed,
             "figures": [row.to_json() for row in differences],
         }
-        say(f"wrote {write_whole(out, json.dumps(values, indent=1, ensure_ascii=False) + chr(10))}")
+        say(f"wrote {write_json(out, values)}")
 
 
 def _collect(
-    checkpoint: str,
     config: DataConfig,
     dataset: LabelledImages,
     loading: LoadOptions,
     calibration: float | None,
     ranks: Ranks,
+    checkpoint: str,
 ) -> tuple[Tallies, Vocabulary]:
     """The counts of one model on every image; the first process shows a progress bar."""
     from cascade_clip.evaluation import collect_tallies
@@ -125,11 +120,9 @@ def _show(
     differences: tuple[Difference, ...], names: tuple[str, str], images: int, resamples: int
 ) -> None:
     """The table, and in words what it says."""
-    table = Table(title=f"{images} images, {resamples} resamples, percent")
-    for number, head in enumerate(
-        ("", f"A: {names[0]}", f"B: {names[1]}", "A - B", "95 % interval", "A ahead in")
-    ):
-        table.add_column(head, justify="right" if number else "left")
+    models = (f"A: {names[0]}", f"B: {names[1]}")
+    heads = ("", *models, "A - B", "95 % interval", "A ahead in")
+    table = make_table(f"{images} images, {resamples} resamples, percent", heads)
     for row in differences:
         interval = "-"
         if row.low is not None and row.high is not None:
@@ -142,13 +135,11 @@ def _show(
         say("one image cannot say how sure a difference is; give more")
         return
     for row in differences:
+        ahead = "A" if row.low and row.low > 0 else "B"
+        verdict = f"{ahead} is ahead: the interval does not hold 0"
+        if row.low == row.high == row.difference == 0:
+            verdict = "equal, whichever images are drawn"
+        elif not row.certain:
+            verdict = "undecided on these images: the interval holds 0"
         if row.difference is not None:
-            say(f"{row.name}: {_verdict(row)}")
-
-
-def _verdict(row: Difference) -> str:
-    if row.low == row.high == row.difference == 0:
-        return "equal, whichever images are drawn"
-    if not row.certain:
-        return "undecided on these images: the interval holds 0"
-    return f"{'A' if row.low and row.low > 0 else 'B'} is ahead: the interval does not hold 0"
+            say(f"{row.name}: {verdict}")
