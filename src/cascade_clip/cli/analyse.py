@@ -115,7 +115,7 @@ def cka(
     out: Path = Path("cka.png"),
     loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
-    """Draw how alike the features of all pairs of blocks are, by unbiased minibatch CKA.
+    """Draw how alike all pairs of blocks are: unbiased centred kernel alignment of minibatches.
 
     Args:
         model: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS (untrained).

@@ -11,7 +11,7 @@ from cascade_clip.config import Precision
 from cascade_clip.errors import SettingError
 
 if TYPE_CHECKING:
-    from cascade_clip.research.benchmark import Measurement, Variant
+    from cascade_clip.research.benchmark import Variant
 
 Case = Literal[
     "inference", "sliding", "classes", "train", "scaling", "data", "startup", "gpu", "all"
@@ -156,23 +156,20 @@ def _scale(rounds: int, size: Size, picture: Path) -> dict[str, Any]:
 
 def _measure(case: str, rounds: int, seconds: float, workers: int) -> dict[str, Any]:
     """Measure and print single figures."""
-    found = _single_figures(case, rounds, seconds, workers)
+    from cascade_clip.research.benchmark import GpuPlan, measure_data, measure_gpu, measure_startup
+
+    if case == "data":
+        found = measure_data(seconds, workers, _tell)
+    elif case == "gpu":
+        found = measure_gpu(GpuPlan(seconds=seconds), _tell)
+    else:
+        found = measure_startup(rounds, _tell)
     heads = ("what", "figure", "unit", "note")
     table = make_table(f"benchmark {case}", heads, left=(0, 2, 3))
     for row in found:
         table.add_row(row.name, f"{row.value:.2f}", row.unit, row.note)
     console.print(table)
     return {"figures": [row.to_json() for row in found]}
-
-
-def _single_figures(case: str, rounds: int, seconds: float, workers: int) -> list[Measurement]:
-    from cascade_clip.research.benchmark import GpuPlan, measure_data, measure_gpu, measure_startup
-
-    if case == "data":
-        return measure_data(seconds, workers, _tell)
-    if case == "gpu":
-        return measure_gpu(GpuPlan(seconds=seconds), _tell)
-    return measure_startup(rounds, _tell)
 
 
 def _tell(text: str) -> None:

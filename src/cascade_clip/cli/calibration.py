@@ -13,6 +13,7 @@ from cascade_clip.cli.options import (
     read_numbers,
 )
 from cascade_clip.cli.terminal import check_folder, console, make_table, progress_bar, say
+from cascade_clip.files import write_json, write_whole
 from cascade_clip.inference import DEFAULT_LOADING, LoadOptions, given_embeddings
 from cascade_clip.results import format_percent
 
@@ -41,7 +42,7 @@ def calibration(
 
     Args:
         checkpoint: checkpoint folder, run folder, or a packaged model (mini, mini-last).
-        data: the data set.
+        data: the dataset.
         loading: how to load and run the model.
         inference: other settings of inference than the checkpoint's.
         values: values to compare, separated by commas; by default 0, 0.025, ..., 0.5.
@@ -67,7 +68,9 @@ def calibration(
     if not ranks.rank:
         # first: what the pass has found is kept even where there is nothing to choose
         if out is not None:
-            say(f"wrote {' and '.join(str(path) for path in write_sweep(found, out))}")
+            path = write_json(out / "calibration.json", found.to_json())
+            drawn = write_whole(out / "calibration.png", draw_sweep(found).savefig)
+            say(f"wrote {path} and {drawn}")
         show(found)
     return ExitCode.DONE
 
@@ -95,16 +98,6 @@ def show(found: CalibrationSweep) -> None:
         use = "report figures on other images, or choose with --held-out"
         say(f"- labels of unseen classes were used: {use}")
     say(f"- without --calibration `evaluate` subtracts {found.usual:g} on this class list")
-
-
-def write_sweep(found: CalibrationSweep, out: Path) -> list[Path]:
-    """Write calibration.json and calibration.png into a folder, which is made."""
-    from cascade_clip.files import write_json, write_whole
-
-    return [
-        write_json(out / "calibration.json", found.to_json()),
-        write_whole(out / "calibration.png", draw_sweep(found).savefig),
-    ]
 
 
 def draw_sweep(found: CalibrationSweep) -> Figure:

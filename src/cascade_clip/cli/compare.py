@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +15,7 @@ from cascade_clip.inference import DEFAULT_LOADING, LoadOptions, given_embedding
 from cascade_clip.results import format_percent
 
 if TYPE_CHECKING:
-    from cascade_clip.config import DataConfig
-    from cascade_clip.data import LabelledImages
-    from cascade_clip.evaluation import Difference, Ranks, Tallies
+    from cascade_clip.evaluation import Difference, Tallies
     from cascade_clip.vocabulary import Vocabulary
 
 
@@ -45,7 +42,7 @@ def compare(
         first: checkpoint folder, run folder, a packaged model (mini, mini-last), or CLIP alone,
             such as clip:mini.
         second: the other one.
-        data: the data set.
+        data: the dataset.
         loading: how to load and run the model.
         calibration: subtracted from scores of seen classes, for both; by default what each model's
             training calls for.
@@ -54,15 +51,20 @@ def compare(
         out: JSON file for the figures; by default nothing is written.
     """
     from cascade_clip.data import build_dataset
-    from cascade_clip.evaluation import join_ranks
+    from cascade_clip.evaluation import collect_tallies, join_ranks
 
     if resamples < 1:  # before hours are spent
         raise SettingError(f"--resamples must be at least 1, got {resamples}")
     config = data.to_config()
     dataset = build_dataset(config, "val")
+    found = []
     with join_ranks() as ranks:
-        collect = partial(_collect, config, dataset, loading, calibration, ranks)
-        found = [collect(first), collect(second)]
+        for checkpoint in (first, second):
+            predictor = loading.load(checkpoint)
+            text = given_embeddings(config, len(dataset.vocabulary), predictor)
+            with progress_bar(f"evaluating {Path(checkpoint).name}", shown=not ranks.rank) as step:
+                found.append(collect_tallies(predictor, dataset, calibration, text, step, ranks))
+            del predictor  # its memory is free while the next one is loaded
     if not ranks.rank:
         _conclude((first, second), found, resamples, bootstrap_seed, out)
     return ExitCode.DONE
@@ -97,23 +99,6 @@ def _conclude(
             "figures": [row.to_json() for row in differences],
         }
         say(f"wrote {write_json(out, values)}")
-
-
-def _collect(
-    config: DataConfig,
-    dataset: LabelledImages,
-    loading: LoadOptions,
-    calibration: float | None,
-    ranks: Ranks,
-    checkpoint: str,
-) -> tuple[Tallies, Vocabulary]:
-    """The counts of one model on every image; the first process shows a progress bar."""
-    from cascade_clip.evaluation import collect_tallies
-
-    predictor = loading.load(checkpoint)
-    text = given_embeddings(config, len(dataset.vocabulary), predictor)
-    with progress_bar(f"evaluating {Path(checkpoint).name}", shown=not ranks.rank) as step:
-        return collect_tallies(predictor, dataset, calibration, text, step, ranks)
 
 
 def _show(

@@ -38,7 +38,7 @@ def evaluate(
     Args:
         checkpoint: checkpoint folder, run folder, a packaged model (mini, mini-last), or CLIP
             alone, such as clip:ViT-B-16-quickgelu/openai.
-        data: the data set.
+        data: the dataset.
         loading: how to load and run the model.
         inference: other settings of inference than the checkpoint's.
         calibration: subtracted from scores of seen classes; by default 0.1 after inductive
@@ -86,17 +86,11 @@ class _Task(NamedTuple):
         predictor = self.inference.load(checkpoint, self.loading)
         sha256 = "" if checkpoint.startswith(PREFIX) else evaluation.hash_checkpoint(checkpoint)
         title = f"evaluating {Path(checkpoint).name}"
+        text = given_embeddings(self.config, len(self.dataset.vocabulary), predictor)
+        origin = evaluation.Origin(checkpoint, sha256, self.config)
+        what = (predictor, self.dataset, self.calibration, text)
         with progress_bar(title, shown=not self.ranks.rank) as step:
-            return evaluation.evaluate(
-                predictor,
-                self.dataset,
-                self.calibration,
-                given_embeddings(self.config, len(self.dataset.vocabulary), predictor),
-                step,
-                keep,
-                evaluation.Origin(checkpoint, sha256, self.config),
-                self.ranks,
-            )
+            return evaluation.evaluate(*what, step, keep, origin, self.ranks)
 
 
 def _check_out(out: Path | None) -> None:

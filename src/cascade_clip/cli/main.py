@@ -136,21 +136,15 @@ def run(name: str, words: list[str], *, debug: bool) -> int:
             import traceback
 
             traceback.print_exc()
-        return _explain(error)
-    finally:
-        gc.set_threshold(*thresholds)
-
-
-def _explain(error: BaseException) -> int:
-    """Say in one line why a command failed; what no user can mend goes to a file."""
-    if isinstance(error, KeyboardInterrupt):
-        return _fail("interrupted", ExitCode.INTERRUPTED)
-    text = explain_error(error)
-    if not text:
-        from cascade_clip.files import report_defect
+        if isinstance(error, KeyboardInterrupt):
+            return _fail("interrupted", ExitCode.INTERRUPTED)
+        if text := explain_error(error):
+            return _fail(text)
+        from cascade_clip.files import report_defect  # what no user can mend goes to a file
 
         return _fail(report_defect(error), ExitCode.DEFECT)
-    return _fail(text)
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class FolderOptions:
     classes: str = ""
     """Class list, a file or a packaged list (voc, coco-stuff, context, ade20k, cityscapes)."""
     unseen: str = ""
-    """Unseen class names: a file, names with commas, a packaged split, or `none`: all are seen."""
+    """Unseen class names: a file, comma-separated names, a packaged split, or `none` of them."""
     text_embeddings: str = ""
     """File (.npy) of text embeddings, one row a class, to use instead of the text tower."""
     limit: int = 0
@@ -81,7 +81,7 @@ class InferenceOptions:
     flip: bool = False
     """Test-time augmentation: average the scores with those of the mirrored image."""
     scales: str = ""
-    """Test-time augmentation: average the scores of these parts of the window, as "0.75, 1"."""
+    """Test-time augmentation: average over sizes, parts of the window, such as "0.75, 1, 1.25"."""
     combine: Literal["sum", "confidence"] | None = None
     """How stages become a mask, `sum` or by `confidence` per patch; by default the checkpoint's."""
     upsampler: Literal["bilinear", "guided"] | None = None
@@ -95,7 +95,7 @@ class InferenceOptions:
     """Background words ("sky, wall"), a file of them, or `scenery`: they compete and all mean
     `background`; `none`: no background words; by default the checkpoint's."""
     threshold: float | Literal["none"] | None = None
-    """Least score (0..1) that gives a pixel a name, or `none`; by default the checkpoint's."""
+    """Least score (0..1) that names a pixel; `none`: all get one; by default the checkpoint's."""
 
     def apply(self, settings: InferenceConfig) -> InferenceConfig:
         """Return the checkpoint's settings with the ones that are given here."""

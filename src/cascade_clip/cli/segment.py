@@ -32,7 +32,7 @@ class SegmentOptions:
     """How images are labelled and what is written."""
 
     outputs: str = "overlay,index"
-    """Files for every image: overlay, index, heatmaps, labelme, coco (also all in coco.json)."""
+    """Files to write, comma-separated: overlay, index, heatmaps, labelme, coco (and coco.json)."""
     flip: bool = False
     """Average with the mirrored image: better, twice the time."""
     max_memory: int = 0

@@ -79,8 +79,6 @@ def _show(found: ThresholdChoice) -> None:
     for index in range(0, len(found.thresholds), len(found.thresholds) // 10):
         table.add_row(f"{found.thresholds[index]:.2f}", f"{100 * found.mious[index]:.2f}")
     console.print(table)
-    say(
-        f"--threshold {found.threshold:g} is best here: mIoU {100 * found.miou:.2f}, without a"
-        f" threshold {100 * found.miou_without:.2f}"
-    )
+    figures = f"mIoU {100 * found.miou:.2f}, without a threshold {100 * found.miou_without:.2f}"
+    say(f"--threshold {found.threshold:g} is best here: {figures}")
     say(f"- {found.calibration:g} subtracted from the scores of seen classes")
