@@ -90,7 +90,7 @@ print(*[name for name in {heavy} if name in sys.modules])
 @pytest.mark.parametrize(
     "script",
     [
-        LIGHT.format(commands=[name for name in COMMANDS if name != "quickstart"], heavy=HEAVY),
+        LIGHT.format(commands=list(COMMANDS), heavy=HEAVY),
         "import sys, cascade_clip.config, cascade_clip.vocabulary, cascade_clip.results,"
         f" cascade_clip.files; print(*[name for name in {HEAVY} if name in sys.modules])",
     ],

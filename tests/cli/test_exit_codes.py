@@ -17,8 +17,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from rich.console import Console
 
+from cascade_clip import training
 from cascade_clip.cli import models as models_command
 from cascade_clip.cli import quickstart
 from cascade_clip.cli.exit_codes import ExitCode
@@ -254,9 +254,9 @@ def test_130_and_143_while_the_tour_trains(
     def stop(*_: Any, **__: Any) -> None:
         raise Interrupted(STOPPED, number)
 
-    monkeypatch.setattr(quickstart, "fit", stop)
+    monkeypatch.setattr(training, "fit", stop)
     with pytest.raises(SystemExit) as found:
-        quickstart.train_for(0.01, Path("training"), Console())
+        quickstart.train_for(0.01, Path("training"))
     assert found.value.code == code
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cascade_clip.cli.exit_codes import ExitCode
+from cascade_clip.cli.options import read_classes
 from cascade_clip.cli.terminal import check_ending, progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.files import write_whole
@@ -40,8 +41,7 @@ def similarity(
         image: the image.
         model: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS.
         point: pixel as X,Y; by default the middle.
-        blocks: block numbers separated by commas; by default six, evenly spaced, the last among
-            them.
+        blocks: block numbers separated by commas; by default six, evenly spaced up to the last.
         out: where to draw.
         loading: how to load and run the model.
     """
@@ -51,15 +51,13 @@ def similarity(
     check_ending(out, _ENDINGS)
     predictor = loading.load(model)
     pixels = load_image(image)  # (3, H, W)
-    place = [pixels.shape[2] // 2, pixels.shape[1] // 2]
-    if point:
-        place = _numbers(point, "--point")
+    middle = [pixels.shape[2] // 2, pixels.shape[1] // 2]
+    place = _numbers(point, "--point") if point else middle
     if len(place) != 2:
         raise SettingError(f"--point wants X,Y, got {point!r}")
     depth = predictor.model.backbone.depth
-    chosen = sorted({max(1, round(depth * part / 6)) for part in range(1, 7)})
-    if blocks:
-        chosen = _numbers(blocks, "--blocks")
+    spaced = sorted({max(1, round(depth * part / 6)) for part in range(1, 7)})
+    chosen = _numbers(blocks, "--blocks") if blocks else spaced
     maps = patch_similarity(predictor, image, (place[0], place[1]), chosen)
     figure, axes = _figure(1 + len(chosen))
     axes[0].imshow(pixels.permute(1, 2, 0).numpy())
@@ -91,14 +89,11 @@ def stages(
     """
     from cascade_clip.files import load_image
     from cascade_clip.research import compare_stages
-    from cascade_clip.vocabulary import load_words
 
     check_ending(out, _ENDINGS)
     predictor = loading.load(model)
     pixels = load_image(image).permute(1, 2, 0).numpy()  # (H, W, 3)
-    found = compare_stages(
-        predictor, image, predictor.bind(load_words(classes) if classes else None)
-    )
+    found = compare_stages(predictor, image, predictor.bind(read_classes(classes)))
     figure, axes = _figure(1 + len(found))
     axes[0].imshow(pixels)
     axes[0].set_title("image")
@@ -120,12 +115,10 @@ def cka(
     out: Path = Path("cka.png"),
     loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
-    """Draw how alike the features of all pairs of blocks are (centred kernel alignment,
-    minibatches, unbiased).
+    """Draw how alike all pairs of blocks are: unbiased centred kernel alignment of minibatches.
 
     Args:
-        model: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS (before
-            training).
+        model: checkpoint folder, run folder, packaged model, or clip:NAME/WEIGHTS (untrained).
         images: folder of images, cut to squares; by default scenes of the built-in world.
         limit: images to use.
         out: where to draw.
@@ -141,24 +134,18 @@ def cka(
     if images is None:
         arrays = [make_scene(9, index, SceneConfig()).image for index in range(limit)]
     else:
-        arrays = [
-            load_image(source.path).permute(1, 2, 0).numpy()
-            for source in find_sources([str(images)])[:limit]
-        ]
+        paths = [source.path for source in find_sources([str(images)])[:limit]]
+        arrays = [load_image(path).permute(1, 2, 0).numpy() for path in paths]
     with progress_bar("blocks") as step:
         alignment = block_alignment(predictor, _squares(predictor, arrays, step))
     figure, axes = _figure(1, size=4.5)
-    ends = (0.5, len(alignment) + 0.5)
-    drawn = axes[0].imshow(
-        alignment, cmap="magma", vmin=0, vmax=1, origin="lower", extent=(*ends, *ends)
-    )
+    extent = (0.5, len(alignment) + 0.5) * 2
+    drawn = axes[0].imshow(alignment, cmap="magma", vmin=0, vmax=1, origin="lower", extent=extent)
     axes[0].set_axis_on()
     axes[0].set(xlabel="block", ylabel="block")
     figure.colorbar(drawn, ax=axes[0], shrink=0.8)
-    say(
-        f"{len(arrays)} images; blocks 1 and {len(alignment)}: {alignment[0, -1]:.3f}, the last"
-        f" two: {alignment[-2, -1]:.3f}"
-    )
+    ends = f"blocks 1 and {len(alignment)}: {alignment[0, -1]:.3f}"
+    say(f"{len(arrays)} images; {ends}, the last two: {alignment[-2, -1]:.3f}")
     return _save(figure, out)
 
 
@@ -184,9 +171,8 @@ def _numbers(text: str, flag: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise SettingError(
-            f"{flag} wants whole numbers separated by commas, got {text!r}"
-        ) from None
+        message = f"{flag} wants whole numbers separated by commas, got {text!r}"
+        raise SettingError(message) from None
 
 
 def _figure(count: int, size: float = 2.4) -> tuple[Figure, list[Any]]:
@@ -208,13 +194,12 @@ def _name_colors(figure: Figure, found: Sequence[Segmentation]) -> None:
     covered = np.concatenate([result.labels[result.labels >= 0] for result in found])
     pixels = np.bincount(covered, minlength=len(names))  # (C,)
     present = [int(index) for index in np.argsort(-pixels, kind="stable") if pixels[index]]
-    shown, more = present[:_NAMED], len(present) - _NAMED
     patches = [
         Patch(color=f"#{bytes(colors[index]).hex()}", label=names[index].replace("$", r"\$"))
-        for index in shown
+        for index in present[:_NAMED]
     ]
-    if more > 0:
-        patches.append(Patch(color="none", label=f"and {more} more"))
+    if len(present) > _NAMED:
+        patches.append(Patch(color="none", label=f"and {len(present) - _NAMED} more"))
     if patches:
         figure.legend(handles=patches, loc="outside right center", frameon=False, fontsize=9)
 

@@ -52,12 +52,9 @@ def call_with_arguments(handler: Callable[..., Any], program: str, words: Sequen
         ArgumentError: a flag that does not exist, a value of the wrong type, a missing word.
         ValueError, FileNotFoundError: a settings file that is missing or does not fit.
     """
-    parser = build_parser(handler, program)
-    words = list(words)
-    parameters = inspect.signature(handler).parameters
-    configured = next(
-        (name for name, hint in typing.get_type_hints(handler).items() if hint is Config), None
-    )
+    parser, words = build_parser(handler, program), list(words)
+    hints = typing.get_type_hints(handler)
+    configured = next((name for name, hint in hints.items() if hint is Config), None)
     if configured and words and not words[0].startswith("-"):
         words.insert(0, "--settings")
     renamed = _rename_flags(words) if configured else []
@@ -66,22 +63,20 @@ def call_with_arguments(handler: Callable[..., Any], program: str, words: Sequen
     except (jsonargparse.ArgumentError, TypeError) as error:
         reason = _explain(parser, " ".join(str(error).split()), words)[:500]
         raise ArgumentError(f"{reason}\n({program} --help says what it takes)") from error
-    groups = _groups(handler)
-    values = {name: _take_group(group, given) for name, group in groups.items()}
-    values |= {name: given.pop(name) for name in parameters if name in given and name not in groups}
+    values: dict[str, Any] = {}
+    for name, hint in hints.items():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint is not Config:
+            fields = [item.name for item in dataclasses.fields(hint) if item.name in given]
+            values[name] = hint(**{field: given.pop(field) for field in fields})
+    names = inspect.signature(handler).parameters.keys() - values.keys()
+    values |= {name: given.pop(name) for name in names if name in given}
     if configured:
         for note in renamed:
             _logger.info("%s", note)
         file = given.pop("settings", "")
         settings = rename_settings(read_yaml(Path(file)), file) if file else {}
         values[configured] = config_from_dict(Config, _merge(settings, _plain(given)), "settings")
-    chosen = {name: values.get(name, parameter.default) for name, parameter in parameters.items()}
-    ordered = [
-        chosen.pop(name)
-        for name, parameter in parameters.items()
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
-    ]
-    return handler(*ordered, **chosen)
+    return handler(**values)
 
 
 def _rename_flags(words: list[str]) -> list[str]:
@@ -111,8 +106,7 @@ def describe_type(hint: Any) -> str:
 
 
 class _Formatter(DefaultHelpFormatter):
-    """Help that names types in words; jsonargparse has no public place for that, and without this
-    one its own names appear."""
+    """Help that names types in words, for which jsonargparse has no public place."""
 
     def _get_type_str(self, action: Action) -> str | None:
         hint = _type_of(action)
@@ -124,41 +118,29 @@ def _type_of(action: Action) -> Any:
 
 
 def _explain(parser: ArgumentParser, message: str, words: Sequence[str]) -> str:
-    """The message about a value of the wrong type in the command line's own terms; other messages
-    as they are."""
+    """Say in the command line's own terms that a value has the wrong type, else `message`."""
     found = _MISFIT.match(message)
     action = next((one for one in parser._actions if found and one.dest == found["key"]), None)
     if found is None or action is None or _type_of(action) is None:
         return message
-    name = (
-        action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
-    )
-    given = [
-        following for word, following in itertools.pairwise(words) if word in action.option_strings
-    ]
-    given += [
-        word.partition("=")[2]
-        for word in words
-        if "=" in word and word.partition("=")[0] in action.option_strings
-    ]
+    flags = action.option_strings
+    name = flags[-1] if flags else str(action.metavar or action.dest)
+    given = [following for word, following in itertools.pairwise(words) if word in flags]
+    pairs = [word.partition("=") for word in words]
+    given += [value for flag, equals, value in pairs if equals and flag in flags]
     # jsonargparse names the part of a list that does not fit
     value = given[0] if len(given) == 1 else found["value"]
     return f"{name} expects {describe_type(_type_of(action))}, got {value or repr(value)}"
 
 
 def build_parser(handler: Callable[..., Any], program: str) -> ArgumentParser:
-    """The parser of a handler; descriptions come from its docstring and from the docs of settings
-    fields."""
+    """Build the parser of a handler; help comes from its docstring and from the docs of fields."""
     documentation = docstring_parser.parse(inspect.getdoc(handler) or "")
     helps = {parameter.arg_name: parameter.description or "" for parameter in documentation.params}
-    text = " ".join(
-        part for part in (documentation.short_description, documentation.long_description) if part
-    )
+    parts = (documentation.short_description, documentation.long_description)
+    text = " ".join(" ".join(filter(None, parts)).split())
     parser = ArgumentParser(
-        prog=program,
-        description=" ".join(text.split()),
-        exit_on_error=False,
-        formatter_class=_Formatter,
+        prog=program, description=text, exit_on_error=False, formatter_class=_Formatter
     )
     hints = typing.get_type_hints(handler)
     for name, parameter in inspect.signature(handler).parameters.items():
@@ -171,35 +153,22 @@ def _add_parameter(
 ) -> None:
     name = parameter.name
     if hint is Config:
-        parser.add_argument(
-            "--settings",
-            metavar="FILE.yaml",
-            type=str,
-            default="",
-            help="YAML file of settings; may be the first word",
-        )
+        about = "YAML file of settings; may be the first word"
+        parser.add_argument("--settings", metavar="FILE.yaml", type=str, default="", help=about)
         parser.add_class_arguments(Config)
     elif dataclasses.is_dataclass(hint):
-        helps = {
-            item.arg_name: item.description or ""
-            for item in docstring_parser.parse_from_object(hint).params
-        }
+        documented = docstring_parser.parse_from_object(hint).params
+        helps = {item.arg_name: item.description or "" for item in documented}
         hints = typing.get_type_hints(hint)
         for item in dataclasses.fields(hint):
             default = None if item.default is dataclasses.MISSING else [item.default]
             _add_flag(parser, item.name, hints[item.name], default, helps[item.name])
     elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-        _add_flag(
-            parser,
-            name,
-            hint,
-            None if parameter.default is inspect.Parameter.empty else [parameter.default],
-            text,
-        )
+        default = None if parameter.default is inspect.Parameter.empty else [parameter.default]
+        _add_flag(parser, name, hint, default, text)
     elif typing.get_origin(hint) is list:
-        parser.add_argument(
-            name, metavar=name.upper(), nargs="+", type=typing.get_args(hint)[0], help=text
-        )
+        kind = typing.get_args(hint)[0]
+        parser.add_argument(name, metavar=name.upper(), nargs="+", type=kind, help=text)
     else:
         parser.add_argument(name, metavar=name.upper(), type=hint, help=text)
 
@@ -215,29 +184,8 @@ def _add_flag(
         extra |= {"type": typing.get_args(hint)[0], "action": "append"}
     else:
         extra["type"] = hint
-    parser.add_argument(
-        "--" + name.replace("_", "-"), dest=name, help=" ".join(text.split()), **extra
-    )
-
-
-def _groups(handler: Callable[..., Any]) -> dict[str, Any]:
-    """Parameters that are groups of flags."""
-    hints = typing.get_type_hints(handler)
-    return {
-        name: hint
-        for name, hint in hints.items()
-        if dataclasses.is_dataclass(hint) and hint is not Config
-    }
-
-
-def _take_group(group: Any, given: Namespace) -> Any:
-    return group(
-        **{
-            item.name: given.pop(item.name)
-            for item in dataclasses.fields(group)
-            if item.name in given
-        }
-    )
+    flag = "--" + name.replace("_", "-")
+    parser.add_argument(flag, dest=name, help=" ".join(text.split()), **extra)
 
 
 def _plain(given: Namespace) -> dict[str, Any]:
@@ -252,7 +200,7 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for name, value in change.items():
         old = merged.get(name)
-        merged[name] = (
-            _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-        )
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = _merge(old, value)
+        merged[name] = value
     return merged

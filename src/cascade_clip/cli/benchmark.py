@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.table import Table
-
 from cascade_clip.cli.exit_codes import ExitCode
-from cascade_clip.cli.terminal import console, say, warn
+from cascade_clip.cli.terminal import console, make_table, say, warn
 from cascade_clip.config import Precision
 from cascade_clip.errors import SettingError
 
 if TYPE_CHECKING:
-    from cascade_clip.research.benchmark import Measurement, Variant
+    from cascade_clip.research.benchmark import Variant
 
 Case = Literal[
     "inference", "sliding", "classes", "train", "scaling", "data", "startup", "gpu", "all"
@@ -33,8 +31,9 @@ def benchmark(
     picture: Path = Path("scaling.png"),
     out: Path = Path("benchmark.json"),
 ) -> int:
-    """Measure this machine: each kind of work against a textbook variant of the same model, in turn
-    (A B A B), each turn a fresh process.
+    """Measure this machine: each kind of work against a textbook variant of the same model.
+
+    The two run in turn (A B A B), each turn in a fresh process.
 
     Args:
         case: inference, sliding (windows), classes (20 and 1,000), train, scaling (the picture),
@@ -78,8 +77,7 @@ def profile(
     train: bool = False,
     rows: int = 20,
 ) -> int:
-    """Show where the time of one image, or of one training step, goes: torch's operators by their
-    own processor time.
+    """Show the operators of torch, by own processor time, of one image or of one training step.
 
     Args:
         classes: number of class names.
@@ -94,34 +92,20 @@ def profile(
     from cascade_clip.research.benchmark import Work, prepare
 
     side = Work("inference", size=size).window
-    run = prepare(
-        Work(
-            "train" if train else "inference",
-            precision=precision,
-            classes=classes,
-            height=side,
-            width=side,
-            size=size,
-        )
-    )
+    kind: Literal["train", "inference"] = "train" if train else "inference"
+    work = Work(kind, precision=precision, classes=classes, height=side, width=side, size=size)
+    run = prepare(work)
     run()
     with watch(activities=[ProfilerActivity.CPU]) as found:
         run()
     events = sorted(found.key_averages(), key=lambda event: event.self_cpu_time_total, reverse=True)
     total = sum(event.self_cpu_time_total for event in events)
-    table = Table(
-        title=(
-            f"{'training step' if train else 'inference'}, {classes} classes, {side} x {side},"
-            f" {precision}"
-        )
-    )
-    for heading in ("operator", "ms", "share", "calls"):
-        table.add_column(heading, justify="left" if heading == "operator" else "right")
+    what = "training step" if train else "inference"
+    title = f"{what}, {classes} classes, {side} x {side}, {precision}"
+    table = make_table(title, ("operator", "ms", "share", "calls"))
     for event in events[:rows]:
-        share = event.self_cpu_time_total / total
-        table.add_row(
-            event.key, f"{event.self_cpu_time_total / 1000:.1f}", f"{share:.1%}", str(event.count)
-        )
+        own = event.self_cpu_time_total
+        table.add_row(event.key, f"{own / 1000:.1f}", f"{own / total:.1%}", str(event.count))
     console.print(table)
     say(f"all operators: {total / 1000:.0f} ms")
     return ExitCode.DONE
@@ -133,16 +117,11 @@ def _compare(case: str, rounds: int, size: Size) -> dict[str, Any]:
 
     rows = list_cases(case, size)
     peak = measure_peak()
-    measure_variants(rows, rounds, lambda text: warn(f"measuring: {text}"))
-    table = Table(
-        title=(
-            f"benchmark {case}, medians of {rounds} (processor seconds are little disturbed by"
-            " other programs)"
-        )
-    )
+    measure_variants(rows, rounds, _tell)
+    about = "(processor seconds are little disturbed by other programs)"
     numbers = ("s", "processor s", "times as fast", "MiB", "GFLOP", "of the peak")
-    for heading in ("work", "variant", *numbers):
-        table.add_column(heading, justify="right" if heading in numbers else "left")
+    heads = ("work", "variant", *numbers)
+    table = make_table(f"benchmark {case}, medians of {rounds} {about}", heads, left=(0, 1))
     for row in rows:
         table.add_row(
             row.name, row.variant, f"{row.median('seconds'):.2f}",
@@ -151,10 +130,8 @@ def _compare(case: str, rounds: int, size: Size) -> dict[str, Any]:
             f"{row.share(peak[row.work.precision]):.0%}",
         )  # fmt: skip
     console.print(table)
-    say(
-        f"matrix-product peak per core: {peak['fp32']:.0f} GFLOP/s in fp32, {peak['bf16']:.0f} in"
-        " bf16"
-    )
+    peaks = f"{peak['fp32']:.0f} GFLOP/s in fp32, {peak['bf16']:.0f} in bf16"
+    say(f"matrix-product peak per core: {peaks}")
     return {"rows": [row.to_json() for row in rows], "peak": peak}
 
 
@@ -171,7 +148,7 @@ def _scale(rounds: int, size: Size, picture: Path) -> dict[str, Any]:
     from cascade_clip.research.benchmark import draw_scaling, list_scaling, measure_variants
 
     rows = list_scaling(size)
-    measure_variants(rows, rounds, lambda text: warn(f"measuring: {text}"), flops=False)
+    measure_variants(rows, rounds, _tell, flops=False)
     draw_scaling(rows, picture)
     say(f"wrote {picture}")
     return {"rows": [row.to_json() for row in rows]}
@@ -179,28 +156,21 @@ def _scale(rounds: int, size: Size, picture: Path) -> dict[str, Any]:
 
 def _measure(case: str, rounds: int, seconds: float, workers: int) -> dict[str, Any]:
     """Measure and print single figures."""
-    found = _single_figures(case, rounds, seconds, workers)
-    table = Table(title=f"benchmark {case}")
-    for heading in ("what", "figure", "unit", "note"):
-        table.add_column(heading, justify="right" if heading == "figure" else "left")
+    from cascade_clip.research.benchmark import GpuPlan, measure_data, measure_gpu, measure_startup
+
+    if case == "data":
+        found = measure_data(seconds, workers, _tell)
+    elif case == "gpu":
+        found = measure_gpu(GpuPlan(seconds=seconds), _tell)
+    else:
+        found = measure_startup(rounds, _tell)
+    heads = ("what", "figure", "unit", "note")
+    table = make_table(f"benchmark {case}", heads, left=(0, 2, 3))
     for row in found:
         table.add_row(row.name, f"{row.value:.2f}", row.unit, row.note)
     console.print(table)
     return {"figures": [row.to_json() for row in found]}
 
 
-def _single_figures(case: str, rounds: int, seconds: float, workers: int) -> list[Measurement]:
-    def tell(text: str) -> None:
-        warn(f"measuring: {text}")
-
-    if case == "data":
-        from cascade_clip.research.benchmark import measure_data
-
-        return measure_data(seconds, workers, tell)
-    if case == "gpu":
-        from cascade_clip.research.benchmark import GpuPlan, measure_gpu
-
-        return measure_gpu(GpuPlan(seconds=seconds), tell)
-    from cascade_clip.research.benchmark import measure_startup
-
-    return measure_startup(rounds, tell)
+def _tell(text: str) -> None:
+    warn(f"measuring: {text}")

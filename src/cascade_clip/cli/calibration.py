@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.options import (
     DEFAULT_INFERENCE,
@@ -14,7 +12,8 @@ from cascade_clip.cli.options import (
     InferenceOptions,
     read_numbers,
 )
-from cascade_clip.cli.terminal import check_folder, console, progress_bar, say
+from cascade_clip.cli.terminal import check_folder, console, make_table, progress_bar, say
+from cascade_clip.files import write_json, write_whole
 from cascade_clip.inference import DEFAULT_LOADING, LoadOptions, given_embeddings
 from cascade_clip.results import format_percent
 
@@ -34,8 +33,7 @@ def calibration(
     held_out: str = "",
     out: Path | None = None,
 ) -> int:
-    """Show how S, U and hIoU depend on what is subtracted from the scores of seen classes, and
-    choose the value.
+    """Choose what is subtracted from the scores of seen classes, and show S, U and hIoU over it.
 
     One pass over the images gives every value. To choose without labels of unseen classes, train a
     second model with a few of the seen classes hidden too (add them to --data.unseen), name these
@@ -44,7 +42,7 @@ def calibration(
 
     Args:
         checkpoint: checkpoint folder, run folder, or a packaged model (mini, mini-last).
-        data: the data set.
+        data: the dataset.
         loading: how to load and run the model.
         inference: other settings of inference than the checkpoint's.
         values: values to compare, separated by commas; by default 0, 0.025, ..., 0.5.
@@ -70,7 +68,9 @@ def calibration(
     if not ranks.rank:
         # first: what the pass has found is kept even where there is nothing to choose
         if out is not None:
-            say(f"wrote {' and '.join(str(path) for path in write_sweep(found, out))}")
+            path = write_json(out / "calibration.json", found.to_json())
+            drawn = write_whole(out / "calibration.png", draw_sweep(found).savefig)
+            say(f"wrote {path} and {drawn}")
         show(found)
     return ExitCode.DONE
 
@@ -81,43 +81,23 @@ def show(found: CalibrationSweep) -> None:
     Raises:
         ValueError: no value has a hIoU; the table is shown before.
     """
-    table = Table(title=f"{found.images} images, percent")
-    for heading in ("calibration", "S", "U", "hIoU", "pixel accuracy"):
-        table.add_column(heading, justify="right")
+    heads = ("calibration", "S", "U", "hIoU", "pixel accuracy")
+    table = make_table(f"{found.images} images, percent", heads, left=())
     for index, (value, row) in enumerate(zip(found.values, found.scores, strict=True)):
         mark = "* " if found.chosen is not None and index == found.best else ""
-        table.add_row(
-            f"{mark}{value:g}",
-            *map(format_percent, (row.seen_miou, row.unseen_miou, row.hiou, row.pixel_accuracy)),
-        )
+        shares = (row.seen_miou, row.unseen_miou, row.hiou, row.pixel_accuracy)
+        table.add_row(f"{mark}{value:g}", *map(format_percent, shares))
     console.print(table)
-    chosen = found.values[found.best]
-    say(
-        f"--calibration {chosen:g} gives the highest hIoU here:"
-        f" {format_percent(found.scores[found.best].hiou)}"
-    )
+    chosen, hiou = found.values[found.best], format_percent(found.scores[found.best].hiou)
+    say(f"--calibration {chosen:g} gives the highest hIoU here: {hiou}")
     if found.held_out:
         say(f"- held out and in the place of unseen classes: {', '.join(found.held_out)}")
-        say(
-            "- no label of a class that stays unseen was used; give the value to the model that was"
-            " trained with the held-out classes"
-        )
+        use = "give the value to the model that was trained with the held-out classes"
+        say(f"- no label of a class that stays unseen was used; {use}")
     else:
-        say(
-            "- labels of unseen classes were used: report figures on other images, or choose with"
-            " --held-out"
-        )
+        use = "report figures on other images, or choose with --held-out"
+        say(f"- labels of unseen classes were used: {use}")
     say(f"- without --calibration `evaluate` subtracts {found.usual:g} on this class list")
-
-
-def write_sweep(found: CalibrationSweep, out: Path) -> list[Path]:
-    """Write calibration.json and calibration.png into a folder, which is made."""
-    from cascade_clip.files import write_json, write_whole
-
-    return [
-        write_json(out / "calibration.json", found.to_json()),
-        write_whole(out / "calibration.png", draw_sweep(found).savefig),
-    ]
 
 
 def draw_sweep(found: CalibrationSweep) -> Figure:
@@ -126,10 +106,11 @@ def draw_sweep(found: CalibrationSweep) -> Figure:
 
     figure = Figure(figsize=(6.4, 3.8), dpi=120)
     axis = figure.add_axes((0.11, 0.14, 0.86, 0.76))
+    dark = "#3a3a3a"
     curves = (
         ("S", "seen_miou", "#2f6db3"),
         ("U", "unseen_miou", "#d9822b"),
-        ("hIoU", "hiou", "#3a3a3a"),
+        ("hIoU", "hiou", dark),
     )
     style: dict[str, Any] = {"linewidth": 1.8, "marker": "o", "markersize": 3}
     for label, name, color in curves:
@@ -137,18 +118,13 @@ def draw_sweep(found: CalibrationSweep) -> Figure:
         known = [(x, 100 * y) for x, y in zip(found.values, shares, strict=True) if y is not None]
         axis.plot([x for x, _ in known], [y for _, y in known], label=label, color=color, **style)
     if found.chosen is not None:
-        axis.axvline(found.chosen, color="#3a3a3a", linewidth=1, label=f"chosen: {found.chosen:g}")
-    axis.axvline(
-        found.usual, color="#3a3a3a", linewidth=1, linestyle=":", label=f"usual: {found.usual:g}"
-    )
+        axis.axvline(found.chosen, color=dark, linewidth=1, label=f"chosen: {found.chosen:g}")
+    usual = f"usual: {found.usual:g}"
+    axis.axvline(found.usual, color=dark, linewidth=1, linestyle=":", label=usual)
     unseen = "held-out" if found.held_out else "unseen"
-    axis.set_title(
-        f"mean IoU of seen (S) and {unseen} (U) classes, {found.images} images",
-        fontsize=10,
-        loc="left",
-    )
-    axis.set_xlabel("subtracted from the scores of seen classes")
-    axis.set_ylabel("percent")
+    title = f"mean IoU of seen (S) and {unseen} (U) classes, {found.images} images"
+    axis.set_title(title, fontsize=10, loc="left")
+    axis.set(xlabel="subtracted from the scores of seen classes", ylabel="percent")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.table import Table
 
 from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.options import FolderOptions
-from cascade_clip.cli.terminal import console, progress_bar, say
+from cascade_clip.cli.terminal import console, make_table, progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_LOADING, LoadOptions, given_embeddings
 from cascade_clip.results import format_percent
 
 if TYPE_CHECKING:
-    from cascade_clip.config import DataConfig
-    from cascade_clip.data import LabelledImages
-    from cascade_clip.evaluation import Difference, Ranks, Tallies
+    from cascade_clip.evaluation import Difference, Tallies
     from cascade_clip.vocabulary import Vocabulary
 
 
@@ -46,7 +42,7 @@ def compare(
         first: checkpoint folder, run folder, a packaged model (mini, mini-last), or CLIP alone,
             such as clip:mini.
         second: the other one.
-        data: the data set.
+        data: the dataset.
         loading: how to load and run the model.
         calibration: subtracted from scores of seen classes, for both; by default what each model's
             training calls for.
@@ -55,17 +51,20 @@ def compare(
         out: JSON file for the figures; by default nothing is written.
     """
     from cascade_clip.data import build_dataset
-    from cascade_clip.evaluation import join_ranks
+    from cascade_clip.evaluation import collect_tallies, join_ranks
 
     if resamples < 1:  # before hours are spent
         raise SettingError(f"--resamples must be at least 1, got {resamples}")
     config = data.to_config()
     dataset = build_dataset(config, "val")
+    found = []
     with join_ranks() as ranks:
-        found = [
-            _collect(checkpoint, config, dataset, loading, calibration, ranks)
-            for checkpoint in (first, second)
-        ]
+        for checkpoint in (first, second):
+            predictor = loading.load(checkpoint)
+            text = given_embeddings(config, len(dataset.vocabulary), predictor)
+            with progress_bar(f"evaluating {Path(checkpoint).name}", shown=not ranks.rank) as step:
+                found.append(collect_tallies(predictor, dataset, calibration, text, step, ranks))
+            del predictor  # its memory is free while the next one is loaded
     if not ranks.rank:
         _conclude((first, second), found, resamples, bootstrap_seed, out)
     return ExitCode.DONE
@@ -80,16 +79,14 @@ def _conclude(
 ) -> None:
     """Compare, print and write."""
     from cascade_clip.evaluation import compare_paired
-    from cascade_clip.files import write_whole
+    from cascade_clip.files import write_json
 
     (ours, vocabulary), (theirs, other) = found
     if vocabulary.unseen != other.unseen:
-        raise SettingError(
-            f"{names[0]} and {names[1]} count other classes as unseen; say which with --unseen"
-        )
-    differences = compare_paired(
-        [ours], [theirs], np.array(vocabulary.seen_mask), resamples=resamples, seed=seed
-    )
+        both = " and ".join(names)
+        raise SettingError(f"{both} count other classes as unseen; say which with --unseen")
+    seen = np.array(vocabulary.seen_mask)
+    differences = compare_paired([ours], [theirs], seen, resamples=resamples, seed=seed)
     images = len(ours.union)
     _show(differences, names, images, resamples)
     if out is not None:
@@ -101,35 +98,16 @@ def _conclude(
             "seed": seed,
             "figures": [row.to_json() for row in differences],
         }
-        say(f"wrote {write_whole(out, json.dumps(values, indent=1, ensure_ascii=False) + chr(10))}")
-
-
-def _collect(
-    checkpoint: str,
-    config: DataConfig,
-    dataset: LabelledImages,
-    loading: LoadOptions,
-    calibration: float | None,
-    ranks: Ranks,
-) -> tuple[Tallies, Vocabulary]:
-    """The counts of one model on every image; the first process shows a progress bar."""
-    from cascade_clip.evaluation import collect_tallies
-
-    predictor = loading.load(checkpoint)
-    text = given_embeddings(config, len(dataset.vocabulary), predictor)
-    with progress_bar(f"evaluating {Path(checkpoint).name}", shown=not ranks.rank) as step:
-        return collect_tallies(predictor, dataset, calibration, text, step, ranks)
+        say(f"wrote {write_json(out, values)}")
 
 
 def _show(
     differences: tuple[Difference, ...], names: tuple[str, str], images: int, resamples: int
 ) -> None:
     """The table, and in words what it says."""
-    table = Table(title=f"{images} images, {resamples} resamples, percent")
-    for number, head in enumerate(
-        ("", f"A: {names[0]}", f"B: {names[1]}", "A - B", "95 % interval", "A ahead in")
-    ):
-        table.add_column(head, justify="right" if number else "left")
+    models = (f"A: {names[0]}", f"B: {names[1]}")
+    heads = ("", *models, "A - B", "95 % interval", "A ahead in")
+    table = make_table(f"{images} images, {resamples} resamples, percent", heads)
     for row in differences:
         interval = "-"
         if row.low is not None and row.high is not None:
@@ -142,13 +120,11 @@ def _show(
         say("one image cannot say how sure a difference is; give more")
         return
     for row in differences:
+        ahead = "A" if row.low and row.low > 0 else "B"
+        verdict = f"{ahead} is ahead: the interval does not hold 0"
+        if row.low == row.high == row.difference == 0:
+            verdict = "equal, whichever images are drawn"
+        elif not row.certain:
+            verdict = "undecided on these images: the interval holds 0"
         if row.difference is not None:
-            say(f"{row.name}: {_verdict(row)}")
-
-
-def _verdict(row: Difference) -> str:
-    if row.low == row.high == row.difference == 0:
-        return "equal, whichever images are drawn"
-    if not row.certain:
-        return "undecided on these images: the interval holds 0"
-    return f"{'A' if row.low and row.low > 0 else 'B'} is ahead: the interval does not hold 0"
+            say(f"{row.name}: {verdict}")

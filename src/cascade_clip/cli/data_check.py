@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -29,8 +30,7 @@ class CheckOptions:
     data: FilesName = "folder"
     """`folder`: the two folders below; else a named dataset below --root."""
     root: str = ""
-    """Folder that holds the named dataset; by default the environment variable CASCADE_CLIP_DATA,
-    else `data`."""
+    """Folder that holds the named dataset; by default $CASCADE_CLIP_DATA, else `data`."""
     split: Literal["train", "val"] = "val"
     """Part of the named dataset."""
     images: str = ""
@@ -41,8 +41,7 @@ class CheckOptions:
     """Class list: a file (names in label order, `VALUE NAME`, `R G B NAME` or `#rrggbb NAME` lines,
     or JSON) or a packaged list by name."""
     unseen: str = ""
-    """Unseen class names: a file, names separated by commas, a packaged split by name, or
-    `none`."""
+    """Unseen class names: a file, names separated by commas, a packaged split, or `none`."""
     ignore: int | None = None
     """Mask value of pixels without a label; by default the one of the class list, mostly 255."""
     limit: int = 0
@@ -85,30 +84,22 @@ def check(*, data: CheckOptions, out: Path | None = None) -> int:
 def print_report(report: CheckReport) -> None:
     """Counts, the histogram of the classes that occur, and the findings."""
     files = report.files
-    read = (
-        "all read" if len(report.facts) == len(files.pairs) else f"{len(report.facts)} of them read"
-    )
-    say(
-        f"{files.images} images, {files.masks} masks, {len(files.pairs)} pairs, {read};"
-        f" {_sizes(report)}"
-    )
+    pairs, read = len(files.pairs), len(report.facts)
+    share = "all read" if read == pairs else f"{read} of them read"
+    say(f"{files.images} images, {files.masks} masks, {pairs} pairs, {share}; {_sizes(report)}")
     if report.tally.masks:
         console.print(_histogram(report))
     for finding in report.findings:
         style = "bold red" if finding.level == "wrong" else "bold yellow"
         console.print(Text.assemble((f"{finding.level}: ", style), finding.text), soft_wrap=True)
     wrong, notes = len(report.wrong), len(report.notes)
-    verdict = (
-        f"{wrong} thing{' is' if wrong == 1 else 's are'} wrong" if wrong else "nothing is wrong"
-    )
+    things = "thing is" if wrong == 1 else "things are"
+    verdict = f"{wrong} {things} wrong" if wrong else "nothing is wrong"
     say(f"{verdict}, {notes} note{'' if notes == 1 else 's'}")
 
 
 def _sizes(report: CheckReport) -> str:
-    sizes = sorted(
-        {item.image_size for item in report.facts if item.image_size},
-        key=lambda size: size[0] * size[1],
-    )
+    sizes = sorted({item.image_size for item in report.facts if item.image_size}, key=math.prod)
     if not sizes:
         return "no image can be read"
     first, last = (f"{width} x {height}" for width, height in (sizes[0], sizes[-1]))
@@ -120,10 +111,8 @@ def _histogram(report: CheckReport) -> Table:
     tally, vocabulary = report.tally, report.vocabulary
     table = Table(title=f"{tally.masks} masks, {tally.pixels:,} pixels", title_justify="left")
     for heading in ("mask value", "class", "pixels %", "", "masks"):
-        numbers = heading not in ("class", "")
-        table.add_column(
-            heading, justify="right" if numbers else "left", no_wrap=heading != "class"
-        )
+        side: Literal["left", "right"] = "left" if heading in ("class", "") else "right"
+        table.add_column(heading, justify=side, no_wrap=heading != "class")
     most = max(row.pixels for row in tally.classes)
     values = _values_of(vocabulary, any(item.colored for item in report.facts))
 

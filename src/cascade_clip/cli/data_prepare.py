@@ -68,9 +68,8 @@ def _find_downloads(spec: DatasetSpec, raw: Path) -> list[Source]:
         else:
             sources.append(source)
     if missing:
-        raise MissingFileError(
-            f"not in {raw}: {', '.join(missing)}; download what is missing and put it there"
-        )
+        names = ", ".join(missing)
+        raise MissingFileError(f"not in {raw}: {names}; download what is missing and put it there")
     return sources
 
 
@@ -78,20 +77,11 @@ def _say_choices(choices: Sequence[Download], source: Source | None) -> None:
     for number, download in enumerate(choices):
         state = "missing" if source is None else "not needed"
         if source is not None and source.download is download:
-            state = (
-                f"found {source.path.name}"
-                if source.path.is_file()
-                else f"found unpacked: {source.path}"
-            )
-        size = (
-            f"{download.size / 1e9:.2f} GB"
-            if download.size
-            else download.about or "size not published"
-        )
+            path = source.path
+            state = f"found {path.name}" if path.is_file() else f"found unpacked: {path}"
+        unknown = download.about or "size not published"
+        size = f"{download.size / 1e9:.2f} GB" if download.size else unknown
         kind = download.digest.partition(":")[0]
-        say(
-            f"  {'or ' if number else ''}{download.file}: {size},"
-            f" {f'{kind} known' if kind else 'no published hash'}; {state}"
-        )
-        say(f"      {download.url}")
-        say(f"      {download.terms}")
+        digest = f"{kind} known" if kind else "no published hash"
+        say(f"  {'or ' if number else ''}{download.file}: {size}, {digest}; {state}")
+        say(f"      {download.url}\n      {download.terms}")

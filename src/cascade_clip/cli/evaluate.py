@@ -6,16 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.table import Table
-
 from cascade_clip.cli.exit_codes import ExitCode
-from cascade_clip.cli.options import (
-    DEFAULT_INFERENCE,
-    FolderOptions,
-    InferenceOptions,
-    given_flags,
-)
-from cascade_clip.cli.terminal import check_folder, console, progress_bar, say
+from cascade_clip.cli.options import DEFAULT_INFERENCE, FolderOptions, InferenceOptions, given_flags
+from cascade_clip.cli.terminal import check_folder, console, make_table, progress_bar, say
 from cascade_clip.config import DataConfig
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_LOADING, LoadOptions, given_embeddings
@@ -45,15 +38,13 @@ def evaluate(
     Args:
         checkpoint: checkpoint folder, run folder, a packaged model (mini, mini-last), or CLIP
             alone, such as clip:ViT-B-16-quickgelu/openai.
-        data: the data set.
+        data: the dataset.
         loading: how to load and run the model.
         inference: other settings of inference than the checkpoint's.
         calibration: subtracted from scores of seen classes; by default 0.1 after inductive
             training, else 0.
-        out: folder for report.json and report.html, or a file name that ends with .json; by default
-            nothing is written.
-        against: a report.json, the folder of one, or a checkpoint to evaluate on the same images:
-            what has changed since.
+        out: folder for report.json and report.html, or a .json file; by default nothing is written.
+        against: what has changed since a report.json, a folder of one, or another checkpoint.
         pictures: how many of the worst and of the best images report.html shows.
     """
     from cascade_clip.data import build_dataset, describe_data
@@ -95,17 +86,11 @@ class _Task(NamedTuple):
         predictor = self.inference.load(checkpoint, self.loading)
         sha256 = "" if checkpoint.startswith(PREFIX) else evaluation.hash_checkpoint(checkpoint)
         title = f"evaluating {Path(checkpoint).name}"
+        text = given_embeddings(self.config, len(self.dataset.vocabulary), predictor)
+        origin = evaluation.Origin(checkpoint, sha256, self.config)
+        what = (predictor, self.dataset, self.calibration, text)
         with progress_bar(title, shown=not self.ranks.rank) as step:
-            return evaluation.evaluate(
-                predictor,
-                self.dataset,
-                self.calibration,
-                given_embeddings(self.config, len(self.dataset.vocabulary), predictor),
-                step,
-                keep,
-                evaluation.Origin(checkpoint, sha256, self.config),
-                self.ranks,
-            )
+            return evaluation.evaluate(*what, step, keep, origin, self.ranks)
 
 
 def _check_out(out: Path | None) -> None:
@@ -113,10 +98,7 @@ def _check_out(out: Path | None) -> None:
     if out is None:
         return
     if out.suffix == ".json" and out.is_dir():
-        raise SettingError(
-            f"--out {out} is a folder; give a file name, or a folder whose name does not end with"
-            " .json"
-        )
+        raise SettingError(f"--out {out} is a folder; give a file, or a folder not named .json")
     check_folder(out.parent if out.suffix == ".json" else out)
 
 
@@ -125,17 +107,15 @@ def _conclude(report: Report, out: Path | None, comparison: Comparison | None) -
     print_report(report)
     if comparison is not None:
         heads = ("", *comparison.titles, "difference")
-        console.print(_row_table("side by side", heads, comparison.figures))
+        _print_rows("side by side", heads, comparison.figures)
         if comparison.classes:
-            title = "classes whose IoU differs most (* unseen)"
-            console.print(_row_table(title, heads, comparison.classes))
+            _print_rows("classes whose IoU differs most (* unseen)", heads, comparison.classes)
     if out is not None:
         from cascade_clip.evaluation import write_report
 
-        written = (
-            [report.save(out)] if out.suffix == ".json" else write_report(report, out, comparison)
-        )
-        say(f"wrote {' and '.join(str(path) for path in written)}")
+        single = out.suffix == ".json"
+        written = [report.save(out)] if single else write_report(report, out, comparison)
+        say(f"wrote {' and '.join(map(str, written))}")
 
 
 def verify(
@@ -179,27 +159,22 @@ def verify(
     for assumption in report.assumptions:
         say(f"- {assumption}")
     if stored.data_sha256 and stored.data_sha256 != report.data_sha256:
-        say(
-            f"the data set is not the recorded one: its hash is {report.data_sha256[:12]}, recorded"
-            f" was {stored.data_sha256[:12]}"
-        )
+        hashes = f"its hash is {report.data_sha256[:12]}, recorded was {stored.data_sha256[:12]}"
+        say(f"the data set is not the recorded one: {hashes}")
     rows = compare_figures(stored.summary, summarise(report.scores))
-    console.print(_row_table(f"{report.images} images", ("", "stored", "now", "difference"), rows))
+    _print_rows(f"{report.images} images", ("", "stored", "now", "difference"), rows)
     differing = [row.label for row in rows if not row.agrees(tolerance)]
-    say(
-        f"differs by more than {tolerance:g}: {', '.join(differing)}"
-        if differing
-        else f"every figure agrees within {tolerance:g}"
-    )
-    return ExitCode.FINDINGS if differing else ExitCode.DONE
+    if differing:
+        say(f"differs by more than {tolerance:g}: {', '.join(differing)}")
+        return ExitCode.FINDINGS
+    say(f"every figure agrees within {tolerance:g}")
+    return ExitCode.DONE
 
 
 def print_report(report: Report) -> None:
     """Print the table of a report, its metrics and what they rest on."""
     found = report.scores
-    table = Table(title=f"{report.images} images")
-    for heading in ("class", "IoU %", "accuracy %"):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
+    table = make_table(f"{report.images} images", ("class", "IoU %", "accuracy %"))
     rows = zip(found.names, found.seen, found.iou, found.accuracy, strict=True)
     for name, seen, iou, accuracy in rows:
         mark = "" if seen else " (unseen)"
@@ -207,25 +182,20 @@ def print_report(report: Report) -> None:
     console.print(table)
     values = (found.seen_miou, found.unseen_miou, found.hiou, found.miou, found.pixel_accuracy)
     names = ("S", "U", "hIoU", "mIoU", "pixel accuracy")
-    say(
-        "  ".join(
-            f"{name} {format_percent(value)}" for name, value in zip(names, values, strict=True)
-        )
-    )
+    pairs = zip(names, values, strict=True)
+    say("  ".join(f"{name} {format_percent(value)}" for name, value in pairs))
     for assumption in report.assumptions:
         say(f"- {assumption}")
     for label, value in report.hashes.items():
         say(f"- SHA-256 of {label}: {value}")
 
 
-def _row_table(title: str, heads: tuple[str, ...], rows: tuple[Row, ...]) -> Table:
-    table = Table(title=title)
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left")
+def _print_rows(title: str, heads: tuple[str, ...], rows: tuple[Row, ...]) -> None:
+    table = make_table(title, heads)
     for row in rows:
         change = format_percent(row.difference, signed=True)
         table.add_row(row.label, format_percent(row.first), format_percent(row.second), change)
-    return table
+    console.print(table)
 
 
 def _find_report(source: str) -> dict[str, Any] | None:

@@ -11,8 +11,7 @@ class ExitCode(IntEnum):
     DEFECT = 1
     """A defect of this program; its traceback is in a file that the last line names."""
     FINDINGS = 1
-    """`data check`, `verify` or `export check` found something wrong, or runs of `reproduce`
-    failed."""
+    """`data check`, `verify`, `export check` found something wrong, or a `reproduce` run failed."""
     BAD_INPUT = 2
     """Bad input, a full disk, not enough memory, or some files of a batch failed."""
     RESUMABLE = 75

@@ -6,11 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.options import DEFAULT_NAMES, FolderOptions, NameOptions, read_classes
-from cascade_clip.cli.terminal import console, progress_bar, say
+from cascade_clip.cli.terminal import console, make_table, progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_LOADING, LoadOptions
 from cascade_clip.results import format_percent
@@ -49,15 +47,9 @@ def onnx(
 
     require("onnx", "onnxscript", "onnxruntime")
     predictor = _load(model, loading)
-    written = export_onnx(
-        predictor,
-        out,
-        names.bind(predictor, read_classes(classes)),
-        bake=bool(classes),
-        int8=int8,
-        name=model,
-    )
-    say(f"wrote {', '.join(str(path) for path in written)} ({out.stat().st_size / 1e6:.1f} MB)")
+    bound = names.bind(predictor, read_classes(classes))
+    written = export_onnx(predictor, out, bound, bake=bool(classes), int8=int8, name=model)
+    say(f"wrote {', '.join(map(str, written))} ({out.stat().st_size / 1e6:.1f} MB)")
     say(f"try it: python {written[-1]} photo.jpg --out output")
     return ExitCode.DONE
 
@@ -77,9 +69,8 @@ def torch(
     from cascade_clip.export import export_torch
 
     predictor = _load(model, loading)
-    export_torch(
-        predictor, out, DEFAULT_NAMES.bind(predictor, read_classes(classes)) if classes else None
-    )
+    bound = DEFAULT_NAMES.bind(predictor, read_classes(classes)) if classes else None
+    export_torch(predictor, out, bound)
     say(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
     return ExitCode.DONE
 
@@ -92,14 +83,12 @@ def text(
     names: NameOptions = DEFAULT_NAMES,
     loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
-    """Write other class names, with their text embeddings, for a model that was exported without
-    --classes.
+    """Write other class names, and their embeddings, for a model exported without --classes.
 
     Args:
         model: the model that was exported.
         classes: class names, as in `cascade-clip segment`.
-        out: file to write, ending in .json; the embeddings come beside it as .npy. Give it to the
-            runner with --words.
+        out: file to write, ending in .json, with the .npy beside it; the runner's --words takes it.
         names: which pixels get which name.
         loading: how to load the model.
     """
@@ -119,8 +108,7 @@ def check(
     picture: Path | None = None,
     loading: LoadOptions = DEFAULT_LOADING,
 ) -> int:
-    """Compare exported ONNX files with their model: mask logits at three sizes, speed, and mIoU on
-    labelled images.
+    """Compare exported ONNX files with their model: mask logits at three sizes, speed, and mIoU.
 
     The exit code is 1 when mask logits of a file that is not int8 differ by more than 1e-4 of their
     range (of 1 where that is smaller).
@@ -149,12 +137,10 @@ def check(
     speeds = windows_per_second([predictor, *others], embeddings)
     labelled = data.data != "folder" or bool(data.images)
     if picture is not None and not labelled:
-        raise SettingError(
-            "--picture needs labelled images: --data sandbox, or --images, --masks and --classes"
-        )
-    table = Table(title=f"{model}, window {predictor.settings.window}, 20 classes")
-    for heading in ("", "MB", "windows/s", "largest difference of a logit", "mIoU %", "hIoU %"):
-        table.add_column(heading, justify="right" if heading else "left")
+        needed = "--data sandbox, or --images, --masks and --classes"
+        raise SettingError(f"--picture needs labelled images: {needed}")
+    heads = ("", "MB", "windows/s", "largest difference of a logit", "mIoU %", "hIoU %")
+    table = make_table(f"{model}, window {predictor.settings.window}, 20 classes", heads)
     table.add_row("PyTorch", "", f"{speeds[0]:.1f}", "", *_score(predictor, data, labelled))
     good = True
     for path, other, speed in zip(map(Path, files), others, speeds[1:], strict=True):
@@ -163,12 +149,9 @@ def check(
             good &= all(one.largest <= 1e-4 * max(1.0, one.range) for one in found)
         worst = max(found, key=lambda one: one.largest)
         sizes = ", ".join(f"{one.height} x {one.width}: {one.largest:.1e}" for one in found)
-        values = (
-            f"{path.stat().st_size / 1e6:.1f}",
-            f"{speed:.1f}",
-            f"{sizes} (of {worst.range:.1f})",
-        )
-        table.add_row(path.name, *values, *_score(other, data, labelled))
+        values = (f"{speed:.1f}", f"{sizes} (of {worst.range:.1f})")
+        megabytes = f"{path.stat().st_size / 1e6:.1f}"
+        table.add_row(path.name, megabytes, *values, *_score(other, data, labelled))
     console.print(table)
     if picture is not None:
         from cascade_clip.data import build_dataset
@@ -176,8 +159,8 @@ def check(
         dataset = build_dataset(data.to_config(), "val")
         predictors = {"PyTorch": predictor}
         predictors |= {Path(file).name: other for file, other in zip(files, others, strict=True)}
-        drawn = draw_models(predictors, dataset.sample(0).image, dataset.vocabulary, picture)
-        say(f"wrote {drawn}")
+        image, vocabulary = dataset.sample(0).image, dataset.vocabulary
+        say(f"wrote {draw_models(predictors, image, vocabulary, picture)}")
     return ExitCode.DONE if good else ExitCode.FINDINGS
 
 
@@ -196,7 +179,5 @@ def _score(predictor: Predictor, data: FolderOptions, labelled: bool) -> tuple[s
 def _load(model: str, loading: LoadOptions) -> Predictor:
     """Load the model on the CPU in float32, where graphs are recorded."""
     if loading.device not in ("auto", "cpu") or loading.precision != "fp32":
-        raise SettingError(
-            "models are exported on the CPU in fp32; leave --device and --precision out"
-        )
+        raise SettingError("export runs on the CPU in fp32; leave --device and --precision out")
     return dataclasses.replace(loading, device="cpu").load(model)

@@ -96,8 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import difflib
 
     given = " ".join(words[:2] if group else words[:1])
-    close = difflib.get_close_matches(given, COMMANDS, n=3)
-    if close:
+    if close := difflib.get_close_matches(given, COMMANDS, n=3):
         return _fail(f"unknown command {given!r}; did you mean {' or '.join(close)}?")
     return _fail(f"unknown command {words[0]!r}; choose one of: {', '.join(COMMANDS)}")
 
@@ -114,13 +113,11 @@ def usage() -> str:
 
 def run(name: str, words: list[str], *, debug: bool) -> int:
     """Run a command with its arguments and return its exit code; errors become one line."""
-    # Threads that spin while they wait make everything ten times slower as soon as loading or
-    # another program shares the cores.
+    # threads that spin while they wait make everything ten times slower where cores are shared
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     thresholds = gc.get_threshold()
-    gc.set_threshold(
-        max(thresholds[0], 50_000), *thresholds[1:]
-    )  # imports make many objects to keep: a tenth of them was looking for cycles
+    # imports make many objects to keep: a tenth of them was looking for cycles
+    gc.set_threshold(max(thresholds[0], 50_000), *thresholds[1:])
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cascade_clip").setLevel(logging.INFO)
     # it reports every try to reach the hub; what came of it is our error
@@ -139,27 +136,23 @@ def run(name: str, words: list[str], *, debug: bool) -> int:
             import traceback
 
             traceback.print_exc()
-        return _explain(error)
+        if isinstance(error, KeyboardInterrupt):
+            return _fail("interrupted", ExitCode.INTERRUPTED)
+        if text := explain_error(error):
+            return _fail(text)
+        from cascade_clip.files import report_defect  # what no user can mend goes to a file
+
+        return _fail(report_defect(error), ExitCode.DEFECT)
     finally:
         gc.set_threshold(*thresholds)
 
 
-def _explain(error: BaseException) -> int:
-    """Say in one line why a command failed; what no user can mend goes to a file."""
-    if isinstance(error, KeyboardInterrupt):
-        return _fail("interrupted", ExitCode.INTERRUPTED)
-    text = explain_error(error)
-    if not text:
-        from cascade_clip.files import report_defect
-
-        return _fail(report_defect(error), ExitCode.DEFECT)
-    return _fail(text)
-
-
 @contextmanager
 def _ending_at_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl-C does, so that temporary files are removed; commands
-    with an end of their own (`train`, `serve`, `web`) take the signal themselves."""
+    """Let SIGTERM end the command as Ctrl-C does, so that temporary files are removed.
+
+    Commands with an end of their own (`train`, `serve`, `web`) take the signal themselves.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

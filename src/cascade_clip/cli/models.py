@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from rich.table import Table
-
 from cascade_clip.cli.exit_codes import ExitCode
-from cascade_clip.cli.terminal import console
+from cascade_clip.cli.terminal import console, make_table, say
 from cascade_clip.config import ModelConfig, PromptConfig
 from cascade_clip.errors import SettingError
 
@@ -20,21 +18,15 @@ def import_file(file: Path, *, config: Path, out: Path, match_clip: bool = False
         file: released .pth (read without executing anything) or .safetensors file.
         config: YAML file of settings.
         out: checkpoint folder to write.
-        match_clip: store only a reference to CLIP when the file's CLIP equals the weights that
-            model.clip names.
+        match_clip: store only a reference to CLIP where the file's equals what model.clip names.
     """
     from cascade_clip.checkpoints import import_released
 
     checkpoint = import_released(file, config, out, match_clip=match_clip)
-    trained = sum(
-        parameter.numel() for parameter in checkpoint.model.parameters() if parameter.requires_grad
-    )
-    console.print(
-        f"imported {file}: stages {[list(s) for s in checkpoint.model.stages]}, {trained:,} trained"
-        " parameters",
-        markup=False,
-    )
-    console.print(f"wrote {out}", markup=False, highlight=False)
+    model = checkpoint.model
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    say(f"imported {file}: stages {[*map(list, model.stages)]}, {trained:,} trained parameters")
+    say(f"wrote {out}")
     return ExitCode.DONE
 
 
@@ -52,28 +44,21 @@ def cost(*, settings: Path | None = None, classes: int = 171, side: int = 512) -
     from cascade_clip.models import count_cost
 
     if not (1 <= classes <= 10**6 and 1 <= side <= 10**5):
-        raise SettingError(
-            f"--classes must lie in 1..{10**6:,} and --side in 1..{10**5:,}, got {classes}, {side}"
-        )
-    model = (
-        load_config(settings).model if settings else ModelConfig(prompts=PromptConfig(tokens=50))
-    )
+        limits = f"--classes must lie in 1..{10**6:,} and --side in 1..{10**5:,}"
+        raise SettingError(f"{limits}, got {classes}, {side}")
+    published = ModelConfig(prompts=PromptConfig(tokens=50))
+    model = load_config(settings).model if settings else published
     found = count_cost(model, classes, side)
-    table = Table(title=f"{model.clip.name}, {classes} classes, {side} x {side}")
-    for heading in ("", "ours", "published way"):
-        table.add_column(heading, justify="right" if heading else "left")
-    ours = found.parameters + found.text_parameters
-    table.add_row("parameters", f"{ours:,}", f"{found.published_parameters:,}")
-    table.add_row(
-        "  of which text tower", f"{found.text_parameters:,}", f"{found.text_parameters:,}"
-    )
+    title = f"{model.clip.name}, {classes} classes, {side} x {side}"
+    table = make_table(title, ("", "ours", "published way"))
+    tower, flops = found.text_parameters, (found.flops / 1e9, found.published_flops / 1e9)
+    table.add_row("parameters", f"{found.parameters + tower:,}", f"{found.published_parameters:,}")
+    table.add_row("  of which text tower", f"{tower:,}", f"{tower:,}")
     table.add_row("trained parameters", f"{found.trained:,}", f"{found.published_trained:,}")
-    table.add_row(
-        "GFLOP per image", f"{found.flops / 1e9:.1f}", f"{found.published_flops / 1e9:.1f}"
-    )
+    table.add_row("GFLOP per image", f"{flops[0]:.1f}", f"{flops[1]:.1f}")
     console.print(table)
     dead = f"{found.dead_parameters:,} weights and {found.dead_flops / 1e9:.1f} GFLOP"
-    console.print(f"The published way counts {dead} that reach no output.", highlight=False)
+    say(f"The published way counts {dead} that reach no output.")
     return ExitCode.DONE
 
 
@@ -85,16 +70,13 @@ def env() -> int:
 
     from cascade_clip.checkpoints import read_versions
 
-    rows = {
-        **read_versions(),
-        "platform": platform.platform(),
-        "processors": str(torch.get_num_threads()),
-    }
-    cuda = torch.cuda.is_available()
-    rows["cuda"] = (
-        f"{torch.version.cuda}, {torch.cuda.get_device_name(0)}" if cuda else "not available"
-    )
-    rows["mps"] = "available" if torch.backends.mps.is_available() else "not available"
+    threads = str(torch.get_num_threads())
+    rows = {**read_versions(), "platform": platform.platform(), "processors": threads}
+    rows |= {"cuda": "not available", "mps": "not available"}
+    if torch.cuda.is_available():
+        rows["cuda"] = f"{torch.version.cuda}, {torch.cuda.get_device_name(0)}"
+    if torch.backends.mps.is_available():
+        rows["mps"] = "available"
     for name, value in rows.items():
-        console.print(f"{name:<16} {value}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{name:<16} {value}")
     return ExitCode.DONE

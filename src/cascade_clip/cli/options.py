@@ -19,11 +19,9 @@ class FolderOptions:
     """A labelled dataset."""
 
     data: DataName = "folder"
-    """`folder`: the two folders below; `sandbox`: fresh scenes of the built-in world, which need no
-    files; or a named dataset."""
+    """`folder`: the two folders below; `sandbox`: fresh built-in scenes; or a named dataset."""
     root: str = ""
-    """Folder that holds the named dataset; by default the environment variable CASCADE_CLIP_DATA,
-    else `data`."""
+    """Folder that holds the named dataset; by default $CASCADE_CLIP_DATA, else `data`."""
     split: Literal["", "train", "val"] = ""
     """Part of the named dataset; by default val."""
     images: str = ""
@@ -31,11 +29,9 @@ class FolderOptions:
     masks: str = ""
     """Folder of index masks with the same file stems."""
     classes: str = ""
-    """Class list in label order: a file, or a packaged list by name (voc, coco-stuff, context,
-    ade20k, cityscapes)."""
+    """Class list, a file or a packaged list (voc, coco-stuff, context, ade20k, cityscapes)."""
     unseen: str = ""
-    """Unseen class names: a file, names separated by commas, a packaged split by name, or `none`:
-    every class counts as seen."""
+    """Unseen class names: a file, comma-separated names, a packaged split, or `none` of them."""
     text_embeddings: str = ""
     """File (.npy) of text embeddings, one row a class, to use instead of the text tower."""
     limit: int = 0
@@ -70,10 +66,7 @@ class NameOptions:
     def bind(self, predictor: Predictor, classes: Vocabulary | None) -> BoundClasses:
         """Bind class names to a model; by default its own."""
         return predictor.bind(
-            classes,
-            self.calibration,
-            background=self.background or None,
-            threshold=self.threshold,
+            classes, self.calibration, background=self.background or None, threshold=self.threshold
         )
 
 
@@ -88,26 +81,21 @@ class InferenceOptions:
     flip: bool = False
     """Test-time augmentation: average the scores with those of the mirrored image."""
     scales: str = ""
-    """Test-time augmentation: sizes whose scores are averaged, as parts of the window, such as
-    "0.75, 1, 1.25"."""
+    """Test-time augmentation: average over sizes, parts of the window, such as "0.75, 1, 1.25"."""
     combine: Literal["sum", "confidence"] | None = None
-    """How stages become one mask: `sum`, or weighted at every patch by `confidence`; by default the
-    checkpoint's."""
+    """How stages become a mask, `sum` or by `confidence` per patch; by default the checkpoint's."""
     upsampler: Literal["bilinear", "guided"] | None = None
-    """How masks go from patches to pixels: `bilinear`, or `guided` by the colours of the image; by
-    default the checkpoint's."""
+    """From patches to pixels: `bilinear`, or `guided` by colours; by default the checkpoint's."""
     guide_radius: int | None = None
-    """Radius of the guided filter in patches (only with --upsampler guided); by default the
-    checkpoint's."""
+    """Of --upsampler guided: radius of its filter in patches; by default the checkpoint's."""
     guide_epsilon: float | None = None
-    """Variance of colours (0..1) up to which the guided filter takes an area as plain (only with
-    --upsampler guided); by default the checkpoint's."""
+    """Of --upsampler guided: variance of colours (0..1) up to which its filter takes an area as
+    plain; by default the checkpoint's."""
     background: str = ""
     """Background words ("sky, wall"), a file of them, or `scenery`: they compete and all mean
     `background`; `none`: no background words; by default the checkpoint's."""
     threshold: float | Literal["none"] | None = None
-    """Pixels whose best score (0..1) is lower get no class name; `none`: every pixel gets one; by
-    default the checkpoint's."""
+    """Least score (0..1) that names a pixel; `none`: all get one; by default the checkpoint's."""
 
     def apply(self, settings: InferenceConfig) -> InferenceConfig:
         """Return the checkpoint's settings with the ones that are given here."""
@@ -144,7 +132,7 @@ def given_flags(values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if value is not None and value is not False and value != ""
+        if value not in (None, "") and value is not False
     }
 
 
@@ -157,6 +145,5 @@ def read_numbers(text: str, flag: str, example: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise SettingError(
-            f'{flag} must be numbers separated by commas, such as "{example}", got {text!r}'
-        ) from None
+        message = f'{flag} must be numbers separated by commas, such as "{example}", got {text!r}'
+        raise SettingError(message) from None

@@ -30,10 +30,7 @@ def push(
     from cascade_clip.inference import PREFIX, load_predictor
 
     if model.startswith(PREFIX):
-        raise SettingError(
-            f"{model} is CLIP alone, with nothing trained to upload; others can write {model}"
-            " themselves"
-        )
+        raise SettingError(f"{model} is CLIP alone, with nothing trained to upload")
     predictor = load_predictor(model, "cpu")
     address = predictor.push_to_hub(
         repository, private=private, revision=revision or None, full=full, half=half

@@ -1,5 +1,6 @@
-"""The five-minute tour: both shipped models on fresh scenes, two minutes of training, and a page of
-pictures."""
+"""The five-minute tour: shipped models on fresh scenes, a short training, and a page of images."""
+
+from __future__ import annotations
 
 import csv
 import shutil
@@ -7,28 +8,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from lightning.pytorch.callbacks import Timer
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from rich.table import Table
 
-from cascade_clip.checkpoints import find_checkpoint, read_config
 from cascade_clip.cli.exit_codes import ExitCode
-from cascade_clip.cli.terminal import console, say
+from cascade_clip.cli.terminal import console, make_table, say
 from cascade_clip.config import DataConfig
-from cascade_clip.data import LabelledImages, build_dataset
 from cascade_clip.errors import Interrupted, OccupiedError, SettingError
-from cascade_clip.evaluation import Report, embed_figure, evaluate, render
 from cascade_clip.files import write_whole
-from cascade_clip.inference import Predictor, load_predictor
 from cascade_clip.results import SUMMARY_METRICS, format_percent
-from cascade_clip.training import TrainingProgress, fit, quiet_engine
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+    from cascade_clip.data import LabelledImages
+    from cascade_clip.evaluation import Report
+    from cascade_clip.inference import Predictor
 
 TITLES = {"mini-last": "last layer", "mini": "cascade"}
 LOSS_FILE = "loss.csv"
@@ -64,11 +63,14 @@ def quickstart(
         seed: which scenes; the shipped models have seen none of seeds 2 and up.
         pictures: number of scenes on the page.
     """
+    from cascade_clip.data import build_dataset
+    from cascade_clip.evaluation import evaluate
+    from cascade_clip.inference import load_predictor
+    from cascade_clip.training import quiet_engine
+
     if scenes < 1 or pictures < 1 or minutes < 0:
-        raise SettingError(
-            f"--scenes and --pictures must be at least 1 and --minutes 0 or more, got {scenes},"
-            f" {pictures}, {minutes}"
-        )
+        limits = "--scenes and --pictures must be at least 1 and --minutes 0 or more"
+        raise SettingError(f"{limits}, got {scenes}, {pictures}, {minutes}")
     if minutes:  # before the time of the evaluation is spent
         remove_earlier(out / "training")
     quiet_engine()
@@ -81,13 +83,9 @@ def quickstart(
     shown = [show_scene(dataset, index, predictors) for index in range(pictures)]
     curve: list[tuple[int, float]] = []
     if minutes:
-        title = f"cascade, {minutes:g} min"
-        say(
-            f"training the cascade from its start for {minutes:g} minutes (the shipped one had"
-            " longer) ..."
-        )
+        say(f"training the cascade for {minutes:g} minutes (the shipped one had longer) ...")
         trained, curve = train_for(minutes, out / "training")
-        reports = {title: evaluate(trained, dataset), **reports}
+        reports = {f"cascade, {minutes:g} min": evaluate(trained, dataset), **reports}
     console.print(score_table(reports))
     figure = draw_page(shown, dataset, reports, curve)
     write_whole(out / "quickstart.png", lambda part: figure.savefig(part, dpi=110))
@@ -112,24 +110,25 @@ def remove_earlier(folder: Path) -> None:
     Raises:
         OSError: the folder holds something else.
     """
-    if folder.exists():
-        if not ((folder / "config.yaml").is_file() and (folder / "metrics.csv").is_file()):
-            raise OccupiedError(
-                f"{folder} exists and is not a run of an earlier tour; choose another --out"
-            )
-        shutil.rmtree(folder)
+    if not folder.exists():
+        return
+    if not ((folder / "config.yaml").is_file() and (folder / "metrics.csv").is_file()):
+        raise OccupiedError(f"{folder} is not a run of an earlier tour; choose another --out")
+    shutil.rmtree(folder)
 
 
 def train_for(minutes: float, folder: Path) -> tuple[Predictor, list[tuple[int, float]]]:
-    """Train the shipped cascade's own settings from the start for a while: the model, and its
-    (step, loss) curve."""
+    """Train with the shipped cascade's settings; returns the model and its (step, loss) curve."""
+    from lightning.pytorch.callbacks import Timer
+
+    from cascade_clip.checkpoints import find_checkpoint, read_config
+    from cascade_clip.inference import Predictor
+    from cascade_clip.training import TrainingProgress, fit
+
     timer = Timer(timedelta(minutes=minutes), interval="step")
+    callbacks = [TrainingProgress(console, minutes=minutes), timer]
     try:
-        checkpoint = fit(
-            read_config(find_checkpoint("mini")),
-            folder,
-            callbacks=[TrainingProgress(console, minutes=minutes), timer],
-        )
+        checkpoint = fit(read_config(find_checkpoint("mini")), folder, callbacks=callbacks)
     except Interrupted as stopped:  # the tour cannot be resumed
         raise SystemExit(128 + stopped.number) from stopped
     return Predictor(checkpoint, device="cpu"), read_curve(folder / "metrics.csv")
@@ -160,12 +159,8 @@ def score_rows(reports: dict[str, Report]) -> list[tuple[str, list[str], bool]]:
 
 def score_table(reports: dict[str, Report]) -> Table:
     """Show `score_rows` on the screen."""
-    table = Table(
-        title="IoU in percent on fresh scenes; * marks classes whose masks were never seen"
-    )
-    table.add_column("")
-    for title in reports:
-        table.add_column(title, justify="right")
+    title = "IoU in percent on fresh scenes; * marks classes whose masks were never seen"
+    table = make_table(title, ("", *reports))
     for label, values, bold in score_rows(reports):
         table.add_row(label, *values, style="bold" if bold else "")
     return table
@@ -180,29 +175,26 @@ def draw_page(
     reports: dict[str, Report],
     curve: list[tuple[int, float]],
 ) -> Figure:
-    """Scenes in rows (image, truth, last layer, cascade), the class colours, the scores and the
-    loss curve."""
+    """Draw scenes in rows (image, truth, last layer, cascade, classes), scores and loss curve."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     matplotlib.rcParams["font.size"] = 9
-    rows = len(shown)
-    figure = Figure(figsize=(11.5, 1.62 * rows + 3.4), layout="constrained")
-    pictures, below = cast(Any, figure.subfigures(2, 1, height_ratios=[1.62 * rows, 3.4]))
-    columns = ["image", "truth", *TITLES.values()]
-    axes = pictures.subplots(rows, 5, squeeze=False, width_ratios=[1, 1, 1, 1, 1.5])
+    height = 1.62 * len(shown)
+    figure = Figure(figsize=(11.5, height + 3.4), layout="constrained")
+    panels: Any = figure.subfigures(2, 1, height_ratios=[height, 3.4])
+    axes = panels[0].subplots(len(shown), 5, squeeze=False, width_ratios=[1, 1, 1, 1, 1.5])
     palette = np.array(dataset.vocabulary.colors, dtype=np.uint8)  # (C, 3)
     for row, scene in zip(axes, shown, strict=True):
-        views = [
-            scene.image,
-            palette[scene.truth],
-            *[palette[scene.predictions[title]] for title in TITLES.values()],
-        ]
-        for axis, view in zip(row, views, strict=False):
+        labels = [scene.truth, *(scene.predictions[title] for title in TITLES.values())]
+        for axis, view in zip(row, [scene.image, *(palette[one] for one in labels)], strict=False):
             axis.imshow(view, interpolation="nearest")
         for axis in row:
             axis.set_axis_off()
         _draw_legend(row[4], scene, dataset)
-    for axis, title in zip(axes[0], columns, strict=False):
+    for axis, title in zip(axes[0], ["image", "truth", *TITLES.values()], strict=False):
         axis.set_title(title)
-    left, right = below.subplots(1, 2)
+    left, right = panels[1].subplots(1, 2)
     _draw_scores(left, reports)
     _draw_curve(right, curve)
     return figure
@@ -210,6 +202,8 @@ def draw_page(
 
 def _draw_legend(axis: Axes, scene: ShownScene, dataset: LabelledImages) -> None:
     """Names of the classes that are there, unseen ones starred and bold."""
+    from matplotlib.patches import Rectangle
+
     vocabulary = dataset.vocabulary
     counts = np.bincount(scene.truth.ravel(), minlength=len(vocabulary))
     present = [index for index in np.argsort(-counts) if counts[index]]
@@ -219,9 +213,8 @@ def _draw_legend(axis: Axes, scene: ShownScene, dataset: LabelledImages) -> None
         place: Any = {"transform": axis.transAxes}
         box = Rectangle((0.0, y - 0.04), 0.08, 0.08, facecolor=color, edgecolor="0.4", **place)
         axis.add_patch(box)
-        name = vocabulary.names[index] + ("" if seen else " * unseen")
-        weight = "normal" if seen else "bold"
-        axis.text(0.13, y, name, va="center", weight=weight, **place)
+        mark, weight = ("", "normal") if seen else (" * unseen", "bold")
+        axis.text(0.13, y, vocabulary.names[index] + mark, va="center", weight=weight, **place)
 
 
 def _draw_scores(axis: Axes, reports: dict[str, Report]) -> None:
@@ -234,14 +227,15 @@ def _draw_scores(axis: Axes, reports: dict[str, Report]) -> None:
         bars = axis.bar(places, heights, width * 0.92, label=title, color=color)
         axis.bar_label(bars, fmt="%.0f", padding=1)
     axis.set_xticks(np.arange(3) + 0.4 - width / 2, labels)
-    axis.set_ylabel("mIoU in percent")
-    axis.set_title("fresh scenes")
+    axis.set(ylabel="mIoU in percent", title="fresh scenes")
     axis.margins(y=0.12)
     axis.legend(frameon=False, loc="upper right")
     axis.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_curve(axis: Axes, curve: list[tuple[int, float]]) -> None:
+    from cascade_clip.checkpoints import find_checkpoint
+
     full = read_curve(find_checkpoint("mini") / LOSS_FILE)
     for points, label, color, width in (
         (full, "full run of the shipped cascade", "#1f5fa8", 1.2),
@@ -250,15 +244,15 @@ def _draw_curve(axis: Axes, curve: list[tuple[int, float]]) -> None:
         if points:
             steps, losses = zip(*points, strict=True)
             axis.plot(steps, losses, label=label, color=color, linewidth=width)
-    axis.set_yscale("log")
-    axis.set_xlabel("step")
-    axis.set_title("training loss (focal + dice)")
+    axis.set(yscale="log", xlabel="step", title="training loss (focal + dice)")
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
 
 
 def build_html(figure: Figure, reports: dict[str, Report], dataset: LabelledImages) -> str:
     """Build the page as one file: what is shown, the images, and every class."""
+    from cascade_clip.evaluation import embed_figure, render
+
     return render(
         "cli/templates/quickstart.html",
         title="Cascade-CLIP on the built-in world",

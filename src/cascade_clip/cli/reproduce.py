@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from cascade_clip.cli.exit_codes import ExitCode
-from cascade_clip.cli.terminal import check_folder, console, say, warn
+from cascade_clip.cli.terminal import check_folder, console, make_table, say, warn
 from cascade_clip.errors import SettingError
 from cascade_clip.results import format_duration
 
@@ -28,11 +27,9 @@ if TYPE_CHECKING:
         ReproductionSettings,
         Section,
     )
-    from cascade_clip.research.reproduction import Table as CellTable
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Where Linux says how many microseconds of processor time a control group has in how many (cgroup
-v2)."""
+"""A control group's microseconds of processor time, and in how many (Linux, cgroup v2)."""
 _RUN_MEMORY = int(1.2 * 2**30)
 """Bytes that a run on the built-in world takes."""
 
@@ -85,12 +82,10 @@ def reproduce(
         print_plan(entries, runs, at_once)
         return ExitCode.DONE
     if show and not out.is_dir():
-        raise SettingError(
-            f"--show: there is no folder {out}; give the one that `reproduce` wrote to with --out"
-        )
+        hint = "give the one that `reproduce` wrote to with --out"
+        raise SettingError(f"--show: there is no folder {out}; {hint}")
     failures = [] if show else make_runs(runs, at_once, settings)
-    flags = repeat_flags(seeds, world, out, root)
-    show_results(entries, reproduction, flags, count=not show)
+    show_results(entries, reproduction, repeat_flags(seeds, world, out, root), count=not show)
     return ExitCode.FINDINGS if failures else ExitCode.DONE
 
 
@@ -121,11 +116,9 @@ def repeat_flags(seeds: str, world: str, out: Path, root: str) -> str:
 
 
 def count_cores() -> int:
-    """Whole cores that this process may use, by its affinity and by the quota of its control
-    group."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """Count the whole cores that this process may use, by affinity and control group's quota."""
+    bound = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
     try:
         quota, period = map(int, _QUOTA.read_text(encoding="ascii").split())
     except (OSError, ValueError):  # none, or `max`
@@ -145,9 +138,8 @@ def print_plan(entries: Sequence[Entry], runs: Sequence[Job], at_once: int) -> N
     from cascade_clip.research.reproduction import estimate_seconds
 
     left = estimate_seconds(runs)
-    table = Table(title=f"{len(runs)} runs")
-    for head in ("run", "seed", "for", "state", "training left"):
-        table.add_column(head, justify="right" if head in ("seed", "training left") else "left")
+    heads = ("run", "seed", "for", "state", "training left")
+    table = make_table(f"{len(runs)} runs", heads, left=(0, 2, 3))
     for run in runs:
         seed, names = str(run.config.train.seed), ", ".join(run.entries)
         seconds = left.get(run.folder)
@@ -155,8 +147,7 @@ def print_plan(entries: Sequence[Entry], runs: Sequence[Job], at_once: int) -> N
         table.add_row(run.name, seed, names, describe_state(run), time_left)
     if runs:
         console.print(table)
-    untrained = [entry.key for entry in entries if not entry.rows]
-    if untrained:
+    if untrained := [entry.key for entry in entries if not entry.rows]:
         say(f"nothing to train for {', '.join(untrained)}")
     if not runs:
         return
@@ -182,7 +173,7 @@ def describe_state(run: Job) -> str:
 def make_runs(
     runs: Sequence[Job], at_once: int, settings: ReproductionSettings
 ) -> Sequence[Failure]:
-    """Make what is missing, with a progress bar on standard error; every failure is one line there.
+    """Make what is missing; standard error shows a progress bar, and a line for every failure.
 
     Raises:
         ValueError, FileNotFoundError: the files of the dataset are missing.
@@ -197,17 +188,10 @@ def make_runs(
         build_dataset(missing[0].config.data)  # what is missing is one error, not one for each run
     done_before = len(runs) - len(missing)
     screen = Console(file=sys.stderr)
-    say(
-        f"{len(missing)} runs to make, {done_before} are done; {min(at_once, len(missing))} at a"
-        " time"
-    )
-    columns = (
-        TextColumn("runs"),
-        BarColumn(),
-        TextColumn("{task.fields[count]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    together = min(at_once, len(missing))
+    say(f"{len(missing)} runs to make, {done_before} are done; {together} at a time")
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("runs"), BarColumn(), TextColumn("{task.fields[count]}"), *times)
     with Progress(
         *columns, console=screen, disable=not screen.is_terminal, speed_estimate_period=3600
     ) as progress:
@@ -220,10 +204,9 @@ def make_runs(
             progress.update(task, completed=made, count=count)
 
         def failed(failure: Failure) -> None:
-            warn(
-                f"{failure.job.name}, seed {failure.job.config.train.seed}, failed:"
-                f" {failure.reason} ({failure.job.folder})"
-            )
+            job = failure.job
+            name = f"{job.name}, seed {job.config.train.seed}"
+            warn(f"{name}, failed: {failure.reason} ({job.folder})")
 
         return run_jobs(missing, at_once, one_core=settings.small, failed=failed, moved=moved)
 
@@ -233,11 +216,7 @@ def show_results(
 ) -> None:
     """Print every entry with what it says in words, and write the page.
 
-    Args:
-        entries: what to show.
-        reproduction: its runs.
-        flags: flags that a command needs again.
-        count: whether costs may be counted and timed.
+    `flags` are those that a command needs again; `count`: costs may be counted and timed.
     """
     from cascade_clip.research.reproduction import build_section, write_page
 
@@ -254,20 +233,13 @@ def show_results(
 def print_section(section: Section) -> None:
     """Print an entry: its tables, what they say, and what was not run."""
     say(f"\n{section.entry.key}: {section.entry.title}")
-    for table in section.tables:
-        console.print(draw_table(table))
+    for found in section.tables:
+        table = make_table(found.title, found.heads)
+        for row in found.rows:  # certain differences are bold
+            table.add_row(*(Text(cell.text, "bold" if cell.tone else "") for cell in row))
+        console.print(table)
     for line in section.wording:
         say(line)
     for what, names in (("not run", section.missing), ("incomplete", section.incomplete)):
         if names:
             say(f"{what}: {', '.join(names)}; {section.command}")
-
-
-def draw_table(found: CellTable) -> Table:
-    """A table of the page on the screen; certain differences are bold."""
-    table = Table(title=found.title)
-    for number, head in enumerate(found.heads):
-        table.add_column(head, justify="right" if number else "left")
-    for row in found.rows:
-        table.add_row(*(Text(cell.text, "bold" if cell.tone else "") for cell in row))
-    return table

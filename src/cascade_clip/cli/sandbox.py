@@ -18,34 +18,26 @@ def pretrain(
     workers: int = 1,
     save_every: int = 100,
 ) -> int:
-    """Make the mini CLIP again: contrastive training on pictures and captions of the built-in
-    world, no mask used.
+    """Make the mini CLIP again from images and captions of the built-in world; no mask is used.
 
-    Takes about 40 minutes on 2 cores; a run that was stopped goes on when the same command is given
-    again.
+    Contrastive training; takes about 40 minutes on 2 cores. The same command resumes a stopped run.
 
     Args:
         out: folder to write, in open_clip's format; use it with --model.clip.name local-dir:OUT.
         steps: optimiser steps.
-        batch_size: pictures per step.
+        batch_size: images per step.
         learning_rate: peak learning rate.
-        seed: seed of weights, pictures and captions.
-        workers: processes that draw pictures.
+        seed: seed of weights, images and captions.
+        workers: processes that draw images.
         save_every: steps between saved states, each with the class mAP on fresh scenes.
     """
     from cascade_clip.sandbox import PretrainConfig, pretrain_clip
 
     logging.getLogger("cascade_clip").setLevel(logging.INFO)
-    config = PretrainConfig(
-        str(out),
-        steps,
-        batch_size,
-        learning_rate,
-        seed=seed,
-        workers=workers,
-        save_every=save_every,
+    sizes = (steps, batch_size, learning_rate)
+    pretrain_clip(
+        PretrainConfig(str(out), *sizes, seed=seed, workers=workers, save_every=save_every)
     )
-    pretrain_clip(config)
     return ExitCode.DONE
 
 
@@ -63,8 +55,7 @@ def preview(
     from cascade_clip.sandbox import preview_sheet
 
     check_ending(out, (".png", ".jpg", ".jpeg", ".webp"))
-    sheet = preview_sheet(seed, count, size)
-    say(f"wrote {write_whole(out, sheet.save)}")
+    say(f"wrote {write_whole(out, preview_sheet(seed, count, size).save)}")
     return ExitCode.DONE
 
 
@@ -76,10 +67,9 @@ def export(
     seed: int = 0,
     size: int = 128,
 ) -> int:
-    """Write the built-in world as image and mask folders with a class list, to try the data
-    commands on it.
+    """Write the built-in world as image and mask folders with a class list, to try commands on.
 
-    A run that was stopped goes on when the same command is given again.
+    The same command resumes a stopped run.
 
     Args:
         out: folder to write.

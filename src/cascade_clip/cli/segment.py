@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -31,8 +32,7 @@ class SegmentOptions:
     """How images are labelled and what is written."""
 
     outputs: str = "overlay,index"
-    """Files beside the JSON file of every image, separated by commas: overlay, index, heatmaps,
-    labelme, coco (also all in coco.json)."""
+    """Files to write, comma-separated: overlay, index, heatmaps, labelme, coco (and coco.json)."""
     flip: bool = False
     """Average with the mirrored image: better, twice the time."""
     max_memory: int = 0
@@ -44,20 +44,17 @@ class SegmentOptions:
     quiet: bool = False
     """Print errors and the last line only."""
     engine: Literal["local", "ray"] = "local"
-    """`local` works in this process; `ray` in the actors of a Ray cluster (RAY_ADDRESS, else one on
-    this machine), with a manifest."""
+    """`local`: this process; `ray`: a cluster (RAY_ADDRESS, else started here), with a manifest."""
     actors: int = 0
-    """Of the engine `ray`: number of actors; 0 takes one per GPU, or one per processor without
-    GPUs."""
+    """Actors of the engine `ray`; 0 takes one per GPU, or one per processor without GPUs."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise SettingError(f"--every must be at least 1, got {self.every}")
         if self.actors < 0 or (self.actors and self.engine != "ray"):
-            raise SettingError(
-                f"--actors is a positive number that goes with --engine ray, got {self.actors} with"
-                f" --engine {self.engine}"
-            )
+            given = f"got {self.actors} with --engine {self.engine}"
+            message = "--actors is a positive number that goes with --engine ray"
+            raise SettingError(f"{message}, {given}")
 
 
 DEFAULT_OPTIONS = SegmentOptions()
@@ -127,13 +124,8 @@ class _Counts(NamedTuple):
     defects: int = 0
     """How many failed by a defect of this program."""
 
-    def plus(self, done: int, skipped: int, failed: int, defects: int) -> _Counts:
-        return _Counts(
-            self.done + done,
-            self.skipped + skipped,
-            self.failed + failed,
-            self.defects + defects,
-        )
+    def plus(self, *more: int) -> _Counts:
+        return _Counts(*map(operator.add, self, more))
 
 
 class _Job(NamedTuple):
@@ -149,16 +141,8 @@ class _Job(NamedTuple):
     def run_here(self, step: Callable[[int, int], None]) -> _Counts:
         from cascade_clip.inference import segment_sources
 
-        counts = _Counts()
-        for one in segment_sources(
-            self.predictor,
-            self.bound,
-            self.sources,
-            self.out,
-            self.outputs,
-            overwrite=self.options.overwrite,
-            progress=step,
-        ):
+        counts, work = _Counts(), (self.predictor, self.bound, self.sources, self.out, self.outputs)
+        for one in segment_sources(*work, overwrite=self.options.overwrite, progress=step):
             counts = counts.plus(one.result is not None, one.skipped, bool(one.error), one.defect)
             _tell(one, quiet=self.options.quiet)
             del one  # its memory is free while the next one is segmented
@@ -193,10 +177,8 @@ class _Job(NamedTuple):
 def _summarise(counts: _Counts, seconds: float, first: str, out: Path) -> None:
     if counts.done + counts.skipped + counts.failed > 1:
         speed = f", {counts.done / seconds:.2f} images/s" if counts.done else ""
-        say(
-            f"{counts.done} images segmented{speed}, {counts.skipped} done before,"
-            f" {counts.failed} failed"
-        )
+        others = f"{counts.skipped} done before, {counts.failed} failed"
+        say(f"{counts.done} images segmented{speed}, {others}")
     elif counts.skipped:
         say(f"{first} is done already, see {out}; --overwrite does it again")
 
@@ -204,11 +186,8 @@ def _summarise(counts: _Counts, seconds: float, first: str, out: Path) -> None:
 def _parse_outputs(text: str, out: Path) -> tuple[Output, ...]:
     check_folder(out)
     words, known = [word.strip() for word in text.split(",") if word.strip()], get_args(Output)
-    unknown = [word for word in words if word not in known]
-    if unknown:
-        raise SettingError(
-            f"--outputs does not know {', '.join(unknown)}; choose from {', '.join(known)}"
-        )
+    if unknown := ", ".join(word for word in words if word not in known):
+        raise SettingError(f"--outputs does not know {unknown}; choose from {', '.join(known)}")
     return cast(tuple[Output, ...], tuple(words))
 
 
@@ -217,13 +196,10 @@ def _load(model: str, options: SegmentOptions, loading: LoadOptions) -> Predicto
 
     predictor = loading.load(model)
     config = predictor.checkpoint.config
-    if not options.quiet and (
-        config.data.name == "sandbox" or config.model.clip.name == "package:mini_clip"
-    ):
-        warn(
-            f"{model} knows only the built-in world ({', '.join(CLASS_NAMES[:5])}, ...):"
-            f" {REAL_MODELS}"
-        )
+    small = config.data.name == "sandbox" or config.model.clip.name == "package:mini_clip"
+    if small and not options.quiet:
+        world = f"the built-in world ({', '.join(CLASS_NAMES[:5])}, ...)"
+        warn(f"{model} knows only {world}: {REAL_MODELS}")
     return predictor.with_settings(flip=options.flip, max_memory=options.max_memory)
 
 
@@ -233,7 +209,7 @@ def _tell(one: Done, *, quiet: bool) -> None:
     elif one.result is not None and not quiet:
         frame = "" if one.source.frame is None else f" frame {one.source.frame}"
         say(f"{one.source.path}{frame}: {_describe(one.result)}")
-        say(f"  wrote {', '.join(str(path) for path in one.files)}")
+        say(f"  wrote {', '.join(map(str, one.files))}")
 
 
 def _describe(result: Segmentation) -> str:

@@ -26,16 +26,12 @@ def listen(host: str, port: int) -> Iterator[tuple[socket.socket, str, Sequence[
     try:
         sock = socket.create_server((host, port), family=family)
     except OSError as error:
-        raise SettingError(
-            f"cannot listen on {host}, port {port} ({error.strerror}); choose others with --host"
-            " and --port"
-        ) from error
+        hint = "choose others with --host and --port"
+        message = f"cannot listen on {host}, port {port} ({error.strerror}); {hint}"
+        raise SettingError(message) from error
     with sock:
         if host not in LOCAL_HOSTS:
-            warn(
-                f"warning: {host} is not the loopback address: everyone who reaches this machine"
-                " can use the server, without a password"
-            )
+            warn(f"warning: {host} lets everyone who reaches this machine in, without a password")
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{sock.getsockname()[1]}"
         yield sock, address, LOCAL_HOSTS if host in LOCAL_HOSTS else ANY_HOST

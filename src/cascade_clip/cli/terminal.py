@@ -1,8 +1,8 @@
-"""What commands share: the screen, a progress bar, and how a model is loaded and run."""
+"""What commands share: the screen, tables, a progress bar, and checks of `--out`."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from cascade_clip.errors import SettingError
 
@@ -28,35 +29,30 @@ def warn(text: str) -> None:
 
 @contextmanager
 def progress_bar(title: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on standard error unless told otherwise; what it yields is called with (done,
-    total)."""
-    speed = TextColumn("{task.fields[speed]}")
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        speed,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    """Show a bar on standard error where that is a terminal; yields a function of (done, total)."""
+    speed, times = TextColumn("{task.fields[speed]}"), (TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), speed, *times)
     screen = Console(file=sys.stderr)
-    if not (
-        shown and screen.is_terminal
-    ):  # rich before 14.3 prints an empty line after a disabled bar
+    if not (shown and screen.is_terminal):
+        # rich before 14.3 prints an empty line after a disabled bar
         yield lambda done, total: None
         return
     with Progress(*columns, console=screen, transient=True) as progress:
         task, begin = progress.add_task(title, total=None, speed=""), time.monotonic()
 
         def show(done: int, total: int) -> None:
-            progress.update(
-                task,
-                completed=done,
-                total=total,
-                speed=f"{done / (time.monotonic() - begin):.1f}/s",
-            )
+            rate = f"{done / (time.monotonic() - begin):.1f}/s"
+            progress.update(task, completed=done, total=total, speed=rate)
 
         yield show
+
+
+def make_table(title: str, heads: Sequence[str], left: Collection[int] = (0,)) -> Table:
+    """Build a table; the columns whose numbers `left` names are aligned left, the others right."""
+    table = Table(title=title)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number in left else "right")
+    return table
 
 
 def check_ending(out: Path, endings: tuple[str, ...]) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.options import DEFAULT_INFERENCE, FolderOptions, InferenceOptions
-from cascade_clip.cli.terminal import console, progress_bar, say
+from cascade_clip.cli.terminal import console, make_table, progress_bar, say
 from cascade_clip.errors import SettingError
 from cascade_clip.inference import DEFAULT_LOADING, LoadOptions, given_embeddings
 
@@ -47,7 +44,7 @@ def threshold(
     """
     from cascade_clip.data import build_dataset
     from cascade_clip.evaluation import choose_calibration, choose_threshold
-    from cascade_clip.files import write_whole
+    from cascade_clip.files import write_json
 
     if inference.threshold is not None:
         raise SettingError("--threshold is what this command chooses; leave it out")
@@ -69,22 +66,19 @@ def threshold(
             "threshold": found.threshold,
             "images": found.images,
             "calibration": found.calibration,
+            "thresholds": found.thresholds.tolist(),
+            "mious": found.mious.tolist(),
         }
-        curve = {"thresholds": found.thresholds.tolist(), "mious": found.mious.tolist()}
-        say(f"wrote {write_whole(out, json.dumps({**values, **curve}, indent=1) + chr(10))}")
+        say(f"wrote {write_json(out, values)}")
     return ExitCode.DONE
 
 
 def _show(found: ThresholdChoice) -> None:
     """Ten thresholds, the best one, and what they rest on."""
-    table = Table(title=f"{found.images} images")
-    table.add_column("threshold", justify="right")
-    table.add_column("mIoU %", justify="right")
+    table = make_table(f"{found.images} images", ("threshold", "mIoU %"), left=())
     for index in range(0, len(found.thresholds), len(found.thresholds) // 10):
         table.add_row(f"{found.thresholds[index]:.2f}", f"{100 * found.mious[index]:.2f}")
     console.print(table)
-    say(
-        f"--threshold {found.threshold:g} is best here: mIoU {100 * found.miou:.2f}, without a"
-        f" threshold {100 * found.miou_without:.2f}"
-    )
+    figures = f"mIoU {100 * found.miou:.2f}, without a threshold {100 * found.miou_without:.2f}"
+    say(f"--threshold {found.threshold:g} is best here: {figures}")
     say(f"- {found.calibration:g} subtracted from the scores of seen classes")

@@ -7,17 +7,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cascade_clip.cli.exit_codes import ExitCode
 from cascade_clip.cli.terminal import check_folder, progress_bar
-from cascade_clip.config import (
-    AugmentConfig,
-    Config,
-    InferenceConfig,
-    ModelConfig,
-    Resume,
-)
+from cascade_clip.config import AugmentConfig, Config, InferenceConfig, ModelConfig, Resume
 from cascade_clip.errors import SettingError
 from cascade_clip.results import SUMMARY_METRICS, format_percent
 
@@ -42,11 +36,9 @@ class TrainOptions:
     defaults are taken from it."""
     seeds: str = ""
     """Seeds such as 0,1,2: one run after the other into OUT/seed-0 and so on, then mean and
-    standard deviation. Finished ones are not repeated and an interrupted one goes on, so the same
-    command may be given again."""
+    standard deviation. The same command resumes: finished runs are not repeated."""
     devices: int = 0
-    """Devices (or CPU processes) of each node, the same as --train.devices; 0 leaves it to the
-    settings."""
+    """Devices (or CPU processes) of each node, as --train.devices; 0 leaves it to the settings."""
     num_nodes: int = 0
     """Machines, the same as --train.num_nodes; 0 leaves it to the settings."""
     dry_run: bool = False
@@ -56,8 +48,7 @@ class TrainOptions:
     quiet: bool = False
     """Show only warnings and the last lines."""
     json_lines: bool = False
-    """Write one JSON object a line to standard output and nothing else there: every logged step and
-    every event."""
+    """Write standard output as one JSON object a line: every logged step and every event."""
 
     def __post_init__(self) -> None:
         if self.quiet and self.json_lines:
@@ -96,13 +87,10 @@ def train(
     check_folder(out)
     screen = RunScreen("json" if options.json_lines else "quiet" if options.quiet else "normal")
     with screen.reporting():
-        given = {
-            name: value for name in ("devices", "num_nodes") if (value := getattr(options, name))
-        }
-        config = start_from(
-            dataclasses.replace(config, train=dataclasses.replace(config.train, **given)),
-            options.init_from,
-        )
+        sizes: dict[str, Any] = {"devices": options.devices, "num_nodes": options.num_nodes}
+        given = {name: value for name, value in sizes.items() if value}
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, **given))
+        config = start_from(config, options.init_from)
         session = TrainingSession(config, out, screen, options.wandb, full)
         if options.dry_run:
             session.look_ahead()
@@ -114,8 +102,7 @@ def train(
 
 
 def start_from(config: Config, source: str) -> Config:
-    """Return the settings of a run that starts from the weights of `source`, else of
-    train.init_from, else of none.
+    """Return the settings of a run that starts from `source`, else train.init_from, else nothing.
 
     Model and inference settings that are all left at their defaults are taken from the checkpoint.
 
@@ -126,42 +113,31 @@ def start_from(config: Config, source: str) -> Config:
     """
     named = config.train.init_from
     if source and named and source != named:
-        raise SettingError(
-            f"--init-from {source} and train.init_from {named} name two checkpoints; leave one out"
-        )
+        both = f"--init-from {source} and train.init_from {named}"
+        raise SettingError(f"{both} name two checkpoints; leave one out")
     source = source or named
     if not source:
         return config
     from cascade_clip.checkpoints import find_checkpoint, read_config
+    from cascade_clip.models import find_differences
 
     start = read_config(find_checkpoint(source))
-    if config.train.augment == AugmentConfig():
-        augment = start.train.augment
-    else:
-        augment = config.train.augment
+    own = config.train.augment
+    augment = start.train.augment if own == AugmentConfig() else own
     config = dataclasses.replace(
         config,
         model=start.model if config.model == ModelConfig() else config.model,
         inference=start.inference if config.inference == InferenceConfig() else config.inference,
         train=dataclasses.replace(config.train, init_from=source, augment=augment),
     )
-    wrong = _shape_differences(config.model, start.model)
-    if wrong:
-        raise SettingError(
-            f"{source} does not fit these settings: {'; '.join(wrong)}. Leave model settings out to"
-            " take the checkpoint's"
-        )
-    return config
-
-
-def _shape_differences(model: ModelConfig, start: ModelConfig) -> list[str]:
-    """The settings because of which the weights of one model do not fit the other."""
-    from cascade_clip.models import find_differences
-
-    return [
+    wrong = "; ".join(
         f"model.{name} is {ours}, the checkpoint has {theirs}"
-        for name, (ours, theirs) in find_differences(model, start).items()
-    ]
+        for name, (ours, theirs) in find_differences(config.model, start.model).items()
+    )
+    if wrong:
+        fix = "Leave model settings out to take the checkpoint's"
+        raise SettingError(f"{source} does not fit these settings: {wrong}. {fix}")
+    return config
 
 
 @dataclass(frozen=True)
@@ -191,10 +167,8 @@ class TrainingSession:
 
         seeds = parse_seeds(text)
         if self.config.evaluation is None:
-            raise SettingError(
-                "--seeds compares the figures of the evaluation after training; set evaluation"
-                " (its images, masks and classes)"
-            )
+            needed = "set evaluation (its images, masks and classes)"
+            raise SettingError(f"--seeds compares figures of the evaluation; {needed}")
         runs = SeedRuns(self.config, self.out)
         if is_first_process():
             runs.claim()
@@ -202,10 +176,8 @@ class TrainingSession:
             run = runs.run(seed)
             finished = runs.results(seed) is not None
             if is_first_process():
-                self.screen.say(
-                    f"seed {seed} ({number} of {len(seeds)})"
-                    f"{': finished already' if finished else ''}"
-                )
+                state = ": finished already" if finished else ""
+                self.screen.say(f"seed {seed} ({number} of {len(seeds)}){state}")
                 self.screen.event("seed", seed=seed, finished=finished, out=run.folder)
             if not finished:
                 one = dataclasses.replace(self, config=run.config, out=run.folder)
@@ -219,12 +191,9 @@ class TrainingSession:
         figures = {seed: found for seed in seeds if (found := runs.results(seed)) is not None}
         path = runs.write(figures)
         self.screen.console.print(seeds_table(figures))
-        self.screen.conclude(
-            f"mean +- standard deviation of {len(figures)} seeds, percent: {seeds_line(figures)}"
-        )
-        self.screen.event(
-            "seeds", path=path, figures={str(seed): found for seed, found in figures.items()}
-        )
+        title = f"mean +- standard deviation of {len(figures)} seeds, percent"
+        self.screen.conclude(f"{title}: {seeds_line(figures)}")
+        self.screen.event("seeds", path=path, figures={str(key): figures[key] for key in figures})
         self.screen.conclude(f"wrote {path}")
 
     def train(self, resume: Resume) -> None:
@@ -268,19 +237,15 @@ class TrainingSession:
             self.screen.event("preview", step=step, path=path)
 
         settings = self.config.evaluation
+        dataset = build_dataset(self.config.data) if evaluation is None else evaluation
+        every, text = self.config.train.preview_every, settings.text_embeddings if settings else ""
         callbacks: list[Callback] = [
             StepEvents(self.screen, log),
             TrainingProgress(self.screen.console),
-            PreviewWriter(
-                build_dataset(self.config.data) if evaluation is None else evaluation,
-                self.config.train.preview_every,
-                "" if settings is None else settings.text_embeddings,
-                report=preview_written,
-            ),
+            PreviewWriter(dataset, every, text, report=preview_written),
         ]
         if self.wandb:
-            silent = self.screen.mode != "normal"
-            callbacks.append(WandbRun(self.wandb, self.out, silent=silent))
+            callbacks.append(WandbRun(self.wandb, self.out, silent=self.screen.mode != "normal"))
         return callbacks
 
     def _evaluate(self, checkpoint: Checkpoint, dataset: LabelledImages) -> None:
@@ -310,22 +275,17 @@ class TrainingSession:
                 predictor, dataset, text=text, progress=step, keep=_EXAMPLES, origin=origin
             )
         summary = summarise(report.scores)
-        line = "  ".join(
-            f"{metric.short} {format_percent(summary[metric.key])}" for metric in SUMMARY_METRICS
-        )
+        figures = [f"{one.short} {format_percent(summary[one.key])}" for one in SUMMARY_METRICS]
         if normal:
             print_report(report)
         # people who saw the table have these values already
-        (screen.note if normal else screen.conclude)(f"{report.images} images: {line}")
+        tell = screen.note if normal else screen.conclude
+        tell(f"{report.images} images: {'  '.join(figures)}")
         for assumption in report.assumptions:
             screen.note(f"- {assumption}")
         screen.event("evaluation", images=report.images, **summary)
-        pages = [
-            report.save(out / "report.json"),
-            write_whole(out / EVALUATION, build_page(report)),
-        ]
-        screen.say(f"wrote {pages[0]} and {pages[1]}")
+        path = report.save(out / "report.json")
+        screen.say(f"wrote {path} and {write_whole(out / EVALUATION, build_page(report))}")
         record = {**checkpoint.record, "evaluation": evaluation_record(report, settings)}
-        save_checkpoint(
-            out / "model", dataclasses.replace(checkpoint, record=record), full=self.full
-        )
+        scored = dataclasses.replace(checkpoint, record=record)
+        save_checkpoint(out / "model", scored, full=self.full)
