@@ -198,17 +198,11 @@ def describe_dry_run(found: DryRun, unseen: tuple[str, ...]) -> list[str]:
         steps = f"2 x {steps} (inductive half, then self-training)"
     peak = f"; CUDA's peak in the step was {_size(memory.peak)}" if memory.peak else ""
     sizes = ", ".join(f"{name} {_size(size)}" for name, size in memory.parts.items())
-    side = f"{cost.image_side} x {cost.image_side}"
+    side, both = f"{cost.image_side} x {cost.image_side}", cost.parameters + cost.text_parameters
+    published = f"{cost.published_parameters:,} in all, {cost.published_trained:,} trained"
     rows = [
-        (
-            "parameters",
-            f"{cost.parameters + cost.text_parameters:,} in all, {cost.trained:,} trained",
-        ),
-        (
-            "",
-            f"counted the published way: {cost.published_parameters:,} in all,"
-            f" {cost.published_trained:,} trained",
-        ),
+        ("parameters", f"{both:,} in all, {cost.trained:,} trained"),
+        ("", f"counted the published way: {published}"),
         ("", f"{cost.flops / 1e9:.1f} GFLOP forward per image of {side} pixels"),
         ("memory", f"{_size(memory.total)} on {found.device}: {sizes}"),
         (

@@ -171,12 +171,8 @@ def run_engine(
     """
     end_with_parent(trainer)
     with warnings.catch_warnings(), saver.listening():
-        for text in (
-            "does not have many workers",
-            "isinstance.treespec, Leaf",
-            "broadcast_buffers",
-        ):
-            warnings.filterwarnings("ignore", f".*{text}.*")
+        known = "have many workers|isinstance.treespec, LeafSpec|broadcast_buffers"
+        warnings.filterwarnings("ignore", f".*({known})")
         try:
             trainer.fit(task, datamodule=batches, ckpt_path=None if start is None else str(start))
         except (CascadeClipError, OSError) as error:

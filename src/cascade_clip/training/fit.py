@@ -117,7 +117,7 @@ def _announce(run: Run, dataset: LabelledImages) -> None:
     logger.info("%s", describe_batch(train))
     warm, steps = train.optimizer.warmup_steps, train.schedule_steps or train.steps
     if warm >= steps:
-        text = "the warm-up (train.optimizer.warmup_steps %d) lasts all of the run's %d steps"
+        text = "the warm-up (train.optimizer.warmup_steps %d) fills the whole run of %d steps"
         logger.warning(text + ": the learning rate stays low", warm, steps)
 
 

@@ -153,7 +153,8 @@ class TrainingProgress(Callback):
         self.drawn = console.is_terminal and not console.quiet
 
     def _build_bar(self) -> progress.Progress:
-        columns = (progress.BarColumn(20), progress.MofNCompleteColumn(), "{task.description}")
+        text = progress.TextColumn("{task.description}")
+        columns = (progress.BarColumn(20), progress.MofNCompleteColumn(), text)
         times = (progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
         return progress.Progress(*columns, *times, console=self.console)
 
@@ -161,12 +162,8 @@ class TrainingProgress(Callback):
         """Start the bar at the step that the run starts from."""
         if not trainer.is_global_zero:
             return
-        step, self.total, size = (
-            trainer.global_step,
-            trainer.max_steps,
-            task.config.train.batch_size,
-        )
-        self.meter = Meter(step, self.total, size, minutes=self.minutes)
+        step, train, self.total = trainer.global_step, task.config.train, trainer.max_steps
+        self.meter = Meter(step, self.total, train.batch_size, minutes=self.minutes)
         self.progress = self._build_bar()  # a run of two stages has a bar for each
         self.row = self.progress.add_task("", total=self.total, completed=step)
         if self.drawn:
