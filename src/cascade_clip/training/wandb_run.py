@@ -51,7 +51,11 @@ class WandbRun(Callback):
         mode = {"mode": "offline"} if offline else {}
         settings = self.wandb.Settings(silent=self.silent, console="off", **mode)
         logger = WandbLogger(
-            self.out.name, self.out, offline=offline, project=self.project, settings=settings
+            project=self.project,
+            name=self.out.name,
+            save_dir=self.out,
+            offline=offline,
+            settings=settings,
         )
         try:
             _ = logger.experiment
