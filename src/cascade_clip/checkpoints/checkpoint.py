@@ -1,5 +1,4 @@
-"""A trained model as a folder: weights, settings, vocabulary and provenance; nothing in it is ever
-executed.
+"""A trained model as a folder; nothing in it is ever executed.
 
 model.safetensors   what is not the frozen CLIP (everything, with `full`)
 config.yaml         all settings
@@ -29,7 +28,6 @@ from cascade_clip.checkpoints.hub import download_checkpoint, parse_hub_name
 from cascade_clip.checkpoints.model_card import build_card
 from cascade_clip.config import ClipConfig, Config, config_from_dict, config_to_dict, read_yaml
 from cascade_clip.encoders import (
-    LoadedClip,
     TextEncoder,
     build_text_encoder,
     fingerprint_weights,
@@ -43,12 +41,10 @@ from cascade_clip.vocabulary import Vocabulary
 
 FORMAT = 1
 PACKAGED = ("mini", "mini-last")
-"""Models of the built-in world that this package carries: the cascade, and one decoder on the last
-block."""
+"""Models of the built-in dataset in this package: the cascade; one decoder on the last block."""
 WEIGHTS, SETTINGS, RECORD, CARD = "model.safetensors", "config.yaml", "checkpoint.json", "README.md"
 MOST_BLOCKS, LARGEST_SIDE = 128, 300_000
-"""Layers, and any other number, that the description of a stored CLIP may name at most
-(vocabularies have up to 256,000 words)."""
+"""Limits of layers and of any other number in a stored CLIP (vocabularies: 256,000 words)."""
 LARGEST_TEXT_TOWER = 1_000_000_000
 """Numbers in a text tower at most."""
 _TOWER, _TEXT, _EMBEDDINGS = "backbone.tower.", "text.", "vocabulary.text"
@@ -66,19 +62,16 @@ class Checkpoint:
     clip_fingerprint: str
     """SHA-256 of the CLIP underneath (see `clip.fingerprint_weights`); empty for random weights."""
     clip_architecture: dict[str, Any] | None = None
-    """open_clip model configuration, needed to rebuild a CLIP that came from a folder and is stored
-    here."""
+    """open_clip model configuration, to rebuild a stored CLIP that came from a folder."""
     text: Tensor | None = None  # (C, D), embeddings of the vocabulary where there is no text tower
     record: dict[str, Any] = field(default_factory=dict)
     """Provenance: protocol, seed, steps, versions, last evaluation."""
 
 
 def find_checkpoint(source: str | Path) -> Path:
-    """The checkpoint folder that a path, a run folder, the name of a packaged model, or a name on
-    the hub means.
+    """Return the folder that a path, run folder, packaged model's name, or hub name means.
 
-    What lies on this machine goes first; `hub:` before OWNER/NAME or OWNER/NAME@REVISION asks the
-    hub alone.
+    Local folders come first; `hub:` before OWNER/NAME or OWNER/NAME@REVISION asks only the hub.
 
     Raises:
         FileNotFoundError: none of these.
@@ -94,10 +87,9 @@ def find_checkpoint(source: str | Path) -> Path:
     if not folder.is_dir():
         if isinstance(source, str) and not folder.exists() and parse_hub_name(source) is not None:
             return download_checkpoint(source)
-        packaged = ", ".join(PACKAGED)
+        files = f"{WEIGHTS}, {SETTINGS} and {RECORD}, one of {', '.join(PACKAGED)}"
         raise MissingFileError(
-            f"no checkpoint at {source}: give a folder that holds {WEIGHTS}, {SETTINGS} and"
-            f" {RECORD}, one of {packaged}, or OWNER/NAME on the hub"
+            f"no checkpoint at {source}: give a folder that holds {files}, or OWNER/NAME on the hub"
         )
     return folder
 
@@ -105,8 +97,7 @@ def find_checkpoint(source: str | Path) -> Path:
 def save_checkpoint(
     folder: Path, checkpoint: Checkpoint, *, full: bool = False, half: bool = False
 ) -> Path:
-    """Write a checkpoint folder under a temporary name and rename it; a folder of that name is
-    replaced.
+    """Write a checkpoint folder whole or not at all; a checkpoint of that name is replaced.
 
     Args:
         folder: where to.
@@ -115,16 +106,11 @@ def save_checkpoint(
         half: store float16, half the size and slightly rounded.
     """
     full = full or not checkpoint.clip_fingerprint
-    state = {
-        name: tensor
-        for name, tensor in checkpoint.model.state_dict().items()
-        if full or not name.startswith(_TOWER)
-    }
+    weights = checkpoint.model.state_dict().items()
+    state = {name: one for name, one in weights if full or not name.startswith(_TOWER)}
     if full and checkpoint.text_encoder is not None:
-        state |= {
-            _TEXT + name: tensor
-            for name, tensor in checkpoint.text_encoder.tower.state_dict().items()
-        }
+        weights = checkpoint.text_encoder.tower.state_dict().items()
+        state |= {_TEXT + name: one for name, one in weights}
     if checkpoint.text is not None:
         state[_EMBEDDINGS] = checkpoint.text
     if folder.exists() and not (folder / RECORD).is_file():
@@ -149,14 +135,10 @@ def save_checkpoint(
 
 
 def write_card(folder: Path, checkpoint: Checkpoint, repository: str = "") -> Path:
-    """Write README.md of a checkpoint folder from its record; `repository` is its OWNER/NAME on the
-    hub."""
-    trained = sum(
-        parameter.numel() for parameter in checkpoint.model.parameters() if parameter.requires_grad
-    )
-    card = build_card(
-        checkpoint.config, checkpoint.vocabulary, read_record(folder), trained, repository
-    )
+    """Write README.md of a checkpoint folder; `repository` is its OWNER/NAME on the hub."""
+    config, vocabulary = checkpoint.config, checkpoint.vocabulary
+    trained = sum(one.numel() for one in checkpoint.model.parameters() if one.requires_grad)
+    card = build_card(config, vocabulary, read_record(folder), trained, repository)
     (folder / CARD).write_text(card, encoding="utf-8")
     return folder / CARD
 
@@ -165,23 +147,18 @@ def load_checkpoint(source: str | Path, clip_weights: str | None = None) -> Chec
     """Rebuild a stored model, in eval mode.
 
     Args:
-        source: a checkpoint folder, a run folder, or the name of a packaged model (see
-            `find_checkpoint`).
-        clip_weights: place of the CLIP weights instead of the recorded one; their hash must still
-            agree.
+        source: what `find_checkpoint` takes.
+        clip_weights: CLIP weights to use instead of the recorded place; their hash must agree.
 
     Raises:
-        FileNotFoundError: no such folder, a file of it is missing, or CLIP's weights are not to be
-            had.
-        ValueError: a damaged file, weights that do not fit (the keys are named), another CLIP than
-            the recorded one.
+        FileNotFoundError: the folder, a file of it, or CLIP's weights are missing.
+        ValueError: a damaged file, weights that do not fit (keys are named), a different CLIP.
     """
     folder = find_checkpoint(source)
     record, config = read_record(folder), read_config(folder)
     state = _read_weights(folder / WEIGHTS)
-    text_state = {
-        name.removeprefix(_TEXT): state.pop(name) for name in list(state) if name.startswith(_TEXT)
-    }
+    text_names = [name for name in state if name.startswith(_TEXT)]
+    text_state = {name.removeprefix(_TEXT): state.pop(name) for name in text_names}
     text = state.pop(_EMBEDDINGS, None)
     stored = record["clip_stored"]
     settings = _clip_settings(config, record, clip_weights)
@@ -199,7 +176,10 @@ def load_checkpoint(source: str | Path, clip_weights: str | None = None) -> Chec
             f" {record['clip_fingerprint'][:16]}..., those of {config.model.clip.name}"
             f" {clip_weights or config.model.clip.weights} have {clip.fingerprint[:16]}..."
         )
-    encoder = _load_text(clip, text_state, folder)
+    encoder = build_text_encoder(clip)
+    if encoder is not None and text_state:
+        load_strictly(encoder.tower, text_state, f"{folder}: the text tower")
+        encoder.fingerprint = fingerprint_weights(encoder.tower.state_dict())
     model = build_segmenter(config.model, clip)
     load_strictly(model, state, folder, without_tower=not stored)
     return Checkpoint(
@@ -216,17 +196,17 @@ def load_checkpoint(source: str | Path, clip_weights: str | None = None) -> Chec
 
 
 def read_config(folder: Path) -> Config:
-    """The settings in a checkpoint folder."""
+    """Return the settings in a checkpoint folder."""
     return load_config(folder / SETTINGS)
 
 
 def load_config(path: Path) -> Config:
-    """Settings from a YAML file that states only what differs from the defaults."""
+    """Return settings from a YAML file that states only what differs from the defaults."""
     return config_from_dict(Config, read_yaml(path), str(path))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The provenance record of a checkpoint folder, checked."""
+    """Return the provenance record of a checkpoint folder, checked."""
     missing = [name for name in (WEIGHTS, SETTINGS, RECORD) if not (folder / name).is_file()]
     if missing:
         raise MissingFileError(f"{folder} is not a whole checkpoint: {missing} missing")
@@ -240,10 +220,8 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{folder / RECORD} is not a record of this program: {sorted(wanted)} expected"
         )
     if record["format"] != FORMAT:
-        raise CheckpointError(
-            f"{folder} has format {record['format']}, this version reads {FORMAT}; update"
-            " cascade-clip"
-        )
+        told = f"has format {record['format']}, this version reads {FORMAT}; update cascade-clip"
+        raise CheckpointError(f"{folder} {told}")
     return record
 
 
@@ -275,7 +253,7 @@ def compare_weights(
 
 
 def read_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results."""
+    """Return the versions of Python and of the packages that decide results."""
     names = "cascade-clip torch torchvision open_clip_torch lightning numpy pillow safetensors"
     found = {"python": platform.python_version()}
     for name in names.split():
@@ -287,16 +265,12 @@ def read_versions() -> dict[str, str]:
 
 
 def vocabulary_from_dict(values: Mapping[str, Any], where: str) -> Vocabulary:
-    """A vocabulary from the plain values of a record."""
+    """Return a vocabulary from the plain values of a record."""
     try:
-        return Vocabulary(
-            names=tuple(values["names"]),
-            synonyms=tuple(tuple(group) for group in values["synonyms"]),
-            colors=tuple(
-                (int(red), int(green), int(blue)) for red, green, blue in values["colors"]
-            ),
-            unseen=tuple(values["unseen"]),
-        )
+        names, unseen = tuple(values["names"]), tuple(values["unseen"])
+        synonyms = tuple(tuple(group) for group in values["synonyms"])
+        colors = tuple((int(red), int(green), int(blue)) for red, green, blue in values["colors"])
+        return Vocabulary(names=names, synonyms=synonyms, colors=colors, unseen=unseen)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"the vocabulary in {where} is damaged: {error}") from error
 
@@ -322,33 +296,24 @@ def refuse_non_finite(state: Mapping[str, Tensor], source: Path) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
     ]
     if wrong:
-        raise CheckpointError(
-            f"{source} contains NaN or infinite weights in {_few(wrong)}; download it again or"
-            " retrain"
-        )
+        what = f"NaN or infinite weights in {_few(wrong)}"
+        raise CheckpointError(f"{source} contains {what}; download it again or retrain")
 
 
-def _clip_settings(
-    config: Config, record: Mapping[str, Any], clip_weights: str | None
-) -> ClipConfig:
-    """Where to take CLIP from: nowhere when it is stored in the folder, else from the recorded or
-    the given place."""
+def _clip_settings(config: Config, record: Mapping[str, Any], weights: str | None) -> ClipConfig:
+    """Take CLIP from the recorded or the given place, or build it when the folder stores it."""
     clip = config.model.clip
     if record["clip_stored"]:
-        clip = dataclasses.replace(
-            clip, weights="random", tokenizer=record.get("text_stored", True)
-        )
-        architecture = record.get("clip_architecture")
-        return (
-            dataclasses.replace(clip, name="stored", architecture=architecture)
-            if architecture
-            else clip
-        )
-    if clip_weights is None:
+        tokenizer, architecture = record.get("text_stored", True), record.get("clip_architecture")
+        clip = dataclasses.replace(clip, weights="random", tokenizer=tokenizer)
+        if architecture:
+            clip = dataclasses.replace(clip, name="stored", architecture=architecture)
         return clip
-    if ":" in clip.name and Path(clip_weights).is_dir():  # a CLIP that came from a folder
-        return dataclasses.replace(clip, name=f"local-dir:{clip_weights}")
-    return dataclasses.replace(clip, weights=clip_weights)
+    if weights is None:
+        return clip
+    if ":" in clip.name and Path(weights).is_dir():  # a CLIP that came from a folder
+        return dataclasses.replace(clip, name=f"local-dir:{weights}")
+    return dataclasses.replace(clip, weights=weights)
 
 
 def _check_architecture(architecture: Mapping[str, Any], folder: Path) -> None:
@@ -360,35 +325,20 @@ def _check_architecture(architecture: Mapping[str, Any], folder: Path) -> None:
             waiting += value.items()
         elif isinstance(value, (list, tuple)):
             waiting += [(name, item) for item in value]
-        elif isinstance(value, (int, float)) and not abs(value) <= (
-            MOST_BLOCKS if "layer" in name else LARGEST_SIDE
-        ):
-            raise CheckpointError(
-                f"{folder} describes a CLIP with {name} {value:g}; no CLIP is so large"
-            )
+        elif isinstance(value, (int, float)):
+            if not abs(value) <= (MOST_BLOCKS if "layer" in name else LARGEST_SIDE):  # or NaN
+                what = f"a CLIP with {name} {value:g}"
+                raise CheckpointError(f"{folder} describes {what}; no CLIP is so large")
+    defaults = {"width": 512, "layers": 12, "vocab_size": 49_408}
     try:
-        text = {
-            "width": 512,
-            "layers": 12,
-            "vocab_size": 49_408,
-            **architecture.get("text_cfg", {}),
-        }
+        text = {**defaults, **architecture.get("text_cfg", {})}
         width, layers = int(text["width"]), int(text["layers"])
         size = int(text["vocab_size"]) * width + 12 * layers * width**2
     except (TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder} does not describe a CLIP: {error}") from error
     if size > LARGEST_TEXT_TOWER:
-        raise CheckpointError(
-            f"{folder} describes a text tower of {size:,} numbers; no CLIP is so large"
-        )
-
-
-def _load_text(clip: LoadedClip, state: dict[str, Tensor], folder: Path) -> TextEncoder | None:
-    encoder = build_text_encoder(clip)
-    if encoder is not None and state:
-        load_strictly(encoder.tower, state, f"{folder}: the text tower")
-        encoder.fingerprint = fingerprint_weights(encoder.tower.state_dict())
-    return encoder
+        what = f"a text tower of {size:,} numbers"
+        raise CheckpointError(f"{folder} describes {what}; no CLIP is so large")
 
 
 def _build_record(checkpoint: Checkpoint, *, full: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ cache lies), HF_HUB_OFFLINE (the cache alone), HF_TOKEN (private models).
 
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,8 +47,7 @@ class HubName(NamedTuple):
 
 
 def parse_hub_name(source: str) -> HubName | None:
-    """The model that `OWNER/NAME`, `OWNER/NAME@REVISION` or either with `hub:` before it names;
-    None for what is no such name.
+    """Return the model that [hub:]OWNER/NAME[@REVISION] names; None for what is no such name.
 
     Raises:
         ValueError: `hub:` before something else.
@@ -55,51 +55,41 @@ def parse_hub_name(source: str) -> HubName | None:
     found = _NAME.fullmatch(source.removeprefix(SCHEME))
     if found is None or ".." in source:
         if source.startswith(SCHEME):
-            raise SettingError(
-                f"{source} is not a name on the hub; write hub:OWNER/NAME or"
-                " hub:OWNER/NAME@REVISION"
-            )
+            fix = "write hub:OWNER/NAME or hub:OWNER/NAME@REVISION"
+            raise SettingError(f"{source} is not a name on the hub; {fix}")
         return None
     return HubName(found["repository"], found["revision"])
 
 
 def download_checkpoint(source: str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint from the hub, from the cache where it lies there already.
+    """Return the folder of a checkpoint from the hub, from the cache if it is there already.
 
     Args:
         source: OWNER/NAME or OWNER/NAME@REVISION, with or without `hub:`.
         revision: branch, tag or commit, where `source` names none; a commit pins every file.
 
     Raises:
-        FileNotFoundError: no such model or revision, no connection and not in the cache, or files
-            of a checkpoint are missing.
-        ValueError: not a name on the hub, damaged weights, weights of a kind that is not read, or
-            settings that are not trusted.
+        FileNotFoundError: no such model or revision, neither connection nor cache, missing files.
+        ValueError: not a name on the hub, damaged weights, or settings that are not trusted.
     """
     name = parse_hub_name(source)
     if name is None:
-        raise SettingError(
-            f"{source} is not a name on the hub; write OWNER/NAME or OWNER/NAME@REVISION"
-        )
+        fix = "write OWNER/NAME or OWNER/NAME@REVISION"
+        raise SettingError(f"{source} is not a name on the hub; {fix}")
     if revision and name.revision and revision != name.revision:
-        raise SettingError(
-            f"{source} names revision {name.revision}, but {revision} was asked for; name one"
-        )
+        both = f"revision {name.revision}, but {revision} was asked for"
+        raise SettingError(f"{source} names {both}; name one")
     name = HubName(name.repository, name.revision or revision)
     folder = _fetch(name)
     _check_place(folder)
     missing = [file for file in NEEDED if not (folder / file).is_file()]
     if missing:
-        raise MissingFileError(
-            f"{name.repository} on the hub is not a whole checkpoint: {missing}"
-            f" missing{_unsafe_files(name)}"
-        )
+        what = f"{name.repository} on the hub is not a whole checkpoint"
+        raise MissingFileError(f"{what}: {missing} missing{_unsafe_files(name)}")
     if is_damaged_blob(folder / WEIGHTS):
         blob = (folder / WEIGHTS).resolve()
-        raise CheckpointError(
-            f"{folder / WEIGHTS} is damaged: its SHA-256 is not {blob.name}; delete {blob} and"
-            " start again"
-        )
+        what = f"{folder / WEIGHTS} is damaged: its SHA-256 is not {blob.name}"
+        raise CheckpointError(f"{what}; delete {blob} and start again")
     _check_settings(folder / "config.yaml", name)
     return folder
 
@@ -113,20 +103,11 @@ def _fetch(name: HubName) -> Path:
         RevisionNotFoundError,
     )
 
-    logger.info(
-        "%s: looking for it in the hub cache, else downloading it (size and licence: its model"
-        " page)",
-        name.repository,
-    )
+    text = "%s: looking in the hub cache, else downloading it (size and licence: its model page)"
+    logger.info(text, name.repository)
+    fetch = partial(snapshot_download, allow_patterns=list(FILES), library_name="cascade-clip")
     try:
-        return Path(
-            snapshot_download(
-                name.repository,
-                revision=name.revision,
-                allow_patterns=list(FILES),
-                library_name="cascade-clip",
-            )
-        )
+        return Path(fetch(name.repository, revision=name.revision))
     except HFValidationError as error:
         raise SettingError(f"{name.repository} is not a name on the hub (OWNER/NAME)") from error
     except RevisionNotFoundError as error:
@@ -150,11 +131,8 @@ def _fetch(name: HubName) -> Path:
 def _check_place(folder: Path) -> None:
     """Refuse a cache entry that a dishonest server has put elsewhere."""
     storage = folder.parent.parent.resolve()
-    outside = [
-        file
-        for file in FILES
-        if (folder / file).exists() and not (folder / file).resolve().is_relative_to(storage)
-    ]
+    places = [folder / file for file in FILES if (folder / file).exists()]
+    outside = [one.name for one in places if not one.resolve().is_relative_to(storage)]
     if outside or not _COMMIT.fullmatch(folder.name):
         raise CheckpointError(
             f"{folder} is not a proper entry of the hub cache ({outside or folder.name}); delete"
@@ -170,9 +148,8 @@ def _check_settings(file: Path, name: HubName) -> None:
     except Exception:  # damaged text and odd tags raise many kinds
         return  # loading says what is wrong
     if trust == "any":
-        raise WeightsError(
-            f"{name.repository} asks to trust CLIP weights unseen (model.clip.sha256: any); refused"
-        )
+        what = "trust CLIP weights unseen (model.clip.sha256: any)"
+        raise WeightsError(f"{name.repository} asks to {what}; refused")
 
 
 def _unsafe_files(name: HubName) -> str:
@@ -184,9 +161,5 @@ def _unsafe_files(name: HubName) -> str:
     except Exception:  # the message does without
         return ""
     found = [file for file in files if file.endswith(UNSAFE)]
-    return (
-        f"; it holds {found[:3]}, which are not read: only safetensors are (see `cascade-clip"
-        " import`)"
-        if found
-        else ""
-    )
+    fix = "which are not read: only safetensors are (see `cascade-clip import`)"
+    return f"; it holds {found[:3]}, {fix}" if found else ""

@@ -1,5 +1,4 @@
-"""The model card of a checkpoint, written from its own record: use, method, licence of every part,
-provenance, results."""
+"""The model card of a checkpoint from its record: use, method, licences, provenance, results."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,16 +9,8 @@ from cascade_clip.data import find_dataset
 from cascade_clip.results import SUMMARY_METRICS
 from cascade_clip.vocabulary import Vocabulary
 
-KNOWN_LICENCES = (
-    "apache-2.0",
-    "mit",
-    "bsd-3-clause",
-    "cc0-1.0",
-    "cc-by-4.0",
-    "cc-by-sa-4.0",
-    "cc-by-nc-4.0",
-    "cc-by-nc-sa-4.0",
-)
+_CREATIVE = ("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")
+KNOWN_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", *_CREATIVE)
 """Licences that the hub knows by identifier; any other is `other`."""
 NO_LICENCE = "as the CLIP weights and the training data; none is granted here"
 _LABELS = {metric.key: metric.label for metric in SUMMARY_METRICS}
@@ -76,11 +67,9 @@ def build_card(
 
 
 def licences(config: Config, record: Mapping[str, Any]) -> dict[str, str]:
-    """The licence of every part of a model, in words."""
-    clip = config.model.clip
-    stored = (
-        "stored here" if record.get("clip_stored") else "not stored here, fetched from its source"
-    )
+    """Return the licence of every part of a model, in words."""
+    clip, away = config.model.clip, "not stored here, fetched from its source"
+    stored = "stored here" if record.get("clip_stored") else away
     return {
         f"CLIP weights ({_clip_name(clip)}; {stored})": _clip_licence(clip),
         "trained weights": str(record.get("licence", NO_LICENCE)),
@@ -89,7 +78,7 @@ def licences(config: Config, record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def licence_identifier(licence: str) -> str:
-    """The hub's identifier of a licence, `other` for what it does not know."""
+    """Return the hub's identifier of a licence, `other` for what it does not know."""
     identifier = re.sub(r"[\s_]+", "-", licence.strip().lower())
     return identifier if identifier in KNOWN_LICENCES else "other"
 
@@ -101,17 +90,11 @@ def _metadata(config: Config, record: Mapping[str, Any], repository: str) -> str
     identifier = licence_identifier(str(record.get("licence", "")))
     clip, found = config.model.clip.name, _summary(record)
     title, slug = _data_title(record)
-    results = [
-        EvalResult(
-            "image-segmentation",
-            slug,
-            title,
-            "mean_iou" if key.endswith("iou") else "accuracy",
-            value,
-            metric_name=_LABELS[key],
-        )
-        for key, value in found.items()
-    ]
+    results = []
+    for key, value in found.items():
+        kind, label = "mean_iou" if key.endswith("iou") else "accuracy", _LABELS[key]
+        result = EvalResult("image-segmentation", slug, title, kind, value, metric_name=label)
+        results.append(result)
     data = ModelCardData(
         license=identifier,
         license_name="see-the-table-below" if identifier == "other" else None,
@@ -126,12 +109,11 @@ def _metadata(config: Config, record: Mapping[str, Any], repository: str) -> str
 
 
 def _summary(record: Mapping[str, Any]) -> dict[str, float]:
-    """The stored figures that are numbers."""
+    """The stored metrics that are numbers."""
     evaluation = record.get("evaluation")
     summary = evaluation.get("summary", {}) if isinstance(evaluation, dict) else {}
-    return {
-        key: float(summary[key]) for key in _LABELS if isinstance(summary.get(key), (int, float))
-    }
+    numbers = [key for key in _LABELS if isinstance(summary.get(key), (int, float))]
+    return {key: float(summary[key]) for key in numbers}
 
 
 def _data_title(record: Mapping[str, Any]) -> tuple[str, str]:
@@ -171,6 +153,5 @@ def _data_licence(data: DataConfig, record: Mapping[str, Any]) -> str:
 
 
 def _some(names: Sequence[str], count: int = 60) -> str:
-    return ", ".join(names[:count]) + (
-        f" and {len(names) - count} more" if len(names) > count else ""
-    )
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

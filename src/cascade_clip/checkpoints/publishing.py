@@ -1,5 +1,4 @@
-"""Models to folders and to the hub: `from_pretrained`, `save_pretrained` and `push_to_hub`, as
-methods of the predictor."""
+"""The predictor's methods `from_pretrained`, `save_pretrained` (folders), `push_to_hub` (hub)."""
 
 from __future__ import annotations
 
@@ -13,12 +12,7 @@ from cascade_clip.checkpoints.checkpoint import (
     save_checkpoint,
     write_card,
 )
-from cascade_clip.checkpoints.hub import (
-    FILES,
-    HubName,
-    download_checkpoint,
-    parse_hub_name,
-)
+from cascade_clip.checkpoints.hub import FILES, HubName, download_checkpoint, parse_hub_name
 from cascade_clip.errors import SettingError, StorageError, first_lines
 
 if TYPE_CHECKING:
@@ -49,10 +43,8 @@ class Publishable:
         if revision is None:
             return cls(load_checkpoint(source), **options)  # type: ignore[call-arg]
         if Path(source).is_dir():
-            raise SettingError(
-                f"{source} is a folder here, which has no revision {revision}; write hub:OWNER/NAME"
-                " for a model on the hub"
-            )
+            fix = "write hub:OWNER/NAME for a model on the hub"
+            raise SettingError(f"{source} is a folder here, without revision {revision}; {fix}")
         return cls(load_checkpoint(download_checkpoint(str(source), revision)), **options)  # type: ignore[call-arg]
 
     def save_pretrained(
@@ -65,9 +57,8 @@ class Publishable:
             full: store CLIP's own weights too; done anyway where nobody else could find them.
             half: store float16, half the size and slightly rounded.
         """
-        return save_checkpoint(
-            Path(folder), self.checkpoint, full=full or is_local_clip(self.checkpoint), half=half
-        )
+        full = full or is_local_clip(self.checkpoint)
+        return save_checkpoint(Path(folder), self.checkpoint, full=full, half=half)
 
     def push_to_hub(
         self,
@@ -96,10 +87,8 @@ class Publishable:
         """
         name = parse_hub_name(repository)
         if name is None or name.revision:
-            raise SettingError(
-                f"{repository} is not a name on the hub; write OWNER/NAME (and the branch as"
-                " `revision`)"
-            )
+            fix = "write OWNER/NAME (and the branch as `revision`)"
+            raise SettingError(f"{repository} is not a name on the hub; {fix}")
         with tempfile.TemporaryDirectory(prefix="cascade-clip-push-") as temporary:
             folder = self.save_pretrained(Path(temporary) / "model", full=full, half=half)
             write_card(folder, self.checkpoint, name.repository)

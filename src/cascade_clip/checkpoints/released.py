@@ -35,8 +35,7 @@ from cascade_clip.vocabulary import default_templates, load_templates, load_voca
 
 _LAYER = r"decode_head\.(?:cascade_decoders\.(\d+)|decoder_1)\.layers\.(\d+)\."
 _DEAD = re.compile(_LAYER + r"self_attn\.|" + _LAYER + r"norm1\.|decode_head\.loss_decode\.")
-"""Weights that reach no output: self-attention and its norm, and a buffer whose size is a class
-count."""
+"""Weights that reach no output: self-attention, its norm, and a buffer sized by class count."""
 
 _PARTS = {
     "multihead_attn.q": "attention.query",
@@ -49,6 +48,11 @@ _PARTS = {
     "norm3": "feedforward_norm",
 }
 _LAST_PARTS = {"multihead_attn.q": "mask_attention.query", "multihead_attn.k": "mask_attention.key"}
+_PROMPTS = ("backbone.prompt_embeddings", "backbone.deep_prompt_embeddings")
+_LICENCE = (
+    "unclear: the authors' README says CC BY-NC 4.0, their LICENSE file MIT; treat as"
+    " non-commercial"
+)
 
 
 def read_released(path: Path) -> dict[str, Tensor]:
@@ -88,11 +92,7 @@ def convert_released(
             new = _rename(name, config)
             if new is not None:
                 model[new] = tensor
-    prompts = [
-        state[name]
-        for name in ("backbone.prompt_embeddings", "backbone.deep_prompt_embeddings")
-        if name in state
-    ]
+    prompts = [state[name] for name in _PROMPTS if name in state]
     if prompts:
         model["backbone.prompts.tokens"] = torch.cat(prompts)  # (depth, P, W)
     return model, text
@@ -100,13 +100,11 @@ def convert_released(
 
 def _rename(name: str, config: Config) -> str | None:
     """The name in a Segmenter, or None for what is dead or put together elsewhere."""
-    if name in ("backbone.prompt_embeddings", "backbone.deep_prompt_embeddings"):
+    if name in _PROMPTS:
         return None
     layer = re.match(_LAYER + r"(.+)\.(weight|bias)$", name)
     if layer:
-        return _rename_layer(
-            int(layer[1] or 0), int(layer[2]), layer[3], layer[4], config.model.decoder.layers
-        )
+        return _rename_layer(layer, config.model.decoder.layers)
     projection = re.match(r"decode_head\.q_projs?\.(?:(\d+)\.)?(weight|bias)$", name)
     if projection:
         return f"queries.{projection[1] or 0}.{projection[2]}"
@@ -126,8 +124,7 @@ def _rename(name: str, config: Config) -> str | None:
 
 
 def _aggregated_stage(number: int, config: Config) -> int:
-    """The stage index of the released `weights_s1`, `weights_s2`: stages of one block have no
-    weights."""
+    """The stage index of `weights_s1`, `weights_s2`: stages of one block have no weights."""
     several = [index for index, stage in enumerate(config.model.stages) if len(stage) > 1]
     if number > len(several):
         raise SettingError(
@@ -137,7 +134,8 @@ def _aggregated_stage(number: int, config: Config) -> int:
     return several[number - 1]
 
 
-def _rename_layer(decoder: int, layer: int, part: str, kind: str, layers: int) -> str | None:
+def _rename_layer(found: re.Match[str], layers: int) -> str | None:
+    decoder, layer, part, kind = int(found[1] or 0), int(found[2]), found[3], found[4]
     if layer == layers - 1:  # of the last layer only query and key reach an output
         if part in _LAST_PARTS:
             return f"decoders.{decoder}.{_LAST_PARTS[part]}.{kind}"
@@ -171,9 +169,8 @@ def import_released(
             f"{config_file} must name the class list: data.classes, and data.unseen for the split"
         )
     vocabulary = load_vocabulary(config.data.classes, config.data.unseen)
-    clip = load_clip(
-        dataclasses.replace(config.model.clip, weights="random", tokenizer=bool(text_state))
-    )
+    named, tokenizer = config.model.clip, bool(text_state)
+    clip = load_clip(dataclasses.replace(named, weights="random", tokenizer=tokenizer))
     if clip.text is not None:
         _load_text(clip, text_state, file)
     encoder = build_text_encoder(clip)
@@ -204,40 +201,27 @@ def import_released(
     return checkpoint
 
 
-_LICENCE = (
-    "unclear: the authors' README says CC BY-NC 4.0, their LICENSE file MIT; treat as"
-    " non-commercial"
-)
-
-
 def _load_text(clip: LoadedClip, state: Mapping[str, Tensor], file: Path) -> None:
     assert clip.text is not None
-    target = clip.text
-    names = target.state_dict().keys()
+    names = clip.text.state_dict().keys()
     renamed = {
         f"text.{name}" if f"text.{name}" in names else name: tensor
         for name, tensor in state.items()
     }
-    missing, unexpected = target.load_state_dict(renamed, strict=False)
+    missing, unexpected = clip.text.load_state_dict(renamed, strict=False)
     missing = [name for name in missing if name not in ("logit_scale", "logit_bias")]
     if missing or unexpected:
-        raise CheckpointError(
-            f"the text tower in {file} does not fit model.clip: missing {missing[:5]}, unexpected"
-            f" {unexpected[:5]}"
-        )
+        keys = f"missing {missing[:5]}, unexpected {unexpected[:5]}"
+        raise CheckpointError(f"the text tower in {file} does not fit model.clip: {keys}")
 
 
 def _matching_fingerprint(
     config: Config, model: Segmenter, text_state: Mapping[str, Tensor]
 ) -> str:
-    """The fingerprint of the CLIP that the settings name, when the imported towers equal it;
-    otherwise empty."""
+    """The fingerprint of the CLIP that the settings name if the towers equal it, else empty."""
     clip = load_clip(config.model.clip)
-    text = (
-        {}
-        if clip.text is None
-        else {name.removeprefix("text."): tensor for name, tensor in clip.text.state_dict().items()}
-    )
+    known = {} if clip.text is None else clip.text.state_dict()
+    text = {name.removeprefix("text."): tensor for name, tensor in known.items()}
     same_text = all(
         name in text and torch.equal(text[name], tensor.float())
         for name, tensor in text_state.items()

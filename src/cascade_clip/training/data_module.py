@@ -1,5 +1,4 @@
-"""The batches of a run: the same images in the same order, whatever the number of workers, devices
-and interruptions."""
+"""The batches of a run, the same for any number of workers, devices and interruptions."""
 
 import contextlib
 import itertools
@@ -18,8 +17,7 @@ from cascade_clip.training.protocols import TrainingProtocol, build_protocol
 
 
 class HiddenLabels:
-    """A dataset whose labels hold only what the protocol may know; cropping must not look at unseen
-    classes either."""
+    """A dataset whose labels hold only what the protocol may know, already before cropping."""
 
     def __init__(self, dataset: LabelledImages, protocol: TrainingProtocol) -> None:
         self.dataset, self.protocol = dataset, protocol
@@ -50,8 +48,7 @@ class TrainingBatches(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of this rank, from `start` on."""
-        train = self.config.train
-        workers = self.config.data.workers
+        train, workers = self.config.train, self.config.data.workers
         return DataLoader(
             training_set(self.config, self.dataset),
             batch_size=train.batch_size // self._world(),
@@ -69,15 +66,10 @@ class TrainingBatches(lightning.LightningDataModule):
         return [self.dataset.sample(index).path for _, index in places]
 
     def _order(self, start: int) -> StepSampler:
-        train = self.config.train
+        train, world = self.config.train, self._world()
         rank = self.trainer.global_rank if self.trainer else 0
         return StepSampler(
-            len(self.dataset),
-            train.batch_size,
-            train.seed,
-            start=start,
-            rank=rank,
-            world=self._world(),
+            len(self.dataset), train.batch_size, train.seed, start=start, rank=rank, world=world
         )
 
     def _world(self) -> int:
@@ -85,8 +77,7 @@ class TrainingBatches(lightning.LightningDataModule):
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    """Schedulers send their signals to every process of a run; loading must go on until the step
-    has ended and the state is saved."""
+    """Ignore a scheduler's signals: loading goes on until the step has ended and is saved."""
     for name in ("SIGTERM", "SIGUSR1"):
         with contextlib.suppress(AttributeError):  # Windows knows only the first
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -12,6 +12,7 @@ from cascade_clip.config import Config
 from cascade_clip.data import LabelledImages, StepSampler, build_dataset
 from cascade_clip.models import Cost, count_cost
 from cascade_clip.ops import autocast_type, find_device
+from cascade_clip.results import format_duration
 from cascade_clip.training.data_module import training_set
 from cascade_clip.training.fit import prepare
 from cascade_clip.training.progress import used_memory
@@ -41,7 +42,13 @@ class Memory:
     @property
     def total(self) -> int:
         """The sum of the parts; torch itself and short-lived results come on top."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return sum(self.parts.values())
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The parts by the names that people read."""
+        parts = (self.weights, self.gradients, self.optimizer, self.activations)
+        return dict(zip(("weights", "gradients", "optimiser", "activations"), parts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class DryRun:
     device: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
@@ -88,11 +95,11 @@ def dry_run(config: Config) -> DryRun:
         ValueError, FileNotFoundError: settings, data or weights that do not fit, as in a real run.
     """
     dataset = build_dataset(config.data)
-    second = config.train
-    stages = 2 if second.has_first_half else 1
-    # the step that is done is the run's first
-    config = replace(config, train=second.inductive_half()) if stages == 2 else config
-    train = config.train
+    halves = [config.train]
+    if config.train.has_first_half:
+        halves.insert(0, config.train.inductive_half())
+    train = halves[0]  # the step that is done is the run's first
+    config = replace(config, train=train)
     vocabulary = dataset.vocabulary
     queries = len(vocabulary.seen if train.protocol == "inductive" else vocabulary.names)
     cost = count_cost(config.model, queries, train.augment.crop)
@@ -103,20 +110,10 @@ def dry_run(config: Config) -> DryRun:
     share = batch["per_device"]
     kept = measure_activations(task, images[:share], labels[:share])
     loss, seconds = run_step(task, images, labels)
-    used = train.steps * train.batch_size
-    if stages == 2:
-        used += second.steps * second.batch_size
+    memory, counts = measure_memory(task, kept, device), count_images(dataset)
+    epochs = sum(half.steps * half.batch_size for half in halves) / len(dataset)
     return DryRun(
-        cost,
-        measure_memory(task, kept, device),
-        count_images(dataset),
-        batch,
-        train.steps,
-        stages,
-        used / len(dataset),
-        loss,
-        seconds,
-        str(device),
+        cost, memory, counts, batch, train.steps, len(halves), epochs, loss, seconds, str(device)
     )
 
 
@@ -130,12 +127,9 @@ def first_share(config: Config, dataset: LabelledImages) -> tuple[Tensor, Tensor
 
 
 def measure_activations(task: SegmentationTask, images: Tensor, labels: Tensor) -> int:
-    """Count the bytes that the backward pass of images (B, 3, H, W) with labels (B, H, W) keeps
-    besides the model."""
-    own = {
-        value.untyped_storage().data_ptr()
-        for value in (*task.parameters(), *task.buffers(), images, labels)
-    }
+    """Count the bytes kept for backward of images (B, 3, H, W), labels (B, H, W) besides these."""
+    values = (*task.parameters(), *task.buffers(), images, labels)
+    own = {value.untyped_storage().data_ptr() for value in values}
     found: dict[int, int] = {}
 
     def keep(value: Tensor) -> Tensor:
@@ -145,8 +139,7 @@ def measure_activations(task: SegmentationTask, images: Tensor, labels: Tensor) 
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), _autocast(task):
-        result = task.loss(images, labels)
-    del result
+        task.loss(images, labels)
     return sum(found.values())
 
 
@@ -199,62 +192,50 @@ def describe_dry_run(found: DryRun, unseen: tuple[str, ...]) -> list[str]:
     cost, memory, counts, batch = found.cost, found.memory, found.counts, found.batch
     rare = [name for name, number in counts.per_class.items() if not number]
     often = sorted(counts.per_class.items(), key=lambda item: -item[1])
-    per_class = _listed(
-        [f"{name}{' *' if name in unseen else ''} {number}" for name, number in often if number]
-    )
+    held = [f"{name}{' *' * (name in unseen)} {number}" for name, number in often if number]
     steps, total = f"{found.steps:,} steps", found.stages * found.steps
     if found.stages == 2:
         steps = f"2 x {steps} (inductive half, then self-training)"
     peak = f"; CUDA's peak in the step was {_size(memory.peak)}" if memory.peak else ""
+    sizes = ", ".join(f"{name} {_size(size)}" for name, size in memory.parts.items())
+    side, both = f"{cost.image_side} x {cost.image_side}", cost.parameters + cost.text_parameters
+    published = f"{cost.published_parameters:,} in all, {cost.published_trained:,} trained"
     rows = [
+        ("parameters", f"{both:,} in all, {cost.trained:,} trained"),
+        ("", f"counted the published way: {published}"),
+        ("", f"{cost.flops / 1e9:.1f} GFLOP forward per image of {side} pixels"),
+        ("memory", f"{_size(memory.total)} on {found.device}: {sizes}"),
         (
-            "parameters",
-            f"{cost.parameters + cost.text_parameters:,} in all, {cost.trained:,} trained",
-            f"counted the published way: {cost.published_parameters:,} in all,"
-            f" {cost.published_trained:,} trained",
-            f"{cost.flops / 1e9:.1f} GFLOP forward per image of {cost.image_side} x"
-            f" {cost.image_side} pixels",
-        ),
-        (
-            "memory",
-            f"{_size(memory.total)} on {found.device}: weights {_size(memory.weights)}, gradients"
-            f" {_size(memory.gradients)}, optimiser {_size(memory.optimizer)}, activations"
-            f" {_size(memory.activations)}",
+            "",
             f"activations counted in one step with {batch['per_device']} images at once, the rest"
             " follows from the parameters;",
-            f"torch itself and short-lived results come on top{peak}",
         ),
+        ("", f"torch itself and short-lived results come on top{peak}"),
         (
             "batch",
             f"{batch['effective']} images = {batch['devices']} devices x {batch['per_device']} at"
             f" once x {batch['accumulation']} passes",
         ),
         ("length", f"{steps}, {found.epochs:.2f} epochs"),
+        ("data", f"{counts.images:,} images, {counts.seen} classes seen, {counts.unseen} unseen"),
         (
-            "data",
-            f"{counts.images:,} images, {counts.seen} classes seen, {counts.unseen} unseen",
+            "",
             f"images per class among the first {counts.looked_at} (* unseen):"
-            f" {per_class or 'no labels'}",
-            *([f"in none of them: {_listed(rare)}"] if rare else []),
+            f" {_listed(held) or 'no labels'}",
         ),
+        *([("", f"in none of them: {_listed(rare)}")] if rare else []),
         (
             "one step",
             f"loss {found.loss:.4f}, {found.seconds:.2f} s; {total:,} such steps are"
-            f" {_hours(found.seconds * total)}, without loading",
+            f" {format_duration(found.seconds * total)}, without loading",
         ),
     ]
-    return [
-        f"{'' if number else title:<13}{line}"
-        for title, *lines in rows
-        for number, line in enumerate(lines)
-    ]
+    return [f"{title:<13}{line}" for title, line in rows]
 
 
 def _autocast(task: SegmentationTask) -> torch.autocast:
-    precision = task.config.train.precision
-    return torch.autocast(
-        task.device.type, dtype=autocast_type(precision), enabled=precision != "fp32"
-    )
+    wanted = task.config.train.precision
+    return torch.autocast(task.device.type, autocast_type(wanted), enabled=wanted != "fp32")
 
 
 def _size(number: int) -> str:
@@ -262,14 +243,5 @@ def _size(number: int) -> str:
 
 
 def _listed(items: list[str]) -> str:
-    return ", ".join(items[:_NAMED]) + (
-        f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-    )
-
-
-def _hours(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h"
+    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
+    return ", ".join(items[:_NAMED]) + more

@@ -21,18 +21,14 @@ class EmaTeacher(nn.Module):
         """Start from the weights of `model`; after each step an average keeps `decay` of itself."""
         super().__init__()
         self.decay = decay
-        self._buffer_names = {
-            name: name.replace(".", "/")
-            for name, value in model.named_parameters()
-            if value.requires_grad
-        }
+        trained = [name for name, value in model.named_parameters() if value.requires_grad]
+        self._buffer_names = {name: name.replace(".", "/") for name in trained}
         for name, key in self._buffer_names.items():
             self.register_buffer(key, model.get_parameter(name).detach().clone())
 
     @torch.no_grad()
     def forward(self, model: nn.Module, images: Tensor, queries: Tensor) -> Tensor:
-        """Return mask logits (B, Q, h, w) of images (B, 3, H, W) for queries (Q, D) with the
-        averaged weights, without dropout."""
+        """Return mask logits (B, Q, h, w) of images (B, 3, H, W) by the averages, in eval mode."""
         training = model.training
         model.eval()
         try:

@@ -36,16 +36,14 @@ from cascade_clip.training.resume import StateFiles, state_path
 from cascade_clip.training.run_folder import Run
 
 STOPPED = 75
-"""Exit code of a run that was stopped from outside and has saved its state (EX_TEMPFAIL: try again
-later)."""
+"""Exit code of a run that was stopped from outside (EX_TEMPFAIL: try again later)."""
 
 _logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Let a signal to stop end the process with code `STOPPED` while no training runs (loading,
-    evaluating)."""
+    """While no training runs, let a signal to stop end the process with code `STOPPED`."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         _logger.warning("stopped, as asked; go on with --resume auto")
@@ -94,18 +92,13 @@ class StateSaver(Checkpoint):
         self.asked = number
 
     def on_train_start(self, trainer: Any, task: Any) -> None:
-        """Take the signals back from the engine, whose own handler would talk to other processes in
-        the middle of a step."""
+        """Take the signals back from the engine, whose handler would disturb a step under way."""
         _take_signals(self._note)
 
-    def on_train_batch_end(
-        self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, task: Any, *batch: Any) -> None:
         """Save where it is time to; all processes agree on whether to stop."""
-        step = trainer.global_step
-        stop = step < trainer.max_steps and bool(
-            trainer.strategy.reduce_boolean_decision(bool(self.asked), all=False)
-        )
+        step, decide = trainer.global_step, trainer.strategy.reduce_boolean_decision
+        stop = step < trainer.max_steps and bool(decide(bool(self.asked), all=False))
         if stop or step % self.every == 0:
             trainer.save_checkpoint(state_path(self.folder, step))
         if stop:
@@ -113,8 +106,7 @@ class StateSaver(Checkpoint):
 
 
 def build_trainer(run: Run, callbacks: list[Callback]) -> tuple[lightning.Trainer, StateSaver]:
-    """Return Lightning's engine with the settings of a run, and the callback that saves its
-    training states."""
+    """Return Lightning's engine with a run's settings, and the callback that saves its states."""
     train, out = run.config.train, run.folder
     device = find_device(train.device)
     saver = StateSaver(run.states, train.save_every)
@@ -122,31 +114,30 @@ def build_trainer(run: Run, callbacks: list[Callback]) -> tuple[lightning.Traine
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         # it would save in the middle of a step
         plugins.append(SLURMEnvironment(auto_requeue=False))
-    trainer = _build_lightning(
-        accelerator={"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[device.type],
-        devices=train.devices,
-        num_nodes=train.num_nodes,
-        strategy=_build_strategy(device.type) if train.processes > 1 else "auto",
-        plugins=plugins,
-        max_steps=train.steps,
-        max_epochs=-1,
-        logger=TensorBoardLogger(out, name="", version="tensorboard"),
-        log_every_n_steps=train.log_every,
-        callbacks=[saver, MetricsFile(out / "metrics.csv", train.log_every), *callbacks],
-        default_root_dir=out,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-    )
-    return trainer, saver
-
-
-def _build_lightning(**settings: Any) -> lightning.Trainer:
+    backend = "gloo" if device.type == "cpu" else None
+    # buffers are constants, which need no exchange
+    shared = DDPStrategy(process_group_backend=backend, broadcast_buffers=False)
     try:
-        return lightning.Trainer(**settings)
+        trainer = lightning.Trainer(
+            accelerator={"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[device.type],
+            devices=train.devices,
+            num_nodes=train.num_nodes,
+            strategy=shared if train.processes > 1 else "auto",
+            plugins=plugins,
+            max_steps=train.steps,
+            max_epochs=-1,
+            logger=TensorBoardLogger(out, name="", version="tensorboard"),
+            log_every_n_steps=train.log_every,
+            callbacks=[saver, MetricsFile(out / "metrics.csv", train.log_every), *callbacks],
+            default_root_dir=out,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+        )
     except MisconfigurationException as error:  # more devices than there are
         raise SettingError(" ".join(str(error).split())) from error
+    return trainer, saver
 
 
 def build_precision(train: TrainConfig, device: str) -> Precision:
@@ -180,12 +171,8 @@ def run_engine(
     """
     end_with_parent(trainer)
     with warnings.catch_warnings(), saver.listening():
-        for text in (
-            "does not have many workers",
-            "isinstance.treespec, LeafSpec",
-            "broadcast_buffers",
-        ):
-            warnings.filterwarnings("ignore", f".*{text}.*")
+        known = "have many workers|isinstance.treespec, LeafSpec|broadcast_buffers"
+        warnings.filterwarnings("ignore", f".*({known})")
         try:
             trainer.fit(task, datamodule=batches, ckpt_path=None if start is None else str(start))
         except (CascadeClipError, OSError) as error:
@@ -202,16 +189,6 @@ def run_engine(
             raise KeyboardInterrupt from error
     if saver.stopped:
         if trainer.is_global_zero:
-            _logger.warning(
-                "stopped after step %d, as asked; its state is saved: go on with --resume auto",
-                trainer.global_step,
-            )
+            text = "stopped after step %d, as asked; its state is saved: go on with --resume auto"
+            _logger.warning(text, trainer.global_step)
         raise Interrupted(0 if launched_by_us() else STOPPED, saver.asked)
-
-
-def _build_strategy(device: str) -> DDPStrategy:
-    """Let every process work on its share of each batch; buffers are constants, which need no
-    exchange."""
-    return DDPStrategy(
-        process_group_backend="gloo" if device == "cpu" else None, broadcast_buffers=False
-    )

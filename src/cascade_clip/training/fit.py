@@ -8,12 +8,7 @@ import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from cascade_clip.checkpoints import (
-    Checkpoint,
-    load_checkpoint,
-    load_strictly,
-    save_checkpoint,
-)
+from cascade_clip.checkpoints import Checkpoint, load_checkpoint, load_strictly, save_checkpoint
 from cascade_clip.config import Config, Resume, TrainConfig
 from cascade_clip.data import LabelledImages, build_dataset, data_templates, describe_data
 from cascade_clip.encoders import build_text_encoder, load_clip, load_embeddings
@@ -23,8 +18,8 @@ from cascade_clip.training.data_module import TrainingBatches
 from cascade_clip.training.engine import build_trainer, run_engine
 from cascade_clip.training.launch import check_launch, is_first_process
 from cascade_clip.training.protocols import build_protocol
-from cascade_clip.training.provenance import summarise_run, write_run_file
-from cascade_clip.training.resume import saved_step
+from cascade_clip.training.provenance import write_run_file
+from cascade_clip.training.resume import newest_state, saved_step
 from cascade_clip.training.run_folder import Run
 from cascade_clip.training.task import SegmentationTask
 
@@ -69,19 +64,11 @@ def fit(
 def _fit_first_half(
     run: Run, dataset: LabelledImages, resume: Resume, callbacks: list[Callback]
 ) -> None:
-    """Train the inductive half of a transductive run.
-
-    Raises:
-        ValueError: it did not take all of its steps, or its checkpoint is incomplete.
-    """
     run.claim("never" if resume == "never" else "auto")
     train = run.config.train
     if is_first_process() and not run.has_ended():
-        logger.info(
-            "transductive run: the inductive half (%d steps of a schedule of %d) comes first",
-            train.steps,
-            train.schedule_steps,
-        )
+        text = "transductive run: the inductive half (%d steps of a schedule of %d) comes first"
+        logger.info(text, train.steps, train.schedule_steps)
     _fit_stage(run, dataset, resume, callbacks)
     if not run.has_ended():
         raise SettingError(
@@ -91,12 +78,7 @@ def _fit_first_half(
 
 
 def _fit_stage(
-    run: Run,
-    dataset: LabelledImages,
-    resume: Resume,
-    callbacks: list[Callback],
-    *,
-    full: bool = False,
+    run: Run, dataset: LabelledImages, resume: Resume, callbacks: list[Callback], full: bool = False
 ) -> Checkpoint:
     """Train one protocol into a folder, from its newest state or from the start."""
     if resume != "never" and run.has_ended():
@@ -104,28 +86,25 @@ def _fit_stage(
         return load_checkpoint(run.checkpoint)
     checkpoint = prepare(run.config, dataset)
     task = SegmentationTask.of(checkpoint)
-    state = run.newest_state() if resume != "never" else None
-    batches = TrainingBatches(
-        run.config, dataset, saved_step(state) * run.config.train.batch_size if state else 0
-    )
+    state = newest_state(run.states) if resume != "never" else None
+    used = saved_step(state) * run.config.train.batch_size if state else 0
+    batches = TrainingBatches(run.config, dataset, used)
     trainer, saver = build_trainer(run, callbacks)
     if is_first_process():
         _announce(run, dataset)
     description = write_run_file(run, dataset)
     run_engine(trainer, saver, task, batches, state)
+    for name in ("config", "vocabulary", "split"):  # the checkpoint has files of its own for them
+        del description[name]
     record = {
         "protocol": run.config.train.protocol,
         "steps": task.global_step,
         "images": len(dataset),
-        "run": summarise_run(description),
+        "run": description,
     }
     given = checkpoint.text_encoder is None or run.config.data.text_embeddings
-    finished = dataclasses.replace(
-        checkpoint,
-        model=task.model.cpu().eval(),
-        text=checkpoint.text if given else None,
-        record=record,
-    )
+    model, text = task.model.cpu().eval(), checkpoint.text if given else None
+    finished = dataclasses.replace(checkpoint, model=model, text=text, record=record)
     if trainer.is_global_zero:
         save_checkpoint(run.checkpoint, finished, full=full)
     trainer.strategy.barrier("checkpoint")  # other processes may read it now
@@ -138,12 +117,8 @@ def _announce(run: Run, dataset: LabelledImages) -> None:
     logger.info("%s", describe_batch(train))
     warm, steps = train.optimizer.warmup_steps, train.schedule_steps or train.steps
     if warm >= steps:
-        logger.warning(
-            "the warm-up (train.optimizer.warmup_steps %d) is as long as the run of %d steps:"
-            " the learning rate stays low",
-            warm,
-            steps,
-        )
+        text = "the warm-up (train.optimizer.warmup_steps %d) fills the whole run of %d steps"
+        logger.warning(text + ": the learning rate stays low", warm, steps)
 
 
 def describe_batch(train: TrainConfig) -> str:
@@ -161,14 +136,11 @@ def prepare(config: Config, dataset: LabelledImages) -> Checkpoint:
         ValueError, FileNotFoundError: weights or text embeddings that do not fit or are missing.
     """
     lightning.seed_everything(config.train.seed, verbose=False)
-    vocabulary = dataset.vocabulary
-    clip = load_clip(config.model.clip)
-    encoder = build_text_encoder(clip)
-    model = build_segmenter(config.model, clip)
+    vocabulary, clip = dataset.vocabulary, load_clip(config.model.clip)
+    encoder, model = build_text_encoder(clip), build_segmenter(config.model, clip)
     if config.train.init_from:
         first = load_checkpoint(config.train.init_from)
-        # it carries a CLIP of its own, and the class names must be embedded by that one
-        if not first.clip_fingerprint:
+        if not first.clip_fingerprint:  # its own CLIP must embed the class names
             encoder, clip = first.text_encoder, dataclasses.replace(clip, fingerprint="")
         elif first.clip_fingerprint != clip.fingerprint:
             raise SettingError(
@@ -178,13 +150,11 @@ def prepare(config: Config, dataset: LabelledImages) -> Checkpoint:
         load_strictly(model, first.model.state_dict(), Path(config.train.init_from))
     templates = data_templates(config.data)
     if config.data.text_embeddings:
-        text = load_embeddings(
-            Path(config.data.text_embeddings), len(vocabulary.names), model.joint_width
-        )
+        file, count = Path(config.data.text_embeddings), len(vocabulary.names)
+        text = load_embeddings(file, count, model.joint_width)
     elif encoder is None:
-        raise SettingError(
-            "this CLIP has no text tower here; give text embeddings with data.text_embeddings"
-        )
+        fix = "give text embeddings with data.text_embeddings"
+        raise SettingError(f"this CLIP has no text tower here; {fix}")
     else:
         text = encoder.embed(vocabulary.synonyms, templates)
     return Checkpoint(

@@ -7,7 +7,6 @@ import time
 import lightning.pytorch as lightning
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
 
 from cascade_clip.config import TrainConfig
 from cascade_clip.errors import SettingError
@@ -17,8 +16,7 @@ _PARENT = "CASCADE_CLIP_PARENT"
 
 
 def is_first_process() -> bool:
-    """Return whether this process writes the files and messages of the run; known before the engine
-    starts."""
+    """Return whether this process writes the run's files; known before the engine starts."""
     return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
 
 
@@ -49,16 +47,12 @@ def launched_by_us() -> bool:
 
 
 def end_with_parent(trainer: lightning.Trainer) -> None:
-    """Let the processes that Lightning starts end with the one that started them; a kill of that
-    one would leave them waiting."""
+    """Let the processes that Lightning starts end with their starter, even when it is killed."""
     if launched_by_us():
-        threading.Thread(
-            target=_watch_parent, args=(int(os.environ[_PARENT]),), name="watch-parent", daemon=True
-        ).start()
+        parent = int(os.environ[_PARENT])
+        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
         return
-    environment = (
-        trainer.strategy.cluster_environment if isinstance(trainer.strategy, DDPStrategy) else None
-    )
+    environment = getattr(trainer.strategy, "cluster_environment", None)
     if environment is not None and not environment.creates_processes_externally:
         os.environ[_PARENT] = str(os.getpid())
 

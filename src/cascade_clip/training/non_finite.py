@@ -29,23 +29,17 @@ def find_cause(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Te
     Parameters are looked at first, then the images, then the outputs of the layers in the order in
     which they are computed, then the gradients that the failed step has left.
     """
-    place = _first("the parameter", model.named_parameters())
-    if place is None and not bool(torch.isfinite(images).all()):
-        place = "the images"
     with torch.no_grad(), _watch_outputs(model) as layers:
         logits = forward(images)  # (B, Q, h, w)
     bad = ~torch.isfinite(logits).flatten(1).all(dim=1)  # (B,)
-    if place is None and layers:
-        place = f"the output of the layer {layers[0]}"
-    if place is None and bool(bad.any()):
-        place = "the mask logits"
-    if place is None:
-        gradients = (
-            (name, parameter.grad)
-            for name, parameter in model.named_parameters()
-            if parameter.grad is not None
-        )
-        place = _first("the gradient of", gradients) or "the loss itself"
+    place = (
+        _first("the parameter ", model.named_parameters())
+        or _first("", [("the images", images)])
+        or (f"the output of the layer {layers[0]}" if layers else "")
+        or ("the mask logits" if bool(bad.any()) else "")
+        or _first("the gradient of ", ((name, one.grad) for name, one in model.named_parameters()))
+        or "the loss itself"
+    )
     return Cause(place, tuple(bad.nonzero()[:, 0].tolist()))
 
 
@@ -68,23 +62,23 @@ def describe(cause: Cause, loss: float, step: int, paths: Sequence[Path]) -> str
     what = "a gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
     batch = ", ".join(str(path) for path in paths)
     guilty = [paths[index] for index in cause.images if index < len(paths)]
-    narrowed = (
-        f"; it shows in {', '.join(str(path) for path in guilty)}"
-        if 0 < len(guilty) < len(paths)
-        else ""
-    )
+    narrowed = ""
+    if 0 < len(guilty) < len(paths):
+        narrowed = f"; it shows in {', '.join(str(path) for path in guilty)}"
     return (
         f"{what} at step {step}; the first value that is not finite is in {cause.place}{narrowed};"
         f" images of the batch: {batch}"
     )
 
 
-def _first(word: str, tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """Return the name of the first non-finite tensor after the word for its kind."""
-    return next(
-        (f"{word} {name}" for name, tensor in tensors if not bool(torch.isfinite(tensor).all())),
-        None,
-    )
+def _first(word: str, tensors: Iterable[tuple[str, Tensor | None]]) -> str:
+    """Return the name of the first non-finite tensor after the word for its kind, or nothing."""
+    return next((word + name for name, tensor in tensors if not _is_finite(tensor)), "")
+
+
+def _is_finite(value: Any) -> bool:
+    tested = isinstance(value, Tensor) and value.is_floating_point()
+    return not tested or bool(torch.isfinite(value).all())
 
 
 @contextmanager
@@ -95,19 +89,13 @@ def _watch_outputs(model: nn.Module) -> Iterator[list[str]]:
     def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             tensors = output if isinstance(output, tuple) else (output,)
-            if any(
-                isinstance(value, Tensor)
-                and value.is_floating_point()
-                and not bool(torch.isfinite(value).all())
-                for value in tensors
-            ):
+            if not all(map(_is_finite, tensors)):
                 found.append(name)
 
         return hook
 
-    handles = [
-        module.register_forward_hook(look(name)) for name, module in model.named_modules() if name
-    ]
+    named = [(name, module) for name, module in model.named_modules() if name]
+    handles = [module.register_forward_hook(look(name)) for name, module in named]
     try:
         yield found
     finally:

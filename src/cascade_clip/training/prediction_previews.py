@@ -74,16 +74,12 @@ class PreviewWriter(Callback):
         count = min(images, len(dataset))
         self.places = [index * len(dataset) // count for index in range(count)]
 
-    def on_train_batch_end(
-        self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, task: Any, *batch: Any) -> None:
         """Write a preview when it is time."""
         every = max(1, trainer.max_steps // 10) if self.every is None else self.every
-        step = trainer.global_step
+        step, out = trainer.global_step, Path(trainer.default_root_dir)
         if trainer.is_global_zero and every and (step % every == 0 or step == trainer.max_steps):
-            path = self.write(
-                Path(trainer.default_root_dir), task.checkpoint, task.device.type, step
-            )
+            path = self.write(out, task.checkpoint, task.device.type, step)
             if self.report is not None:
                 self.report(step, path)
 
@@ -103,9 +99,8 @@ class PreviewWriter(Callback):
         predictor = Predictor(dataclasses.replace(checkpoint, text_encoder=None), device=device)
         vocabulary = self.dataset.vocabulary
         same = set(vocabulary.names) == set(checkpoint.vocabulary.names)
-        bound = predictor.bind(
-            vocabulary, default_calibration(checkpoint) if same else 0.0, self.text
-        )
+        calibration = default_calibration(checkpoint) if same else 0.0
+        bound = predictor.bind(vocabulary, calibration, self.text)
         return [self._row(predictor, bound, place) for place in self.places]
 
     def _row(self, predictor: Predictor, bound: BoundClasses, place: int) -> Row:
@@ -120,18 +115,14 @@ class PreviewWriter(Callback):
 def embed_names(
     checkpoint: Checkpoint, dataset: LabelledImages, embeddings: str = ""
 ) -> Tensor | None:
-    """Return text embeddings (C, D) of a dataset's class names: from a file, those of training, or
-    from the text tower; None if there is none."""
+    """Return text embeddings (C, D) from a file, training, or the text tower; None without."""
+    vocabulary, encoder = dataset.vocabulary, checkpoint.text_encoder
     if embeddings:
-        return load_embeddings(
-            Path(embeddings), len(dataset.vocabulary.names), checkpoint.model.joint_width
-        )
-    if dataset.vocabulary.synonyms == checkpoint.vocabulary.synonyms:
+        width = checkpoint.model.joint_width
+        return load_embeddings(Path(embeddings), len(vocabulary.names), width)
+    if vocabulary.synonyms == checkpoint.vocabulary.synonyms:
         return checkpoint.text
-    encoder = checkpoint.text_encoder
-    if encoder is None:
-        return None
-    return encoder.embed(dataset.vocabulary.synonyms, checkpoint.templates)
+    return None if encoder is None else encoder.embed(vocabulary.synonyms, checkpoint.templates)
 
 
 @contextmanager
@@ -152,8 +143,7 @@ def list_previews(out: Path) -> list[Path]:
 
 
 def draw_preview(rows: Sequence[Row], unseen: Sequence[str], title: str) -> Figure:
-    """Draw image, truth, prediction and the class names that occur, one row for each image; a star
-    marks names that were never seen as masks."""
+    """Draw image, truth, prediction and class names in one row per image; a star marks unseen."""
     tallest = max(row.image.shape[0] / row.image.shape[1] for row in rows)
     height = min(max(2.1 * tallest, 1.6), 3.2) * len(rows) + 0.6
     figure = Figure(figsize=(9.2, height))
@@ -168,9 +158,8 @@ def draw_preview(rows: Sequence[Row], unseen: Sequence[str], title: str) -> Figu
         gridspec_kw={**edges, "wspace": 0.05, "hspace": 0.06},
     )
     for axes, row in zip(grid, rows, strict=True):
-        masks = (
-            part.overlay(row.image, 0.65, legend=False) for part in (row.truth, row.prediction)
-        )
+        parts = (row.truth, row.prediction)
+        masks = (part.overlay(row.image, 0.65, legend=False) for part in parts)
         for axis, view in zip(axes, (row.image, *masks), strict=False):
             axis.imshow(np.asarray(view))
             axis.set_anchor("N")
@@ -183,8 +172,7 @@ def draw_preview(rows: Sequence[Row], unseen: Sequence[str], title: str) -> Figu
 
 
 def _draw_legend(axis: Axes, row: Row, unseen: Sequence[str]) -> None:
-    """Draw the names in truth or prediction, the largest first, with their colours and the accuracy
-    of the image."""
+    """Draw the names in truth or prediction, largest first, with colours, and the accuracy."""
     shares: dict[str, float] = {}
     colors: dict[str, tuple[int, int, int]] = {}
     for part in (row.prediction, row.truth):

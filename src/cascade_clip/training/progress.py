@@ -13,15 +13,8 @@ from typing import Any
 import psutil
 import torch
 from lightning.pytorch.callbacks import Callback
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from cascade_clip.files import write_whole
 from cascade_clip.results import format_clock
@@ -58,13 +51,12 @@ class Reading:
 
 
 class Meter:
-    """Measures the speed over the last readings, and the time that is left."""
+    """Measures the speed over the last `window` readings, and the time that is left."""
 
     def __init__(
         self, step: int, total: int, batch_size: int, *, window: int = 20, minutes: float = 0.0
     ) -> None:
-        """Begin at `step` of `total`; the speed is that of the last `window` readings. `minutes`:
-        the run also ends by time."""
+        """Begin at `step` of `total`; with `minutes`, the run also ends by time."""
         self.total, self.batch_size, self.minutes = total, batch_size, minutes
         self.points = deque([(time.monotonic(), step)], maxlen=window + 1)
         self.begin = self.points[0][0]
@@ -81,11 +73,9 @@ class Meter:
 
 
 class MetricsFile(Callback):
-    """Write `metrics.csv`, one row every few steps; a resumed run continues after the row before
-    its first step."""
+    """Write `metrics.csv`, a row every few steps and after the last; a resumed run adds to it."""
 
     def __init__(self, path: Path, every: int) -> None:
-        """Write to `path` every `every` steps, and after the last one."""
         self.path, self.every = path, every
 
     def on_train_start(self, trainer: Any, task: Any) -> None:
@@ -96,33 +86,24 @@ class MetricsFile(Callback):
         kept = [row for row in read_metrics(self.path) if row["step"] <= trainer.global_step]
         write_whole(self.path, _csv_text(kept, self.extra, head=True))
         self.before = kept[-1].get("seconds", 0.0) if kept else 0.0
-        self.meter = Meter(
-            trainer.global_step, trainer.max_steps, task.config.train.batch_size, window=1
-        )
+        size = task.config.train.batch_size
+        self.meter = Meter(trainer.global_step, trainer.max_steps, size, window=1)
 
-    def on_train_batch_end(
-        self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, task: Any, *batch: Any) -> None:
         """Add a row."""
         if trainer.is_global_zero and trainer.global_step % self.every == 0:
             self._write(trainer, task)
 
     def on_train_end(self, trainer: Any, task: Any) -> None:
         """Add the last step, wherever the run ended."""
-        if (
-            trainer.is_global_zero
-            and trainer.global_step % self.every
-            and METRICS[0] in trainer.callback_metrics
-        ):
+        written = not trainer.global_step % self.every
+        if trainer.is_global_zero and not written and METRICS[0] in trainer.callback_metrics:
             self._write(trainer, task)
 
     def _write(self, trainer: Any, task: Any) -> None:
         step = trainer.global_step
-        now = self.meter.read(step)
-        speed = {
-            "images_per_second": now.images_per_second,
-            "memory_mb": used_memory(task.device) / 1e6,
-        }
+        now, memory = self.meter.read(step), used_memory(task.device) / 1e6
+        speed = {"images_per_second": now.images_per_second, "memory_mb": memory}
         row: dict[str, Any] = {"step": step, "seconds": f"{self.before + now.seconds:.1f}"}
         row |= {name: float(trainer.callback_metrics[name]) for name in (*METRICS, *self.extra)}
         row |= {name: f"{value:.5g}" for name, value in speed.items()}
@@ -150,10 +131,8 @@ def _csv_text(
     rows: Sequence[Mapping[str, Any]], extra: tuple[str, ...] = (), *, head: bool = False
 ) -> str:
     """Rows as CSV text with `extra` columns last, below the names of the columns with `head`."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(
-        buffer, (*COLUMNS, *extra), restval="", extrasaction="ignore", lineterminator="\n"
-    )
+    buffer, columns = io.StringIO(), (*COLUMNS, *extra)
+    writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
     if head:
         writer.writeheader()
     for row in rows:
@@ -167,39 +146,30 @@ class TrainingProgress(Callback):
     a terminal, print lines. The run's log gets the lines in any case."""
 
     def __init__(self, console: Console, lines: int = 20, minutes: float = 0.0) -> None:
-        """Draw on `console`; without a terminal print about `lines` lines in all. `minutes` says
-        that a run ends by time."""
+        """Draw on `console`, else print about `lines` lines; with `minutes` a run ends by time."""
         self.console, self.lines, self.minutes = console, lines, minutes
         self.screen = RunScreen()
         self.progress = self._build_bar()
         self.drawn = console.is_terminal and not console.quiet
 
-    def _build_bar(self) -> Progress:
-        columns = (
-            BarColumn(20),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        return Progress(*columns, console=self.console)
+    def _build_bar(self) -> progress.Progress:
+        text = progress.TextColumn("{task.description}")
+        columns = (progress.BarColumn(20), progress.MofNCompleteColumn(), text)
+        times = (progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
+        return progress.Progress(*columns, *times, console=self.console)
 
     def on_train_start(self, trainer: Any, task: Any) -> None:
         """Start the bar at the step that the run starts from."""
         if not trainer.is_global_zero:
             return
-        self.total = trainer.max_steps
-        self.meter = Meter(
-            trainer.global_step, self.total, task.config.train.batch_size, minutes=self.minutes
-        )
+        step, train, self.total = trainer.global_step, task.config.train, trainer.max_steps
+        self.meter = Meter(step, self.total, train.batch_size, minutes=self.minutes)
         self.progress = self._build_bar()  # a run of two stages has a bar for each
-        self.row = self.progress.add_task("", total=self.total, completed=trainer.global_step)
+        self.row = self.progress.add_task("", total=self.total, completed=step)
         if self.drawn:
             self.progress.start()
 
-    def on_train_batch_end(
-        self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, task: Any, *batch: Any) -> None:
         """Move the bar on."""
         if not trainer.is_global_zero:
             return
@@ -226,17 +196,13 @@ class TrainingProgress(Callback):
 
 def describe_step(metrics: Mapping[str, Any], now: Reading, memory: int) -> str:
     """Return loss parts, learning rate, images/s and memory in one line."""
-    parts = [
-        f"{name} {float(metrics[name]):.3g}"
-        for name in ("loss", "focal", "dice", *EXTRA, "learning_rate")
-        if name in metrics
-    ]
+    names = ("loss", "focal", "dice", *EXTRA, "learning_rate")
+    parts = [f"{name} {float(metrics[name]):.3g}" for name in names if name in metrics]
     return " ".join([*parts, f"{now.images_per_second:.1f} images/s", f"{memory / 1e9:.2f} GB"])
 
 
 class StepEvents(Callback):
-    """Emit the `start` and `step` events of json mode, and open the log file once the run has its
-    folder."""
+    """Emit the events of json mode; open the log file once the run has its folder."""
 
     def __init__(self, screen: RunScreen, log: RunLog) -> None:
         self.screen, self.run_log = screen, log
@@ -249,22 +215,15 @@ class StepEvents(Callback):
     def on_train_start(self, trainer: Any, task: Any) -> None:
         """Say where the run begins."""
         if trainer.is_global_zero:
-            self.meter = Meter(trainer.global_step, trainer.max_steps, task.config.train.batch_size)
-            self.screen.event(
-                "start",
-                protocol=task.config.train.protocol,
-                step=trainer.global_step,
-                steps=trainer.max_steps,
-            )
+            train, step, steps = task.config.train, trainer.global_step, trainer.max_steps
+            self.meter = Meter(step, steps, train.batch_size)
+            self.screen.event("start", protocol=train.protocol, step=step, steps=steps)
 
-    def on_train_batch_end(
-        self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_index: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, task: Any, *batch: Any) -> None:
         """One event for every row of metrics.csv, the last step included."""
         step = trainer.global_step
-        if not trainer.is_global_zero or (
-            step % task.config.train.log_every and step != trainer.max_steps
-        ):
+        due = step % task.config.train.log_every == 0 or step == trainer.max_steps
+        if not (trainer.is_global_zero and due):
             return
         now = self.meter.read(step)
         values = {name: float(trainer.callback_metrics[name]) for name in METRICS}

@@ -1,9 +1,10 @@
-"""Training protocols: which class names are queries, and what the labels of unseen classes become
-(method section 6).
+"""Training protocols: which class names are queries, what unseen labels become (method section 6).
 
 Letters: B images, C class names of the vocabulary, Q queries, D joint width, h x w patches, H x W
 pixels.
 """
+
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -28,12 +29,10 @@ class TrainingProtocol:
         """
         if not bool(seen.any()):
             raise SettingError("every class is unseen; at least one seen class is needed to train")
-        self.seen = seen
-        self.threshold = threshold
+        self.seen, self.threshold = seen, threshold
 
     def hide(self, labels: Tensor) -> Tensor:
-        """Remove from the labels (H, W) of one image what the protocol must not know, before
-        anything looks at them (cropping does)."""
+        """Remove what the protocol must not know from labels (H, W), even before cropping."""
         return labels
 
     def queries(self, text: Tensor) -> Tensor:
@@ -88,9 +87,8 @@ class Transductive(TrainingProtocol):
         """
         unseen = self.unseen.to(labels.device)
         with torch.no_grad():
-            scores = upsample(
-                logits[:, unseen].detach().float(), patch_size, (labels.shape[-2], labels.shape[-1])
-            ).sigmoid()
+            size = (labels.shape[-2], labels.shape[-1])
+            scores = upsample(logits[:, unseen].detach().float(), patch_size, size).sigmoid()
             best, position = scores.max(dim=1)  # (B, H, W) each
             guesses = torch.where(best < self.threshold, IGNORED, unseen[position])  # (B, H, W)
         return torch.where(self._is_hidden(labels), guesses, labels.long())
@@ -106,7 +104,5 @@ def _is_seen(seen: Tensor, labels: Tensor) -> Tensor:
 
 def build_protocol(config: TrainConfig, seen: Tensor) -> TrainingProtocol:
     """Build the protocol that `train.protocol` names, for the seen classes (C,) of a vocabulary."""
-    protocol: TrainingProtocol = find_part("protocols", config.protocol)(
-        seen, config.pseudo_threshold
-    )
-    return protocol
+    kind = cast(type[TrainingProtocol], find_part("protocols", config.protocol))
+    return kind(seen, config.pseudo_threshold)

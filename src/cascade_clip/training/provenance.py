@@ -1,5 +1,4 @@
-"""Provenance of a run: settings, data, code, machine and command line, kept in `run.json` and the
-checkpoint's record."""
+"""Provenance of a run, kept in `run.json`: settings, data, code, machine and command line."""
 
 import json
 import logging
@@ -8,7 +7,6 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from cascade_clip.checkpoints import read_versions
 from cascade_clip.config import TrainConfig, config_to_dict
 from cascade_clip.data import LabelledImages
 from cascade_clip.evaluation import hash_dataset
-from cascade_clip.files import write_whole
+from cascade_clip.files import write_json
 from cascade_clip.training.launch import is_first_process
 from cascade_clip.training.run_folder import Run
 
@@ -33,10 +31,9 @@ def write_run_file(run: Run, dataset: LabelledImages) -> dict[str, Any]:
 
     The first process writes it to `run.json`. Starts that the file already lists are kept.
     """
-    path = run.folder / RUN_FILE
     vocabulary, train = dataset.vocabulary, run.config.train
     data = {"sha256": hash_dataset(dataset), "images": len(dataset)}
-    earlier = read_run_file(run.folder) or {}
+    earlier = read_object(run.folder / RUN_FILE)
     if earlier.get("data", {}).get("sha256") not in (None, data["sha256"]):
         _logger.warning(
             "the training data is not what this run began with: other files, sizes or class names"
@@ -55,7 +52,7 @@ def write_run_file(run: Run, dataset: LabelledImages) -> dict[str, Any]:
         "config": config_to_dict(run.config),
     }
     if is_first_process():
-        write_whole(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        write_json(run.folder / RUN_FILE, found)
     return found
 
 
@@ -66,7 +63,12 @@ def describe_start() -> dict[str, Any]:
         "command": command_line(),
         "versions": read_versions(),
         "git": read_git(),
-        "hardware": read_hardware(),
+        "hardware": {
+            "platform": platform.platform(),
+            "cpu": _processor_name(),
+            "cpu_cores": os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(each) for each in range(torch.cuda.device_count())],
+        },
     }
 
 
@@ -104,16 +106,6 @@ def read_git(folder: Path | None = None) -> dict[str, Any] | None:
         return None
 
 
-def read_hardware() -> dict[str, Any]:
-    """Return the names of the platform, the processor and the graphics cards."""
-    return {
-        "platform": platform.platform(),
-        "cpu": _processor_name(),
-        "cpu_cores": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-    }
-
-
 def _processor_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -124,15 +116,10 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def read_run_file(out: Path) -> dict[str, Any] | None:
-    """Return the content of `run.json` in a run folder; None if it cannot be read."""
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a run folder; an empty one if it cannot be read."""
     try:
-        found = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def summarise_run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the checkpoint's record keeps of a run; its own files hold the rest."""
-    return {name: run[name] for name in run if name not in ("config", "vocabulary", "split")}
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -33,10 +33,8 @@ def state_path(folder: Path, step: int) -> Path:
 
 def list_states(folder: Path) -> list[Path]:
     """Return the states in a folder, newest first."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(
-        (path for path in found if _NAME.fullmatch(path.name)), key=saved_step, reverse=True
-    )
+    found = [path for path in folder.glob("*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=saved_step, reverse=True)
 
 
 def saved_step(state: Path) -> int:
@@ -61,10 +59,7 @@ def newest_state(folder: Path) -> Path | None:
             return state
         _logger.warning("%s is damaged (%s) and is passed over", state, damage)
     if states:
-        raise CheckpointError(
-            f"every state in {folder} is damaged, so that the run cannot go on; remove the folder"
-            " to start again"
-        )
+        raise CheckpointError(f"every state in {folder} is damaged; remove it to start again")
     return None
 
 
@@ -96,10 +91,8 @@ class StateFiles(TorchCheckpointIO):
         try:
             write_whole(final, buffer.getvalue(), flush=True)
         except OSError as error:
-            kept = next(
-                (f"{state} is kept" for state in list_states(final.parent)),
-                "there is none before it",
-            )
+            states = list_states(final.parent)
+            kept = f"{states[0]} is kept" if states else "there is none before it"
             raise StorageError(
                 f"the state of the run could not be written to {final} ({error.strerror or error});"
                 f" {kept}: make room and go on with --resume auto"
@@ -107,14 +100,8 @@ class StateFiles(TorchCheckpointIO):
         for old in list_states(final.parent)[KEPT:]:
             old.unlink(missing_ok=True)
 
-    def load_checkpoint(
-        self,
-        path: str | os.PathLike[str],
-        map_location: Any = "cpu",
-        weights_only: bool | None = None,
-    ) -> dict[str, Any]:
-        """Read a state; nothing but tensors and plain values is accepted, whatever `weights_only`
-        says.
+    def load_checkpoint(self, path: str | os.PathLike[str], *options: Any, **more: Any) -> Any:
+        """Read a state; only tensors and plain values are accepted, whatever the options say.
 
         Raises:
             ValueError: damaged, or objects that would have to be executed.
@@ -124,7 +111,6 @@ class StateFiles(TorchCheckpointIO):
         except WeightsError as error:
             raise CheckpointError(f"{path} is no state of this program: {error}") from error
         if not isinstance(loaded, dict):
-            raise CheckpointError(
-                f"{path} is no state of this program: it holds a {type(loaded).__name__}"
-            )
+            kind = type(loaded).__name__
+            raise CheckpointError(f"{path} is no state of this program: it holds a {kind}")
         return loaded

@@ -13,7 +13,7 @@ from cascade_clip.config import Config, Resume, config_to_dict, differing_settin
 from cascade_clip.errors import CascadeClipError, CheckpointError, MissingFileError, SettingError
 from cascade_clip.files import write_whole
 from cascade_clip.training.launch import is_first_process
-from cascade_clip.training.resume import list_states, newest_state
+from cascade_clip.training.resume import list_states
 
 FIRST_HALF = "stage1"
 """Folder of the inductive half of a transductive run, inside the run folder."""
@@ -56,17 +56,13 @@ class Run:
         )
         started = settings.is_file() and (resumable or self._has_steps())
         if started and resume == "never":
-            raise SettingError(
-                f"{self.folder} holds a run already; continue it with --resume auto, or choose"
-                " another --out"
-            )
+            fix = "continue it with --resume auto, or choose another --out"
+            raise SettingError(f"{self.folder} holds a run already; {fix}")
         if started:
             self._check_settings(settings)
         if resume == "always" and not resumable:
-            raise MissingFileError(
-                f"{self.folder} holds no state to go on from; start with --resume auto or without"
-                " --resume"
-            )
+            fix = "start with --resume auto or without --resume"
+            raise MissingFileError(f"{self.folder} holds no state to go on from; {fix}")
         if not started:
             write_whole(settings, yaml.safe_dump(config_to_dict(self.config), sort_keys=False))
 
@@ -75,11 +71,9 @@ class Run:
         return metrics.is_file() and len(metrics.read_text(encoding="utf-8").splitlines()) > 1
 
     def _check_settings(self, settings: Path) -> None:
-        found = differing_settings(
-            config_to_dict(load_config(settings)), config_to_dict(self.config)
-        )
+        before, now = config_to_dict(load_config(settings)), config_to_dict(self.config)
         # another device resumes the same run
-        changed = [name for name in found if name != "train.device"]
+        changed = [name for name in differing_settings(before, now) if name != "train.device"]
         if changed:
             raise SettingError(
                 f"{self.folder} holds a run with other settings ({', '.join(changed)}); choose"
@@ -97,17 +91,8 @@ class Run:
         try:
             return int(read_record(self.checkpoint).get("steps", 0)) >= self.config.train.steps
         except CascadeClipError as error:
-            raise CheckpointError(
-                f"{error}; remove {self.checkpoint} and go on with --resume auto"
-            ) from error
-
-    def newest_state(self) -> Path | None:
-        """Return the newest intact training state, or None if there is none.
-
-        Raises:
-            ValueError: there are states, and every one is damaged.
-        """
-        return newest_state(self.states)
+            fix = f"remove {self.checkpoint} and go on with --resume auto"
+            raise CheckpointError(f"{error}; {fix}") from error
 
     def first_half(self) -> Run:
         """Return the inductive half of a transductive run, which has a folder of its own."""

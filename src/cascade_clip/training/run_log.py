@@ -1,10 +1,10 @@
 """Where the messages of a run go: the screen, in one of three modes, and the run's log file.
 
-normal   text for people; log messages go to standard error quiet    only warnings and the last
-lines json     one JSON object a line on standard output and nothing else there (docs/training.md
-lists the events)
+normal   text for people; log messages go to standard error
+quiet    only warnings and the last lines
+json     only JSON objects on standard output, one a line (docs/training.md lists the events)
 
-Whatever the mode, everything that is said goes into `log.txt` as well, with the time.
+In every mode everything that is said also goes into `log.txt`, with the time.
 """
 
 from __future__ import annotations
@@ -61,10 +61,8 @@ class RunScreen:
     def event(self, name: str, **values: Any) -> None:
         """In json mode, one object on standard output; numbers that are no numbers become null."""
         if self.mode == "json":
-            sys.stdout.write(
-                json.dumps({"event": name, **_finite(values)}, ensure_ascii=False, default=str)
-                + "\n"
-            )
+            event = {"event": name, **_finite(values)}
+            sys.stdout.write(json.dumps(event, ensure_ascii=False, default=str) + "\n")
             sys.stdout.flush()
 
     @contextmanager
@@ -84,31 +82,22 @@ class RunScreen:
 
     @contextmanager
     def logging_to(self, path: Path) -> Iterator[RunLog]:
-        """While it lasts, log messages and Python's warnings go to `path` too, once `RunLog.open`
-        was called.
+        """While it lasts, send log messages and Python's warnings to `path` too, once it is open.
 
-        Records that came before are written then; a run that was refused before it began leaves no
-        file.
+        `RunLog.open` also writes the records before it; a run that was refused leaves no file.
         """
         log = RunLog(path)
-        loggers = [
-            logging.getLogger(name)
-            for name in ("cascade_clip", "cascade_clip.said", "lightning.pytorch", "py.warnings")
-        ]
-        added: list[tuple[logging.Logger, logging.Handler]] = [
-            (logger, log.buffer) for logger in loggers
-        ]
+        names = ("cascade_clip", "cascade_clip.said", "lightning.pytorch", "py.warnings")
+        added: list[tuple[str, logging.Handler]] = [(name, log.buffer) for name in names]
         if self.mode == "json":
-            added.append((logging.getLogger("cascade_clip"), _Events(self)))
-        shown = [
-            (handler, handler.level)
-            for handler in logging.getLogger().handlers
-            if isinstance(handler, logging.StreamHandler)
-        ]
-        for logger, handler in added:
-            logger.addHandler(handler)
-        for handler, _ in shown if self.mode != "normal" else []:
-            handler.setLevel(logging.WARNING)
+            added.append(("cascade_clip", _Events(self)))
+        handlers = logging.getLogger().handlers
+        screens = [one for one in handlers if isinstance(one, logging.StreamHandler)]
+        levels = [handler.level for handler in screens]
+        for name, handler in added:
+            logging.getLogger(name).addHandler(handler)
+        for screen in screens if self.mode != "normal" else []:
+            screen.setLevel(logging.WARNING)
         logging.captureWarnings(True)
         try:
             yield log
@@ -122,10 +111,10 @@ class RunScreen:
             raise
         finally:
             logging.captureWarnings(False)
-            for logger, handler in added:
-                logger.removeHandler(handler)
-            for handler, level in shown:
-                handler.setLevel(level)
+            for name, handler in added:
+                logging.getLogger(name).removeHandler(handler)
+            for screen, level in zip(screens, levels, strict=True):
+                screen.setLevel(level)
             log.close()
 
 
@@ -145,9 +134,8 @@ class RunLog:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.path, encoding="utf-8")
-        handler.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
-        )
+        style = ("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+        handler.setFormatter(logging.Formatter(*style))
         self.buffer.setTarget(handler)
         self.buffer.flushLevel = logging.NOTSET
         self.buffer.flush()

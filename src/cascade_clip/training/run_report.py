@@ -1,5 +1,4 @@
-"""The report of a run as one HTML page: metrics, curves, previews, settings that differ from the
-defaults, and provenance.
+"""The report of a run as one HTML page: metrics, curves, previews, changed settings, provenance.
 
 Everything is read from the run folder, so the page can be made again.
 """
@@ -7,7 +6,6 @@ Everything is read from the run folder, so the page can be made again.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -21,7 +19,7 @@ from cascade_clip.files import write_whole
 from cascade_clip.results import format_duration
 from cascade_clip.training.prediction_previews import list_previews
 from cascade_clip.training.progress import read_metrics
-from cascade_clip.training.provenance import read_run_file
+from cascade_clip.training.provenance import RUN_FILE, read_object
 from cascade_clip.training.run_folder import FIRST_HALF, SETTINGS_FILE
 
 REPORT, EVALUATION = "report.html", "evaluation.html"
@@ -41,9 +39,12 @@ def build_run_page(out: Path) -> str:
     if not (out / SETTINGS_FILE).is_file():
         raise MissingFileError(f"{out} holds no run: config.yaml is missing")
     config = load_config(out / SETTINGS_FILE)
-    metrics, evaluation = read_metrics(out / "metrics.csv"), _read_evaluation(out / "report.json")
+    metrics, evaluation = read_metrics(out / "metrics.csv"), read_object(out / "report.json")
+    if not {"summary", "classes", "assumptions", "images"} <= evaluation.keys():
+        evaluation = {}
     steps = int(metrics[-1]["step"]) if metrics else 0
     train, previews = config.train, list_previews(out)
+    shown = dict.fromkeys(previews[:1] + previews[-1:])
     return render(
         "training/templates/run_report.html",
         title=f"Training run {out.resolve().name}",
@@ -51,19 +52,17 @@ def build_run_page(out: Path) -> str:
         cards=[*(summary_cards(evaluation["summary"]) if evaluation else ()), *_cards(metrics)],
         charts=_charts(metrics),
         first_half=_charts(read_metrics(out / FIRST_HALF / "metrics.csv")),
-        previews=[
-            (path.stem, _read_preview(path)) for path in dict.fromkeys(previews[:1] + previews[-1:])
-        ],
+        previews=[(path.stem, embed_image(Image.open(path))) for path in shown],
         evaluation=evaluation,
         evaluation_page=EVALUATION if (out / EVALUATION).is_file() else "",
         settings=changed_settings(config),
-        run=read_run_file(out) or {},
+        run=read_object(out / RUN_FILE),
     )
 
 
 def changed_settings(config: Config) -> list[tuple[str, str]]:
-    """Return dotted names and values of the settings that are not the defaults; those of the
-    evaluation data are compared with the defaults of training data."""
+    """Return dotted names and values of the settings that are not the defaults."""
+    # evaluation data has the defaults of training data
     defaults = config_to_dict(Config(evaluation=config.evaluation and DataConfig()))
     found = differing_settings(defaults, config_to_dict(config))
     return [(name, json.dumps(value, ensure_ascii=False)) for name, (_, value) in found.items()]
@@ -78,13 +77,9 @@ def draw_curve(
     for name, color in zip(names, ("#2f6db3", "#d9822b", "#5b8c5a"), strict=False):
         points = [(row["step"], row[name]) for row in metrics if name in row]
         if points:
-            axis.plot(
-                *zip(*points, strict=True),
-                label=name,
-                color=color,
-                linewidth=1.6,
-                marker="o" if len(points) == 1 else None,
-            )
+            steps, values = zip(*points, strict=True)
+            marker = "o" if len(points) == 1 else None
+            axis.plot(steps, values, label=name, color=color, linewidth=1.6, marker=marker)
     if log and all(row.get(name, 1.0) > 0 for row in metrics for name in names):
         axis.set_yscale("log")
     elif not log:
@@ -128,17 +123,3 @@ def _cards(metrics: Sequence[Mapping[str, float]]) -> list[tuple[str, str, str]]
         largest = max(row.get("memory_mb", 0.0) for row in metrics) / 1000
         cards.append((f"{largest:.2f} GB", "memory", "largest"))
     return cards
-
-
-def _read_preview(path: Path) -> str:
-    with Image.open(path) as image:
-        return embed_image(image)
-
-
-def _read_evaluation(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    wanted = {"summary", "classes", "assumptions", "images"}
-    return found if isinstance(found, dict) and wanted <= found.keys() else None

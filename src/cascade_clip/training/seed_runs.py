@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cascade_clip.config import Config, config_to_dict, differing_settings, rename_settings
 from cascade_clip.errors import SettingError
-from cascade_clip.files import write_whole
+from cascade_clip.files import write_json
 from cascade_clip.results import SUMMARY_METRICS, format_percent
 from cascade_clip.training.run_folder import SETTINGS_FILE, Run
 
@@ -49,9 +49,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise SettingError(
-            f"--seeds must be whole numbers separated by commas, such as 0,1,2, got {text!r}"
-        )
+        allowed = "whole numbers separated by commas, such as 0,1,2"
+        raise SettingError(f"--seeds must be {allowed}, got {text!r}")
     seeds = tuple(int(part) for part in parts)
     if len(set(seeds)) != len(seeds):
         raise SettingError(f"--seeds names a seed twice: {text}")
@@ -77,9 +76,8 @@ class SeedRuns:
             ValueError: it holds seeds of other settings, or a single run.
         """
         if (self.folder / SETTINGS_FILE).is_file():
-            raise SettingError(
-                f"{self.folder} holds a single run; choose another --out for --seeds"
-            )
+            fix = "choose another --out for --seeds"
+            raise SettingError(f"{self.folder} holds a single run; {fix}")
         path = self.folder / SEEDS_FILE
         if not path.is_file():
             self._write({"seeds": {}})
@@ -87,15 +85,13 @@ class SeedRuns:
         try:
             known = rename_settings(json.loads(path.read_text(encoding="utf-8"))["config"])
         except (ValueError, KeyError, TypeError) as error:
-            raise SettingError(
-                f"{path} is damaged ({error}); remove it, or choose another --out"
-            ) from error
+            fix = "remove it, or choose another --out"
+            raise SettingError(f"{path} is damaged ({error}); {fix}") from error
         if differing_settings(known, self._settings()):
             raise SettingError(f"{self.folder} holds seeds of other settings; choose another --out")
 
     def results(self, seed: int) -> dict[str, float | None] | None:
-        """Return the five metrics of a finished run; None if its checkpoint or its report is
-        missing or damaged."""
+        """Return the five metrics of a finished run; None without a sound checkpoint and report."""
         folder = self.run(seed).folder
         if not (folder / "model" / "checkpoint.json").is_file():
             return None
@@ -106,16 +102,14 @@ class SeedRuns:
             return None
 
     def write(self, figures: Mapping[int, Mapping[str, float | None]]) -> Path:
-        """Write `seeds.json`: the settings, the metrics of every seed, and mean and standard
-        deviation of each."""
-        spreads = spread_of(figures)
-        return self._write(
-            {
-                "seeds": {str(seed): dict(found) for seed, found in figures.items()},
-                "mean": {name: spread.mean for name, spread in spreads.items()},
-                "standard_deviation": {name: spread.deviation for name, spread in spreads.items()},
-            }
-        )
+        """Write `seeds.json`: settings, metrics of every seed, their means and deviations."""
+        spreads = spread_of(figures).items()
+        values = {
+            "seeds": {str(seed): dict(found) for seed, found in figures.items()},
+            "mean": {name: spread.mean for name, spread in spreads},
+            "standard_deviation": {name: spread.deviation for name, spread in spreads},
+        }
+        return self._write(values)
 
     def _settings(self) -> dict[str, Any]:
         settings = config_to_dict(self.config)
@@ -123,8 +117,7 @@ class SeedRuns:
         return settings
 
     def _write(self, values: Mapping[str, Any]) -> Path:
-        text = json.dumps({"config": self._settings(), **values}, indent=1, ensure_ascii=False)
-        return write_whole(self.folder / SEEDS_FILE, text + "\n")
+        return write_json(self.folder / SEEDS_FILE, {"config": self._settings(), **values})
 
 
 def spread_of(figures: Mapping[int, Mapping[str, float | None]]) -> dict[str, Spread]:
@@ -137,7 +130,7 @@ def spread_of(figures: Mapping[int, Mapping[str, float | None]]) -> dict[str, Sp
 
 def seeds_table(figures: Mapping[int, Mapping[str, float | None]]) -> Table:
     """Return a table with one row for each seed, then mean and standard deviation, in percent."""
-    spreads = spread_of(figures)
+    spreads = spread_of(figures).values()
     table = Table(title=f"{len(figures)} seeds, percent")
     table.add_column("seed")
     for name in NAMES:
@@ -145,10 +138,8 @@ def seeds_table(figures: Mapping[int, Mapping[str, float | None]]) -> Table:
     for seed, found in figures.items():
         table.add_row(str(seed), *[format_percent(found[name]) for name in NAMES])
     table.add_section()
-    table.add_row(
-        "mean", *[format_percent(spread.mean) for spread in spreads.values()], style="bold"
-    )
-    table.add_row("std (n - 1)", *[format_percent(spread.deviation) for spread in spreads.values()])
+    table.add_row("mean", *[format_percent(each.mean) for each in spreads], style="bold")
+    table.add_row("std (n - 1)", *[format_percent(each.deviation) for each in spreads])
     return table
 
 

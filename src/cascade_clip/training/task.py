@@ -36,8 +36,7 @@ T = TypeVar("T")
 
 
 def learning_rate(step: int, total: int, config: OptimizerConfig) -> float:
-    """Return the learning rate of a step counted from 0: polynomial decay over `total` steps,
-    linear warm-up first (method section 10)."""
+    """Return the rate of a step from 0: linear warm-up, polynomial decay (method section 10)."""
     decay = (1 - min(step, total) / total) ** config.power
     rate = float((config.learning_rate - config.final_rate) * decay + config.final_rate)
     if step < config.warmup_steps:
@@ -55,8 +54,7 @@ class SegmentationTask(lightning.LightningModule):
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> SegmentationTask:
-        """Return the task that trains the model of a checkpoint, which must have text embeddings,
-        with its vocabulary and settings."""
+        """Return the task that trains a checkpoint with text embeddings by its own settings."""
         assert checkpoint.text is not None
         seen = torch.tensor(checkpoint.vocabulary.seen_mask)
         task = cls(checkpoint.model.train(), checkpoint.text, seen, checkpoint.config)
@@ -72,11 +70,8 @@ class SegmentationTask(lightning.LightningModule):
         self.config = config
         train = config.train
         self.protocol = build_protocol(train, seen)
-        self.teacher = (
-            EmaTeacher(model, train.ema_teacher)
-            if train.ema_teacher and train.protocol == "transductive"
-            else None
-        )
+        averaged = train.ema_teacher and train.protocol == "transductive"
+        self.teacher = EmaTeacher(model, train.ema_teacher) if averaged else None
         model.backbone.gradient_checkpointing = train.gradient_checkpointing
         self.run_model = torch.compile(model.stage_masks) if train.compile else model.stage_masks
         self.register_buffer("queries", self.protocol.queries(text).float(), persistent=False)
@@ -118,9 +113,8 @@ class SegmentationTask(lightning.LightningModule):
         ahead = None
         # not in self-training: the labels alone give the targets
         if len(parts) > 1 and self.config.train.loss.per_image:
-            ahead = self._masks_per_image(
-                self.protocol.targets(labels, images, self.model.patch_size)
-            )
+            targets = self.protocol.targets(labels, images, self.model.patch_size)
+            ahead = self._masks_per_image(targets)
         for index, (micro_images, micro_labels) in enumerate(parts):
             with self._without_sync(index < len(parts) - 1):
                 result = self.loss(micro_images, micro_labels, ahead)
@@ -174,10 +168,9 @@ class SegmentationTask(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen CLIP out of training states."""
+        state = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {
-            name: value
-            for name, value in checkpoint["state_dict"].items()
-            if not name.startswith(_FROZEN)
+            name: one for name, one in state if not name.startswith(_FROZEN)
         }
 
     def _step_seed(self) -> int:
@@ -192,26 +185,20 @@ class SegmentationTask(lightning.LightningModule):
         precision = self.trainer.precision_plugin
         scaler = precision.scaler if isinstance(precision, MixedPrecision) else None
         if math.isfinite(value) and scaler is not None and scaler.get_scale() >= 1:
-            logger.info(
-                "step %d is skipped: its fp16 gradients overflow at scale %g, which is halved",
-                self.global_step,
-                scaler.get_scale(),
-            )
+            text = "step %d is skipped: its fp16 gradients overflow at scale %g, which is halved"
+            logger.info(text, self.global_step, scaler.get_scale())
             return
         torch.manual_seed(self._step_seed())
-        share = self.config.train.images_at_once
-        cause = find_cause(
-            self.model,
-            lambda batch: torch.cat(
-                [self.model(part, self.queries) for part in batch.split(share)]
-            ),
-            images,
-        )
+
+        def forward(batch: Tensor) -> Tensor:
+            parts = batch.split(self.config.train.images_at_once)
+            return torch.cat([self.model(part, self.queries) for part in parts])
+
+        cause = find_cause(self.model, forward, images)
         paths = cast(TrainingBatches, cast(Any, self.trainer).datamodule).paths(self.global_step)
         cause, paths = merge_causes(self._gather((cause, paths)))  # the same words on every rank
-        raise NonFiniteError(
-            f"{describe(cause, value, self.global_step, paths)}; states saved before are kept"
-        )
+        found = describe(cause, value, self.global_step, paths)
+        raise NonFiniteError(f"{found}; states saved before are kept")
 
     def _gather(self, value: T) -> list[T]:
         if self.trainer.world_size == 1:

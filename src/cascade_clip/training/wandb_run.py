@@ -30,9 +30,8 @@ class WandbRun(Callback):
         try:
             self.wandb: Any = importlib.import_module("wandb")
         except ImportError as error:
-            raise MissingPackageError(
-                "--wandb needs Weights & Biases: pip install wandb"
-            ) from error
+            text = "--wandb needs Weights & Biases: pip install wandb"
+            raise MissingPackageError(text) from error
         self.project, self.out, self.silent = project, out, silent
 
     def setup(self, trainer: Any, task: Any, stage: str) -> None:
@@ -64,10 +63,7 @@ class WandbRun(Callback):
             text = " ".join(str(error).split())[:200]
             if offline:
                 raise StorageError(f"Weights & Biases does not start: {text}") from error
-            _logger.warning(
-                "Weights & Biases is not reached (%s); the run is kept in %s",
-                text,
-                self.out / "wandb",
-            )
+            told = "Weights & Biases is not reached (%s); the run is kept in %s"
+            _logger.warning(told, text, self.out / "wandb")
             return self._open(offline=True)
         return logger
