@@ -19,8 +19,7 @@ from cascade_clip.serving.http.service import Service
 
 
 class DeadlineProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with deadlines: for the head of a request, and for a client that does not
-    read its response."""
+    """uvicorn's HTTP/1.1 with deadlines for a request's head and for the reading of a response."""
 
     seconds = 30.0
     most_connections = 256
