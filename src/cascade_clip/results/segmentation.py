@@ -102,7 +102,7 @@ class Segmentation:
         return np.asarray(self.labels == self.class_names.index(name))
 
     def heatmap(self, name: str) -> NDArray[np.float32]:
-        """The score of one class everywhere, float32 (H, W), won or not; bilinear from `class_maps`.
+        """The score of one class everywhere, float32 (H, W), won or not; resized from `class_maps`.
 
         Raises:
             ValueError: a name that was not asked for, or a segmentation that was read from files.
@@ -196,7 +196,7 @@ class Segmentation:
         return {"width": width, "height": height, "unlabelled": unlabelled, "classes": classes}
 
     def to_coco_rle(self) -> list[dict[str, Any]]:
-        """The present classes as COCO annotations: category_id (label + 1), RLE, area, bbox, score."""
+        """The present classes in COCO form: category_id (label + 1), RLE, area, bbox, score."""
         scores = self.mean_scores
         found: list[dict[str, Any]] = []
         for index, name in enumerate(self.class_names):

@@ -138,10 +138,8 @@ class _Endpoints:
                 threshold=threshold, calibration=calibration, format=format,
             )  # fmt: skip
             return await self._wait(request, asked)
-        except TooLarge as error:
-            return _problem(413, str(error))
         except CascadeClipError as error:
-            return _problem(422, str(error))
+            return _problem(413 if isinstance(error, TooLarge) else 422, str(error))
         except QueueClosed:
             return _problem(503, service.not_ready(), service.retry_after())
         except Exception as error:
@@ -152,8 +150,7 @@ class _Endpoints:
 
     async def health(self, response: Response) -> Health:
         reason = self.service.not_ready()
-        if reason:
-            response.status_code = 503
+        response.status_code = 503 if reason else 200
         status = "stopping" if self.service.stopping else ("loading" if reason else "ready")
         return Health(status=status, version=version("cascade-clip"))
 

@@ -70,10 +70,6 @@ class Service:
             return "the service is stopping"
         return "" if self.jobs is not None else "the model is being loaded"
 
-    def is_idle(self) -> bool:
-        """Whether no request is in flight."""
-        return self.slots.used == 0
-
     def retry_after(self) -> int:
         """Estimate the seconds until there will be room, from the time that requests take."""
         seconds = (self.waiting + 1) * self._mean_seconds / self.options.workers

@@ -56,8 +56,7 @@ class PageGuard(Guard):
             app: the page.
             folder: the only folder whose files are given away and may be named.
             max_upload: bytes of an uploaded file.
-            hosts: names by which the server may be called; `*`: any.
-            patience: seconds within which the body of a request must arrive.
+            hosts, patience: as those of `Guard`.
         """
         super().__init__(app, MOST_JSON, hosts, patience)
         self.folder, self.max_upload = folder.resolve(), max_upload

@@ -55,11 +55,16 @@ def build_app(service: WebService, hosts: Sequence[str] = ANY_HOST) -> PageGuard
         hosts: names by which the server may be called; `*`: any.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(service.folder)
+    theme = gr.themes.Default(
+        primary_hue="teal", neutral_hue="slate", spacing_size="sm", radius_size="sm",
+        text_size="sm", font_mono=("ui-monospace", "Consolas", "monospace"),
+        font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"),
+    )  # fmt: skip
     app = gr.mount_gradio_app(
         FastAPI(openapi_url=None), build_page(service), "/", allowed_paths=[],
         max_file_size=service.max_upload, ssr_mode=False, pwa=False, mcp_server=False,
         show_error=False, enable_monitoring=False, footer_links=[], run_history=False, css=_STYLE,
-        theme=_theme(),
+        theme=theme,
     )  # fmt: skip
     return PageGuard(app, service.folder, service.max_upload, hosts)
 
@@ -206,13 +211,3 @@ def _note(text: str, *, wrong: bool = False) -> str:
     """Return the status line: one line, whatever the text."""
     kind = "wrong" if wrong else "note"
     return f'<p role="status" class="{kind}">{escape(" ".join(text.split()))}</p>'
-
-
-def _theme() -> gr.themes.Base:
-    """Fonts of the system only."""
-    return gr.themes.Default(
-        primary_hue="teal", neutral_hue="slate",
-        font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"),
-        font_mono=("ui-monospace", "Consolas", "monospace"),
-        spacing_size="sm", radius_size="sm", text_size="sm",
-    )  # fmt: skip
