@@ -214,8 +214,13 @@ def test_words_are_never_a_file(tmp_path: Path) -> None:
 def test_background_names_count_together_with_class_names() -> None:
     with pytest.raises(SettingError, match="2 class names are given; 1 at most"):
         read_request(b"", ", ".join(f"n{index}" for index in range(11)), "wall, floor", OPTIONS)
-    scenery = read_request(b"", "cat", "scenery", OPTIONS).background
-    assert isinstance(scenery, Vocabulary) and "sky" in scenery.names
+
+
+@pytest.mark.parametrize("word", ["scenery", " Scenery"])
+def test_scenery_stands_for_the_packaged_background_names(predictor: Predictor, word: str) -> None:
+    request = read_request(b"", "cat", word, OPTIONS)
+    bound = predictor.bind(request.classes, background=request.background)
+    assert bound.background.startswith("words (sky, cloud, wall")
 
 
 class TestRefusals:

@@ -1,15 +1,12 @@
-"""What an exported model costs in exactness, figures and time, compared with the model that it came
-from.
+"""What an exported model costs in exactness, figures and time, compared with its source.
 
 Letters: B images, C classes, D joint width, h x w patches, H x W pixels.
 """
 
 import dataclasses
-import functools
 import json
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -43,8 +40,7 @@ class Difference:
 
 
 class ExportedNetwork(nn.Module):
-    """An ONNX file behind the face of the predictor's network, so that the same predictor evaluates
-    it."""
+    """An ONNX file with the face of the predictor's network, so that a predictor evaluates it."""
 
     def __init__(self, file: Path, predictor: Predictor) -> None:
         """Open FILE.onnx, which was exported from `predictor` with text embeddings as an input.
@@ -66,65 +62,54 @@ class ExportedNetwork(nn.Module):
         )
         if [entry.name for entry in self.session.get_inputs()] != ["pixels", "text"]:
             raise SettingError(
-                f"{file} does not take text embeddings, so it cannot be compared; export it without"
-                " --classes"
+                f"{file} takes no text embeddings to compare with; export it without --classes"
             )
         self.patch_size, self.joint_width = predictor.model.patch_size, predictor.model.joint_width
-        # (3, 1, 1)
-        self.mean, self.std = (
-            torch.tensor(values)[:, None, None] * 255 for values in (config.mean, config.std)
-        )
+        self.mean = torch.tensor(config.mean)[:, None, None] * 255  # (3, 1, 1)
+        self.std = torch.tensor(config.std)[:, None, None] * 255  # (3, 1, 1)
 
     def forward(self, images: Tensor, text: Tensor) -> Tensor:
         """Mask logits (B, C, h, w) of normalised images (B, 3, H, W) for text embeddings (C, D)."""
         bottom, right = -images.shape[-2] % self.patch_size, -images.shape[-1] % self.patch_size
         pixels = F.pad(images, (0, right, 0, bottom)) * self.std + self.mean  # (B, 3, H', W')
-        (logits,) = self.session.run(
-            ["logits"], {"pixels": pixels.numpy(), "text": text.float().numpy()}
-        )
+        inputs = {"pixels": pixels.numpy(), "text": text.float().numpy()}
+        (logits,) = self.session.run(["logits"], inputs)
         return torch.from_numpy(logits)  # (B, C, h, w)
 
 
 def exported_predictor(file: Path, predictor: Predictor) -> Predictor:
     """A predictor on the CPU whose network is the ONNX file."""
     network = cast(Segmenter, ExportedNetwork(file, predictor))
-    return Predictor(
-        dataclasses.replace(predictor.checkpoint, model=network), predictor.settings, "cpu"
-    )
+    checkpoint = dataclasses.replace(predictor.checkpoint, model=network)
+    return Predictor(checkpoint, predictor.settings, "cpu")
 
 
 @torch.inference_mode()
 def compare_logits(predictor: Predictor, other: Predictor, text: Tensor) -> list[Difference]:
-    """Differences of mask logits at three sizes, two random images each, for text embeddings (C,
-    D)."""
+    """Compare mask logits at three sizes, of two random images each, for text embeddings (C, D)."""
     generator = torch.Generator().manual_seed(0)
     patch, found = predictor.model.patch_size, []
     for rows, columns in CHECKED_PATCHES:
-        images = torch.randn(2, 3, rows * patch, columns * patch, generator=generator)
+        size = (rows * patch, columns * patch)
+        images = torch.randn(2, 3, *size, generator=generator)
         expected, given = predictor.model(images, text), other.model(images, text)  # (2, C, h, w)
         largest = float((expected - given).abs().max())
-        found.append(
-            Difference(rows * patch, columns * patch, largest, float(expected.abs().max()))
-        )
+        found.append(Difference(*size, largest, float(expected.abs().max())))
     return found
 
 
 @torch.inference_mode()
 def windows_per_second(predictors: list[Predictor], text: Tensor, rounds: int = 15) -> list[float]:
-    """Windows that go through each network in a second, one after another, the networks taking
-    turns: medians of `rounds`."""
+    """Windows per second, one by one, of each network: medians of `rounds` taken in turns."""
     side = predictors[0].settings.window
     images = torch.zeros(1, 3, side, side)
-    calls: list[Callable[[], Tensor]] = [
-        functools.partial(predictor.model, images, text) for predictor in predictors
-    ]
-    times: list[list[float]] = [[] for _ in calls]
+    times: list[list[float]] = [[] for _ in predictors]
     for turn in range(rounds + 1):
-        for index, call in enumerate(calls):
+        for predictor, taken in zip(predictors, times, strict=True):
             begin = time.perf_counter()
-            call()
+            predictor.model(images, text)
             if turn:  # the first one warms up
-                times[index].append(time.perf_counter() - begin)
+                taken.append(time.perf_counter() - begin)
     return [1 / statistics.median(values) for values in times]
 
 
@@ -140,8 +125,7 @@ def read_facts(file: Path) -> dict[str, Any]:
 def draw_models(
     predictors: dict[str, Predictor], pixels: Tensor, classes: Words, file: Path
 ) -> Path:
-    """A picture (3, H, W) beside its labels from every model; the title says how many pixels differ
-    from the first model's."""
+    """Draw an image (3, H, W) beside all labels; titles count pixels unlike the first model's."""
     image = pixels.permute(1, 2, 0).numpy()  # (H, W, 3)
     found = {name: predictor.segment(image, classes) for name, predictor in predictors.items()}
     first = next(iter(found.values()))
@@ -154,17 +138,11 @@ def draw_models(
     height = round(side * image.shape[0] / image.shape[1])
     canvas = Image.new("RGB", (len(panels) * (side + 8) - 8, height + bar), "white")
     draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(13)
     for index, (title, panel) in enumerate(panels):
-        canvas.paste(
-            panel.resize((side, height), Image.Resampling.NEAREST), (index * (side + 8), bar)
-        )
-        draw.text(
-            (index * (side + 8) + 4, bar // 2),
-            title,
-            fill="black",
-            anchor="lm",
-            font=ImageFont.load_default(13),
-        )
+        left = index * (side + 8)
+        canvas.paste(panel.resize((side, height), Image.Resampling.NEAREST), (left, bar))
+        draw.text((left + 4, bar // 2), title, fill="black", anchor="lm", font=font)
     return write_whole(file, lambda part: canvas.save(part, format="PNG"))
 
 

@@ -38,8 +38,7 @@ RUNNER_SETTINGS = ("window", "stride", "score_size", "resize", "flip")
 LARGEST_GRID = 4096
 """Most patches along one side that an exported graph accepts."""
 TOLERANCE = 1e-4
-"""Largest difference from PyTorch of a graph that is written, as a part of the largest mask logit
-(of 1 where that is smaller)."""
+"""Largest difference from PyTorch, as a part of the largest mask logit (at least of 1)."""
 LARGEST_FILE = 2_000_000_000
 """Bytes of weights that one ONNX file can hold, rounded down."""
 
@@ -49,12 +48,10 @@ class ExportedPositions(nn.Module):
 
     def __init__(self, source: PositionEmbedding) -> None:
         super().__init__()
-        self.grid = source.grid
-        self.positions = source.positions
+        self.grid, self.positions = source.grid, source.positions
 
     def forward(self, grid: Grid) -> Tensor:
-        """Positions (N, W) of a grid of patches; of the parameter's own grid the parameter itself,
-        up to rounding."""
+        """Positions (N, W) of a grid of patches; of its own grid the parameter, up to rounding."""
         return resize_positions(self.positions, self.grid, grid)
 
 
@@ -64,13 +61,10 @@ def check_exportable(settings: InferenceConfig) -> None:
     Raises:
         ValueError: stages combined by confidence, or a guided upsampler.
     """
-    plain = {"combine": "sum", "upsampler": "bilinear"}
-    for name, value in plain.items():
-        if getattr(settings, name) != value:
-            raise SettingError(
-                f"inference.{name} {getattr(settings, name)} cannot be exported; set it to {value}"
-                " in the checkpoint's config.yaml"
-            )
+    for name, value in {"combine": "sum", "upsampler": "bilinear"}.items():
+        if (found := getattr(settings, name)) != value:
+            advice = f"set it to {value} in the checkpoint's config.yaml"
+            raise SettingError(f"inference.{name} {found} cannot be exported; {advice}")
 
 
 class ExportedModel(nn.Module):
@@ -81,8 +75,7 @@ class ExportedModel(nn.Module):
     text: Tensor | None
 
     def __init__(self, predictor: Predictor, text: Tensor | None = None) -> None:
-        """Copy the network of a predictor to the CPU; with `text` (C, D) its class names are baked
-        in."""
+        """Copy a predictor's network to the CPU; `text` (C, D) bakes its class names in."""
         super().__init__()
         check_exportable(predictor.settings)
         config = predictor.checkpoint.config.model
@@ -95,16 +88,14 @@ class ExportedModel(nn.Module):
         self.register_buffer("text", None if text is None else text.detach().cpu().float())
 
     def forward(self, pixels: Tensor, text: Tensor | None = None) -> Tensor:
-        """Mask logits (B, C, h, w) of RGB values 0..255 (B, 3, H, W) for text embeddings (C, D), or
-        for those baked in."""
+        """Mask logits (B, C, h, w) of RGB 0..255 (B, 3, H, W) for text (C, D) or that baked in."""
         chosen = self.text if text is None else text
         logits: Tensor = self.network((pixels - self.mean) / self.std, chosen)  # (B, C, h, w)
         return logits
 
 
 def trace(model: ExportedModel) -> torch.export.ExportedProgram:
-    """Record the graph with free batch, height and width, and a free number of class names unless
-    they are baked in."""
+    """Record the graph; batch, height, width and class names (unless baked in) stay free."""
     patch, width = model.network.patch_size, model.network.joint_width
     pixels = torch.full((2, 3, 3 * patch, 5 * patch), 128.0)
     rows, columns = (
@@ -121,8 +112,7 @@ def trace(model: ExportedModel) -> torch.export.ExportedProgram:
 
 
 def export_torch(predictor: Predictor, file: Path, bound: BoundClasses | None = None) -> Path:
-    """Write a torch.export program, read again with `torch.export.load(file).module()(pixels,
-    text)`.
+    """Write a torch.export program, to run with `torch.export.load(file).module()(pixels, text)`.
 
     Args:
         predictor: the model.
@@ -164,7 +154,7 @@ def export_onnx(
     _check_ending(file, ".onnx")
     require("onnx", "onnxscript", "onnxruntime")
     model = ExportedModel(predictor, bound.text if bake else None)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
     if size > LARGEST_FILE:
         raise SettingError(
             f"this model has {size / 1e9:.1f} GB of weights, one ONNX file holds 2 GB; use"
@@ -177,56 +167,43 @@ def export_onnx(
         embeddings = write_embeddings(bound, file.with_suffix(".npy"))
         words |= {"embeddings": embeddings.name, "embeddings_sha256": file_sha256(embeddings)}
         written.append(embeddings)
-    facts = {
-        **describe_model(predictor, model, name),
-        "text": "baked in" if bake else "input",
-        "words": words,
-    }
-    facts["onnx"] = {
-        "file": file.name,
-        "sha256": file_sha256(file),
-        "bytes": file.stat().st_size,
-        "opset": OPSET,
-        "int8": int8,
-    }
+    facts = describe_model(predictor, model, name)
+    facts |= {"text": "baked in" if bake else "input", "words": words}
+    graph = {"file": file.name, "sha256": file_sha256(file), "bytes": file.stat().st_size}
+    facts["onnx"] = {**graph, "opset": OPSET, "int8": int8}
     written.append(write_json(file.with_suffix(".json"), facts))
     runner = file.with_name(f"{file.stem}_run.py")
     return [*written, write_whole(runner, RUNNER.read_bytes())]
 
 
 def export_text(predictor: Predictor, file: Path, bound: BoundClasses) -> list[Path]:
-    """Write other class names for a model exported with text embeddings as an input: FILE.json and
-    FILE.npy."""
+    """Write FILE.json and FILE.npy: other class names for a model that takes text embeddings."""
     _check_ending(file, ".json")
     embeddings = write_embeddings(bound, file.with_suffix(".npy"))
-    names = {"embeddings": embeddings.name, "embeddings_sha256": file_sha256(embeddings)}
-    facts = {
-        "format": FORMAT,
-        "clip_sha256": predictor.checkpoint.clip_fingerprint,
-        "words": {**describe_words(bound), **names},
-    }
+    words = describe_words(bound)
+    words |= {"embeddings": embeddings.name, "embeddings_sha256": file_sha256(embeddings)}
+    facts = {"format": FORMAT, "clip_sha256": predictor.checkpoint.clip_fingerprint, "words": words}
     return [write_json(file, facts), embeddings]
 
 
 def describe_words(bound: BoundClasses) -> dict[str, Any]:
     """Class names and what is computed with each row of text, as plain values."""
+    every = list(range(len(bound.names)))
     return {
         "names": list(bound.names),
         "colors": [list(color) for color in bound.colors],
-        "labels": (
-            list(range(len(bound.names))) if bound.labels is None else bound.labels.tolist()
-        ),
+        "labels": every if bound.labels is None else bound.labels.tolist(),
         "seen": bound.seen.tolist(),
-        "calibration": bound.calibration,
-        "threshold": bound.threshold,
-        "below": bound.below,
-        "background": bound.background,
+        **{key: getattr(bound, key) for key in ("calibration", "threshold", "below", "background")},
     }
 
 
 def describe_model(predictor: Predictor, model: ExportedModel, name: str) -> dict[str, Any]:
     """What a runner needs beside the graph, and where the model comes from."""
     checkpoint, settings = predictor.checkpoint, predictor.settings
+    config, record = checkpoint.config, checkpoint.record
+    unknown = "as the CLIP weights and the training data; none is granted here"
+    inference = {key: getattr(settings, key) for key in RUNNER_SETTINGS}
     return {
         "format": FORMAT,
         "model": name,
@@ -237,19 +214,14 @@ def describe_model(predictor: Predictor, model: ExportedModel, name: str) -> dic
         "logits": "float32 mask logits, (batch, classes, height / patch, width / patch)",
         "patch": model.network.patch_size,
         "width": model.network.joint_width,
-        "mean": list(checkpoint.config.model.mean),
-        "std": list(checkpoint.config.model.std),
+        "mean": list(config.model.mean),
+        "std": list(config.model.std),
         "padding": model.mean.flatten().tolist(),
-        "inference": {
-            **{key: getattr(settings, key) for key in RUNNER_SETTINGS},
-            "scales": list(settings.scales),
-        },
+        "inference": {**inference, "scales": list(settings.scales)},
         "templates": list(checkpoint.templates),
-        "protocol": checkpoint.record.get("protocol", checkpoint.config.train.protocol),
-        "licence": checkpoint.record.get(
-            "licence", "as the CLIP weights and the training data; none is granted here"
-        ),
-        "clip": {"name": checkpoint.config.model.clip.name, "sha256": checkpoint.clip_fingerprint},
+        "protocol": record.get("protocol", config.train.protocol),
+        "licence": record.get("licence", unknown),
+        "clip": {"name": config.model.clip.name, "sha256": checkpoint.clip_fingerprint},
         "versions": read_versions(),
         "exported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -283,14 +255,9 @@ def _write_graph(model: ExportedModel, file: Path, *, int8: bool) -> None:
         program = trace(model)
         with _quiet(), torch.no_grad():
             found = torch.onnx.export(
-                program,
-                input_names=names,
-                output_names=["logits"],
-                opset_version=OPSET,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
+                program, input_names=names, output_names=["logits"], opset_version=OPSET,
+                dynamo=True, external_data=False, verbose=False,
+            )  # fmt: skip
             assert found is not None
             found.save(str(file), external_data=False)
             difference = _largest_difference(model, file)
@@ -302,10 +269,8 @@ def _write_graph(model: ExportedModel, file: Path, *, int8: bool) -> None:
             " `cascade-clip export torch`"
         ) from error
     if not difference < TOLERANCE:
-        raise SettingError(
-            f"nothing was written: mask logits of the ONNX graph differ by {difference:.1e} from"
-            " PyTorch's"
-        )
+        differ = f"the ONNX graph's mask logits differ by {difference:.1e} from PyTorch's"
+        raise SettingError(f"nothing was written: {differ}")
     if int8:
         _quantise(file)
 
@@ -327,24 +292,17 @@ def _quantise(file: Path) -> None:
         options.optimized_model_filepath = str(folded)
         try:
             InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            # Convolutions stay: onnxruntime before 1.24 cannot run them in 8 bits. CPUs without
+            # VNNI add two products of 8 bits in 16 bits: weights of 7 bits cannot overflow there.
             quantize_dynamic(
-                str(folded),
-                str(short),
-                # convolutions stay: onnxruntime before 1.24 cannot run them in 8 bits
-                op_types_to_quantize=["MatMul"],
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-                # CPUs without VNNI add two products of 8 bits in 16 bits: weights of 7 bits cannot
-                # overflow there
-                reduce_range=True,
-            )
+                str(folded), str(short), op_types_to_quantize=["MatMul"],
+                weight_type=QuantType.QInt8, per_channel=True, reduce_range=True,
+            )  # fmt: skip
         except (MemoryError, OSError):
             raise
         except Exception as error:  # onnxruntime has exceptions of its own
-            raise StorageError(
-                f"{file}: its weights could not be written in 8 bits ({_reason(error)}); is the"
-                " disk full?"
-            ) from error
+            problem = f"its weights could not be written in 8 bits ({_reason(error)})"
+            raise StorageError(f"{file}: {problem}; is the disk full?") from error
         os.replace(short, file)
 
 
@@ -358,8 +316,7 @@ def _reason(error: BaseException) -> str:
 
 @torch.no_grad()
 def _largest_difference(model: ExportedModel, file: Path) -> float:
-    """Of mask logits between a graph and its model, as a part of the largest logit (of 1 where that
-    is smaller), at two sizes."""
+    """Compare mask logits at two sizes, as a part of the largest one (at least of 1)."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

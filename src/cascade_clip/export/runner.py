@@ -58,20 +58,14 @@ class Runner:
                 " choose names later"
             )
         place = sidecar if words is None else Path(words)
-        self.words = (
-            self.facts["words"]
-            if words is None
-            else json.loads(place.read_text(encoding="utf-8"))["words"]
-        )
+        facts = self.facts if words is None else json.loads(place.read_text(encoding="utf-8"))
+        self.words = facts["words"]
         self.text = None if baked else self._read_text(place)
-        model = read_checked(
-            sidecar.with_name(self.facts["onnx"]["file"]), self.facts["onnx"]["sha256"]
-        )
+        graph = self.facts["onnx"]
+        model = read_checked(sidecar.with_name(graph["file"]), graph["sha256"])
         wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-        there = onnxruntime.get_available_providers()
-        self.session = onnxruntime.InferenceSession(
-            model, providers=[name for name in wanted if name in there]
-        )
+        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        self.session = onnxruntime.InferenceSession(model, providers=providers)
 
     @property
     def names(self) -> list[str]:
@@ -79,54 +73,41 @@ class Runner:
         return list(self.words["names"])
 
     def label(self, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """The class of every pixel (H, W), -1 below a threshold, of an 8-bit RGB picture (H, W,
-        3)."""
+        """The class (H, W), -1 below a threshold, of every pixel of 8-bit RGB (H, W, 3)."""
         size = pixels.shape[:2]
-        found = [
-            self._view(view, mirrored)
-            for view in self._views(pixels)
-            for mirrored in self._mirrors()
-        ]
+        mirrors = (False, True) if self.facts["inference"]["flip"] else (False,)
+        found = [self._view(view, mirror) for view in self._views(pixels) for mirror in mirrors]
         best, labels = np.full(size, -np.inf, np.float32), np.zeros(size, np.int64)
         for row, label in enumerate(self.words["labels"]):
             shift = np.float32(self.words["calibration"] if self.words["seen"][row] else 0)
-            # (H, W)
-            scores = sum(self._scores(view, row, shift, size) for view in found) / np.float32(
-                len(found)
-            )
+            total = sum(self._scores(view, row, shift, size) for view in found)
+            scores = total / np.float32(len(found))  # (H, W)
             wins = scores > best
             best = np.where(wins, scores, best)
             labels = np.where(wins, label, labels)
         threshold = self.words["threshold"]
-        return (
-            labels
-            if threshold is None
-            else np.where(best < np.float32(threshold), self.words["below"], labels)
-        )
+        if threshold is None:
+            return labels
+        return np.where(best < np.float32(threshold), self.words["below"], labels)
 
     def _read_text(self, place: Path) -> Floats:
         """The embeddings (R, D) that a JSON file names."""
         file = place.with_name(self.words["embeddings"])
         read_checked(file, self.words["embeddings_sha256"])
         text: Floats = np.load(file, allow_pickle=False)
-        if text.shape != (len(self.words["labels"]), self.facts["width"]):
-            raise ValueError(
-                f"{file} has shape {text.shape}, expected"
-                f" {(len(self.words['labels']), self.facts['width'])}"
-            )
+        expected = (len(self.words["labels"]), self.facts["width"])
+        if text.shape != expected:
+            raise ValueError(f"{file} has shape {text.shape}, expected {expected}")
         return text
-
-    def _mirrors(self) -> tuple[bool, ...]:
-        return (False, True) if self.facts["inference"]["flip"] else (False,)
 
     def _views(self, pixels: NDArray[np.uint8]) -> Iterator[Floats]:
         """The picture in every size of the test-time augmentation, (3, H', W') of values 0..255."""
         settings, patch = self.facts["inference"], self.facts["patch"]
         height, width = pixels.shape[:2]
         if min(height, width) < patch:
+            size, advice = f"{width} x {height} pixels", "give a larger one"
             raise ValueError(
-                f"a picture of {width} x {height} pixels is smaller than one patch ({patch}"
-                " pixels); give a larger one"
+                f"a picture of {size} is smaller than one patch ({patch} pixels); {advice}"
             )
         image = pixels.transpose(2, 0, 1)  # (3, H, W)
         for scale in settings["scales"]:
@@ -140,19 +121,13 @@ class Runner:
 
     def _view(self, image: Floats, mirrored: bool) -> dict[str, Any]:
         """Mask logits (n, R, h, w) of the windows of one view."""
-        side, stride, patch = (
-            self.facts["inference"]["window"],
-            self.facts["inference"]["stride"],
-            self.facts["patch"],
-        )
+        settings, patch = self.facts["inference"], self.facts["patch"]
+        side, stride = settings["window"], settings["stride"]
         if mirrored:
             image = image[:, :, ::-1]
         canvas = image.shape[1:]
-        windows = [
-            (top, left)
-            for top in starts(canvas[0], side, stride)
-            for left in starts(canvas[1], side, stride)
-        ]
+        rows, columns = (starts(length, side, stride) for length in canvas)
+        windows = [(top, left) for top in rows for left in columns]
         padded = math.ceil(side / patch) * patch
         # becomes 0 when the graph normalises
         mean = np.array(self.facts["padding"], np.float32)[:, None, None]
@@ -163,16 +138,10 @@ class Runner:
             for index, (top, left) in enumerate(some):
                 part = image[:, top : top + side, left : left + side]
                 batch[index, :, : part.shape[1], : part.shape[2]] = part
-            inputs = (
-                {"pixels": batch} if self.text is None else {"pixels": batch, "text": self.text}
-            )
-            parts.append(self.session.run(["logits"], inputs)[0])
-        return {
-            "logits": np.concatenate(parts),
-            "windows": windows,
-            "canvas": canvas,
-            "mirrored": mirrored,
-        }
+            text = {} if self.text is None else {"text": self.text}
+            parts.append(self.session.run(["logits"], {"pixels": batch, **text})[0])
+        view = {"windows": windows, "canvas": canvas, "mirrored": mirrored}
+        return {"logits": np.concatenate(parts), **view}
 
     def _scores(
         self, view: dict[str, Any], row: int, shift: np.float32, size: tuple[int, int]
@@ -213,17 +182,14 @@ def sigmoid(values: Floats) -> Floats:
 
 
 def resize(values: Floats, shape: tuple[int, int]) -> Floats:
-    """Bilinear resize of (..., H, W) without antialias; pixel centres lie at halves, as with
-    torch's align_corners=False."""
+    """Resize (..., H, W) bilinearly, without antialias, as torch with align_corners=False."""
     values = np.asarray(values, np.float32)
     for axis, length in ((-1, shape[1]), (-2, shape[0])):
         old = values.shape[axis]
         if old == length:
             continue
-        place = (np.arange(length, dtype=np.float32) + np.float32(0.5)) * (
-            np.float32(old) / np.float32(length)
-        ) - np.float32(0.5)
-        place = np.maximum(place, 0)
+        half, factor = np.float32(0.5), np.float32(old) / np.float32(length)
+        place = np.maximum((np.arange(length, dtype=np.float32) + half) * factor - half, 0)
         low = np.minimum(place.astype(np.int64), old - 1)
         high = np.minimum(low + 1, old - 1)
         weight = (place - low).astype(np.float32)
@@ -233,8 +199,7 @@ def resize(values: Floats, shape: tuple[int, int]) -> Floats:
 
 
 def resize_bytes(values: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """The same resize of 8-bit values (..., H, W), rounded to 8 bits after each direction, with the
-    fixed-point weights that torch uses."""
+    """Resize 8-bit values (..., H, W) so, rounding twice, with torch's fixed-point weights."""
     for axis, length in ((-1, shape[1]), (-2, shape[0])):
         old = values.shape[axis]
         if old == length:
@@ -245,18 +210,14 @@ def resize_bytes(values: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[n
         bits = next(
             bits for bits in range(16) if int(0.5 + weights.max() * 2 ** (bits + 1)) >= 2**15
         )
-        first, second = (
-            np.floor(weights * 2**bits + 0.5)
-            .astype(np.int32)
-            .reshape(2, *((length,) if axis == -1 else (length, 1)))
-        )
+        whole = np.floor(weights * 2**bits + 0.5).astype(np.int32)
+        first, second = whole if axis == -1 else whole[..., None]  # (length) or (length, 1)
         before, after = (
-            np.take(values, low, axis).astype(np.int32),
-            np.take(values, np.minimum(low + 1, old - 1), axis).astype(np.int32),
+            np.take(values, place_of, axis).astype(np.int32)
+            for place_of in (low, np.minimum(low + 1, old - 1))
         )
-        values = np.clip(
-            (before * first + after * second + 2 ** (bits - 1)) >> bits, 0, 255
-        ).astype(np.uint8)
+        total = (before * first + after * second + 2 ** (bits - 1)) >> bits
+        values = np.clip(total, 0, 255).astype(np.uint8)
     return values
 
 
@@ -266,16 +227,13 @@ def read_checked(path: Path, digest: str) -> bytes:
         raise FileNotFoundError(f"{path} is missing; it belongs beside the JSON file that names it")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
-        raise ValueError(
-            f"{path} is not the file that was exported: its SHA-256 differs from the JSON file's;"
-            " export again"
-        )
+        differs = "its SHA-256 differs from the JSON file's; export again"
+        raise ValueError(f"{path} is not the file that was exported: {differs}")
     return data
 
 
 def load_picture(path: Path | str) -> NDArray[np.uint8]:
-    """A picture as (H, W, 3) 8-bit RGB: turned as its EXIF says, transparency over white, 16-bit
-    grey brought to 8."""
+    """Read (H, W, 3) 8-bit RGB: turned as EXIF says, transparency over white, 16-bit grey as 8."""
     with Image.open(path) as opened:
         picture = ImageOps.exif_transpose(opened)
     if picture.mode.startswith("I"):
@@ -290,8 +248,7 @@ def load_picture(path: Path | str) -> NDArray[np.uint8]:
 def write_result(
     runner: Runner, labels: NDArray[np.int64], picture: NDArray[np.uint8], folder: Path, stem: str
 ) -> dict[str, float]:
-    """STEM_index.png, STEM_overlay.png and STEM.json, each under a temporary name first; returns
-    the share of every name."""
+    """Write STEM_index.png, STEM_overlay.png and STEM.json whole; return each name's share."""
     folder.mkdir(parents=True, exist_ok=True)
     counts = np.bincount(labels.ravel() + 1, minlength=len(runner.names) + 1)[1:]
     coverage = {
@@ -300,9 +257,7 @@ def write_result(
     # (1 + C, 3), unlabelled first
     colors = np.array([(128, 128, 128), *runner.words["colors"]], np.uint8)
     many = len(runner.names) > 255
-    index = Image.fromarray(
-        np.where(labels < 0, 65535 if many else 255, labels).astype(np.uint16 if many else np.uint8)
-    )
+    index = Image.fromarray(labels.astype(np.uint16 if many else np.uint8))  # -1: the largest
     if not many:
         palette = np.full((256, 3), 128, np.uint8)
         palette[: len(colors) - 1] = colors[1:]
@@ -312,14 +267,8 @@ def write_result(
         {"index": number, "name": name, "coverage": share}
         for number, (name, share) in enumerate(coverage.items())
     ]
-    text = (
-        json.dumps(
-            {"height": labels.shape[0], "width": labels.shape[1], "classes": entries},
-            indent=1,
-            ensure_ascii=False,
-        )
-        + "\n"
-    )
+    values = {"height": labels.shape[0], "width": labels.shape[1], "classes": entries}
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
     for end, image in (("_index.png", index), ("_overlay.png", overlay), (".json", None)):
         handle, name = tempfile.mkstemp(dir=folder, suffix=Path(end).suffix)
         with os.fdopen(handle, "wb") as file:
@@ -333,34 +282,25 @@ def write_result(
 
 
 def main() -> int:
-    """Label the pictures on the command line; exit code 2 when something is wrong with what was
-    given."""
+    """Label the images on the command line; exit code 2: something is wrong with what was given."""
     own = Path(__file__).resolve()
     parser = argparse.ArgumentParser(description="Segment pictures with an exported model.")
     parser.add_argument("pictures", nargs="+", help="picture files")
-    parser.add_argument(
-        "--model",
-        default=str(own.with_name(own.stem.removesuffix("_run") + ".json")),
-        help="NAME.json of the model",
-    )
-    parser.add_argument(
-        "--words", help="JSON file of other class names, from: cascade-clip export text"
-    )
+    sidecar = str(own.with_name(own.stem.removesuffix("_run") + ".json"))
+    parser.add_argument("--model", default=sidecar, help="NAME.json of the model")
+    other = "JSON file of other class names, from: cascade-clip export text"
+    parser.add_argument("--words", help=other)
     parser.add_argument("--out", default="output", help="folder for the results")
     given = parser.parse_args()
     try:
         runner = Runner(given.model, given.words)
         for path in given.pictures:
-            picture = load_picture(path)
-            coverage = write_result(
-                runner, runner.label(picture), picture, Path(given.out), Path(path).stem
-            )
-            shares = sorted(
-                ((share, name) for name, share in coverage.items() if share > 0), reverse=True
-            )[:8]
-            sys.stdout.write(
-                f"{path}: {', '.join(f'{name} {100 * share:.1f} %' for share, name in shares)}\n"
-            )
+            picture, out = load_picture(path), Path(given.out)
+            coverage = write_result(runner, runner.label(picture), picture, out, Path(path).stem)
+            found = ((share, name) for name, share in coverage.items() if share > 0)
+            shares = sorted(found, reverse=True)[:8]
+            text = ", ".join(f"{name} {100 * share:.1f} %" for share, name in shares)
+            sys.stdout.write(f"{path}: {text}\n")
     except (OSError, ValueError, KeyError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -29,13 +29,7 @@ if TYPE_CHECKING:
     )
     from cascade_clip.files.torch_files import read_pickle
 
+_TENSORS = ("is_color_mask", "load_color_mask", "load_image", "load_mask")
 __getattr__ = lazy_names(
-    __name__,
-    {
-        "is_color_mask": "image_tensors",
-        "load_color_mask": "image_tensors",
-        "load_image": "image_tensors",
-        "load_mask": "image_tensors",
-        "read_pickle": "torch_files",
-    },
+    __name__, {**dict.fromkeys(_TENSORS, "image_tensors"), "read_pickle": "torch_files"}
 )

@@ -43,8 +43,7 @@ def write_whole(
         if flush:
             _flush(part)
         os.replace(part, path)
-        # folders can be opened on POSIX systems alone
-        if flush and os.name == "posix":
+        if flush and os.name == "posix":  # others cannot open folders
             _flush(path.parent)
     return path
 
@@ -55,8 +54,7 @@ def write_json(path: Path, values: Any) -> Path:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> Path:
-    """Write a folder whole or not at all; one of that name is replaced, where the system can in one
-    step.
+    """Write a folder whole or not at all, in place of one of that name, if possible in one step.
 
     Args:
         folder: the folder; the one above it is made.
@@ -110,8 +108,7 @@ def _remove_stale(folder: Path, hour: int) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Give two existing paths each other's names in one step; False, with nothing done, where the
-    system cannot."""
+    """Swap two existing paths in one step; False, with nothing done, where the system cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):

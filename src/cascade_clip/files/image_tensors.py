@@ -35,10 +35,8 @@ def load_image(source: str | Path | Image.Image | NDArray[Any]) -> Tensor:
         name = "the image" if isinstance(source, Image.Image) else f"image {source}"
         picture = read_picture(source, name)
     if 0 in picture.size:
-        raise ImageError(
-            f"{name} has no pixels (width x height {picture.width} x {picture.height}); give at"
-            " least 1 x 1"
-        )
+        size = f"width x height {picture.width} x {picture.height}"
+        raise ImageError(f"{name} has no pixels ({size}); give at least 1 x 1")
     return torch.from_numpy(_rgb(picture, name)).permute(2, 0, 1)  # (3, H, W)
 
 
@@ -63,16 +61,13 @@ def load_mask(path: str | Path) -> Tensor:
     if mask.mode == "L":
         values //= _grey_step(path)
     if values.min() < 0 or values.max() > 65535:
-        raise ImageError(
-            f"mask {path} has values from {values.min()} to {values.max()}; labels must lie in"
-            " 0..65535"
-        )
+        found = f"values from {values.min()} to {values.max()}"
+        raise ImageError(f"mask {path} has {found}; labels must lie in 0..65535")
     return torch.from_numpy(values.astype(np.int32))
 
 
 def _grey_step(path: str | Path) -> int:
-    """What Pillow multiplies the values of a grey picture by: 85 and 17 in a PNG of 2 and 4 bits,
-    else 1."""
+    """What Pillow multiplies grey values by: 85 and 17 in a PNG of 2 and 4 bits, else 1."""
     with Path(path).open("rb") as file:
         head = file.read(25)  # signature, length and name of IHDR, width, height, bit depth
     return {2: 85, 4: 17}.get(head[24], 1) if head.startswith(_PNG) else 1
@@ -100,8 +95,7 @@ def load_color_mask(path: str | Path) -> Tensor:
 
 
 def is_color_mask(path: str | Path) -> bool:
-    """Whether a mask file is a colour picture and not an index image, by its header; False where
-    that cannot be read."""
+    """Whether a mask is no index image but colours, by its header; False if that is unreadable."""
     try:
         with open_picture(path, mask=True) as mask:
             return mask.mode in _COLOR_MODES and mask.mode not in _INDEX_MODES
@@ -113,9 +107,8 @@ def _array_as_8bit(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
-        raise ImageError(
-            f"an image array must have shape (H, W), (H, W, 3) or (H, W, 4), got {array.shape}"
-        )
+        shapes = "(H, W), (H, W, 3) or (H, W, 4)"
+        raise ImageError(f"an image array must have shape {shapes}, got {array.shape}")
     if array.size == 0:
         raise ImageError(f"the image array has no pixels: shape {array.shape}; give at least 1 x 1")
     return np.ascontiguousarray(_as_8bit(array, "the image array"))
@@ -129,14 +122,12 @@ def _as_8bit(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if values.dtype.kind == "f":
         if not ((values >= 0) & (values <= 1)).all():  # false for NaN too
-            raise ImageError(
-                f"{name} holds floats outside 0..1; divide by its largest value, or give uint8"
-            )
+            advice = "divide by its largest value, or give uint8"
+            raise ImageError(f"{name} holds floats outside 0..1; {advice}")
         values = np.rint(values * 255).astype(np.uint8)
     if values.dtype != np.uint8:
-        raise ImageError(
-            f"{name} has values of type {values.dtype}; give uint8, uint16, bool, or floats in 0..1"
-        )
+        advice = "give uint8, uint16, bool, or floats in 0..1"
+        raise ImageError(f"{name} has values of type {values.dtype}; {advice}")
     return values
 
 
@@ -146,9 +137,8 @@ def _rgb(picture: Image.Image, name: str) -> NDArray[np.uint8]:
         grey = np.array(picture)  # (H, W)
         if grey.dtype.kind in "iu":
             if grey.min() < 0 or grey.max() > 65535:
-                raise ImageError(
-                    f"{name} holds integers outside the 16-bit range; convert it to 8 or 16 bits"
-                )
+                advice = "convert it to 8 or 16 bits"
+                raise ImageError(f"{name} holds integers outside the 16-bit range; {advice}")
             grey = grey.astype(np.uint16)
         return np.repeat(_as_8bit(grey, name)[:, :, None], 3, axis=2)
     try:
@@ -157,7 +147,5 @@ def _rgb(picture: Image.Image, name: str) -> NDArray[np.uint8]:
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         return np.array(picture.convert("RGB"))
     except DAMAGE as error:
-        raise ImageError(
-            f"{name} of mode {picture.mode} cannot be turned into RGB ({error}); convert it to RGB"
-            " first"
-        ) from error
+        problem = f"cannot be turned into RGB ({error}); convert it to RGB first"
+        raise ImageError(f"{name} of mode {picture.mode} {problem}") from error

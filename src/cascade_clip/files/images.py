@@ -1,5 +1,4 @@
-"""Opening picture files from anywhere: which kinds are read, how large they may be, and errors in
-one line."""
+"""Opening image files from anywhere: which kinds and sizes are read, with errors in one line."""
 
 import os
 import re
@@ -16,8 +15,7 @@ FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM",
     "QOI", "SGI", "TGA", "TIFF", "WEBP",
 )  # fmt: skip
-"""Kinds of picture that are read, as far as this Pillow knows them; the others stay closed: EPS,
-for one, starts another program."""
+"""Kinds that are read if Pillow knows them; others stay closed: EPS starts another program."""
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic",
@@ -30,12 +28,10 @@ MASK_SUFFIXES = tuple(
 """Endings of masks. The others are left out: their compression changes values, and so labels."""
 
 LARGEST_PICTURE = 36_000_000
-"""Pixels of a picture file at most; the environment variable CASCADE_CLIP_MAX_PIXELS sets another
-number."""
+"""Most pixels of an image file; the environment variable CASCADE_CLIP_MAX_PIXELS changes it."""
 
 LARGEST_MASK = 100_000_000
-"""Pixels of a mask or index picture at most, which no model takes in; a larger
-CASCADE_CLIP_MAX_PIXELS holds for them too."""
+"""Most pixels of a mask, which no model takes in; CASCADE_CLIP_MAX_PIXELS can only raise it."""
 
 DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError,
@@ -44,10 +40,7 @@ DAMAGE = (
 """What Pillow raises on damaged files, beside its own exceptions."""
 
 _VARIABLE = "CASCADE_CLIP_MAX_PIXELS"
-_ADVICE = (
-    f"make it smaller, or set the environment variable {_VARIABLE} to a larger number if you trust"
-    " the file"
-)
+_ADVICE = f"make it smaller or, if you trust it, set the environment variable {_VARIABLE} higher"
 _RAISING = threading.Lock()
 
 # here once: `catch_warnings` is not for threads
@@ -75,8 +68,7 @@ def open_picture(path: str | Path, name: str = "", *, mask: bool = False) -> Ima
 
 
 def is_large(path: Path) -> bool:
-    """Whether a picture is so large that only one is read ahead of its turn, by its header; False
-    where that cannot be read."""
+    """Whether to read only one such image ahead, by its header; False if that is unreadable."""
     try:
         with open_picture(path) as picture:
             return picture.width * picture.height > LARGEST_PICTURE // 2
@@ -85,8 +77,7 @@ def is_large(path: Path) -> bool:
 
 
 def read_picture(source: str | Path | Image.Image, name: str, *, mask: bool = False) -> Image.Image:
-    """First frame of a file, decoded and turned as its EXIF says; every failure names the file in
-    one line.
+    """First frame of a file, decoded and turned as its EXIF says; errors name the file in a line.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -109,18 +100,14 @@ def read_picture(source: str | Path | Image.Image, name: str, *, mask: bool = Fa
         raise _beyond_pillow(name) from None
     except UnidentifiedImageError:
         kind = "" if isinstance(source, Image.Image) else _closed_kind(source)
-        problem = (
-            f"is of the kind {kind}, which is not read here; convert it to PNG or JPEG"
-            if kind
-            else "is not a picture that Pillow can read: damaged, or of a kind to convert to PNG or"
-            " JPEG"
-        )
-        raise ImageError(f"{name} {problem}") from None
+        problem = "not a picture that Pillow can read: damaged, or of a kind to convert"
+        if kind:
+            problem = f"of the kind {kind}, which is not read here; convert it"
+        raise ImageError(f"{name} is {problem} to PNG or JPEG") from None
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ImageError(
-            f"{name} cannot be read ({reason}); the file may be damaged, get it again"
-        ) from error
+        advice = "the file may be damaged, get it again"
+        raise ImageError(f"{name} cannot be read ({reason}); {advice}") from error
 
 
 def _open(path: str | Path, name: str, limit: int) -> Image.Image:
@@ -131,25 +118,20 @@ def _open(path: str | Path, name: str, limit: int) -> Image.Image:
         raise _beyond_pillow(name) from None
     if picture.width * picture.height > limit:
         picture.close()
-        raise TooLarge(
-            f"{name} has {picture.width} x {picture.height} pixels and the limit is {limit:,};"
-            f" {_ADVICE}"
-        )
+        size = f"{picture.width} x {picture.height} pixels"
+        raise TooLarge(f"{name} has {size} and the limit is {limit:,}; {_ADVICE}")
     return picture
 
 
 def _pixel_limit(*, mask: bool) -> int:
-    """Pixels at most; where the environment asks for more than Pillow's own limit, that one is
-    raised, and never lowered again."""
+    """Most pixels; a larger number from the environment raises Pillow's own limit for good."""
     usual = LARGEST_MASK if mask else LARGEST_PICTURE
     given = os.environ.get(_VARIABLE, "").strip()
     if not given:
         return usual
     if not re.fullmatch("[1-9][0-9]{0,17}", given):
-        raise ImageError(
-            f"the environment variable {_VARIABLE} must be a whole number of pixels, such as"
-            f" 100000000, got {given!r}"
-        )
+        expected = f"must be a whole number of pixels, such as 100000000, got {given!r}"
+        raise ImageError(f"the environment variable {_VARIABLE} {expected}")
     with _RAISING:
         if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < int(given):
             Image.MAX_IMAGE_PIXELS = int(given)
@@ -157,16 +139,12 @@ def _pixel_limit(*, mask: bool) -> int:
 
 
 def _beyond_pillow(name: str) -> TooLarge:
-    limit = Image.MAX_IMAGE_PIXELS
-    return TooLarge(
-        f"{name} has more pixels than Pillow's safety limit (twice PIL.Image.MAX_IMAGE_PIXELS ="
-        f" {limit}); {_ADVICE}"
-    )
+    limit = f"Pillow's safety limit (twice PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS})"
+    return TooLarge(f"{name} has more pixels than {limit}; {_ADVICE}")
 
 
 def _closed_kind(path: str | Path) -> str:
-    """Which of the kinds that stay closed a file is of, by its first bytes; empty if none. No
-    reader is started."""
+    """Which closed kind a file is of, by its first bytes and no reader; empty if none."""
     with Path(path).open("rb") as file:
         prefix = file.read(16)
     for kind, (_, accepts) in Image.OPEN.items():

@@ -1,5 +1,4 @@
-"""PyTorch files from anywhere: nothing in them is executed, and what they claim to hold is compared
-with their size."""
+"""PyTorch files from anywhere: nothing in them is executed, and their size limits their claims."""
 
 import re
 import tarfile
@@ -35,31 +34,25 @@ def read_pickle(path: Path, *, mmap: bool = False) -> Any:
         )
     except Exception as error:  # readers of files from elsewhere raise many kinds
         text = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split()) or type(error).__name__
-        # what PyTorch says behind long advice to trust the file
-        known = re.search(r"Unsupported \w+:? [\w. ]*\w", text)
+        known = re.search(r"Unsupported \w+:? [\w. ]*\w", text)  # behind advice to trust the file
         reason = known[0] if known else text[:160]
-        raise WeightsError(
-            "damaged, or it holds objects that are never executed here; nothing in it was run"
-            f" ({reason})"
-        ) from error
+        problem = "damaged, or it holds objects that are never executed here; nothing in it was run"
+        raise WeightsError(f"{problem} ({reason})") from error
     for tensor in _tensors(loaded):
         _check_tensor(tensor)
     return loaded
 
 
 def _check_container(path: Path) -> None:
-    """Refuse archives that unpack to more than they are, and tar archives, which old versions of
-    PyTorch execute."""
+    """Refuse archives that unpack to more than they are, and tar, which old PyTorch executes."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 parts = archive.infolist()
             unpacked, size = sum(part.file_size for part in parts), path.stat().st_size
             if unpacked > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-                raise WeightsError(
-                    f"its parts claim {unpacked:,} bytes, compressed, in a file of {size:,};"
-                    " PyTorch writes none of that kind"
-                )
+                claim = f"its parts claim {unpacked:,} bytes, compressed, in a file of {size:,}"
+                raise WeightsError(f"{claim}; PyTorch writes none of that kind")
         elif tarfile.is_tarfile(path):
             raise WeightsError("a tar archive of an old PyTorch, which is never executed here")
     except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, EOFError) as error:
@@ -81,13 +74,11 @@ def _tensors(loaded: Any) -> Iterator[Tensor]:
 def _check_tensor(tensor: Tensor) -> None:
     """Refuse tensors that reach beyond what is stored, and repeat it (stride 0) without measure."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        raise WeightsError(
-            f"a tensor of kind {tensor.layout} on {tensor.device}; plain ones are expected"
-        )
+        kind = f"{tensor.layout} on {tensor.device}"
+        raise WeightsError(f"a tensor of kind {kind}; plain ones are expected")
     stored, size, values = tensor.untyped_storage().nbytes(), tensor.element_size(), tensor.numel()
-    steps = sum(
-        (side - 1) * stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
+    strides = zip(tensor.shape, tensor.stride(), strict=True)
+    steps = sum((side - 1) * stride for side, stride in strides)
     end = tensor.storage_offset() + 1 + steps if values else 0  # of the last value
     if end * size > stored or values > max(MOST_REPEATED, stored // size):
         raise WeightsError(f"a tensor claims shape {tuple(tensor.shape)} and stores {stored} bytes")

@@ -1,5 +1,4 @@
-"""A font that has the letters of a name: Pillow's own for Latin, else one of this machine that
-knows the script."""
+"""Fonts that have the letters of a name: Pillow's own for Latin, else one of this machine."""
 
 import functools
 import unicodedata
@@ -11,15 +10,13 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def font_for(text: str, size: int) -> Font:
-    """A font of `size` pixels that draws every letter of `text`; Pillow's own where there is
-    none."""
+    """A font of `size` pixels that draws all letters of `text`; Pillow's own if there is none."""
     path = _find(frozenset(letter for letter in text if not letter.isspace()))
     return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
 
 
 def drawable(text: str) -> str:
-    """The text without what no font here draws: such letters are named (`CJK UNIFIED
-    IDEOGRAPH-8349` becomes `U+8349`)."""
+    """The text with letters that no font here draws as their code (such as `U+8349`)."""
     if _known_to_pillow(text) or _find(frozenset(text)) is not None:
         return text
     letters = (one if _known_to_pillow(one) else f"U+{ord(one):04X} " for one in text)
@@ -27,8 +24,7 @@ def drawable(text: str) -> str:
 
 
 def _known_to_pillow(text: str) -> bool:
-    """Whether Pillow's built-in font draws a text: Latin letters with their accents, digits and
-    signs."""
+    """Whether Pillow's own font draws a text: Latin letters with accents, digits and signs."""
     signs = "\u2026\u2019\u2018\u201c\u201d\u2013\u2014"
     return all(ord(one) < 0x180 or one in signs for one in unicodedata.normalize("NFC", text))
 
@@ -44,19 +40,18 @@ def _find(letters: frozenset[str]) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def _fonts() -> tuple[tuple[str, frozenset[int]], ...]:
-    """Regular fonts of matplotlib and of this machine with the characters they have, those with the
-    most first among the system's."""
+    """matplotlib's font, then the machine's regular ones, those with most characters first."""
     from matplotlib import font_manager, ft2font
 
     found: dict[str, frozenset[int]] = {}
     own = Path(font_manager.findfont("DejaVu Sans"))
-    regular = [
-        entry
+    system = {
+        entry.fname
         for entry in font_manager.fontManager.ttflist
         if entry.style == "normal" and entry.weight in (400, "normal", "regular")
-    ]
-    system = [entry.fname for entry in regular if "Last Resort" not in entry.name]  # it draws boxes
-    for path in [str(own), *sorted(set(system))]:
+        if "Last Resort" not in entry.name  # it draws boxes
+    }
+    for path in [str(own), *sorted(system)]:
         try:
             found[path] = frozenset(ft2font.FT2Font(path).get_charmap())
         except (RuntimeError, OSError):  # bitmap fonts and damaged files

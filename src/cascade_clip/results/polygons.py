@@ -11,8 +11,7 @@ _PAIRS = 2**20
 
 
 def outline_mask(mask: NDArray[np.bool_], smallest: int = 16) -> list[Polygon]:
-    """Closed outlines (x, y) of the connected parts of a mask (H, W), in pixels; (0, 0) is the
-    upper left corner.
+    """Closed outlines (x, y), in pixels, (0, 0) upper left, of a mask's (H, W) connected parts.
 
     A hole is joined to its part by a cut of no width, so that every part is one polygon. Parts of
     fewer than `smallest` pixels' area are left out.
@@ -22,13 +21,10 @@ def outline_mask(mask: NDArray[np.bool_], smallest: int = 16) -> list[Polygon]:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:
         return []
-    # of the part with the mask; tracing takes 30 times its memory
+    # only of the part with the mask, since tracing takes 30 times its memory
     corner = np.array([columns[0], rows[0]]) - 0.5
     part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    # outlines close at the border of the image
-    framed = np.zeros((part.shape[0] + 2, part.shape[1] + 2))
-    framed[1:-1, 1:-1] = part
-    # whole numbers would be copied once more
+    framed = np.pad(part, 1).astype(np.float64)  # outlines close at the border of the image
     x, y = (np.arange(size, dtype=np.float64) for size in framed.shape[::-1])
     lines = contour_generator(x, y, framed, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
     parts: list[Polygon] = []
@@ -48,8 +44,7 @@ def _area(ring: NDArray[np.float64]) -> float:
 
 
 def _straighten(ring: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A closed ring (N, 2) without the points that lie on a straight line between their
-    neighbours."""
+    """A closed ring (N, 2) without the points on a straight line between their neighbours."""
     points = ring[:-1]
     before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
     corners = points[np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-9]
@@ -57,8 +52,7 @@ def _straighten(ring: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _join(rings: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """One ring of an outer ring and its holes: to the nearest point of a hole, around it, and
-    back."""
+    """Join an outer ring and its holes: to the nearest point of a hole, around it, and back."""
     outline = rings[0][:-1]
     for hole in rings[1:]:
         leave, enter = _nearest(outline, hole[:-1])
@@ -68,8 +62,7 @@ def _join(rings: list[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def _nearest(points: NDArray[np.float64], others: NDArray[np.float64]) -> tuple[int, int]:
-    """Which of some points (N, 2) and which of others (M, 2) are the nearest pair; the first one of
-    equals."""
+    """Which of points (N, 2) and of others (M, 2) are the nearest pair; of equals the first."""
     best, found = np.inf, (0, 0)
     step = max(1, _PAIRS // len(others))
     for start in range(0, len(points), step):

@@ -40,14 +40,13 @@ def encode_mask(mask: NDArray[np.bool_]) -> RunLengths:
         ValueError: the mask has another type or number of dimensions, or no pixels.
     """
     if mask.ndim != 2 or mask.dtype != np.bool_ or mask.size == 0:
+        found = f"{mask.dtype} of shape {mask.shape}"
         raise ValueError(
-            f"a mask to encode must be a boolean array (H, W) with pixels, got {mask.dtype} of"
-            f" shape {mask.shape}"
+            f"a mask to encode must be a boolean array (H, W) with pixels, got {found}"
         )
     pixels = mask.ravel(order="F")  # (H * W)
     starts = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    edges = np.concatenate([[0], starts, [pixels.size]])
-    counts = np.diff(edges)
+    counts = np.diff(starts, prepend=0, append=pixels.size)
     if pixels[0]:
         counts = np.concatenate([[0], counts])
     size = [int(side) for side in mask.shape]
@@ -71,22 +70,18 @@ def decode_mask(encoded: Mapping[str, Any]) -> NDArray[np.bool_]:
         height, width = (int(side) for side in encoded["size"])
         counts = encoded["counts"]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(
-            "a run-length encoding needs `size` [height, width] and `counts`"
-        ) from error
+        needed = "`size` [height, width] and `counts`"
+        raise DataError(f"a run-length encoding needs {needed}") from error
+    task = f"run lengths must fill {height} x {width} pixels"
     if height < 1 or width < 1 or height * width > LARGEST_MASK:
-        raise DataError(
-            f"run lengths must fill {height} x {width} pixels, but a mask has 1 to {LARGEST_MASK:,}"
-        )
+        raise DataError(f"{task}, but a mask has 1 to {LARGEST_MASK:,}")
     if isinstance(counts, (str, bytes)):
         lengths = _decompress(counts.encode() if isinstance(counts, str) else counts)
     else:
         lengths = _listed(counts)
     outside = (lengths < 0) | (lengths > height * width)  # sums of larger ones could wrap around
     if outside.any() or int(lengths.sum()) != height * width:
-        raise DataError(
-            f"run lengths must fill {height} x {width} pixels, these add up to {int(lengths.sum())}"
-        )
+        raise DataError(f"{task}, these add up to {int(lengths.sum())}")
     values = np.arange(len(lengths)) % 2 == 1
     return np.repeat(values, lengths).reshape(height, width, order="F")
 
@@ -118,10 +113,7 @@ def _compress(counts: NDArray[np.int64]) -> str:
 def _decompress(text: bytes) -> NDArray[np.int64]:
     codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - _FIRST_CHARACTER
     if codes.size == 0 or codes.min() < 0 or codes.max() >= 2 * _MORE or codes[-1] & _MORE:
-        raise DataError(
-            "damaged run-length string: it is empty, cut off, or holds characters that do not"
-            " belong there"
-        )
+        raise DataError("damaged run-length string: empty, cut off, or with foreign characters")
     last = np.flatnonzero((codes & _MORE) == 0)  # the group that ends each run
     first = np.concatenate([[0], last[:-1] + 1])
     sizes = last - first + 1

@@ -1,5 +1,4 @@
-"""What a segmentation is: labels with the names and colours they stand for, and the files that
-people take away.
+"""What a segmentation is: labels with names and colours, and the files that people take away.
 
 H, W: size of the image in pixels.
 """
@@ -50,9 +49,8 @@ class Segmentation:
         if self.labels.dtype.kind not in "iu":
             raise ValueError(f"labels must be whole numbers, got {self.labels.dtype}")
         if count != len(self.colors) or not count:
-            raise ValueError(
-                f"{count} class names need as many colours and at least one, got {len(self.colors)}"
-            )
+            needed = "as many colours and at least one"
+            raise ValueError(f"{count} class names need {needed}, got {len(self.colors)}")
         if len(set(self.class_names)) != count:
             raise ValueError("class names must differ, so that each has a coverage of its own")
         # small types cannot count beyond their classes
@@ -61,9 +59,8 @@ class Segmentation:
         if low < UNLABELLED or high >= count:
             raise ValueError(f"labels must lie in -1..{count - 1}, got values from {low} to {high}")
         if self.scores is not None and self.scores.shape != shape:
-            raise ValueError(
-                f"scores must have the shape of labels {shape}, got {self.scores.shape}"
-            )
+            found = self.scores.shape
+            raise ValueError(f"scores must have the shape of labels {shape}, got {found}")
         maps = self.class_maps
         if maps is not None and (maps.ndim != 3 or len(maps) != count):
             raise ValueError(f"class maps must have shape ({count}, h, w), got {maps.shape}")
@@ -71,10 +68,8 @@ class Segmentation:
     @property
     def coverage(self) -> dict[str, float]:
         """Share of the pixels of every class, in label order."""
-        return {
-            name: float(count) / self.labels.size
-            for name, count in zip(self.class_names, self._sums(None), strict=True)
-        }
+        counts = zip(self.class_names, self._sums(None), strict=True)
+        return {name: float(count) / self.labels.size for name, count in counts}
 
     @property
     def mean_scores(self) -> dict[str, float]:
@@ -82,27 +77,18 @@ class Segmentation:
         if self.scores is None:
             return {}
         sums, counts = self._sums(self.scores), self._sums(None)
-        return {
-            name: float(sums[index] / counts[index])
-            for index, name in enumerate(self.class_names)
-            if counts[index]
-        }
+        named = zip(self.class_names, sums, counts, strict=True)
+        return {name: float(total / count) for name, total, count in named if count}
 
     def _sums(
         self, weights: NDArray[np.float32] | None
     ) -> NDArray[np.floating[Any] | np.integer[Any]]:
-        """Sum of the weights of the pixels of every class (C,), or their number; a strip of rows at
-        a time, since bincount copies."""
-        size = len(self.class_names) + 1
-        parts = (
-            np.bincount(
-                self.labels[rows].ravel() + 1,
-                None if weights is None else weights[rows].ravel(),
-                minlength=size,
-            )
-            for rows in _strips(self.labels.shape)
-        )
-        return np.sum(list(parts), axis=0)[1:]  # type: ignore[no-any-return]
+        """Sum of the weights of every class's pixels (C,), or their number."""
+        parts, size = [], len(self.class_names) + 1
+        for rows in _strips(self.labels.shape):  # bincount copies
+            values = None if weights is None else weights[rows].ravel()
+            parts.append(np.bincount(self.labels[rows].ravel() + 1, values, minlength=size))
+        return np.sum(parts, axis=0)[1:]  # type: ignore[no-any-return]
 
     def mask(self, name: str) -> NDArray[np.bool_]:
         """Where a class is, bool (H, W).
@@ -111,37 +97,32 @@ class Segmentation:
             ValueError: a name that was not asked for.
         """
         if name not in self.class_names:
-            raise ValueError(
-                f"no class {name!r} in this segmentation; it has {list(self.class_names)}"
-            )
+            names = list(self.class_names)
+            raise ValueError(f"no class {name!r} in this segmentation; it has {names}")
         return np.asarray(self.labels == self.class_names.index(name))
 
     def heatmap(self, name: str) -> NDArray[np.float32]:
-        """The score of one class everywhere, float32 (H, W), whether or not it won; upsampled
-        bilinearly from `class_maps`.
+        """The score of one class everywhere, float32 (H, W), won or not; resized from `class_maps`.
 
         Raises:
             ValueError: a name that was not asked for, or a segmentation that was read from files.
         """
         self.mask(name)  # refuses unknown names
         if self.class_maps is None:
-            raise ValueError(
-                "this segmentation carries no class maps; segment the image again for heat maps"
-            )
+            advice = "segment the image again for heat maps"
+            raise ValueError(f"this segmentation carries no class maps; {advice}")
         coarse = Image.fromarray(self.class_maps[self.class_names.index(name)].astype(np.float32))
         size = (self.labels.shape[1], self.labels.shape[0])
         return np.asarray(coarse.resize(size, Image.Resampling.BILINEAR), dtype=np.float32)
 
     def heatmap_image(self, name: str, image: Any = None, opacity: float = 0.7) -> Image.Image:
-        """The heat map of a class, black to yellow over scores 0 to 1; laid over the image if one
-        is given."""
+        """The heat map of a class, black to yellow over scores 0..1, over the image if given."""
         shades = Image.fromarray(np.round(255 * self.heatmap(name).clip(0, 1)).astype(np.uint8))
         colored = ImageOps.colorize(shades, "#000010", "#fff3b0", "#d1495b")
         return colored if image is None else Image.blend(_open(image), colored, opacity)
 
     def to_labelme(self, image_name: str) -> dict[str, Any]:
-        """The classes as polygons in the JSON form of the annotation program Labelme; `image_name`
-        is the image's file name."""
+        """The classes as polygons in Labelme's JSON; `image_name` is the image's file name."""
         rest: dict[str, Any] = {"group_id": None, "shape_type": "polygon", "flags": {}}
         shapes: list[dict[str, Any]] = [
             {"label": name, "points": [list(point) for point in part], **rest}
@@ -162,8 +143,7 @@ class Segmentation:
         return np.array([*self.colors, (128, 128, 128)], dtype=np.uint8)
 
     def overlay(self, image: Any, opacity: float = 0.55, *, legend: bool = True) -> Image.Image:
-        """The image under its classes' colours, with borders between them and a legend on the
-        right.
+        """The image under its classes' colours, with borders and a legend on the right.
 
         Args:
             image: a Pillow image, an array (H, W, 3) of 8-bit values, or a path; of the size of
@@ -173,10 +153,8 @@ class Segmentation:
         """
         pixels = _pixels(image)  # (H, W, 3)
         if pixels.shape[:2] != self.labels.shape:
-            raise ValueError(
-                f"the image has {pixels.shape[1]} x {pixels.shape[0]} pixels, the labels"
-                f" {self.labels.shape[::-1]}"
-            )
+            size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels"
+            raise ValueError(f"the image has {size}, the labels {self.labels.shape[::-1]}")
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity must lie in 0..1, got {opacity}")
         canvas = self._panel() if legend else Image.new("RGB", self.labels.shape[::-1])
@@ -201,30 +179,24 @@ class Segmentation:
         return index
 
     def to_json(self) -> dict[str, Any]:
-        """Names, colours, coverage and mean scores as plain values; absent classes have coverage
-        0."""
-        scores = self.mean_scores
-        return {
-            "width": self.labels.shape[1],
-            "height": self.labels.shape[0],
-            "unlabelled": float((self.labels < 0).mean()),
-            "classes": [
-                {
-                    "index": index,
-                    "name": name,
-                    "color": list(color),
-                    "coverage": share,
-                    "mean_score": scores.get(name),
-                }
-                for index, ((name, share), color) in enumerate(
-                    zip(self.coverage.items(), self.colors, strict=True)
-                )
-            ],
-        }
+        """Names, colours, coverage (0: absent) and mean scores as plain values."""
+        scores, coverage = self.mean_scores, self.coverage
+        classes = [
+            {
+                "index": index,
+                "name": name,
+                "color": list(self.colors[index]),
+                "coverage": coverage[name],
+                "mean_score": scores.get(name),
+            }
+            for index, name in enumerate(self.class_names)
+        ]
+        height, width = self.labels.shape
+        unlabelled = float((self.labels < 0).mean())
+        return {"width": width, "height": height, "unlabelled": unlabelled, "classes": classes}
 
     def to_coco_rle(self) -> list[dict[str, Any]]:
-        """The classes that occur as COCO annotations: category_id (label + 1), name, segmentation
-        (RLE), area, bbox, score."""
+        """The present classes in COCO form: category_id (label + 1), RLE, area, bbox, score."""
         scores = self.mean_scores
         found: list[dict[str, Any]] = []
         for index, name in enumerate(self.class_names):
@@ -234,12 +206,11 @@ class Segmentation:
                 continue
             left, top = int(columns[0]), int(rows[0])
             box = [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
-            area = int(np.count_nonzero(mask))
             annotation = {
                 "category_id": index + 1,
                 "name": name,
                 "segmentation": encode_mask(mask),
-                "area": area,
+                "area": int(np.count_nonzero(mask)),
                 "bbox": box,
             }
             found.append({**annotation, "iscrowd": 1, "score": scores.get(name)})
@@ -275,22 +246,20 @@ class Segmentation:
         if "index" in outputs:
             pictures["_index.png"] = self.index_image()
         if "heatmaps" in outputs:
-            for name in (name for name, share in self.coverage.items() if share > 0):
-                number = self.class_names.index(name)
-                pictures[f"_heat_{number:03d}_{file_name(name)}.png"] = self.heatmap_image(
-                    name, image
-                )
+            for number, (name, share) in enumerate(self.coverage.items()):
+                if share > 0:
+                    end = f"_heat_{number:03d}_{file_name(name)}.png"
+                    pictures[end] = self.heatmap_image(name, image)
         if "coco" in outputs:
             texts["_coco.json"] = self.to_coco_rle()
         if "labelme" in outputs:
-            texts["_labelme.json"] = self.to_labelme(
-                f"{stem}.jpg" if extra is None else str(extra.get("source", stem))
-            )
+            source = f"{stem}.jpg" if extra is None else str(extra.get("source", stem))
+            texts["_labelme.json"] = self.to_labelme(source)
         names = [f"{stem}{end}" for end in (*pictures, *texts)]
         texts[".json"] = {**self.to_json(), **(extra or {}), "files": names}
-        return [
-            write_whole(folder / f"{stem}{end}", picture.save) for end, picture in pictures.items()
-        ] + [write_json(folder / f"{stem}{end}", values) for end, values in texts.items()]
+        start = str(folder / stem)
+        written = [write_whole(Path(start + end), one.save) for end, one in pictures.items()]
+        return written + [write_json(Path(start + end), values) for end, values in texts.items()]
 
     @classmethod
     def load(cls, file: Path | str) -> Segmentation:
@@ -299,49 +268,28 @@ class Segmentation:
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
             names = tuple(str(entry["name"]) for entry in values["classes"])
-            colors = tuple(
-                (int(entry["color"][0]), int(entry["color"][1]), int(entry["color"][2]))
-                for entry in values["classes"]
-            )
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            IndexError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+            parts = [[int(value) for value in entry["color"][:3]] for entry in values["classes"]]
+            colors = tuple((red, green, blue) for red, green, blue in parts)
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             raise DataError(f"{file} is not the JSON of a segmentation: {error!r}") from error
         picture = file.with_name(f"{file.stem}_index.png")
-        index = np.array(read_picture(picture, f"index picture {picture}", mask=True)).astype(
-            np.int64
-        )
-        return cls(
-            np.where(index == (255 if len(names) <= 255 else 65535), UNLABELLED, index),
-            names,
-            colors,
-        )
+        index = read_picture(picture, f"index picture {picture}", mask=True)
+        labels = np.array(index).astype(np.int64)  # (H, W)
+        labels[labels == (255 if len(names) <= 255 else 65535)] = UNLABELLED
+        return cls(labels, names, colors)
 
     def _panel(self) -> Image.Image:
-        """A white picture with swatches, names and shares on the right, and space for the image on
-        the left."""
+        """Draw swatches, names and shares on white, with space for the image on the left."""
         height, space = self.labels.shape
-        present = sorted(
-            ((share, name) for name, share in self.coverage.items() if share > 0),
-            key=lambda row: (-row[0], row[1]),
-        )
-        rows = [
-            (self.colors[self.class_names.index(name)], _shorten(name), f"{100 * share:.1f} %")
-            for share, name in present
-        ]
+        entries = zip(self.coverage.items(), self.colors, strict=True)
+        present = sorted((-share, name, color) for (name, share), color in entries if share > 0)
+        rows = [(color, _shorten(name), f"{-100 * share:.1f} %") for share, name, color in present]
         unlabelled = float((self.labels < 0).mean())
         if unlabelled:
             rows.append(((128, 128, 128), "unlabelled", f"{100 * unlabelled:.1f} %"))
         if len(rows) > _LEGEND_ROWS:
-            rows = [
-                *rows[:_LEGEND_ROWS],
-                ((255, 255, 255), f"and {len(rows) - _LEGEND_ROWS} more", ""),
-            ]
+            more = ((255, 255, 255), f"and {len(rows) - _LEGEND_ROWS} more", "")
+            rows = [*rows[:_LEGEND_ROWS], more]
         size = min(max(12, height // 28), 32)
         font = ImageFont.load_default(size)
         gap, line = size // 2, int(size * 1.7)
@@ -354,16 +302,9 @@ class Segmentation:
             left, top = space + gap, gap + number * line
             draw.rectangle((left, top, left + size, top + size), fill=color)
             middle = top + size // 2
-            draw.text(
-                (left + size + gap, middle),
-                drawable(name),
-                fill=(20, 20, 20),
-                font=font_for(name, size),
-                anchor="lm",
-            )
-            draw.text(
-                (canvas.width - gap, middle), share, fill=(90, 90, 90), font=font, anchor="rm"
-            )
+            place, right = (left + size + gap, middle), (canvas.width - gap, middle)
+            draw.text(place, drawable(name), (20, 20, 20), font_for(name, size), anchor="lm")
+            draw.text(right, share, (90, 90, 90), font, anchor="rm")
         return canvas
 
 
@@ -398,8 +339,7 @@ def _borders(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def file_name(text: str) -> str:
-    """A class name as part of a file name: letters and digits of any script, everything else a
-    dash, at most 60 bytes."""
+    """A class name for a file name: letters and digits, else dashes, at most 60 bytes."""
     name = re.sub(r"[^\w]+", "-", text).strip("-").encode()[:60].decode(errors="ignore")
     return name or "class"
 

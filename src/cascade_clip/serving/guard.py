@@ -6,9 +6,11 @@ What the HTTP service and the web page check beyond that is in their own subclas
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Iterable
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
+
+from cascade_clip.serving.asgi import App, Message, Receive, Scope, Send, header
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 """Names of this machine; a server that listens on one of them is reached from nowhere else."""
@@ -16,14 +18,7 @@ ANY_HOST = ("*",)
 FORM_OVERHEAD = 64 * 1024
 """Bytes of an upload apart from its file."""
 BODIES_AT_ONCE = 8
-"""Bodies of the largest size that may be in memory before they are let in; counted in bytes, so
-that slow ones take little."""
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+"""Most bodies of the largest size in memory before they are let in; counted in bytes."""
 
 
 class Refusal(Exception):
@@ -131,8 +126,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), *self.extra_headers]
-                message = {**message, "headers": headers}
+                message = {**message, "headers": [*message.get("headers", ()), *self.extra_headers]}
             await send(message)
 
         try:
@@ -156,29 +150,6 @@ class Guard:
             headers.append((b"retry-after", str(refusal.retry_after).encode()))
         await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-
-
-def header(scope: Scope, name: bytes) -> str:
-    """Return a header of a request; empty where it has none of that name."""
-    return str(dict(scope["headers"]).get(name, b"").decode("latin-1"))
-
-
-def content_length(scope: Scope) -> int | None:
-    """Return the length of the body that a request announces; None where that is no number."""
-    length = header(scope, b"content-length")
-    return int(length) if length.isascii() and length.isdigit() else None
-
-
-def replay(parts: list[bytes], receive: Receive) -> Receive:
-    """Make a receiver that hands out the parts of a body, and then what comes after it."""
-    left = parts[::-1]
-
-    async def again() -> Message:
-        if not left:
-            return await receive()
-        return {"type": "http.request", "body": left.pop(), "more_body": bool(left)}
-
-    return again
 
 
 async def in_time(waiting: Awaitable[Any], seconds: float) -> Any:

@@ -8,8 +8,7 @@ from markupsafe import Markup
 
 
 def escape(value: Any) -> Markup:
-    """Return text that stays text in HTML, and in Gradio's own template language ($, braces and
-    backticks)."""
+    """Return text that stays text in HTML and in Gradio's templates ($, braces and backticks)."""
     if isinstance(value, Markup):
         return value
     codes = {ord(letter): f"&#{ord(letter)};" for letter in "${}`"}

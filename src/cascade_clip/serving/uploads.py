@@ -4,6 +4,7 @@ Every error is one line that names no path of the server.
 """
 
 import io
+import re
 import struct
 from pathlib import Path
 
@@ -36,12 +37,11 @@ def open_upload(file: bytes | Path) -> Image.Image:
     except Image.DecompressionBombError:
         raise TooLarge("the image has far too many pixels; make it smaller") from None
     except (UnidentifiedImageError, SyntaxError, ValueError, EOFError):
+        kinds = "PNG, JPEG, WebP, GIF, BMP or TIFF"
         raise ImageError(
-            "this file is not an image that can be read: give a PNG, JPEG, WebP, GIF, BMP or TIFF"
-            " file"
+            f"this file is not an image that can be read: give a {kinds} file"
         ) from None
-    except (OSError, struct.error, LookupError, ArithmeticError):
-        # what Pillow's readers raise for damaged headers
+    except (OSError, struct.error, LookupError, ArithmeticError):  # Pillow's, for damaged headers
         raise ImageError("this image file is damaged; save it again") from None
 
 
@@ -59,18 +59,15 @@ def read_upload(file: bytes | Path, max_pixels: int, settings: InferenceConfig) 
     """
     with open_upload(file) as image:
         width, height = image.size
+        size = f"{width} x {height} pixels"
         if width * height > max_pixels:
             raise TooLarge(
-                f"the image has {width} x {height} pixels, more than the limit of {max_pixels:,};"
-                " make it smaller"
+                f"the image has {size}, more than the limit of {max_pixels:,}; make it smaller"
             )
         if settings.resize and min(width, height):
             rows, columns = short_side_shape(height, width, settings.window)
             if rows * columns > max(max_pixels, settings.window**2):
-                raise TooLarge(
-                    f"an image of {width} x {height} pixels is too narrow for this model; cut it"
-                    " to pieces"
-                )
+                raise TooLarge(f"an image of {size} is too narrow for this model; cut it to pieces")
         return load_image(image).contiguous()  # (3, H, W)
 
 
@@ -86,8 +83,7 @@ def read_class_names(text: str, most: int, *, count_synonyms: bool = True) -> Vo
         raise SettingError(
             f"the class names have {len(text):,} characters; {LONGEST_TEXT:,} at most are allowed"
         )
-    joined = text.replace("\n", ",").replace("\r", ",")
-    entries = [entry for entry in joined.split(",") if entry.strip()]
+    entries = [entry for entry in re.split("[,\n\r]", text) if entry.strip()]
     if not entries:
         raise SettingError("no class names given; name at least one, separated by commas")
     extra = sum(entry.count(";") + entry.count("=") for entry in entries) if count_synonyms else 0

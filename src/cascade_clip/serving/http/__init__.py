@@ -7,9 +7,8 @@ try:
     import prometheus_client
     import uvicorn
 except ImportError as error:
-    raise MissingPackageError(
-        "the service needs FastAPI and prometheus_client: pip install 'cascade-clip[serve]'"
-    ) from error
+    message = "the service needs FastAPI and prometheus_client: pip install 'cascade-clip[serve]'"
+    raise MissingPackageError(message) from error
 
 from cascade_clip.serving.http.server import run
 from cascade_clip.serving.http.service import Service

@@ -64,8 +64,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def build_app(service: Service, hosts: Sequence[str] = LOCAL_HOSTS) -> FastAPI:
-    """Build the ASGI application of a service; it starts the service, and stops it in the end,
-    unless it runs already.
+    """Build the ASGI application of a service, which it starts and stops unless that runs already.
 
     Args:
         service: what computes the responses.
@@ -122,11 +121,7 @@ class _Endpoints:
         image: Annotated[UploadFile, File(description="PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF")],
         classes: Annotated[str, Form(description="cat, grass, sofa = couch; settee")],
         background: Annotated[
-            str,
-            Form(
-                description="names that all mean background, or scenery, or none; default: the"
-                " model's"
-            ),
+            str, Form(description="background names, or scenery, or none; default: the model's")
         ] = "",
         threshold: Annotated[
             float | None, Form(ge=0, le=1, description="lowest score of a labelled pixel")
@@ -143,10 +138,8 @@ class _Endpoints:
                 threshold=threshold, calibration=calibration, format=format,
             )  # fmt: skip
             return await self._wait(request, asked)
-        except TooLarge as error:
-            return _problem(413, str(error))
         except CascadeClipError as error:
-            return _problem(422, str(error))
+            return _problem(413 if isinstance(error, TooLarge) else 422, str(error))
         except QueueClosed:
             return _problem(503, service.not_ready(), service.retry_after())
         except Exception as error:
@@ -157,8 +150,7 @@ class _Endpoints:
 
     async def health(self, response: Response) -> Health:
         reason = self.service.not_ready()
-        if reason:
-            response.status_code = 503
+        response.status_code = 503 if reason else 200
         status = "stopping" if self.service.stopping else ("loading" if reason else "ready")
         return Health(status=status, version=version("cascade-clip"))
 
@@ -184,9 +176,8 @@ class _Endpoints:
                 return Response(body, media_type=media_type, headers=headers)
             if gone.done():
                 return Response(status_code=CLIENT_LEFT)
-            return _problem(
-                504, f"no response within {limit:g} s; try again later, or with a smaller image"
-            )
+            advice = "try again later, or with a smaller image"
+            return _problem(504, f"no response within {limit:g} s; {advice}")
         finally:
             gone.cancel()
             done.cancel()

@@ -20,8 +20,7 @@ T = TypeVar("T")
 
 
 class RememberedText(TextEncoder):
-    """A text encoder that keeps the embeddings of the last class lists in memory and writes none to
-    disk."""
+    """A text encoder that keeps the embeddings of the last class lists in memory, none on disk."""
 
     def __init__(self, encoder: TextEncoder, size: int) -> None:
         super().__init__(encoder.tower, encoder.tokenizer, encoder.fingerprint)
@@ -34,8 +33,7 @@ class RememberedText(TextEncoder):
 
 
 class SharedForward:
-    """A stand-in for a network: calls with the same text that several threads have reached become
-    one call."""
+    """A stand-in for a network: calls of several threads with the same text become one call."""
 
     def __init__(self, model: Callable[[Tensor, Tensor], Tensor], members: int) -> None:
         """Serve `members` threads, each of which must call `leave` at its end."""
@@ -49,8 +47,7 @@ class SharedForward:
         return getattr(self._model, name)
 
     def __call__(self, images: Tensor, text: Tensor) -> Tensor:
-        """Wait until every other thread calls too or has left, then run one forward pass for all
-        of them."""
+        """Wait until every other thread calls too or has left, then run one pass for them all."""
         with self._changed:
             self._calls.append((images, text))
             self._changed.notify_all()
@@ -79,15 +76,12 @@ class SharedForward:
             sizes.setdefault(images.shape[1:], []).append(images)
         self._calls = []
         for group in sizes.values():
-            try:
-                found: Sequence[Tensor | Exception] = self._model(torch.cat(group), text).split(
-                    [len(images) for images in group]
-                )
-            except Exception as error:
-                found = [error] * len(group)
-            self._results |= {
-                id(images): result for images, result in zip(group, found, strict=True)
-            }
+            found = attempt(self._run_group, group, text)
+            results = [found] * len(group) if isinstance(found, Exception) else found
+            self._results |= zip(map(id, group), results, strict=True)
+
+    def _run_group(self, group: list[Tensor], text: Tensor) -> Sequence[Tensor]:
+        return self._model(torch.cat(group), text).split([len(images) for images in group])
 
 
 def segment_together(
@@ -121,8 +115,7 @@ def segment_together(
 
 
 def attempt(function: Callable[..., T], *values: Any) -> T | Exception:
-    """Call a function, and return its error instead of raising it, since it concerns only one of
-    several requests."""
+    """Call a function and return its error, which concerns one request, instead of raising it."""
     try:
         return function(*values)
     except Exception as error:

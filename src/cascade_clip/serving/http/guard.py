@@ -1,44 +1,31 @@
-"""The guard of the service: `POST /segment` is let in only with a small body, in time, and while
-there is a slot."""
+"""The guard of the service: lets in `POST /segment` with a small, timely body if a slot is free."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterable
 
 from cascade_clip.config import MEBIBYTE
-from cascade_clip.serving.guard import (
-    ANY_HOST,
-    FORM_OVERHEAD,
-    App,
-    Guard,
-    Receive,
-    Refusal,
-    Scope,
-    content_length,
-    header,
-    replay,
-)
+from cascade_clip.serving.asgi import App, Receive, Scope, content_length, header, replay
+from cascade_clip.serving.guard import ANY_HOST, FORM_OVERHEAD, Guard, Refusal
 from cascade_clip.serving.http.metrics import SEGMENT
 from cascade_clip.serving.http.service import Service
 
 JOBS = "segment jobs"
 """Where the scope of a request that has a slot keeps its job, in a list."""
 DRAIN_SECONDS = 1.0
-"""Time for the body of a refused request to arrive and be thrown away, so that the client reads the
-response."""
+"""Time to throw the body of a refused request away, so that the client reads the response."""
 
 
 class SegmentGuard(Guard):
-    """Refuses segmentation requests beyond the limits of a service, and counts all requests; every
-    refusal is a JSON object."""
+    """Refuses, in JSON, requests beyond the limits of a service, and counts all requests."""
 
     media_type = "application/json"
 
     def __init__(self, app: App, service: Service, hosts: Iterable[str] = ANY_HOST) -> None:
         """Stand before `app`, the addresses of `service`."""
-        limits = service.options
-        largest = limits.max_upload * MEBIBYTE + FORM_OVERHEAD
-        super().__init__(app, largest, hosts, limits.upload_timeout)
+        largest = service.options.max_upload * MEBIBYTE + FORM_OVERHEAD
+        super().__init__(app, largest, hosts, service.options.upload_timeout)
         self.service = service
 
     async def admit(self, scope: Scope, receive: Receive) -> Receive:
@@ -61,8 +48,7 @@ class SegmentGuard(Guard):
         return replay(body, receive)
 
     def leave(self, scope: Scope, status: int, seconds: float) -> None:
-        """Release the slot once the job is done too, though nobody may wait for it any more, and
-        count the request."""
+        """Count the request, and release its slot once the job, too, is done."""
         jobs, release = scope.get(JOBS), self.service.slots.release
         if jobs:
             jobs[0].add_done_callback(lambda _: release())
@@ -81,8 +67,8 @@ class SegmentGuard(Guard):
 
     def full(self) -> Refusal:
         """Make the refusal while the queue is full."""
-        reason = "too many requests wait; try again later"
-        return Refusal(429, reason, self.service.retry_after())
+        refusal = super().full()
+        return Refusal(refusal.status, refusal.reason, self.service.retry_after())
 
     def _check_ready(self) -> None:
         if reason := self.service.not_ready():
@@ -96,7 +82,5 @@ async def _discard(receive: Receive) -> None:
         while (message := await receive())["type"] == "http.request" and message.get("more_body"):
             pass
 
-    try:
+    with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(read(), DRAIN_SECONDS)
-    except asyncio.TimeoutError:
-        pass

@@ -2,14 +2,7 @@
 
 from collections.abc import Callable
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
+import prometheus_client as prometheus
 
 SEGMENT = "/segment"
 PATHS = (SEGMENT, "/health", "/metrics", "/docs", "/openapi.json")
@@ -28,25 +21,25 @@ class RequestMetrics:
             waiting: counts the requests that wait for a worker.
             used: counts the requests in flight.
         """
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        self._requests = Counter(
+        self.registry = registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)
+        self._requests = prometheus.Counter(
             "cascade_clip_requests", "Requests by path and status", ["path", "status"],
             registry=registry,
         )  # fmt: skip
-        self._seconds = Histogram(
+        self._seconds = prometheus.Histogram(
             "cascade_clip_request_seconds", "Time from request to response of /segment",
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
-        self.batches = Histogram(
+        self.batches = prometheus.Histogram(
             "cascade_clip_batch_size", "Requests segmented together",
             buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry,
         )  # fmt: skip
-        for name, text, count in (
-            ("queue_length", "Requests that wait for a worker", waiting),
-            ("slots_used", "Requests in flight", used),
-        ):
-            Gauge(f"cascade_clip_{name}", text, registry=registry).set_function(count)
+        gauges = {"queue_length": waiting, "slots_used": used}
+        texts = ("Requests that wait for a worker", "Requests in flight")
+        for (name, count), text in zip(gauges.items(), texts, strict=True):
+            gauge = prometheus.Gauge(f"cascade_clip_{name}", text, registry=registry)
+            gauge.set_function(count)
 
     def report(self, path: str, status: int, seconds: float) -> None:
         """Count one request."""
@@ -56,4 +49,4 @@ class RequestMetrics:
 
     def text(self) -> bytes:
         """Return everything in the text format of Prometheus."""
-        return generate_latest(self.registry)
+        return prometheus.generate_latest(self.registry)

@@ -23,8 +23,7 @@ class Slots:
     """A limit on the requests in flight: waiting, being computed, or being sent."""
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
+        self.limit, self.used = limit, 0
         self._lock = threading.Lock()
 
     def take(self) -> bool:
@@ -51,8 +50,7 @@ class Job(Generic[Request, Response]):
 
 
 class JobQueue(Generic[Request, Response]):
-    """Worker threads that take jobs in the order of their arrival; jobs that wait with the same key
-    are taken together."""
+    """Worker threads that take jobs in order of arrival, waiting jobs of the same key together."""
 
     def __init__(
         self,
@@ -109,12 +107,9 @@ class JobQueue(Generic[Request, Response]):
         return job.future
 
     def close(self, patience: float = 1.0) -> None:
-        """Refuse the jobs that wait (`QueueClosed`), let the threads end, and wait up to `patience`
-        seconds for each."""
+        """Refuse waiting jobs (`QueueClosed`); wait up to `patience` seconds for each thread."""
         with self._changed:
-            self._closed = True
-            left = list(self._jobs)
-            self._jobs.clear()
+            self._closed, left, self._jobs = True, self._jobs, deque()
             self._changed.notify_all()
         for job in left:
             if job.future.set_running_or_notify_cancel():
@@ -144,8 +139,7 @@ class JobQueue(Generic[Request, Response]):
                 taken: list[Job[Request, Response]] = []
                 left: deque[Job[Request, Response]] = deque()
                 for job in self._jobs:
-                    fits = len(taken) < self._batch and (not taken or job.key == taken[0].key)
-                    if not fits:
+                    if len(taken) >= self._batch or (taken and job.key != taken[0].key):
                         left.append(job)
                     elif job.future.set_running_or_notify_cancel():
                         taken.append(job)

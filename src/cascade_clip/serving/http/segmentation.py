@@ -10,13 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from cascade_clip.config import ServiceOptions
-from cascade_clip.inference import SCENERY, SCENERY_WORD
+from cascade_clip.inference import SCENERY_WORD
 from cascade_clip.results import Segmentation
 from cascade_clip.serving.uploads import read_class_names
-from cascade_clip.vocabulary import Vocabulary, parse_classes
+from cascade_clip.vocabulary import Vocabulary
 
 Format = Literal["png", "overlay", "json", "coco"]
-Background = Vocabulary | Literal["none"] | None
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,8 @@ class SegmentationRequest:
     file: bytes
     """The image file."""
     classes: Vocabulary
-    background: Background = None
-    """`none`: no background names, whatever the model's settings say; None: those of the model."""
+    background: Vocabulary | str | None = None
+    """Background names, or one of the words `none` and `scenery`; None: those of the model."""
     threshold: float | None = None
     calibration: float = 0.0
     format: Format = "png"
@@ -49,20 +48,14 @@ class SegmentationResponse(NamedTuple):
 def read_request(
     file: bytes, classes: str, background: str, options: ServiceOptions, **rest: Any
 ) -> SegmentationRequest:
-    """Make a request of what a client sent; `scenery` stands for the packaged background names,
-    `none` for no background names where the model has some of its own.
+    """Make a request of what a client sent; `rest` are fields that need no reading.
 
     Raises:
         SettingError: class names that are missing, doubled, or too many.
     """
     found = read_class_names(classes, options.max_words)
-    background = background.strip()
-    names: Background = None
-    if background.casefold() == "none":
-        names = "none"
-    elif background == SCENERY_WORD:
-        names = parse_classes(SCENERY)
-    elif background:
+    names: Vocabulary | str | None = background.strip().casefold() or None
+    if names not in (None, "none", SCENERY_WORD):  # words that `Predictor.bind` knows
         names = read_class_names(background, options.max_words - sum(map(len, found.synonyms)))
     return SegmentationRequest(file, found, names, **rest)
 
@@ -86,13 +79,7 @@ def write_response(
 
 def _coco_document(result: Segmentation) -> dict[str, Any]:
     height, width = result.labels.shape
-    return {
-        "images": [{"id": 1, "width": width, "height": height}],
-        "categories": [
-            {"id": index, "name": name} for index, name in enumerate(result.class_names, start=1)
-        ],
-        "annotations": [
-            {"id": number, "image_id": 1, **part}
-            for number, part in enumerate(result.to_coco_rle(), start=1)
-        ],
-    }
+    images = [{"id": 1, "width": width, "height": height}]
+    categories = [{"id": index, "name": name} for index, name in enumerate(result.class_names, 1)]
+    parts = [{"id": id, "image_id": 1, **part} for id, part in enumerate(result.to_coco_rle(), 1)]
+    return {"images": images, "categories": categories, "annotations": parts}

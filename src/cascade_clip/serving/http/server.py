@@ -19,8 +19,7 @@ from cascade_clip.serving.http.service import Service
 
 
 class DeadlineProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with deadlines: for the head of a request, and for a client that does not
-    read its response."""
+    """uvicorn's HTTP/1.1 with deadlines for a request's head and for the reading of a response."""
 
     seconds = 30.0
     most_connections = 256
@@ -39,7 +38,7 @@ class DeadlineProtocol(H11Protocol):
         if len(self.connections) > self.most_connections:
             self.transport.abort()
         else:
-            self._watch_head()
+            self._head = self._restart(self._head)
 
     def data_received(self, data: bytes) -> None:
         """Stop waiting once a request is there."""
@@ -49,7 +48,7 @@ class DeadlineProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
-        self._watch_head()
+        self._head = self._restart(self._head)
         super().on_response_complete()
         if not self.cycle.response_complete:  # a pipelined request has begun
             _cancel(self._head)
@@ -63,17 +62,16 @@ class DeadlineProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """Start the deadline of a client that reads too slowly."""
         super().pause_writing()
-        _cancel(self._writing)
-        self._writing = self.loop.call_later(self.seconds, self.transport.abort)
+        self._writing = self._restart(self._writing)
 
     def resume_writing(self) -> None:
         """Cancel that deadline: the client reads again."""
         _cancel(self._writing)
         super().resume_writing()
 
-    def _watch_head(self) -> None:
-        _cancel(self._head)
-        self._head = self.loop.call_later(self.seconds, self.transport.abort)
+    def _restart(self, timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle:
+        _cancel(timer)
+        return self.loop.call_later(self.seconds, self.transport.abort)
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:
@@ -102,7 +100,7 @@ class DrainingServer(uvicorn.Server):
         late = time.monotonic() > self._deadline
         if late:
             self.service.stop()  # the requests that wait are refused
-        if late or (self.service.stopping and self.service.is_idle()):
+        if late or (self.service.stopping and not self.service.slots.used):
             self.should_exit = True
         return await super().on_tick(counter) or self.service.failure is not None
 

@@ -12,14 +12,12 @@ from cascade_clip.inference import Predictor
 from cascade_clip.serving.http.batching import RememberedText, attempt, segment_together
 from cascade_clip.serving.http.metrics import RequestMetrics
 from cascade_clip.serving.http.queue import JobQueue, QueueClosed, Slots
-from cascade_clip.serving.http.segmentation import (
-    SegmentationRequest,
-    SegmentationResponse,
-    write_response,
-)
+from cascade_clip.serving.http.segmentation import SegmentationRequest as Request
+from cascade_clip.serving.http.segmentation import SegmentationResponse as Response
+from cascade_clip.serving.http.segmentation import write_response
 from cascade_clip.serving.uploads import read_upload
 
-Responses = list[SegmentationResponse | BaseException]
+Responses = list[Response | BaseException]
 
 
 class Service:
@@ -32,7 +30,7 @@ class Service:
         self.options, self._load = options, load
         self.slots = Slots(options.queue + options.workers * (options.batch or 1))
         self.metrics = RequestMetrics(lambda: self.waiting, lambda: self.slots.used)
-        self.jobs: JobQueue[SegmentationRequest, SegmentationResponse] | None = None
+        self.jobs: JobQueue[Request, Response] | None = None
         self.failure: BaseException | None = None
         self.stopping = False
         self._mean_seconds = 1.0
@@ -72,16 +70,12 @@ class Service:
             return "the service is stopping"
         return "" if self.jobs is not None else "the model is being loaded"
 
-    def is_idle(self) -> bool:
-        """Whether no request is in flight."""
-        return self.slots.used == 0
-
     def retry_after(self) -> int:
         """Estimate the seconds until there will be room, from the time that requests take."""
         seconds = (self.waiting + 1) * self._mean_seconds / self.options.workers
         return min(60, max(1, math.ceil(seconds)))
 
-    def submit(self, request: SegmentationRequest) -> Future[SegmentationResponse]:
+    def submit(self, request: Request) -> Future[Response]:
         """Queue a request.
 
         Raises:
@@ -91,28 +85,25 @@ class Service:
             raise QueueClosed
         return self.jobs.submit(request, request.key)
 
-    def _segment(self, requests: list[SegmentationRequest]) -> Responses:
+    def _segment(self, requests: list[Request]) -> Responses:
         """Answer requests of one key, in order; an error takes the place of a response."""
         began, first = time.perf_counter(), requests[0]
         target = self.predictor.bind(
             first.classes, first.calibration, background=first.background, threshold=first.threshold
         )
-        # a single request needs no other thread
-        run = map if len(requests) == 1 else self._pool.map
+        run = map if len(requests) == 1 else self._pool.map  # one request needs no other thread
         images = list(run(self._read, requests))
         read = [image for image in images if isinstance(image, Tensor)]
         results = iter(segment_together(self.predictor, read, target, self._pool))
         responses: Responses = []
         for request, image in zip(requests, images, strict=True):
             result = next(results) if isinstance(image, Tensor) else image
-            if isinstance(result, Exception):
-                responses.append(result)
-            else:
-                responses.append(attempt(write_response, request, image, result))
+            failed = isinstance(result, Exception)
+            responses.append(result if failed else attempt(write_response, request, image, result))
         seconds = (time.perf_counter() - began) / len(requests)
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
         return responses
 
-    def _read(self, request: SegmentationRequest) -> Tensor | Exception:
+    def _read(self, request: Request) -> Tensor | Exception:
         limit, settings = self.options.max_pixels, self.predictor.settings
         return attempt(read_upload, request.file, limit, settings)

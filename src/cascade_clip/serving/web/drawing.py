@@ -25,8 +25,7 @@ EXAMPLES = ((2, 74), (4, 36), (5, 82), (2, 10))
 
 @dataclass(frozen=True, eq=False)
 class ResultView:
-    """What stays in memory of a result, so that a click on the legend needs no network: small,
-    however large the image is."""
+    """What stays of a result, small, so that a click on the legend needs no network."""
 
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
@@ -50,15 +49,11 @@ def view_result(result: Segmentation, image: Image.Image, seen: Collection[str])
     assert result.class_maps is not None
     known = {name.casefold() for name in seen}
     unseen = {name for name in result.class_names if known and name.casefold() not in known}
+    shares, unlabelled = tuple(result.coverage.values()), float((result.labels < 0).mean())
     return ResultView(
-        result.class_names,
-        result.colors,
-        tuple(result.coverage.values()),
-        float((result.labels < 0).mean()),
-        frozenset(unseen),
-        result.class_maps,
-        shrink(image),
-    )
+        result.class_names, result.colors, shares, unlabelled,
+        frozenset(unseen), result.class_maps, shrink(image),
+    )  # fmt: skip
 
 
 def shrink(image: Image.Image) -> Image.Image:
@@ -90,8 +85,7 @@ def heat_map(view: ResultView, index: int) -> tuple[Image.Image, str]:
 
 
 def legend(view: ResultView, selected: int) -> str:
-    """Return the classes as HTML buttons, the largest first, then those that were not found;
-    data-class holds the index."""
+    """Return the classes as HTML buttons, the largest first, those not found last."""
     order = sorted(range(len(view.names)), key=lambda index: (-view.coverage[index], index))
     found = sum(share > 0 for share in view.coverage)
     return render(

@@ -12,19 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from cascade_clip.serving.guard import (
-    ANY_HOST,
-    FORM_OVERHEAD,
-    App,
-    Guard,
-    Receive,
-    Refusal,
-    Scope,
-    content_length,
-    header,
-    in_time,
-    replay,
-)
+from cascade_clip.serving.asgi import App, Receive, Scope, content_length, header, replay
+from cascade_clip.serving.guard import ANY_HOST, FORM_OVERHEAD, Guard, Refusal, in_time
 
 MOST_JSON = 1_000_000
 """Bytes of a request that is no upload."""
@@ -67,8 +56,7 @@ class PageGuard(Guard):
             app: the page.
             folder: the only folder whose files are given away and may be named.
             max_upload: bytes of an uploaded file.
-            hosts: names by which the server may be called; `*`: any.
-            patience: seconds within which the body of a request must arrive.
+            hosts, patience: as those of `Guard`.
         """
         super().__init__(app, MOST_JSON, hosts, patience)
         self.folder, self.max_upload = folder.resolve(), max_upload
@@ -87,8 +75,7 @@ class PageGuard(Guard):
             self._check_length(scope)
 
     async def admit(self, scope: Scope, receive: Receive) -> Receive:
-        """Receive the body under a deadline: of an upload part by part, of everything else at once,
-        to look for foreign files in it."""
+        """Receive an upload part by part, any other body at once, with no foreign files in it."""
         if scope["method"] != "POST":
             return receive
         if scope["path"] == _UPLOAD:
@@ -128,18 +115,17 @@ class PageGuard(Guard):
         """Whether a request names, as an input, a file that was not uploaded here."""
         if isinstance(value, dict):
             path = value.get("path")
-            return (isinstance(path, str) and not self._is_inside(path)) or any(
-                map(self._names_foreign_file, value.values())
-            )
+            if isinstance(path, str) and not self._is_inside(path):
+                return True
+            value = list(value.values())
         return isinstance(value, list) and any(map(self._names_foreign_file, value))
 
     def _is_inside(self, name: str) -> bool:
-        """Whether a name is in the upload folder, also when it is decoded once more and links are
-        followed."""
+        """Whether a name, also decoded once more and with links followed, is an upload's."""
+        paths = (Path(name), Path(unquote(name)))
         try:
             return all(
-                Path(text).is_absolute() and Path(text).resolve().is_relative_to(self.folder)
-                for text in (name, unquote(name))
+                path.is_absolute() and path.resolve().is_relative_to(self.folder) for path in paths
             )
         except (OSError, ValueError, RuntimeError):  # names that no file can have, circular links
             return False

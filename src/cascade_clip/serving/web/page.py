@@ -1,9 +1,9 @@
-"""The web page: layout and events in Gradio, mounted behind the guard; what is computed comes from
-`WebService`.
+"""The web page: layout and events in Gradio behind the guard; `WebService` computes.
 
 Nothing of the page is fetched from other hosts: fonts are the system's, analytics are off.
 """
 
+import functools
 import os
 import socket
 from collections.abc import Sequence
@@ -24,15 +24,13 @@ try:
     import uvicorn
     from fastapi import FastAPI
 except ImportError as error:
-    raise MissingPackageError(
-        "the web page needs gradio: pip install 'cascade-clip[web]'"
-    ) from error
+    message = "the web page needs gradio: pip install 'cascade-clip[web]'"
+    raise MissingPackageError(message) from error
 
 QUEUE_SIZE = 32
 """Requests that may wait; more are told that the page is busy."""
 AT_ONCE = 1
-"""Requests that run at the same time: one keeps all cores busy, and memory stays that of one
-image."""
+"""Requests at the same time: one keeps all cores busy, and memory stays that of one image."""
 SESSIONS = 64
 """Visitors whose last result is kept in memory."""
 KEPT_SECONDS = 3600
@@ -57,11 +55,16 @@ def build_app(service: WebService, hosts: Sequence[str] = ANY_HOST) -> PageGuard
         hosts: names by which the server may be called; `*`: any.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(service.folder)
+    theme = gr.themes.Default(
+        primary_hue="teal", neutral_hue="slate", spacing_size="sm", radius_size="sm",
+        text_size="sm", font_mono=("ui-monospace", "Consolas", "monospace"),
+        font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"),
+    )  # fmt: skip
     app = gr.mount_gradio_app(
         FastAPI(openapi_url=None), build_page(service), "/", allowed_paths=[],
         max_file_size=service.max_upload, ssr_mode=False, pwa=False, mcp_server=False,
         show_error=False, enable_monitoring=False, footer_links=[], run_history=False, css=_STYLE,
-        theme=_theme(),
+        theme=theme,
     )  # fmt: skip
     return PageGuard(app, service.folder, service.max_upload, hosts)
 
@@ -100,21 +103,15 @@ def build_page(service: WebService) -> gr.Blocks:
             "show_progress_on": [overlay], "trigger_mode": "always_last",
             "concurrency_id": "model", "concurrency_limit": AT_ONCE, "api_visibility": "private",
         }  # fmt: skip
-        triggers = [
-            page.load, button.click, classes.submit, calibration.release, threshold.release,
-            model.input,
-        ]  # fmt: skip
+        sliders = [calibration.release, threshold.release]
+        triggers = [page.load, button.click, classes.submit, *sliders, model.input]
         gr.on(triggers, segment, **settings)
-        scenes.click(
-            lambda number: str(examples[number]), scenes, image, api_visibility="private"
-        ).then(segment, **settings)
-        gr.on(
-            [image.upload, image.clear], lambda: blank(_note(_READY)), None, results,
-            api_visibility="private",
-        )  # fmt: skip
-        entries.click(
-            select, view, [status, heat, entries], api_visibility="private", show_progress="hidden"
-        )
+        private: dict[str, Any] = {"api_visibility": "private"}
+        chosen = scenes.click(lambda number: str(examples[number]), scenes, image, **private)
+        chosen.then(segment, **settings)
+        changed = [image.upload, image.clear]
+        gr.on(changed, lambda: blank(_note(_READY)), None, results, **private)
+        entries.click(select, view, [status, heat, entries], show_progress="hidden", **private)
     page.state_session_capacity = SESSIONS
     page.queue(max_size=QUEUE_SIZE)
     blocks: gr.Blocks = page  # the type is lost in the context manager
@@ -122,18 +119,15 @@ def build_page(service: WebService) -> gr.Blocks:
 
 
 def respond(service: WebService, request: PageRequest, progress: Any = None) -> list[Any]:
-    """Return the values of all results for one request; a mistake of the visitor becomes one
-    line."""
+    """Return the values of all results for one request; a visitor's mistake becomes one line."""
     try:
         found = service.segment(request, progress)
         view = found.view
         heat, caption = heat_map(view, view.largest)
     except (CascadeClipError, OSError) as error:
         return blank(_note(str(error), wrong=True))
-    files = [
-        gr.update(value=str(path), interactive=True)
-        for path in (found.index_file, found.overlay_file, found.json_file)
-    ]
+    paths = (found.index_file, found.overlay_file, found.json_file)
+    files = [gr.update(value=str(path), interactive=True) for path in paths]
     heat_update = gr.update(value=heat, label=caption)
     entries = legend(view, view.largest)
     return [_note(found.summary), found.overlay, heat_update, entries, *files, view]
@@ -154,17 +148,15 @@ def select(view: ResultView | None, event: gr.EventData) -> list[Any]:
 
 
 def blank(status: str) -> list[Any]:
-    """Return the values of all results where there is none, so that no old result is shown beside a
-    new image."""
+    """Return the values of no result, so that no old one is shown beside a new image."""
     files = [gr.update(value=None, interactive=False)] * 3
     return [status, None, gr.update(value=None, label=_HEAT), "", *files, None]
 
 
 def _image_input(examples: list[Path]) -> tuple[gr.Image, gr.Dataset]:
     image = gr.Image(
-        str(examples[0]), label="Image", type="filepath", image_mode=None, sources=["upload",
-        "clipboard"], height=196,
-        buttons=[], elem_id="image",
+        str(examples[0]), label="Image", type="filepath", image_mode=None, height=196,
+        sources=["upload", "clipboard"], buttons=[], elem_id="image",
     )  # fmt: skip
     # Gradio's own preprocessing would fail on broken files before our reader can say so (and a
     # subclass writes a .pyi beside this file). The guard has made sure that the path is an upload.
@@ -209,13 +201,9 @@ def _results(view: gr.State) -> list[Any]:
         )  # fmt: skip
     entries = gr.HTML("", js_on_load=_SCRIPT, elem_id="legend", apply_default_css=False)
     with gr.Row(elem_id="files"):
-        files = [
-            gr.DownloadButton(
-                f"\u2193 {label}", interactive=False, size="sm", min_width=80,
-                elem_id=f"file{number}",
-            )
-            for number, label in enumerate(("Index PNG", "Overlay PNG", "JSON"))
-        ]  # fmt: skip
+        button = functools.partial(gr.DownloadButton, interactive=False, size="sm", min_width=80)
+        labels = ("Index PNG", "Overlay PNG", "JSON")
+        files = [button(f"\u2193 {label}", elem_id=f"file{i}") for i, label in enumerate(labels)]
     return [status, overlay, heat, entries, *files, view]
 
 
@@ -223,13 +211,3 @@ def _note(text: str, *, wrong: bool = False) -> str:
     """Return the status line: one line, whatever the text."""
     kind = "wrong" if wrong else "note"
     return f'<p role="status" class="{kind}">{escape(" ".join(text.split()))}</p>'
-
-
-def _theme() -> gr.themes.Base:
-    """Fonts of the system only."""
-    return gr.themes.Default(
-        primary_hue="teal", neutral_hue="slate",
-        font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"),
-        font_mono=("ui-monospace", "Consolas", "monospace"),
-        spacing_size="sm", radius_size="sm", text_size="sm",
-    )  # fmt: skip

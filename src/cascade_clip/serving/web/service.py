@@ -17,13 +17,7 @@ from PIL import Image
 from cascade_clip.checkpoints import PACKAGED, find_checkpoint, read_record
 from cascade_clip.config import MEBIBYTE, check_limit
 from cascade_clip.errors import SettingError
-from cascade_clip.inference import (
-    DEFAULT_LOADING,
-    PREFIX,
-    LoadOptions,
-    Predictor,
-    parse_clip,
-)
+from cascade_clip.inference import DEFAULT_LOADING, PREFIX, LoadOptions, Predictor, parse_clip
 from cascade_clip.sandbox import CLASS_NAMES
 from cascade_clip.serving.uploads import read_class_names, read_upload
 from cascade_clip.serving.web.drawing import ResultView, shrink, view_result
@@ -55,8 +49,7 @@ class PageResponse:
 
     view: ResultView
     overlay: Image.Image
-    """The image under the colours of the classes, without a legend, its longer side at most
-    PREVIEW_SIDE."""
+    """The image under the colours, without a legend, its longer side at most PREVIEW_SIDE."""
     overlay_file: Path
     index_file: Path
     json_file: Path
@@ -97,8 +90,7 @@ class WebService:
 
     @property
     def first_classes(self) -> str:
-        """Class names to begin with: those that the first model was trained with, or those of the
-        example scenes."""
+        """Class names to begin with: those of the first model's training, or of the examples."""
         vocabulary = self.predictor(next(iter(self.sources))).vocabulary
         names = vocabulary.names if vocabulary.seen else CLASS_NAMES
         return ", ".join(names[:MOST_NAMES]) if all("," not in name for name in names) else ""
@@ -148,26 +140,18 @@ class WebService:
             self.folder / f"result-{secrets.token_hex(8)}", stem, image
         )
         seconds = time.perf_counter() - started
-        summary = (
-            f"{image.width} x {image.height} pixels, {len(result.class_names)} names,"
-            f" {seconds:.1f} s with {request.model}."
-        )
+        size, count = f"{image.width} x {image.height} pixels", len(result.class_names)
+        summary = f"{size}, {count} names, {seconds:.1f} s with {request.model}."
         config = predictor.checkpoint.config
         if config.data.name == "sandbox" or config.model.clip.name == "package:mini_clip":
             summary += " This model knows only drawn scenes like the examples."
-        return PageResponse(
-            view_result(result, image, predictor.vocabulary.seen),
-            shrink(result.overlay(image, legend=False)),
-            overlay_file,
-            index_file,
-            json_file,
-            summary,
-        )
+        view = view_result(result, image, predictor.vocabulary.seen)
+        overlay = shrink(result.overlay(image, legend=False))
+        return PageResponse(view, overlay, overlay_file, index_file, json_file, summary)
 
 
 def with_known_colors(vocabulary: Vocabulary, trained: Vocabulary) -> Vocabulary:
-    """Return the class names with the colours of the training vocabulary, if it knows every name;
-    otherwise two classes could get one colour."""
+    """Return the names with their colours of training if it knew all; else two could share one."""
     known = dict(zip(trained.names, trained.colors, strict=True))
     if not all(name in known for name in vocabulary.names):
         return vocabulary
@@ -175,8 +159,7 @@ def with_known_colors(vocabulary: Vocabulary, trained: Vocabulary) -> Vocabulary
 
 
 def _name_models(sources: Sequence[str]) -> Mapping[str, str]:
-    """Give models short, distinct names: packaged ones their own, folders their last part, never
-    the whole path."""
+    """Give models short, distinct names: a folder gives its last part, never the whole path."""
     named: dict[str, str] = {}
     for source in sources:
         if source.startswith(PREFIX):
