@@ -138,8 +138,10 @@ def sweep_calibration(
         dataset, text = chosen, None if text is None else text[chosen.kept]
     vocabulary, bound = bind_dataset(predictor, dataset, 0.0, text)
     if bool((bound.seen == bound.seen[0]).all()):
-        text = f"{'all' if bound.seen[0] else 'none'} of these class names had masks in the model's"
-        raise DataError(f"{text} training, so a calibration changes nothing here")
+        which = f"{'all' if bound.seen[0] else 'none'} of these class names"
+        raise DataError(
+            f"{which} had masks in the model's training, so a calibration changes nothing here"
+        )
     matrices = [ConfusionMatrix(len(vocabulary), predictor.device) for _ in ordered]
     for index in ranks.share(len(dataset), progress):
         sample = dataset.sample(index)

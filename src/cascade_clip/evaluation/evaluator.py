@@ -148,8 +148,10 @@ def read_evaluation(source: str | Path) -> StoredEvaluation:
         raise DataError(f"{text} (setting `evaluation`)")
     where = f"the evaluation of {source}"
     data = stored.get("data")
-    known = isinstance(data, dict)
-    config = config_from_dict(DataConfig, data, where) if known else read_config(folder).evaluation
+    if isinstance(data, dict):
+        config: DataConfig | None = config_from_dict(DataConfig, data, where)
+    else:
+        config = read_config(folder).evaluation
     if config is None:
         raise DataError(f"{where} does not say on which data its figures rest")
     summary, digest = stored["summary"], str(stored.get("data_sha256", ""))

@@ -19,6 +19,7 @@ from torch import Tensor
 from cascade_clip.vocabulary import IGNORED
 
 Floats = NDArray[np.float64]
+Labels = Tensor | NDArray[Any]
 
 
 class ConfusionMatrix:
@@ -45,12 +46,7 @@ class ConfusionMatrix:
         """Labelled pixels of each true class without a prediction, (C,)."""
         return self.counts[:, -1]
 
-    def update(
-        self,
-        prediction: Tensor | NDArray[Any],
-        target: Tensor | NDArray[Any],
-        ignore: int = IGNORED,
-    ) -> None:
+    def update(self, prediction: Labels, target: Labels, ignore: int = IGNORED) -> None:
         """Count one image.
 
         Args:
@@ -94,7 +90,7 @@ class ConfusionMatrix:
             )
 
 
-def _as_labels(values: Tensor | NDArray[Any], name: str, device: torch.device) -> Tensor:
+def _as_labels(values: Labels, name: str, device: torch.device) -> Tensor:
     if isinstance(values, Tensor):
         labels = values
     else:  # torch does not calculate with unsigned numbers; what is not whole is refused below

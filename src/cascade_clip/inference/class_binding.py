@@ -50,7 +50,7 @@ class BackgroundPolicy:
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not -1 <= self.threshold <= 1:
-            raise SettingError(f"the threshold must lie in -1..1, got {self.threshold}")
+            raise SettingError(f"the threshold applies to scores in 0..1, got {self.threshold}")
 
     @classmethod
     def parse(

@@ -30,6 +30,8 @@ from cascade_clip.inference.class_binding import BoundClasses
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results import Output, Segmentation
 
+Outputs = tuple[Output, ...]
+
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 MEMORY_SETTINGS = ("class_chunk", "window_batch", "max_memory")
 """Settings that do not change the result."""
@@ -169,7 +171,7 @@ def segment_sources(
     bound: BoundClasses,
     sources: list[Source],
     out: Path,
-    outputs: tuple[Output, ...] = ("overlay", "index"),
+    outputs: Outputs = ("overlay", "index"),
     *,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -206,12 +208,7 @@ def segment_sources(
 
 
 def _segment_one(
-    predictor: Predictor,
-    bound: BoundClasses,
-    item: Item,
-    out: Path,
-    outputs: tuple[Output, ...],
-    request: str,
+    predictor: Predictor, bound: BoundClasses, item: Item, out: Path, outputs: Outputs, request: str
 ) -> Done:
     if item.pixels is None:
         return _failed(item.source, item.error)
@@ -256,9 +253,7 @@ def is_done(source: Source, out: Path, request: str) -> bool:
     return False
 
 
-def request_fingerprint(
-    predictor: Predictor, bound: BoundClasses, outputs: tuple[Output, ...]
-) -> str:
+def request_fingerprint(predictor: Predictor, bound: BoundClasses, outputs: Outputs) -> str:
     """Return a hash of what decides the result files: weights, settings, class names, outputs."""
     digest, settings = hashlib.sha256(), asdict(predictor.settings)
     for name in MEMORY_SETTINGS:

@@ -50,7 +50,8 @@ from cascade_clip.vocabulary import Vocabulary
 Picture = str | Path | Image.Image | NDArray[Any]
 Pictures = list[Picture] | tuple[Picture, ...]
 ScoreChunks = Iterator[tuple[int, Tensor]]
-Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 NARROWEST = 100
 """Highest ratio of an image's sides; resizing would make narrower images enormous."""

@@ -147,15 +147,8 @@ class BlockWorker:
 
     def _segment_all(self, sources: Sequence[Source]) -> Iterator[Done]:
         recipe = self.recipe
-        return segment_sources(
-            self.predictor,
-            recipe.bound,
-            list(sources),
-            recipe.out,
-            recipe.outputs,
-            overwrite=recipe.overwrite,
-            request=recipe.request,
-        )
+        segment = partial(segment_sources, overwrite=recipe.overwrite, request=recipe.request)
+        return segment(self.predictor, recipe.bound, list(sources), recipe.out, recipe.outputs)
 
     def _segment_each(
         self, sources: Sequence[Source], note: Path, lines: Counter[str]

@@ -83,8 +83,8 @@ def make_row(source: Source, out: Path, request: str, error: str = "") -> dict[s
     if path.is_file():
         state = path.stat()
         digest = _hash_of(path, state.st_size, state.st_mtime_ns)
-    row = {"name": source.name, "path": str(path), "frame": source.frame, "sha256": digest}
-    row["request"] = request
+    row: dict[str, Any] = {"name": source.name, "path": str(path), "frame": source.frame}
+    row |= {"sha256": digest, "request": request}
     if error:
         return {**row, "error": error}
     values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
