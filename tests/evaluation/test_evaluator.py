@@ -120,7 +120,7 @@ def test_sandbox_as_a_data_set() -> None:
     assert dataset.vocabulary.unseen == ("grass", "star")
     sample = dataset.sample(4)
     assert sample.image.shape == (3, 64, 64) and sample.labels.shape == (64, 64)
-    with pytest.raises(IndexError, match="5 of this data set"):
+    with pytest.raises(IndexError, match="scene 5 is not among the 5"):
         dataset.sample(5)
     with pytest.raises(ValueError, match="unicorn"):
         build_dataset(DataConfig(name="sandbox", unseen="unicorn"))

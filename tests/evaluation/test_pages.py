@@ -1,4 +1,4 @@
-"""What every page is made with: escaping, code in text, embedded images, and numbers for people."""
+"""What every page is made with: escaping, code in text and embedded images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from jinja2 import UndefinedError
 from PIL import Image
 
 from cascade_clip.evaluation.pages import embed_image, mark_code, render, summary_cards
-from cascade_clip.results.formatting import format_duration, format_percent
 
 FRAME = "evaluation/templates/base.html"
 
@@ -42,19 +41,3 @@ def test_cards_of_a_summary() -> None:
     assert cards[0] == ("50.00", "S", "mIoU of seen classes")
     assert cards[2] == ("-", "hIoU", "")
     assert len(cards) == 5
-
-
-@pytest.mark.parametrize(
-    ("value", "digits", "text"),
-    [(0.12345, 2, "12.35"), (0.12345, 1, "12.3"), (None, 2, "-"), (float("nan"), 2, "-")],
-)
-def test_percent(value: float | None, digits: int, text: str) -> None:
-    assert format_percent(value, digits) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.0, "0.0 s"), (59.9, "59.9 s"), (60.0, "1.0 min"), (3599.0, "60.0 min"), (5400.0, "1.5 h")],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -386,3 +387,32 @@ def test_load_options_load_what_the_function_loads() -> None:
     assert predictor.checkpoint.config.model.last_block == "sclip"
     with pytest.raises(ValueError, match="last_block is for training-free models"):
         options.load("mini")
+
+
+@pytest.mark.parametrize("method", ["label_map", "scores", "segment_pixels", "segment_with"])
+def test_the_former_keyword_of_bound_names_is_accepted(mini: Predictor, method: str) -> None:
+    pixels = sandbox_pixels()
+    image = pixels.permute(1, 2, 0).numpy() if method == "segment_with" else pixels
+    bound, call = mini.bind(["grass", "star"]), getattr(mini, method)
+    for found, wanted in zip(
+        _arrays(call(image, target=bound)), _arrays(call(image, bound=bound)), strict=True
+    ):
+        assert np.array_equal(found, wanted)
+    with pytest.raises(TypeError, match="target"):
+        call(image, bound=bound, target=bound)
+
+
+def test_every_method_that_takes_bound_names_accepts_the_former_keyword(mini: Predictor) -> None:
+    bound, image = mini.bind(["grass", "star"]), torch.zeros(3, 64, 64)
+    assert mini.label_map_of_input(image, target=bound).labels.shape == (64, 64)  # type: ignore[call-arg]
+    assert mini.scores_of_input(image, target=bound).shape == (2, 64, 64)  # type: ignore[call-arg]
+    every = [torch.ones(2, dtype=torch.bool)]
+    (best,) = mini.best_rows(sandbox_pixels(), target=bound, groups=every)  # type: ignore[call-arg]
+    assert torch.equal(best.labels, mini.label_map(sandbox_pixels(), bound).labels)
+
+
+def _arrays(found: Any) -> list[Any]:
+    """Return labels and scores of a `Segmentation`, a `LabelMap` or scores alone."""
+    if isinstance(found, torch.Tensor):
+        return [found.numpy()]
+    return [np.asarray(found.labels), np.asarray(found.scores)]

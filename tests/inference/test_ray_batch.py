@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from cascade_clip.cli.main import main
-from cascade_clip.inference import ray_batch
 from cascade_clip.inference.image_batch import Source, request_fingerprint, segment_sources
 from cascade_clip.inference.loading import LoadOptions, load_predictor
 from cascade_clip.inference.predictor import Predictor
@@ -309,7 +308,7 @@ class TestWorker:
         self, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(ray_batch, "load_predictor", lambda *_: [][0])
+        monkeypatch.setattr(LoadOptions, "load", lambda *_: [][0])
         recipe = make_recipe(tiny_folder, tmp_path / "out")
         (block,) = cut_blocks(write_pictures(tmp_path / "in", 1), recipe.request)
         report = json.loads(BlockWorker(recipe)(pack_block(block))["report"])
@@ -326,7 +325,7 @@ class TestWorker:
             )
 
         assert "no checkpoint at nowhere" in stopped(model="nowhere")
-        assert "differs from the one on the machine of the command" in stopped(request="0" * 16)
+        assert "differs from the one where the command runs" in stopped(request="0" * 16)
         (tmp_path / "file").write_text("in the way")
         assert "file" in stopped(out=tmp_path / "file")
         assert stopped() == '[2, 0, [], "", 0]'

@@ -1,10 +1,8 @@
-"""How sure a difference between two models is: the paired bootstrap over images (Efron and
+"""Test whether two models differ significantly: the paired bootstrap over images (Efron and
 Tibshirani 1993, percentile intervals).
 
-A test set is a sample of images. Drawing as many images again, with replacement and the same ones
-for both models, shows how much the difference between their figures depends on which images
-happened to be in it. Letters: N images, C classes, R resamples, M runs of one method (such as
-seeds).
+Drawing as many images again, with replacement and the same ones for both models, shows how much the
+difference depends on the test images. Letters: N images, C classes, R resamples, M runs (seeds).
 """
 
 from __future__ import annotations
@@ -41,8 +39,7 @@ _AT_ONCE = 100
 
 @dataclass(frozen=True, eq=False)
 class Tallies:
-    """Pixel counts of one model on every image, from which the figures over any choice of images
-    follow."""
+    """Pixel counts of one model on every image: they give the metrics of any choice of images."""
 
     intersection: NDArray[np.int64]
     """(N, C): pixels of a class that are predicted as it."""
@@ -51,15 +48,12 @@ class Tallies:
 
     def __post_init__(self) -> None:
         if self.intersection.ndim != 2 or self.intersection.shape != self.union.shape:
-            raise ValueError(
-                f"tallies must both have shape (images, classes), got {self.intersection.shape} and"
-                f" {self.union.shape}"
-            )
+            found = f"{self.intersection.shape} and {self.union.shape}"
+            raise ValueError(f"tallies must both have shape (images, classes), got {found}")
 
     @classmethod
     def of(cls, counts: NDArray[np.int64]) -> Tallies:
-        """From a confusion matrix of every image, (N, C, C + 1), whose last column has no
-        prediction."""
+        """Read the counts off the matrices (see `ConfusionMatrix`) of all images, (N, C, C + 1)."""
         right, _, union = count_pixels(counts)
         return cls(right, union)
 
@@ -91,20 +85,13 @@ class Difference:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "figure": self.name,
-            "first": self.first,
-            "second": self.second,
-            "difference": self.difference,
-            "interval": [self.low, self.high],
-            "wins": self.wins,
-            "losses": self.losses,
-        }
+        points = {name: getattr(self, name) for name in ("first", "second", "difference")}
+        shares = {"wins": self.wins, "losses": self.losses}
+        return {"figure": self.name, **points, "interval": [self.low, self.high], **shares}
 
 
 def figures(intersection: Floats, union: Floats, seen: NDArray[np.bool_]) -> Floats:
-    """S, U and hIoU, (..., 3), of summed counts (..., C); a class without pixels is left out, a
-    mean over none is NaN."""
+    """Return S, U, hIoU (..., 3) of counts (..., C) over classes with pixels; NaN without any."""
     iou = divide_counts(intersection, union)  # (..., C)
     first, second = mean_over_present(iou[..., seen]), mean_over_present(iou[..., ~seen])
     return np.stack([first, second, harmonic_mean(first, second)], axis=-1)
@@ -130,8 +117,8 @@ def compare_paired(
         resamples: how often images are drawn again.
         level: share of the resamples that the interval holds.
         seed: of the draws.
-        paired_runs: draw the runs of both methods together, where run i of the one belongs to run i
-            of the other, such as two ways of inference with the same weights.
+        paired_runs: draw the runs of both methods together, where run i of one belongs to run i of
+            the other, such as two ways of inference with the same weights.
 
     Raises:
         ValueError: no runs, tallies of other images or classes, a level or a number of resamples
@@ -139,35 +126,24 @@ def compare_paired(
     """
     _check(first, second, seen, resamples, level)
     if paired_runs and len(first) != len(second):
-        raise ValueError(
-            f"paired runs must be as many for both methods, got {len(first)} and {len(second)}"
-        )
+        found = f"{len(first)} and {len(second)}"
+        raise ValueError(f"paired runs must be as many for both methods, got {found}")
     generator = np.random.default_rng(seed)
     images = len(first[0].union)
+    shares = np.full(images, 1 / images)
     drawn = []  # R differences (3,)
     for start in range(0, resamples, _AT_ONCE):
         count = min(_AT_ONCE, resamples - start)
-        # (r, N)
-        weights = generator.multinomial(images, np.full(images, 1 / images), size=count).astype(
-            np.float64
-        )
-        # each (r, M)
-        runs = [
-            generator.integers(len(method), size=(count, len(method))) for method in (first, second)
-        ]
+        weights = generator.multinomial(images, shares, size=count).astype(np.float64)  # (r, N)
+        runs = [generator.integers(len(own), size=(count, len(own))) for own in (first, second)]
         if paired_runs:
             runs[1] = runs[0]
-        means = [
-            _mean_of_runs(method, weights, chosen, seen)
-            for method, chosen in zip((first, second), runs, strict=True)
-        ]
-        drawn.append(means[0] - means[1])
+        before = _mean_of_runs(first, weights, runs[0], seen)  # (r, 3)
+        drawn.append(before - _mean_of_runs(second, weights, runs[1], seen))
     differences = np.concatenate(drawn)  # (R, 3)
     whole = np.ones((1, images))
-    # each (3,)
-    points = [
-        _mean_of_runs(method, whole, np.arange(len(method))[None], seen)[0]
-        for method in (first, second)
+    points = [  # (3,) each
+        _mean_of_runs(own, whole, np.arange(len(own))[None], seen)[0] for own in (first, second)
     ]
     return tuple(
         _summarise(name, points[0][index], points[1][index], differences[:, index], level)
@@ -178,12 +154,9 @@ def compare_paired(
 def _mean_of_runs(
     method: Sequence[Tallies], weights: Floats, chosen: NDArray[np.int64], seen: NDArray[np.bool_]
 ) -> Floats:
-    """Figures (r, 3) with every image counted as often as `weights` (r, N) says, as means over the
-    `chosen` runs (r, M)."""
-    # (r, M, 3)
-    every = np.stack(
-        [figures(weights @ run.intersection, weights @ run.union, seen) for run in method], axis=1
-    )
+    """Return the mean metrics (r, 3) of the `chosen` runs (r, M) with image weights (r, N)."""
+    runs = [figures(weights @ run.intersection, weights @ run.union, seen) for run in method]
+    every = np.stack(runs, axis=1)  # (r, M, 3)
     mean: Floats = np.take_along_axis(every, chosen[..., None], axis=1).mean(axis=1)
     return mean
 
@@ -211,10 +184,8 @@ def _check(
         raise ValueError("each method needs at least one run")
     shapes = {run.union.shape for run in (*first, *second)}
     if len(shapes) > 1 or next(iter(shapes))[1] != len(seen):
-        raise ValueError(
-            f"runs must rest on the same images and classes, got {sorted(shapes)} and {len(seen)}"
-            " seen flags"
-        )
+        found = f"{sorted(shapes)} and {len(seen)} seen flags"
+        raise ValueError(f"runs must have the same images and classes, got {found}")
     if not next(iter(shapes))[0]:
         raise DataError("there are no images to compare on")
     if resamples < 1:
@@ -231,11 +202,10 @@ def collect_tallies(
     progress: Callable[[int, int], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[Tallies, Vocabulary]:
-    """Segment every image as `evaluate` does; returns the counts of each and the class names with
-    the split that holds.
+    """Segment images as `evaluate` does; return the counts of each, and the class names used.
 
-    Only two numbers a class and image are kept, so that large data sets fit into memory. `ranks`
-    are the processes that share the images; each returns all counts.
+    Two numbers per class and image are kept, so that large datasets fit into memory. `ranks` are
+    the processes that share the images; each returns all counts.
     """
     vocabulary, bound = bind_dataset(predictor, dataset, calibration, text)
     no_examples = ExampleImages(0)

@@ -1,10 +1,8 @@
-"""How S, U and hIoU depend on what is subtracted from the scores of seen classes, from one pass
-over labelled images.
+"""Measure S, U and hIoU for many calibrations in one pass over labelled images.
 
-Subtracting the same number from every seen class leaves the best seen and the best unseen class of
-a pixel what they are: two scores a pixel decide for every value. The value can be chosen without
-labels of unseen classes, by a model that was trained with a few of the seen classes hidden, which
-then play the unseen ones. Letters: C classes, H x W pixels.
+A calibration does not change the best seen and the best unseen class of a pixel, so two scores per
+pixel suffice for every value. It can be chosen without labels of unseen classes, by a model trained
+with some classes held out; they play the unseen ones. Letters: C classes, H x W pixels.
 """
 
 import math
@@ -53,20 +51,13 @@ class CalibrationSweep:
         """Index of the first value with the highest hIoU.
 
         Raises:
-            ValueError: no value has a hIoU, as no pixel is labelled with, or predicted as, a seen
-                or an unseen class.
+            ValueError: no value has a hIoU, as the seen or the unseen classes are absent.
         """
-        known = [
-            (-found.hiou, index)
-            for index, found in enumerate(self.scores)
-            if found.hiou is not None
-        ]
-        if not known:
-            raise DataError(
-                "there is no hIoU to choose by: seen or unseen classes are absent from these"
-                " images; give more of them"
-            )
-        return min(known)[1]
+        hious = [-1.0 if found.hiou is None else found.hiou for found in self.scores]
+        if max(hious) < 0:
+            text = "there is no hIoU to choose by: seen or unseen classes are absent from these"
+            raise DataError(f"{text} images; give more of them")
+        return hious.index(max(hious))
 
     @property
     def chosen(self) -> float | None:
@@ -75,27 +66,19 @@ class CalibrationSweep:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; full precision. `chosen` is null where no value has a hIoU."""
-        return {
-            "chosen": self.chosen,
-            "usual": self.usual,
-            "images": self.images,
-            "held_out": list(self.held_out),
-            "rows": [
-                {"calibration": value, **summarise(found)}
-                for value, found in zip(self.values, self.scores, strict=True)
-            ],
-        }
+        pairs = zip(self.values, self.scores, strict=True)
+        rows = [{"calibration": value, **summarise(found)} for value, found in pairs]
+        values = {name: getattr(self, name) for name in ("chosen", "usual", "images")}
+        return {**values, "held_out": list(self.held_out), "rows": rows}
 
 
 class HeldOut:
-    """A data set whose names are those that a model has seen and a few held-out ones; pixels of all
-    other classes do not count."""
+    """A dataset with only seen and held-out classes; pixels of other classes do not count."""
 
     def __init__(
         self, dataset: LabelledImages, seen: Sequence[str], held_out: Sequence[str]
     ) -> None:
-        """Keep the classes among `seen` and `held_out`, upper and lower case being the same; the
-        latter become the unseen ones."""
+        """Keep the classes in `seen` and, as unseen ones, in `held_out`; letter case is ignored."""
         whole = dataset.vocabulary
         hidden = {name.casefold() for name in held_out}
         wanted = hidden | {name.casefold() for name in seen}
@@ -127,57 +110,60 @@ def sweep_calibration(
     progress: Callable[[int, int], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> CalibrationSweep:
-    """The scores that `evaluate` gives with every one of many calibrations, from one pass.
+    """Return the scores of `evaluate` with each of many calibrations, from one pass.
 
-    They are those of separate evaluations up to the rounding of float32: only a pixel whose two
-    scores differ by a last digit could go the other way.
+    They equal those of separate evaluations up to rounding: a pixel whose two scores differ in the
+    last digit of float32 could get the other label.
 
     Args:
         predictor: the model.
         dataset: images, labels and class names with their split, as for `evaluate`.
         values: what is subtracted from the scores of seen classes, in any order.
         held_out: names among the model's own unseen classes that play the unseen ones. Its other
-            unseen classes neither compete nor count, so that labels of the held-out and of the seen
-            classes alone decide.
+            unseen classes neither compete nor count.
         text: text embeddings (C, D) of the data set's names to use instead of the text tower.
         progress: called with (done, total) after every image of this process.
         ranks: the processes that share the images; each returns the scores of all.
 
     Raises:
-        ValueError: values that are no numbers, names that cannot be held out, or class names that
-            are all seen, or none.
+        ValueError: non-finite values, names that cannot be held out, all or no class names seen.
     """
-    ordered = _check_values(values)
+    wrong = [value for value in values if not math.isfinite(value)]
+    if wrong or not values:
+        raise SettingError(f"calibration values must be numbers, got {wrong or 'none'}")
+    ordered = tuple(sorted(set(map(float, values))))
     usual = choose_calibration(predictor, dataset.vocabulary, None)
     if held_out:
         chosen = hold_out(predictor, dataset, held_out)
         dataset, text = chosen, None if text is None else text[chosen.kept]
     vocabulary, bound = bind_dataset(predictor, dataset, 0.0, text)
-    if bool(bound.seen.all()) or not bool(bound.seen.any()):
-        known = "all" if bool(bound.seen.all()) else "none"
+    if bool((bound.seen == bound.seen[0]).all()):
+        which = f"{'all' if bound.seen[0] else 'none'} of these class names"
         raise DataError(
-            f"{known} of these class names had masks in the model's training, so a calibration"
-            " changes nothing here"
+            f"{which} had masks in the model's training, so a calibration changes nothing here"
         )
     matrices = [ConfusionMatrix(len(vocabulary), predictor.device) for _ in ordered]
     for index in ranks.share(len(dataset), progress):
-        _count(predictor, bound, dataset.sample(index), ordered, matrices)
+        sample = dataset.sample(index)
+        known, other = predictor.best_rows(sample.image, bound, (bound.seen, ~bound.seen))
+        true = sample.labels.to(predictor.device)
+        for value, matrix in zip(ordered, matrices, strict=True):
+            labels = decide(known, other, bound, value)
+            # a background that is no class of the data set
+            matrix.update(labels.where(labels < matrix.classes, UNLABELLED), true)
     for matrix in matrices:
         matrix.counts = ranks.sum(matrix.counts)
-    found = tuple(
-        compute_metrics(matrix, vocabulary.names, vocabulary.seen_mask) for matrix in matrices
-    )
-    return CalibrationSweep(
-        ordered, found, len(dataset), usual, vocabulary.unseen if held_out else ()
-    )
+    names, seen = vocabulary.names, vocabulary.seen_mask
+    found = tuple(compute_metrics(matrix, names, seen) for matrix in matrices)
+    unseen = vocabulary.unseen if held_out else ()
+    return CalibrationSweep(ordered, found, len(dataset), usual, unseen)
 
 
 def hold_out(predictor: Predictor, dataset: LabelledImages, names: Sequence[str]) -> HeldOut:
-    """The data set in which `names` play the unseen classes.
+    """Return the dataset in which `names` play the unseen classes.
 
     Raises:
-        ValueError: a name that is no class of the data set, or whose masks the model was trained
-            with.
+        ValueError: a name is no class of the dataset, or the model was trained with its masks.
     """
     there = {name.casefold() for name in dataset.vocabulary.names}
     hidden = {name.casefold() for name in predictor.vocabulary.unseen}
@@ -185,23 +171,18 @@ def hold_out(predictor: Predictor, dataset: LabelledImages, names: Sequence[str]
     if missing:
         raise DataError(f"held-out names {missing} are no class names of this data set")
     if training_protocol(predictor.checkpoint) == "supervised":
-        raise DataError(
-            "this model was trained with masks of every class, so nothing can be held out; train"
-            " one with --data.unseen"
-        )
+        text = "this model was trained with masks of every class, so nothing can be held out"
+        raise DataError(f"{text}; train one with --data.unseen")
     learned = [name for name in names if name.casefold() not in hidden]
     if learned:
         wanted = ", ".join([*predictor.vocabulary.unseen, *learned])
-        raise DataError(
-            f"this model was trained without hiding {learned}; train another one for the choice,"
-            f' with --data.unseen "{wanted}"'
-        )
+        text = f"this model was trained without hiding {learned}; train another one for the choice,"
+        raise DataError(f'{text} with --data.unseen "{wanted}"')
     return HeldOut(dataset, predictor.vocabulary.seen, names)
 
 
 def decide(seen: LabelMap, other: LabelMap, bound: BoundClasses, value: float) -> Tensor:
-    """Labels (H, W) when `value` is subtracted from the best seen row of every pixel, and the
-    better of both rows wins.
+    """Return the labels (H, W) when `value` is subtracted from the scores of the best seen rows.
 
     Of equal scores the first row wins, as it does where all rows compete.
     """
@@ -211,30 +192,6 @@ def decide(seen: LabelMap, other: LabelMap, bound: BoundClasses, value: float) -
     if bound.labels is not None:
         labels = bound.labels.to(labels.device)[labels]
     if bound.threshold is not None:
-        labels = torch.where(
-            torch.where(ahead, lowered, other.scores) < bound.threshold, bound.below, labels
-        )
+        best = torch.where(ahead, lowered, other.scores)  # (H, W)
+        labels = torch.where(best < bound.threshold, bound.below, labels)
     return labels
-
-
-def _count(
-    predictor: Predictor,
-    bound: BoundClasses,
-    sample: Sample,
-    values: Sequence[float],
-    matrices: Sequence[ConfusionMatrix],
-) -> None:
-    """Add one image to the matrix of every value."""
-    seen, other = predictor.best_rows(sample.image, bound, (bound.seen, ~bound.seen))
-    true = sample.labels.to(predictor.device)
-    for value, matrix in zip(values, matrices, strict=True):
-        labels = decide(seen, other, bound, value)
-        # a background that is no class of the data set
-        matrix.update(labels.where(labels < matrix.classes, UNLABELLED), true)
-
-
-def _check_values(values: Sequence[float]) -> tuple[float, ...]:
-    wrong = [value for value in values if not math.isfinite(value)]
-    if wrong or not values:
-        raise SettingError(f"calibration values must be numbers, got {wrong or 'none'}")
-    return tuple(sorted(set(map(float, values))))

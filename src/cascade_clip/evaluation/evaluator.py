@@ -1,5 +1,4 @@
-"""Evaluation: the predictor over a labelled data set, to a report that states its assumptions
-(method section 8)."""
+"""Evaluate a predictor on a labelled dataset; the report states its assumptions (section 8)."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -57,8 +56,7 @@ class Report:
     calibration: float
     assumptions: tuple[str, ...]
     counts: NDArray[np.int64]
-    """Pixels of each true class (rows) by predicted class, (C, C + 1); the last column has no
-    prediction."""
+    """Pixels by true class (row) and predicted class, (C, C + 1); last column: no prediction."""
     colors: tuple[Color, ...]
     inference: dict[str, Any]
     """Settings of inference: window, stride, precision and the like, and the prompt templates."""
@@ -74,31 +72,25 @@ class Report:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """Those hashes that are known, by what they are of."""
-        found = {
-            "the data set": self.data_sha256,
-            "the checkpoint's weights": self.origin.checkpoint_sha256,
-            "CLIP": self.clip_sha256,
-        }
+        """The known hashes, by what they are of."""
+        weights = self.origin.checkpoint_sha256
+        found = {"the data set": self.data_sha256, "the checkpoint's weights": weights}
+        found["CLIP"] = self.clip_sha256
         return {label: value for label, value in found.items() if value}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; full precision."""
+        origin = self.origin
+        settings = None if origin.data is None else config_to_dict(origin.data)
+        weights = {"sha256": origin.checkpoint_sha256, "clip_sha256": self.clip_sha256}
         return {
             "images": self.images,
             "calibration": self.calibration,
             "assumptions": list(self.assumptions),
             "summary": summarise(self.scores),
             **self.scores.to_json(),
-            "checkpoint": {
-                "name": self.origin.checkpoint,
-                "sha256": self.origin.checkpoint_sha256,
-                "clip_sha256": self.clip_sha256,
-            },
-            "data": {
-                "settings": None if self.origin.data is None else config_to_dict(self.origin.data),
-                "sha256": self.data_sha256,
-            },
+            "checkpoint": {"name": origin.checkpoint, **weights},
+            "data": {"settings": settings, "sha256": self.data_sha256},
             "inference": self.inference,
             "worst": [record.to_json() for record in self.worst],
             "best": [record.to_json() for record in self.best],
@@ -107,8 +99,7 @@ class Report:
         }
 
     def save(self, path: Path) -> Path:
-        """Write the report as JSON, one row of the confusion matrix a line; under a temporary name
-        first."""
+        """Write the report as JSON, one row of the confusion matrix a line."""
         values = self.to_json()
         rows = ",\n".join(f"  {json.dumps(row)}" for row in values.pop("confusion"))
         text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
@@ -153,22 +144,18 @@ def read_evaluation(source: str | Path) -> StoredEvaluation:
     folder = find_checkpoint(source)
     stored = read_record(folder).get("evaluation")
     if not isinstance(stored, dict) or not isinstance(stored.get("summary"), dict):
-        raise DataError(
-            f"{source} stores no figures to verify: it was not evaluated after training (setting"
-            " `evaluation`)"
-        )
+        text = f"{source} stores no figures to verify: it was not evaluated after training"
+        raise DataError(f"{text} (setting `evaluation`)")
     where = f"the evaluation of {source}"
     data = stored.get("data")
-    config = (
-        config_from_dict(DataConfig, data, where)
-        if isinstance(data, dict)
-        else read_config(folder).evaluation
-    )
+    if isinstance(data, dict):
+        config: DataConfig | None = config_from_dict(DataConfig, data, where)
+    else:
+        config = read_config(folder).evaluation
     if config is None:
         raise DataError(f"{where} does not say on which data its figures rest")
-    return StoredEvaluation(
-        config, stored["summary"], stored.get("calibration"), str(stored.get("data_sha256", ""))
-    )
+    summary, digest = stored["summary"], str(stored.get("data_sha256", ""))
+    return StoredEvaluation(config, summary, stored.get("calibration"), digest)
 
 
 def training_protocol(checkpoint: Checkpoint) -> str:
@@ -177,8 +164,7 @@ def training_protocol(checkpoint: Checkpoint) -> str:
 
 
 def default_calibration(checkpoint: Checkpoint) -> float:
-    """What is subtracted from seen classes: the inference setting after inductive training, else
-    0."""
+    """Return the inference setting after inductive training, else 0."""
     inductive = training_protocol(checkpoint) == "inductive"
     return checkpoint.config.inference.calibration if inductive else 0.0
 
@@ -216,6 +202,7 @@ def evaluate(
     for records in ranks.gather(examples.records):
         examples.extend(records)
     found = compute_metrics(matrix, vocabulary.names, vocabulary.seen_mask)
+    templates = predictor.checkpoint.templates
     return Report(
         scores=found,
         images=len(dataset),
@@ -223,10 +210,7 @@ def evaluate(
         assumptions=_assumptions(found, bound, predictor, dataset),
         counts=matrix.counts.cpu().numpy(),
         colors=vocabulary.colors,
-        inference={
-            **config_to_dict(predictor.settings),
-            "templates": list(predictor.checkpoint.templates),
-        },
+        inference=config_to_dict(predictor.settings) | {"templates": list(templates)},
         data_sha256=hash_dataset(dataset),
         clip_sha256=predictor.checkpoint.clip_fingerprint,
         origin=origin,
@@ -264,22 +248,18 @@ def bind_dataset(
     trained = predictor.checkpoint.record.get("protocol") != "training-free"
     if not vocabulary.unseen and vocabulary.inherits_split and trained:
         held_out = _folded(predictor.vocabulary.unseen)
-        vocabulary = vocabulary.with_unseen(
-            name for name in vocabulary.names if name.casefold() in held_out
-        )
-    return vocabulary, predictor.bind(
-        vocabulary, choose_calibration(predictor, vocabulary, calibration), text
-    )
+        unseen = [name for name in vocabulary.names if name.casefold() in held_out]
+        vocabulary = vocabulary.with_unseen(unseen)
+    calibration = choose_calibration(predictor, vocabulary, calibration)
+    return vocabulary, predictor.bind(vocabulary, calibration, text)
 
 
 def choose_calibration(
     predictor: Predictor, vocabulary: Vocabulary, calibration: float | None
 ) -> float:
-    """What is subtracted from seen classes of a data set: the given number, else what the training
-    calls for on its own class names.
+    """Return the given calibration, else what the training calls for on its own class names.
 
-    It is 0 with other class names: across data sets the published figures count every class as
-    seen.
+    It is 0 for other class names: across datasets, the published metrics count all as seen.
     """
     if calibration is not None:
         return calibration
@@ -304,17 +284,13 @@ def _assumptions(
         f"{len(unseen)} of them count as unseen{': ' + _some(unseen) if unseen else ''}",
     ]
     if known:
-        lines.append(
-            f"{len(known)} of these unseen classes had masks in the model's own training:"
-            f" {_some(known)}"
-        )
+        text = "of these unseen classes had masks in the model's own training"
+        lines.append(f"{len(known)} {text}: {_some(known)}")
     if bound.background == "none":
         lines.append("no background policy: every pixel gets a class name")
     else:
-        lines.append(
-            f"background policy: {bound.background}; a labelled pixel that gets no class of the"
-            " data set is an error"
-        )
+        text = "a labelled pixel that gets no class of the data set is an error"
+        lines.append(f"background policy: {bound.background}; {text}")
     shift = f"{bound.calibration:g} subtracted from the scores of seen classes"
     if bound.calibration and not bound.seen.any():
         shift += ": of none, as the model was trained on none of these names"
@@ -334,9 +310,8 @@ def _describe_images(dataset: LabelledImages) -> str:
     if isinstance(dataset, SandboxScenes):
         return f"{count} scenes of the built-in world, seed {dataset.seed}"
     total = dataset.total if isinstance(dataset, LabelledFiles) else count
-    if count == total:
-        return f"all {count} images"
-    return f"the first {count} of {total} images, as a limit was set"
+    limited = f"the first {count} of {total} images, as a limit was set"
+    return f"all {count} images" if count == total else limited
 
 
 def _some(names: Sequence[str]) -> str:
@@ -345,21 +320,18 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _describe_inference(settings: InferenceConfig) -> str:
-    parts = ["images at their own size"]
-    if settings.resize:
-        parts = [f"short side resized to {settings.window} pixels"]
+    resized = f"short side resized to {settings.window} pixels"
+    parts = [resized if settings.resize else "images at their own size"]
     parts.append(f"windows of {settings.window} pixels every {settings.stride}")
     if settings.combine != "sum":
         parts.append(f"stages combined by {settings.combine}")
     if settings.upsampler != "bilinear":
-        parts.append(
-            f"{settings.upsampler} upsampling (radius {settings.guide_radius}, epsilon"
-            f" {settings.guide_epsilon:g})"
-        )
+        guide = f"radius {settings.guide_radius}, epsilon {settings.guide_epsilon:g}"
+        parts.append(f"{settings.upsampler} upsampling ({guide})")
     views = [f"scales {', '.join(f'{scale:g}' for scale in settings.scales)}"]
     views = ([] if settings.scales == (1.0,) else views) + ["mirrored too"] * settings.flip
-    augmentation = f"test-time augmentation: {', '.join(views)}"
+    augmentation = f": {', '.join(views)}" if views else ""
     return (
         f"{', '.join(parts)}, {settings.precision};"
-        f" {augmentation if views else 'no test-time augmentation'}"
+        f" {'' if views else 'no '}test-time augmentation{augmentation}"
     )

@@ -1,7 +1,6 @@
-"""The worst and the best images of an evaluation; only so many are held, whatever the number of
-images.
+"""The worst and the best images of an evaluation, a limited number of them.
 
-Letters: C classes, H x W pixels of an image, h x w of its reduced picture.
+Letters: C classes, H x W pixels of an image, h x w of its reduced copy.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from cascade_clip.data import Sample
+from cascade_clip.errors import SettingError
 from cascade_clip.evaluation.metrics import ConfusionMatrix, count_pixels, mean_iou
 
 LONGEST_SIDE = 384
@@ -42,8 +42,7 @@ def image_metrics(matrix: ConfusionMatrix) -> ImageMetrics | None:
 
 @dataclass(frozen=True, eq=False)
 class ImageRecord:
-    """One image with its figures, reduced so that its longer side has at most `LONGEST_SIDE`
-    pixels."""
+    """One image with its metrics, reduced to at most `LONGEST_SIDE` pixels on its longer side."""
 
     index: int
     """Its place in the data set."""
@@ -60,29 +59,23 @@ class ImageRecord:
         height, width = sample.labels.shape
         scale = min(1.0, LONGEST_SIDE / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        picture = Image.fromarray(sample.image.permute(1, 2, 0).cpu().numpy()).resize(
-            size, Image.Resampling.BILINEAR
-        )
+        whole = Image.fromarray(sample.image.permute(1, 2, 0).cpu().numpy())
+        image = np.asarray(whole.resize(size, Image.Resampling.BILINEAR))
         truth, prediction = (_reduce(values, size) for values in (sample.labels, labels))
-        return cls(index, sample.path.name, *figures, np.asarray(picture), truth, prediction)
+        return cls(index, sample.path.name, *figures, image, truth, prediction)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without the picture."""
-        return {
-            "index": self.index,
-            "name": self.name,
-            "miou": self.miou,
-            "pixel_accuracy": self.pixel_accuracy,
-        }
+        names = ("index", "name", "miou", "pixel_accuracy")
+        return {name: getattr(self, name) for name in names}
 
 
 class ExampleImages:
-    """At most `keep` worst and `keep` best images; of two images with one mIoU the earlier one
-    counts as the worse."""
+    """At most `keep` worst and `keep` best images; of equal mIoUs the earlier one is worse."""
 
     def __init__(self, keep: int) -> None:
         if keep < 0:
-            raise ValueError(f"the number of worst and best images must be 0 or more, got {keep}")
+            raise SettingError(f"the number of worst and best images must be 0 or more, got {keep}")
         self.keep = keep
         """Most images of each kind."""
         self._worst: list[ImageRecord] = []
@@ -94,17 +87,15 @@ class ExampleImages:
             return True
         if not self.keep:
             return False
-        return (miou, index) < _worst_first(self._worst[-1]) or (-miou, -index) < _best_first(
-            self._best[-1]
-        )
+        place = (miou, index)
+        return place < _place(self._worst[-1]) or place > _place(self._best[-1])
 
     def add(self, record: ImageRecord) -> None:
-        """Take an image in, and put out those that it beats; one that is here already is not taken
-        twice."""
+        """Add an image, unless it is here already, and drop those that it beats."""
         if any(record.index == other.index for other in self.records):
             return
-        self._worst = sorted([*self._worst, record], key=_worst_first)[: self.keep]
-        self._best = sorted([*self._best, record], key=_best_first)[: self.keep]
+        self._worst = sorted([*self._worst, record], key=_place)[: self.keep]
+        self._best = sorted([*self._best, record], key=_place, reverse=True)[: self.keep]
 
     def extend(self, records: Iterable[ImageRecord]) -> None:
         """Take in the images of another process."""
@@ -114,15 +105,12 @@ class ExampleImages:
     @property
     def records(self) -> list[ImageRecord]:
         """Every image that is held, once."""
-        return [
-            *self._worst,
-            *(record for record in self._best if all(record is not other for other in self._worst)),
-        ]
+        worst = {record.index for record in self._worst}
+        return [*self._worst, *(record for record in self._best if record.index not in worst)]
 
     @property
     def worst(self) -> tuple[ImageRecord, ...]:
-        """The lowest mIoU, lowest first; half of the images where there are fewer than twice
-        `keep`."""
+        """The lowest mIoU, lowest first; half of the images if fewer than twice `keep`."""
         return tuple(self._worst[: (len(self.records) + 1) // 2])
 
     @property
@@ -131,12 +119,8 @@ class ExampleImages:
         return tuple(self._best[: len(self.records) // 2])
 
 
-def _worst_first(record: ImageRecord) -> tuple[float, int]:
+def _place(record: ImageRecord) -> tuple[float, int]:
     return record.miou, record.index
-
-
-def _best_first(record: ImageRecord) -> tuple[float, int]:
-    return -record.miou, -record.index
 
 
 def _reduce(labels: Tensor, size: tuple[int, int]) -> NDArray[np.int16]:

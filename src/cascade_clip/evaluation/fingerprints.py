@@ -1,5 +1,4 @@
-"""What figures rest on, as hashes: the weights of a checkpoint, and the files and class list of a
-data set."""
+"""Hashes of what is evaluated: weights of a checkpoint, files and class list of a dataset."""
 
 import hashlib
 import json
@@ -25,13 +24,11 @@ def hash_checkpoint(source: str | Path) -> str:
 
 
 def hash_dataset(dataset: LabelledImages) -> str:
-    """SHA-256 of what a data set consists of: names and sizes of its files, not their bytes, and
-    what mask values mean.
+    """Return the SHA-256 of names and sizes of a dataset's files and of what mask values mean.
 
     Names are relative to the folder that holds all images (or masks), so a copy elsewhere has the
-    same hash; the order of files has no effect, the order of classes has. Scenes of the built-in
-    world are described by their seed, number, size and drawing. Empty for data sets of another
-    kind. The seen and unseen split is not part of it.
+    same hash; the order of classes matters, that of files does not. Built-in scenes are described
+    by seed, number, size and drawing. "" for other kinds of dataset. The split is not part of it.
     """
     if isinstance(dataset, SandboxScenes):
         content: Any = ["scenes", SCENES_VERSION, dataset.seed, dataset.count, dataset.scene.size]
@@ -51,8 +48,7 @@ def _entries(paths: Sequence[Path]) -> list[tuple[str, int]]:
 
 
 def _meaning(vocabulary: Vocabulary) -> list[Any]:
-    """Names in label order, the raw mask values that stand for them, and the colours where there is
-    such a table."""
+    """Return class names, the mask values that mean them, and mask colours where there are any."""
     found: list[Any] = [list(vocabulary.names), list(map(list, vocabulary.raw_values or ()))]
     found.append(vocabulary.ignore)
     if vocabulary.mask_colors is not None:

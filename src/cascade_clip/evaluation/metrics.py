@@ -1,5 +1,4 @@
-"""Metrics of label maps: one confusion matrix over a whole dataset, and what is read off it (method
-section 8).
+"""Metrics of label maps, from one confusion matrix of a whole dataset (method section 8).
 
 Letters: C classes; a row of the matrix is a true class, a column a predicted one.
 """
@@ -20,6 +19,7 @@ from torch import Tensor
 from cascade_clip.vocabulary import IGNORED
 
 Floats = NDArray[np.float64]
+Labels = Tensor | NDArray[Any]
 
 
 class ConfusionMatrix:
@@ -34,8 +34,7 @@ class ConfusionMatrix:
             raise ValueError(f"a confusion matrix needs at least 1 class, got {classes}")
         self.classes = classes
         self.counts = torch.zeros(classes, classes + 1, dtype=torch.int64, device=device)
-        """(C, C + 1); the last column counts labelled pixels without a prediction. Summing it over
-        ranks merges them."""
+        """(C, C + 1); the last column counts labelled pixels without a prediction."""
 
     @property
     def matrix(self) -> Tensor:
@@ -47,12 +46,7 @@ class ConfusionMatrix:
         """Labelled pixels of each true class without a prediction, (C,)."""
         return self.counts[:, -1]
 
-    def update(
-        self,
-        prediction: Tensor | NDArray[Any],
-        target: Tensor | NDArray[Any],
-        ignore: int = IGNORED,
-    ) -> None:
+    def update(self, prediction: Labels, target: Labels, ignore: int = IGNORED) -> None:
         """Count one image.
 
         Args:
@@ -63,16 +57,11 @@ class ConfusionMatrix:
         Raises:
             ValueError: the shapes differ, or a value is no class.
         """
-        device = self.counts.device
-        predicted, true = (
-            _as_labels(prediction, "prediction", device),
-            _as_labels(target, "target", device),
-        )
+        predicted = _as_labels(prediction, "prediction", self.counts.device)
+        true = _as_labels(target, "target", self.counts.device)
         if predicted.shape != true.shape:
-            raise ValueError(
-                f"prediction and target must have one shape, got {tuple(predicted.shape)} and"
-                f" {tuple(true.shape)}"
-            )
+            shapes = f"{tuple(predicted.shape)} and {tuple(true.shape)}"
+            raise ValueError(f"prediction and target must have one shape, got {shapes}")
         kept = (true != IGNORED) & (true != ignore)
         predicted, true = predicted[kept], true[kept]  # (P,), the labelled pixels
         self._check(true, 0, "target", f"{IGNORED} or ignore={ignore} where there is no label")
@@ -85,10 +74,8 @@ class ConfusionMatrix:
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         """The matrix of both sets of pixels, on the device of the first."""
         if other.classes != self.classes:
-            raise ValueError(
-                f"cannot add matrices of {self.classes} and {other.classes} classes; they must come"
-                " from one class list"
-            )
+            text = f"cannot add matrices of {self.classes} and {other.classes} classes"
+            raise ValueError(f"{text}; they must come from one class list")
         merged = ConfusionMatrix(self.classes, self.counts.device)
         merged.counts = self.counts + other.counts.to(self.counts.device)
         return merged
@@ -103,7 +90,7 @@ class ConfusionMatrix:
             )
 
 
-def _as_labels(values: Tensor | NDArray[Any], name: str, device: torch.device) -> Tensor:
+def _as_labels(values: Labels, name: str, device: torch.device) -> Tensor:
     if isinstance(values, Tensor):
         labels = values
     else:  # torch does not calculate with unsigned numbers; what is not whole is refused below
@@ -139,25 +126,19 @@ class Metrics:
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.seen) == len(self.iou) == len(self.accuracy):
-            raise ValueError(
-                f"{len(self.names)} names need as many entries, got {len(self.seen)},"
-                f" {len(self.iou)}, {len(self.accuracy)}"
-            )
+            found = f"{len(self.seen)}, {len(self.iou)}, {len(self.accuracy)}"
+            raise ValueError(f"{len(self.names)} names need as many entries, got {found}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file; what cannot be computed is null."""
-        rows = zip(self.names, self.seen, self.iou, self.accuracy, strict=True)
+        shares = (map(none_if_nan, values) for values in (self.iou, self.accuracy))
+        rows = zip(self.names, self.seen, *shares, strict=True)
         means = ("miou", "seen_miou", "unseen_miou", "hiou", "pixel_accuracy", "mean_accuracy")
         return {
             **{name: getattr(self, name) for name in means},
             "absent": list(self.absent),
             "classes": [
-                {
-                    "name": name,
-                    "seen": seen,
-                    "iou": none_if_nan(iou),
-                    "accuracy": none_if_nan(accuracy),
-                }
+                {"name": name, "seen": seen, "iou": iou, "accuracy": accuracy}
                 for name, seen, iou, accuracy in rows
             ],
         }
@@ -175,10 +156,8 @@ def compute_metrics(
     """
     seen = tuple(bool(flag) for flag in seen_mask)
     if not len(names) == len(seen) == confusion.classes:
-        raise ValueError(
-            f"{len(names)} names and {len(seen)} seen flags do not fit a matrix of"
-            f" {confusion.classes} classes"
-        )
+        found = f"{len(names)} names and {len(seen)} seen flags"
+        raise ValueError(f"{found} do not fit a matrix of {confusion.classes} classes")
     right, labelled, union = count_pixels(confusion.counts.cpu().numpy())  # each (C,)
     iou, accuracy = divide_counts(right, union), divide_counts(right, labelled)
     flags = np.array(seen)
@@ -202,9 +181,8 @@ def compute_metrics(
 def count_pixels(
     counts: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return for each class, (..., C), the pixels that are right (the intersection), that are
-    labelled, and that are labelled or predicted as it (the union), from the counts (..., C, C + 1)
-    of a confusion matrix."""
+    """Return the pixels of each class that are right (the intersection), that are labelled, and
+    that are labelled or predicted (the union), each (..., C), from counts (..., C, C + 1)."""
     right = np.diagonal(counts, axis1=-2, axis2=-1)
     labelled = counts.sum(axis=-1)
     return right, labelled, labelled + counts[..., :-1].sum(axis=-2) - right
@@ -225,8 +203,7 @@ def mean_over_present(values: Floats, axis: int = -1) -> Floats:
 
 
 def mean_iou(intersection: NDArray[Any], union: NDArray[Any], axis: int = -1) -> Floats:
-    """Return the mean IoU over classes; those with an empty union are left out, and a mean over
-    none is NaN."""
+    """Return the mean IoU over the classes whose union is not empty; NaN without any."""
     return mean_over_present(divide_counts(intersection, union), axis)
 
 

@@ -1,5 +1,4 @@
-"""Several processes that share one evaluation, each with a part of the images; torchrun says which
-is which."""
+"""Several processes, started by torchrun, that share the images of one evaluation."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -32,8 +31,8 @@ class Ranks:
     def share(
         self, length: int, progress: Callable[[int, int], None] | None = None
     ) -> Iterator[int]:
-        """Yield the indices below `length` that are this process's: every world-th, so that no part
-        is all easy images. After each, `progress` is called with (done, total)."""
+        """Yield every world-th index below `length`, so that no process gets all easy images; after
+        each, `progress` is called with (done, total)."""
         own = range(self.rank, length, self.world)
         for done, index in enumerate(own, 1):
             yield index
@@ -60,10 +59,9 @@ class Ranks:
 
 @contextmanager
 def join_ranks() -> Iterator[Ranks]:
-    """Join the processes that torchrun started together (its RANK, WORLD_SIZE and LOCAL_RANK);
-    without it, one process alone.
+    """Join the processes that torchrun started (RANK, WORLD_SIZE and LOCAL_RANK), if it did.
 
-    Every process takes the CUDA device of its local number, where there are any.
+    Each process takes the CUDA device of its local number, if there are any.
 
     Raises:
         ValueError: variables that are missing or no numbers.
@@ -87,7 +85,5 @@ def _read(name: str, default: int | None = None) -> int:
     try:
         return int(text)
     except ValueError:
-        raise SettingError(
-            f"the environment variable {name} must be a whole number, got {text!r}; start with"
-            " torchrun"
-        ) from None
+        message = f"the environment variable {name} must be a whole number, got {text!r}"
+        raise SettingError(f"{message}; start with torchrun") from None

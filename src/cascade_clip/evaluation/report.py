@@ -45,20 +45,15 @@ def write_report(report: Report, folder: Path, comparison: Comparison | None = N
 def largest_confusions(
     counts: NDArray[np.int64], names: Sequence[str], count: int = 10
 ) -> list[Confusion]:
-    """The largest shares of one class's pixels that were called another class, or left without one.
+    """Return the `count` largest shares of a class's pixels that were predicted as another or none.
 
-    Args:
-        counts: pixels of each true class (rows) by predicted class, (C, C + 1); the last column has
-            no prediction.
-        names: of the classes.
-        count: at most so many.
+    `counts` are those of a `Report`, (C, C + 1).
     """
     labelled = counts.sum(axis=1, keepdims=True)  # (C, 1)
     shares = counts / np.maximum(labelled, 1)  # (C, C + 1)
     np.fill_diagonal(shares, 0)
     order = np.argsort(-shares, axis=None, kind="stable")[:count]
-    columns = [*names, NO_CLASS]
-    places = [divmod(int(place), shares.shape[1]) for place in order]
+    columns, places = [*names, NO_CLASS], [divmod(int(place), len(names) + 1) for place in order]
     return [
         Confusion(names[row], columns[column], float(shares[row, column]), int(counts[row, column]))
         for row, column in places
@@ -67,8 +62,7 @@ def largest_confusions(
 
 
 def draw_confusion(report: Report) -> Figure:
-    """Draw every row of the matrix divided by its sum: where the pixels of a true class went.
-    Absent classes are left out."""
+    """Draw the rows of the confusion matrix, divided by their sums, without absent classes."""
     scores, counts = report.scores, report.counts
     area = counts.sum(axis=1) + counts[:, :-1].sum(axis=0)  # (C,)
     kept = np.sort(np.argsort(-area, kind="stable")[:MOST_CLASSES])
@@ -82,12 +76,8 @@ def draw_confusion(report: Report) -> Figure:
     figure = Figure(figsize=(side + 0.7, side), layout="constrained")
     axis = figure.subplots()
     drawn = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axis.set_xticks(
-        range(len(columns)),
-        names + [NO_CLASS] * (len(columns) - len(names)),
-        rotation=90,
-        fontsize=font,
-    )
+    below = names + [NO_CLASS] * (len(columns) - len(names))
+    axis.set_xticks(range(len(columns)), below, rotation=90, fontsize=font)
     axis.set_yticks(range(len(names)), names, fontsize=font)
     axis.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     axis.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
@@ -106,15 +96,13 @@ def draw_confusion(report: Report) -> Figure:
 def build_page(report: Report, comparison: Comparison | None = None) -> str:
     """Build the HTML of a report."""
     scores, counted = report.scores, bool(report.counts.any())
+    hashes = [f"SHA-256 of {label}: {value}" for label, value in report.hashes.items()]
     return render(
         "evaluation/templates/report.html",
         title=f"Evaluation of {report.origin.checkpoint or 'a model'}",
         lead=f"{report.images} images, {len(scores.names)} classes. Figures in percent.",
         cards=summary_cards(summarise(report.scores)),
-        assumptions=[
-            *report.assumptions,
-            *(f"SHA-256 of {label}: {value}" for label, value in report.hashes.items()),
-        ],
+        assumptions=[*report.assumptions, *hashes],
         comparison=comparison,
         classes=list(zip(scores.names, scores.seen, scores.iou, scores.accuracy, strict=True)),
         matrix=embed_figure(draw_confusion(report)) if counted else "",
@@ -129,8 +117,7 @@ def build_page(report: Report, comparison: Comparison | None = None) -> str:
 
 
 def _example(record: ImageRecord, report: Report) -> dict[str, Any]:
-    """One image with its labels and the prediction, and the colours of the classes in them: those
-    of the labels first, then what is wrongly predicted."""
+    """Describe an image: its views, and name and colour of true and wrongly predicted classes."""
     factor = max(1, LONGEST_SIDE // max(record.truth.shape))
     image = Image.fromarray(record.image)
     image = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
@@ -140,28 +127,20 @@ def _example(record: ImageRecord, report: Report) -> dict[str, Any]:
         found = Segmentation(enlarged, report.scores.names, report.colors)
         return found.overlay(image, 0.7, legend=False)
 
-    def swatches(indices: Sequence[int]) -> list[tuple[str, str]]:
-        return [
-            (
-                "#{:02x}{:02x}{:02x}".format(*report.colors[index]),
-                report.scores.names[index] + ("" if report.scores.seen[index] else " *"),
-            )
-            for index in indices
-        ]
+    def swatch(index: int) -> tuple[str, str]:
+        name = report.scores.names[index] + ("" if report.scores.seen[index] else " *")
+        return "#{:02x}{:02x}{:02x}".format(*report.colors[index]), name
 
-    true = _by_area(record.truth)
-    views = {
-        "image": image,
-        "labels": overlay(record.truth),
-        "prediction": overlay(record.prediction),
-    }
+    true, predicted = _by_area(record.truth), _by_area(record.prediction)
+    labels, prediction = overlay(record.truth), overlay(record.prediction)
+    views = {"image": image, "labels": labels, "prediction": prediction}
     return {
         "name": record.name,
         "miou": record.miou,
         "pixel_accuracy": record.pixel_accuracy,
         "views": [(kind, embed_image(view)) for kind, view in views.items()],
-        "true": swatches(true),
-        "wrong": swatches([index for index in _by_area(record.prediction) if index not in true]),
+        "true": [swatch(index) for index in true],
+        "wrong": [swatch(index) for index in predicted if index not in true],
     }
 
 

@@ -42,10 +42,8 @@ class Comparison:
 
 def compare_figures(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[Row, ...]:
     """The figures of two summaries (see `evaluate.summarise`) side by side."""
-    return tuple(
-        Row(metric.label, first.get(metric.key), second.get(metric.key))
-        for metric in SUMMARY_METRICS
-    )
+    keys = [(metric.label, metric.key) for metric in SUMMARY_METRICS]
+    return tuple(Row(label, first.get(key), second.get(key)) for label, key in keys)
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -55,41 +53,30 @@ def read_report(path: Path) -> dict[str, Any]:
         FileNotFoundError, ValueError: no such file, or no report of this program.
     """
     if not path.is_file():
-        raise MissingFileError(
-            f"no report {path}; `cascade-clip evaluate CHECKPOINT --out FOLDER` writes one"
-        )
+        command = "cascade-clip evaluate CHECKPOINT --out FOLDER"
+        raise MissingFileError(f"no report {path}; `{command}` writes one")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
+    text = f"{path} is not a report of this version"
     if not isinstance(values, dict) or not _CHECKS.keys() <= values.keys():
-        raise DataError(
-            f"{path} is not a report of this version: {sorted(_CHECKS)} expected; make it again"
-            " with `cascade-clip evaluate`"
-        )
+        raise DataError(f"{text}: {sorted(_CHECKS)} expected; evaluate again")
     wrong = [name for name, fits in _CHECKS.items() if not fits(values[name])]
     if wrong:
-        raise DataError(
-            f"{path} is not a report of this version: {', '.join(wrong)} hold other values; make it"
-            " again"
-        )
+        raise DataError(f"{text}: {', '.join(wrong)} hold other values; evaluate again")
     return values
 
 
 def _is_summary(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        _is_number(value.get(metric.key)) for metric in SUMMARY_METRICS
-    )
+    keys = [metric.key for metric in SUMMARY_METRICS]
+    return isinstance(value, dict) and all(_is_number(value.get(key)) for key in keys)
 
 
-def _are_classes(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(entry, dict)
-        and isinstance(entry.get("name"), str)
-        and isinstance(entry.get("seen"), bool)
-        and _is_number(entry.get("iou", ""))
-        for entry in value
-    )
+def _is_class(entry: object) -> bool:
+    if not isinstance(entry, dict) or not _is_number(entry.get("iou", "")):
+        return False
+    return isinstance(entry.get("name"), str) and isinstance(entry.get("seen"), bool)
 
 
 def _is_number(value: object) -> bool:
@@ -100,7 +87,7 @@ def _is_number(value: object) -> bool:
 _CHECKS: dict[str, Callable[[object], bool]] = {
     "images": lambda value: type(value) is int,
     "summary": _is_summary,
-    "classes": _are_classes,
+    "classes": lambda value: isinstance(value, list) and all(map(_is_class, value)),
     "data": lambda value: isinstance(value, dict),
     "checkpoint": lambda value: isinstance(value, dict),
 }
@@ -116,8 +103,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], count: int = 10
         count: at most so many classes.
 
     Raises:
-        ValueError: they rest on different images, class lists or splits, so that their figures
-            cannot be compared.
+        ValueError: their images, class lists or splits differ.
     """
     titles = _titles(first, second)
     check_same_data(first, second["images"], str(second["data"].get("sha256", "")), titles[1])
@@ -128,50 +114,40 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], count: int = 10
     ]
     changed = [row for row in rows if row.difference]
     changed.sort(key=lambda row: -abs(row.difference or 0.0))
-    return Comparison(
-        titles, compare_figures(first["summary"], second["summary"]), tuple(changed[:count])
-    )
+    figures = compare_figures(first["summary"], second["summary"])
+    return Comparison(titles, figures, tuple(changed[:count]))
 
 
 def check_same_data(
     report: Mapping[str, Any], images: int, sha256: str, title: str = "now"
 ) -> None:
-    """Refuse a report whose images or class list are not those of a data set with this number of
-    images and this hash.
+    """Refuse a report whose dataset has another number of images or another hash.
 
     Raises:
         ValueError: they differ; both are named.
     """
-    stored = str(report["data"].get("sha256", ""))
+    name, stored = report["checkpoint"].get("name"), str(report["data"].get("sha256", ""))
     if stored == sha256 and report["images"] == images:
         return
-    parts = [
-        f"{name}: {number} images, data-set hash {digest[:12] or 'unknown'}"
-        for name, number, digest in (
-            (report["checkpoint"].get("name") or "unnamed", report["images"], stored),
-            (title, images, sha256),
-        )
-    ]
-    raise DataError(
-        f"the reports rest on different data and cannot be compared ({'; '.join(parts)}); evaluate"
-        " both on the same images"
+    sides = ((name or "unnamed", report["images"], stored), (title, images, sha256))
+    found = "; ".join(
+        f"{side}: {number} images, data-set hash {digest[:12] or 'unknown'}"
+        for side, number, digest in sides
     )
+    text = f"the reports rest on different data and cannot be compared ({found})"
+    raise DataError(f"{text}; evaluate both on the same images")
 
 
 def _check_same_split(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
     names = [[entry["name"] for entry in values["classes"]] for values in (first, second)]
     if names[0] != names[1]:
-        raise DataError(
-            f"the reports list other classes ({len(names[0])} and {len(names[1])}) and cannot be"
-            " compared; make them again"
-        )
+        text = f"the reports list other classes ({len(names[0])} and {len(names[1])})"
+        raise DataError(f"{text} and cannot be compared; make them again")
     pairs = zip(first["classes"], second["classes"], strict=True)
     differing = [before["name"] for before, after in pairs if before["seen"] is not after["seen"]]
     if differing:
-        raise DataError(
-            "the reports count other classes as unseen and cannot be compared"
-            f" ({', '.join(differing[:5])}); set --unseen for both"
-        )
+        text = "the reports count other classes as unseen and cannot be compared"
+        raise DataError(f"{text} ({', '.join(differing[:5])}); set --unseen for both")
 
 
 def _titles(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, str]:

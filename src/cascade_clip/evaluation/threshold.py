@@ -53,12 +53,10 @@ def choose_threshold(
 
     Args:
         predictor: the model.
-        dataset: images with labels; one class is named `background`, or `ignored_is_background` is
-            set.
+        dataset: images with labels; one class is `background` unless `ignored_is_background`.
         calibration: subtracted from the scores of seen names, as in the later use.
         text: embeddings (C, D) of the data set's class names, to use instead of the text tower.
-        ignored_is_background: pixels without a label are none of the classes (in VOC, say) rather
-            than unknown.
+        ignored_is_background: pixels without a label are background (as in VOC), not unknown.
         progress: called with (done, total) after every image.
 
     Raises:
@@ -69,9 +67,8 @@ def choose_threshold(
     if BACKGROUND not in names:
         if not ignored_is_background:
             raise DataError(
-                f"no class of this data set is named {BACKGROUND!r}, so nothing says which pixels"
-                " are none of the others; name it in the class list, or say that pixels without a"
-                " label are (--ignored-is-background)"
+                f"no class of this data set is named {BACKGROUND!r}; name it in the class list, or"
+                " say that pixels without a label are background (--ignored-is-background)"
             )
         vocabulary = _with_background(vocabulary)
         names.append(BACKGROUND)
@@ -89,21 +86,13 @@ def choose_threshold(
             labels = torch.where(labels == IGNORED, place, labels)
         counts += count_scores(labels, found.labels.cpu(), found.scores.cpu(), len(names))
     mious = mious_by_threshold(counts.numpy(), place)
-    thresholds, best = np.arange(STEPS) / STEPS, int(mious.argmax())
-    return ThresholdChoice(
-        float(thresholds[best]),
-        float(mious[best]),
-        float(mious[0]),
-        thresholds,
-        mious,
-        len(dataset),
-        bound.calibration,
-    )
+    levels, best = np.arange(STEPS) / STEPS, int(mious.argmax())
+    chosen = float(levels[best]), float(mious[best]), float(mious[0])
+    return ThresholdChoice(*chosen, levels, mious, len(dataset), bound.calibration)
 
 
 def count_scores(labels: Tensor, winners: Tensor, scores: Tensor, classes: int) -> Tensor:
-    """Labelled pixels by true class, winning class and bin of the winner's score: (C, C, K). All
-    inputs (H, W)."""
+    """Count labelled pixels (H, W) by true class, best class and bin of its score: (C, C, K)."""
     kept = labels != IGNORED
     bins = (scores[kept] * STEPS).floor().long().clamp(0, STEPS - 1)
     cells = (labels[kept] * classes + winners[kept]) * STEPS + bins
@@ -111,8 +100,7 @@ def count_scores(labels: Tensor, winners: Tensor, scores: Tensor, classes: int) 
 
 
 def mious_by_threshold(counts: NDArray[np.int64], background: int) -> NDArray[np.float64]:
-    """mIoU (K,) when winners with a score below each threshold become background, from counts (C,
-    C, K).
+    """Return the mIoU (K,) with lower scores as background, from counts (C, C, K).
 
     A class absent from both labels and predictions is left out of the mean.
     """

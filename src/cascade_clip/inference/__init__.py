@@ -36,32 +36,15 @@ if TYPE_CHECKING:
     from cascade_clip.inference.training_free import PREFIX, parse_clip
     from cascade_clip.inference.windows import cut_windows, list_windows
 
+_PLACES = {
+    "class_binding": "BACKGROUND BoundClasses SCENERY SCENERY_WORD Words without_none",
+    "image_batch": "Done Source find_sources request_fingerprint segment_sources write_coco",
+    "predictor": "LabelMap Picture Predictor",
+    "ray_batch": "Recipe require_ray segment_on_cluster",
+    "ray_manifest": "FOLDER read_manifest",
+    "training_free": "PREFIX parse_clip",
+    "windows": "cut_windows list_windows",
+}
 __getattr__ = lazy_names(
-    __name__,
-    {
-        "BACKGROUND": "class_binding",
-        "BoundClasses": "class_binding",
-        "Done": "image_batch",
-        "FOLDER": "ray_manifest",
-        "LabelMap": "predictor",
-        "PREFIX": "training_free",
-        "Picture": "predictor",
-        "Predictor": "predictor",
-        "Recipe": "ray_batch",
-        "SCENERY": "class_binding",
-        "SCENERY_WORD": "class_binding",
-        "Source": "image_batch",
-        "Words": "class_binding",
-        "cut_windows": "windows",
-        "find_sources": "image_batch",
-        "list_windows": "windows",
-        "parse_clip": "training_free",
-        "read_manifest": "ray_manifest",
-        "request_fingerprint": "image_batch",
-        "require_ray": "ray_batch",
-        "segment_on_cluster": "ray_batch",
-        "segment_sources": "image_batch",
-        "without_none": "class_binding",
-        "write_coco": "image_batch",
-    },
+    __name__, {name: module for module, names in _PLACES.items() for name in names.split()}
 )

@@ -1,5 +1,4 @@
-"""What the pixels of one call are compared with: class names, their text embeddings, and what
-counts as none of them.
+"""Class names bound to a model for one call, with their text embeddings and a background policy.
 
 Letters: C classes, R rows that compete (class names and background words), D joint width.
 """
@@ -47,14 +46,11 @@ class BackgroundPolicy:
     words: Vocabulary | None = None
     """Background words: they compete with the class names and all mean `background`."""
     threshold: float | None = None
-    """Pixels whose best score is lower are `background` if that is a class name, else
-    unlabelled."""
+    """Pixels with a lower best score are unlabelled, or `background` if that is a class name."""
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not -1 <= self.threshold <= 1:
-            raise SettingError(
-                f"the threshold is compared with scores in 0..1, got {self.threshold}"
-            )
+            raise SettingError(f"the threshold applies to scores in 0..1, got {self.threshold}")
 
     @classmethod
     def parse(
@@ -76,9 +72,8 @@ class BackgroundPolicy:
         if words == SCENERY_WORD:
             return cls(load_words(SCENERY), level)
         if difflib.get_close_matches(words.strip().casefold(), [SCENERY_WORD], cutoff=0.8):
-            _logger.warning(
-                "%r is taken as a background word; did you mean %s?", words.strip(), SCENERY_WORD
-            )
+            text = "%r is taken as a background word; did you mean %s?"
+            _logger.warning(text, words.strip(), SCENERY_WORD)
         return cls(load_words(words), level)
 
     def words_besides(self, names: Sequence[str]) -> Vocabulary | None:
@@ -88,10 +83,8 @@ class BackgroundPolicy:
         known = {name.casefold() for name in names if name.casefold() != BACKGROUND}
         both = [name for name in self.words.names if name.casefold() in known]
         if both and self.words.names != load_words(SCENERY).names:
-            _logger.warning(
-                "given as background words, but class names already, which they stay: %s",
-                ", ".join(both),
-            )
+            text = "given as background words, but class names already, which they stay: %s"
+            _logger.warning(text, ", ".join(both))
         kept = [index for index, name in enumerate(self.words.names) if name not in both]
         return self.words.take(kept) if kept else None
 
@@ -129,9 +122,9 @@ class BoundClasses:
     def __post_init__(self) -> None:
         rows = len(self.names) if self.labels is None else len(self.labels)
         if not (rows == len(self.text) == len(self.seen) and len(self.names) == len(self.colors)):
+            found = f"{len(self.colors)} and {len(self.text)}"
             raise ValueError(
-                f"{len(self.names)} names need as many colours and {rows} rows of text, got"
-                f" {len(self.colors)} and {len(self.text)}"
+                f"{len(self.names)} names need as many colours and {rows} rows of text, got {found}"
             )
 
     def on_cpu(self) -> BoundClasses:

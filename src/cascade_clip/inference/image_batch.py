@@ -1,8 +1,6 @@
-"""Find images, segment them one after the other and write their results; an interrupted run can be
-resumed.
+"""Find images, segment them one by one and write their results; an interrupted run can be resumed.
 
-An image is done when its JSON file exists: it is written last, under a temporary name, and says
-what was asked for.
+An image is done when its JSON file, which is written last, exists and holds the same request.
 """
 
 import collections
@@ -31,6 +29,8 @@ from cascade_clip.files import IMAGE_SUFFIXES, is_large, load_image, report_defe
 from cascade_clip.inference.class_binding import BoundClasses
 from cascade_clip.inference.predictor import Predictor
 from cascade_clip.results import Output, Segmentation
+
+Outputs = tuple[Output, ...]
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 MEMORY_SETTINGS = ("class_chunk", "window_batch", "max_memory")
@@ -79,9 +79,8 @@ def find_sources(
     """Return the images that files, folders, patterns and lists stand for, each once.
 
     Args:
-        words: files; folders (searched to any depth); patterns with `*`, `?` or `[...]`; `-` for
-            paths, one a line, from `stream`.
-        stream: where `-` reads from.
+        words: files; folders (searched to any depth); patterns with `*`, `?` or `[...]`; `-`.
+        stream: where `-` reads paths from, one a line.
         every: for videos, process every N-th frame.
 
     Raises:
@@ -89,39 +88,34 @@ def find_sources(
     """
     found: list[Source] = []
     for word in words:
-        if word == "-":
-            try:
-                lines = [line.strip() for line in stream or () if line.strip()]
-            except UnicodeDecodeError as error:
-                raise DataError(f"the list of images on standard input: {error}") from error
-            if not lines:
-                raise MissingFileError(
-                    "the list of images on standard input is empty; give one path a line"
-                )
-            found += [Source(Path(line), Path(line).stem) for line in lines]
-        else:
-            found += _expand(word)
+        found += _read_list(stream) if word == "-" else _expand(word)
     unique = {source.path.absolute(): source for source in reversed(found)}
-    named = _distinct_names(
-        [source for source in found if unique.pop(source.path.absolute(), None) is not None]
-    )
-    return [part for source in named for part in _frames(source, every)]
+    first = [source for source in found if unique.pop(source.path.absolute(), None) is not None]
+    return [part for source in _distinct_names(first) for part in _frames(source, every)]
+
+
+def _read_list(stream: TextIO | None) -> list[Source]:
+    try:
+        paths = [Path(line.strip()) for line in stream or () if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"the list of images on standard input: {error}") from error
+    if not paths:
+        raise MissingFileError("the list on standard input is empty; give one path a line")
+    return [Source(path, path.stem) for path in paths]
 
 
 def _expand(word: str) -> list[Source]:
     path = Path(word).expanduser()
     if path.is_dir():
         suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes)
-        files = [file for file in files if file.is_file()]
+        files = [file for file in path.rglob("*") if file.suffix.lower() in suffixes]
+        files = sorted(file for file in files if file.is_file())
         if not files:
-            raise MissingFileError(
-                f"no images in the folder {path}: looked for {', '.join(suffixes)}"
-            )
+            raise MissingFileError(f"no images in the folder {path} ({', '.join(suffixes)})")
         return [Source(file, file.relative_to(path).with_suffix("").as_posix()) for file in files]
     if not path.exists() and any(letter in word for letter in "*?["):
-        files = sorted(map(Path, glob.glob(str(path), recursive=True)))
-        files = [file for file in files if file.is_file()]
+        matches = map(Path, glob.glob(str(path), recursive=True))
+        files = sorted(file for file in matches if file.is_file())
         if not files:
             raise MissingFileError(f"no file fits the pattern {word}")
         return [Source(file, file.stem) for file in files]
@@ -129,8 +123,7 @@ def _expand(word: str) -> list[Source]:
 
 
 def _distinct_names(sources: list[Source]) -> list[Source]:
-    """Names of which none occurs twice: with the folder in front, then with the suffix, then with a
-    number."""
+    """Make the names distinct: by the folder in front, then by the suffix, then by a number."""
     named: dict[str, Source] = {}
     counts = collections.Counter(source.name for source in sources)
     for source in sources:
@@ -149,11 +142,8 @@ def _distinct_names(sources: list[Source]) -> list[Source]:
 def _frames(source: Source, every: int) -> list[Source]:
     if source.path.suffix.lower() not in VIDEO_SUFFIXES or not source.path.is_file():
         return [source]
-    count = sum(1 for _ in read_frames(source.path))
-    return [
-        Source(source.path, f"{source.name}_frames/{frame:06d}", frame)
-        for frame in range(0, count, every)
-    ]
+    frames, (path, name, _) = range(0, sum(1 for _ in read_frames(source.path)), every), source
+    return [Source(path, f"{name}_frames/{frame:06d}", frame) for frame in frames]
 
 
 def read_frames(path: Path) -> Iterator[Any]:
@@ -166,9 +156,8 @@ def read_frames(path: Path) -> Iterator[Any]:
     try:
         import av
     except ImportError as error:
-        raise MissingPackageError(
-            f"reading the video {path} needs PyAV: pip install 'cascade-clip[video]'"
-        ) from error
+        text = f"reading the video {path} needs PyAV: pip install 'cascade-clip[video]'"
+        raise MissingPackageError(text) from error
     try:
         with av.open(str(path)) as container:
             for frame in container.decode(video=0):
@@ -182,14 +171,13 @@ def segment_sources(
     bound: BoundClasses,
     sources: list[Source],
     out: Path,
-    outputs: tuple[Output, ...] = ("overlay", "index"),
+    outputs: Outputs = ("overlay", "index"),
     *,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     request: str = "",
 ) -> Iterator[Done]:
-    """Segment images and write their results, leaving out those that were done with the same
-    request.
+    """Segment images and write their results, skipping those done with the same request.
 
     Args:
         predictor: the model.
@@ -207,11 +195,8 @@ def segment_sources(
         if not overwrite and is_done(source, out, request):
             skipped.append(Done(source, skipped=True))
         elif not overwrite and (other := other_image(source, out)):
-            error = (
-                f"{source.path}: {out / source.name}.json holds the results of {other}; choose"
-                " another --out, or --overwrite"
-            )
-            taken.append(Done(source, error=error))
+            error = f"{source.path}: {out / source.name}.json holds the results of {other}"
+            taken.append(Done(source, error=f"{error}; choose another --out, or --overwrite"))
         else:
             waiting.append(source)
     yield from (*taken, *skipped)
@@ -223,12 +208,7 @@ def segment_sources(
 
 
 def _segment_one(
-    predictor: Predictor,
-    bound: BoundClasses,
-    item: Item,
-    out: Path,
-    outputs: tuple[Output, ...],
-    request: str,
+    predictor: Predictor, bound: BoundClasses, item: Item, out: Path, outputs: Outputs, request: str
 ) -> Done:
     if item.pixels is None:
         return _failed(item.source, item.error)
@@ -237,19 +217,14 @@ def _segment_one(
         result = predictor.segment_pixels(item.pixels, bound)
     except Exception as error:
         return _failed(source, error)
-    extra = {
-        "source": str(source.path),
-        "bytes": source.path.stat().st_size,
-        "frame": source.frame,
-        "request": request,
-    }
+    extra = {"source": str(source.path), "bytes": source.path.stat().st_size}
+    extra |= {"frame": source.frame, "request": request}
     pixels = item.pixels.permute(1, 2, 0).numpy()  # (H, W, 3)
     return Done(source, result, tuple(result.save(file.parent, file.stem, pixels, outputs, extra)))
 
 
 def _failed(source: Source, error: Exception | None) -> Done:
-    """One line about an image that failed; a defect of this program goes to a file, and the other
-    images are done all the same."""
+    """Describe a failed image in one line; a defect of this program is written to a file."""
     assert error is not None
     text = explain_error(error)
     defect, text = not text, text or report_defect(error)
@@ -258,14 +233,11 @@ def _failed(source: Source, error: Exception | None) -> Done:
 
 
 def other_image(source: Source, out: Path) -> str:
-    """Return the path of another image whose results are where those of `source` would be; empty
-    if there is none."""
+    """Return the path of another image whose results have the name of this one's, or ""."""
     with contextlib.suppress(*_UNREADABLE):
         values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
-        if (
-            Path(values["source"]).absolute() != source.path.absolute()
-            and values["bytes"] != source.path.stat().st_size
-        ):
+        elsewhere = Path(values["source"]).absolute() != source.path.absolute()
+        if elsewhere and values["bytes"] != source.path.stat().st_size:
             return str(values["source"])
     return ""
 
@@ -274,36 +246,23 @@ def is_done(source: Source, out: Path, request: str) -> bool:
     """Whether the results of an image are there, for the same image and the same request."""
     with contextlib.suppress(*_UNREADABLE):
         values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
-        same = (
-            values["request"] == request
-            and values["bytes"] == source.path.stat().st_size
-            and values["frame"] == source.frame
-        )
+        stored = [values["request"], values["bytes"], values["frame"]]
+        same = stored == [request, source.path.stat().st_size, source.frame]
         folder = (out / source.name).parent
-        return bool(same and all((folder / name).is_file() for name in values["files"]))
+        return same and all((folder / name).is_file() for name in values["files"])
     return False
 
 
-def request_fingerprint(
-    predictor: Predictor, bound: BoundClasses, outputs: tuple[Output, ...]
-) -> str:
-    """Return a hash of everything that decides the result files of an image: weights, settings,
-    class names and kinds of file."""
+def request_fingerprint(predictor: Predictor, bound: BoundClasses, outputs: Outputs) -> str:
+    """Return a hash of what decides the result files: weights, settings, class names, outputs."""
     digest, settings = hashlib.sha256(), asdict(predictor.settings)
     for name in MEMORY_SETTINGS:
         del settings[name]
     words: list[Any] = [bound.names, bound.colors, bound.calibration, bound.threshold, bound.below]
     digest.update(json.dumps([*words, sorted(outputs), settings], sort_keys=True).encode())
-    for tensor in (
-        bound.text * 1000,
-        bound.seen,
-        torch.arange(0) if bound.labels is None else bound.labels,
-    ):
-        digest.update(
-            tensor.detach().cpu().round().short().numpy().tobytes()
-            if tensor.is_floating_point()
-            else tensor.numpy().tobytes()
-        )
+    digest.update((bound.text * 1000).detach().cpu().round().short().numpy().tobytes())
+    for tensor in (bound.seen, torch.arange(0) if bound.labels is None else bound.labels):
+        digest.update(tensor.numpy().tobytes())
     digest.update(predictor.checkpoint.clip_fingerprint.encode())
     for name, parameter in predictor.model.named_parameters():
         if not predictor.checkpoint.clip_fingerprint or not name.startswith("backbone.tower."):
@@ -312,8 +271,7 @@ def request_fingerprint(
 
 
 def write_coco(out: Path, sources: Iterable[Source], file: Path) -> int:
-    """Gather the `coco` outputs of images into one COCO file with RLE masks; returns the number
-    of annotations."""
+    """Gather `coco` outputs into one COCO file (RLE masks); return the number of annotations."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     categories: list[dict[str, Any]] = []
@@ -322,28 +280,24 @@ def write_coco(out: Path, sources: Iterable[Source], file: Path) -> int:
         if not (record.is_file() and parts.is_file()):
             continue
         values = json.loads(record.read_text(encoding="utf-8"))
-        categories = [
-            {"id": index + 1, "name": entry["name"]}
-            for index, entry in enumerate(values["classes"])
-        ]
+        names = [entry["name"] for entry in values["classes"]]
+        categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
         size = {"width": values["width"], "height": values["height"]}
         images.append({"id": len(images) + 1, "file_name": str(source.path), **size})
         for part in json.loads(parts.read_text(encoding="utf-8")):
             annotations.append({"id": len(annotations) + 1, "image_id": len(images), **part})
-    text = (
-        json.dumps({"images": images, "categories": categories, "annotations": annotations}) + "\n"
-    )
-    write_whole(file, text)
+    whole = {"images": images, "categories": categories, "annotations": annotations}
+    write_whole(file, json.dumps(whole) + "\n")
     return len(annotations)
 
 
 def _read_ahead(sources: list[Source]) -> Iterator[Item]:
-    """Images in order, the next few being read while one is worked on; frames of a video are
-    decoded in one pass."""
+    """Read images in order, a few ahead; frames of a video are decoded in one pass."""
+    runs = itertools.groupby(sources, lambda one: None if one.frame is None else one.path)
     with ThreadPoolExecutor(2) as pool:
         # and whether it is large
         waiting: collections.deque[tuple[Future[Item], bool]] = collections.deque()
-        for video, group in _runs(sources):
+        for video, group in runs:
             if video is not None:
                 yield from _finish(waiting, 0)
                 yield from _read_video(video, group)
@@ -362,14 +316,6 @@ def _finish(waiting: collections.deque[tuple[Future[Item], bool]], left: int) ->
         yield waiting.popleft()[0].result()
 
 
-def _runs(sources: list[Source]) -> Iterator[tuple[Path | None, list[Source]]]:
-    """Neighbours of one kind: the frames of one video, or still images."""
-    for video, group in itertools.groupby(
-        sources, lambda source: None if source.frame is None else source.path
-    ):
-        yield video, list(group)
-
-
 def _read(source: Source) -> Item:
     try:
         return Item(source, load_image(source.path))
@@ -377,7 +323,7 @@ def _read(source: Source) -> Item:
         return Item(source, None, error)
 
 
-def _read_video(path: Path, sources: list[Source]) -> Iterator[Item]:
+def _read_video(path: Path, sources: Iterable[Source]) -> Iterator[Item]:
     wanted = {source.frame: source for source in sources}
     try:
         for number, frame in enumerate(read_frames(path)):

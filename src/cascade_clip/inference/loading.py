@@ -27,14 +27,11 @@ def load_predictor(
 
     Args:
         source: a checkpoint folder, a run folder, a packaged model (`mini`, `mini-last`), or CLIP
-            alone without training: `clip:ViT-B-16-quickgelu/openai`, `clip:local-dir:FOLDER`,
-            `clip:mini`.
+            without training (see `parse_clip`), such as `clip:ViT-B-16-quickgelu/openai`.
         device: where to run; `auto` takes CUDA, then MPS, then the CPU.
         precision: number format of the network instead of the checkpoint's own.
-        clip_weights: CLIP weights (file or tag) instead of the place that the checkpoint names; the
-            hash is still compared.
-        last_block: of a training-free model, how the last block makes patch features (see
-            `ModelConfig.last_block`).
+        clip_weights: CLIP weights (file or tag) to use; their hash must be the recorded one.
+        last_block: last block of a training-free model (see `ModelConfig.last_block`).
     """
     from cascade_clip.checkpoints import load_checkpoint
     from cascade_clip.inference.predictor import Predictor
@@ -43,9 +40,8 @@ def load_predictor(
     if str(source).startswith(PREFIX):
         checkpoint = build_training_free(str(source), last_block or DEFAULT_BLOCK)
     elif last_block is not None:
-        raise SettingError(
-            f"last_block is for training-free models ({PREFIX}NAME/WEIGHTS); {source} has its own"
-        )
+        text = f"last_block is for training-free models ({PREFIX}NAME/WEIGHTS)"
+        raise SettingError(f"{text}; {source} has its own")
     else:
         checkpoint = load_checkpoint(source, clip_weights)
     settings = checkpoint.config.inference
@@ -63,11 +59,9 @@ class LoadOptions:
     precision: Precision = "fp32"
     """Number format of the network; similarities and scores stay float32."""
     clip_weights: str = ""
-    """Place of CLIP's weights (file or tag) instead of the recorded one; their hash must agree with
-    the checkpoint's."""
+    """CLIP weights (file or tag) instead of the recorded place; their hash must be the same."""
     last_block: LastBlock | None = None
-    """Of a clip:... model, how the last block makes patch features: clearclip (default), sclip,
-    maskclip, or standard."""
+    """Last block of a clip:... model: clearclip (default), sclip, maskclip, or standard."""
 
     def load(self, model: str) -> Predictor:
         """Load a model that `load_predictor` knows."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 
 import torch
 from numpy.typing import NDArray
@@ -49,10 +50,23 @@ from cascade_clip.vocabulary import Vocabulary
 Picture = str | Path | Image.Image | NDArray[Any]
 Pictures = list[Picture] | tuple[Picture, ...]
 ScoreChunks = Iterator[tuple[int, Tensor]]
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 NARROWEST = 100
-"""Times that one side of an image may be as long as the other; resizing makes narrower ones
-enormous."""
+"""Highest ratio of an image's sides; resizing would make narrower images enormous."""
+
+
+def _accept_target(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Accept the keyword `target`, the former name of `bound`."""
+
+    @functools.wraps(method)
+    def call(*args: Arguments.args, **named: Arguments.kwargs) -> Result:
+        if "target" in named and "bound" not in named:
+            named["bound"] = named.pop("target")
+        return method(*args, **named)
+
+    return call
 
 
 class LabelMap(NamedTuple):
@@ -73,8 +87,7 @@ class Predictor(Publishable):
         settings: InferenceConfig | None = None,
         device: Device = "auto",
     ) -> None:
-        """Put a loaded checkpoint on a device; `settings` replaces the inference settings that it
-        carries."""
+        """Put a loaded checkpoint on a device; `settings` replaces its inference settings."""
         self.checkpoint = checkpoint
         self.settings = settings or checkpoint.config.inference
         self.device = find_device(device)
@@ -140,44 +153,38 @@ class Predictor(Publishable):
         """Label every pixel of an image with one of the given class names.
 
         Args:
-            image: a path, a Pillow image, or an array (H, W), (H, W, 3) or (H, W, 4) of 8-bit
-                values; or a list of these.
-            classes: names as a list or as "cat, sofa = couch; settee"; by default the names of the
-                training vocabulary.
-            calibration: subtracted from the scores of names that were seen in training (the
-                published evaluation uses 0.1).
-            background: background words that compete with the names and all mean `background`: a
-                list, "sky, wall", a file, or `scenery`.
-            threshold: pixels whose best score (0..1) lies below are left unlabelled, or
-                `background` where that is one of the names.
+            image: a path, a Pillow image or an 8-bit array (H, W), (H, W, 3) or (H, W, 4); or a
+                list of these.
+            classes: names as a list or as "cat, sofa = couch; settee"; default: those of training.
+            calibration: subtracted from scores of names seen in training (0.1 in the paper).
+            background: words that compete with the names and all mean `background`: a list, "sky,
+                wall", a file, or `scenery`.
+            threshold: pixels with a lower best score (0..1) are unlabelled, or `background` where
+                that is one of the names.
 
         Returns:
             A `Segmentation`; for a list of images, a list of them.
 
         Raises:
-            FileNotFoundError, ValueError: no such image, a broken one, or one smaller than a patch;
-                empty or duplicate names.
+            FileNotFoundError, ValueError: a missing, damaged or tiny image; empty or double names.
         """
         bound = self.bind(classes, calibration, background=background, threshold=threshold)
         if isinstance(image, (list, tuple)):
             return [self.segment_with(one, bound) for one in image]
         return self.segment_with(image, bound)
 
+    @_accept_target
     def segment_with(self, image: Picture, bound: BoundClasses) -> Segmentation:
         """Label every pixel of one image with names that are bound already."""
         return self.segment_pixels(load_image(image), bound)
 
+    @_accept_target
     def segment_pixels(self, pixels: Tensor, bound: BoundClasses) -> Segmentation:
         """Label every pixel of an 8-bit RGB image (3, H, W)."""
         result = self.label_map(pixels, bound, class_maps=True)
         maps = None if result.class_maps is None else result.class_maps.cpu().numpy()
-        return Segmentation(
-            result.labels.cpu().numpy(),
-            bound.names,
-            bound.colors,
-            result.scores.cpu().numpy(),
-            maps,
-        )
+        labels, scores = result.labels.cpu().numpy(), result.scores.cpu().numpy()
+        return Segmentation(labels, bound.names, bound.colors, scores, maps)
 
     def bind(
         self,
@@ -195,67 +202,63 @@ class Predictor(Publishable):
             calibration: subtracted from scores of seen names, unless every name is seen.
             text: embeddings (C, D) of the names to use instead of the text tower.
             background: background words, or `none`; by default those of the inference settings.
-            threshold: lowest score of a labelled pixel, or `none`; by default that of the inference
-                settings.
+            threshold: lowest score of a labelled pixel, or `none`; by default that of the settings.
         """
+        vocabulary = self.vocabulary if classes is None else as_vocabulary(classes)
+        policy = BackgroundPolicy.parse(
+            self.settings.background if background is None else background,
+            self.settings.threshold if threshold is None else threshold,
+        )
+        seen = self.vocabulary.seen
         return bind_classes(
-            self.vocabulary if classes is None else as_vocabulary(classes),
-            self._embed,
-            self.vocabulary.seen,
-            calibration=calibration,
-            text=text,
-            policy=BackgroundPolicy.parse(
-                self.settings.background if background is None else background,
-                self.settings.threshold if threshold is None else threshold,
-            ),
+            vocabulary, self._embed, seen, calibration=calibration, text=text, policy=policy
         )
 
     @torch.inference_mode()
+    @_accept_target
     def label_map(
         self, pixels: Tensor, bound: BoundClasses, *, class_maps: bool = False
     ) -> LabelMap:
-        """The winning class of every pixel of an 8-bit image (3, H, W); with `class_maps` also
-        coarse score maps of all classes."""
+        """Find the best class per pixel of an 8-bit image (3, H, W), and coarse `class_maps`."""
         return self._label_map(self._score_chunks(pixels, bound), bound, class_maps=class_maps)
 
     @torch.inference_mode()
+    @_accept_target
     def label_map_of_input(
         self, image: Tensor, bound: BoundClasses, size: Grid | None = None
     ) -> LabelMap:
-        """The winning class per pixel for an image that is resized and normalised already, (3, H',
-        W'); default size: its own."""
+        """Find the best class per pixel of a resized, normalised image; see `scores_of_input`."""
         return self._label_map(self._score_chunks_of_input(image, bound, size), bound)
 
     @torch.inference_mode()
+    @_accept_target
     def best_rows(
         self, pixels: Tensor, bound: BoundClasses, groups: Sequence[Tensor]
     ) -> list[LabelMap]:
-        """The best row of text of every pixel of an 8-bit image (3, H, W) within each group of
-        rows, bool (R,), none of them empty.
+        """Find the best text embedding of every pixel within each non-empty group, bool (R,).
 
-        All in one pass; labels are rows of text, whatever label or threshold belongs to them.
+        One pass over an 8-bit image (3, H, W). Labels are rows of text; thresholds do not apply.
         """
         found = [RunningBest() for _ in groups]
         for start, scores in self._score_chunks(pixels, bound):  # (c, H, W)
             for group, best in zip(groups, found, strict=True):
                 best.add(scores[group[start : start + len(scores)].to(scores.device)])
         rows = [group.nonzero()[:, 0].to(self.device) for group in groups]
-        return [
-            LabelMap(own[best.rows], best.scores) for own, best in zip(rows, found, strict=True)
-        ]
+        pairs = zip(rows, found, strict=True)
+        return [LabelMap(own[best.rows], best.scores) for own, best in pairs]
 
     @torch.inference_mode()
+    @_accept_target
     def scores(self, pixels: Tensor, bound: BoundClasses) -> Tensor:
-        """Scores of all rows of text at once, (R, H, W), for an 8-bit image (3, H, W); memory grows
-        with their number."""
+        """Return all scores (R, H, W) of an 8-bit image (3, H, W) at once; memory grows with R."""
         return torch.cat([scores for _, scores in self._score_chunks(pixels, bound)])
 
     @torch.inference_mode()
+    @_accept_target
     def scores_of_input(
         self, image: Tensor, bound: BoundClasses, size: Grid | None = None
     ) -> Tensor:
-        """Scores (R, H, W) for an image that is resized and normalised already, (3, H', W');
-        default output size: its own."""
+        """Return scores (R, H, W) of a resized, normalised image; `size` defaults to its own."""
         return torch.cat([scores for _, scores in self._score_chunks_of_input(image, bound, size)])
 
     def _label_map(
@@ -273,11 +276,8 @@ class Predictor(Publishable):
             labels = bound.labels.to(self.device)[labels]
         if bound.threshold is not None:
             labels = torch.where(best.scores < bound.threshold, bound.below, labels)
-        return LabelMap(
-            labels,
-            best.scores,
-            best_by_label(torch.cat(maps), bound.labels, len(bound.names)) if maps else None,
-        )
+        coarse = best_by_label(torch.cat(maps), bound.labels, len(bound.names)) if maps else None
+        return LabelMap(labels, best.scores, coarse)
 
     def _score_chunks(self, pixels: Tensor, bound: BoundClasses) -> ScoreChunks:
         size = (pixels.shape[-2], pixels.shape[-1])
@@ -296,29 +296,21 @@ class Predictor(Publishable):
         if self.text_encoder is not None and (stored is None or missing):
             return self.text_encoder.embed(vocabulary.synonyms, self.checkpoint.templates)
         if stored is None or missing:
+            known = [] if stored is None else list(self.vocabulary.names)
             raise SettingError(
-                "this model was stored without a text tower and knows no embedding of"
-                f" {missing or list(vocabulary.names)}; it knows"
-                f" {list(self.vocabulary.names) if stored is not None else 'none'}. Give text"
-                " embeddings as an array"
+                f"this model was stored without a text tower and knows no embedding of"
+                f" {missing or list(vocabulary.names)}, only of {known}; give text embeddings"
             )
         return stored[[rows[name.casefold()] for name in vocabulary.names]]  # (C, D)
 
     def _views(self, pixels: Tensor) -> list[Tensor]:
-        """The image in every size of the test-time augmentation, resized and normalised: each (3,
-        H', W')."""
-        height, width = pixels.shape[-2:]
-        patch = self.model.patch_size
+        """Resize and normalise the image for every scale of the augmentation: each (3, H', W')."""
+        (height, width), patch = pixels.shape[-2:], self.model.patch_size
+        name = f"an image of {width} x {height} pixels"
         if min(height, width) < patch:
-            raise ImageError(
-                f"an image of {width} x {height} pixels is smaller than one patch ({patch} pixels);"
-                " give a larger one"
-            )
+            raise ImageError(f"{name} is smaller than one patch ({patch} pixels); enlarge it")
         if self.settings.resize and max(height, width) > NARROWEST * min(height, width):
-            raise ImageError(
-                f"an image of {width} x {height} pixels is narrower than 1 : {NARROWEST}; cut it to"
-                " pieces"
-            )
+            raise ImageError(f"{name} is narrower than 1 : {NARROWEST}; cut it into pieces")
         config, views = self.checkpoint.config.model, []
         for scale in self.settings.scales:
             resized = pixels

@@ -1,9 +1,8 @@
-"""Many images on many machines: blocks of images go to actors of a Ray cluster, each with a
-model of its own.
+"""Segment blocks of images on a Ray cluster; each actor loads its own model.
 
-An actor does what the command does alone (`segment_sources`), so the files are the same, and leaves
-out what is done. A block is given again when its actor died; what the dead one finished is there
-and is not made twice. All machines see the same files under the same paths.
+An actor does what the command does without a cluster (`segment_sources`), so the files are the
+same; images that are done are skipped. A block is retried when its actor dies. All machines must
+see the same files under the same paths.
 """
 
 import contextlib
@@ -16,7 +15,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,8 +87,7 @@ class BlockWorker:
     """What runs in an actor: one model, loaded for the first block, and one block after another."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Keep the recipe; an error in loading is to come out as the report of a block, in one
-        line."""
+        # the model is loaded later, so that an error becomes the report of a block
         self.recipe = recipe
 
     @cached_property
@@ -98,10 +96,8 @@ class BlockWorker:
         recipe = self.recipe
         predictor = recipe.loading.load(recipe.model).with_settings(recipe.settings)
         if request_fingerprint(predictor, recipe.bound, recipe.outputs) != recipe.request:
-            raise SettingError(
-                f"the model {recipe.model} on {socket.gethostname()} differs from the one on the"
-                " machine of the command; copy it"
-            )
+            where = f"the model {recipe.model} on {socket.gethostname()}"
+            raise SettingError(f"{where} differs from the one where the command runs; copy it")
         return predictor
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -120,8 +116,7 @@ class BlockWorker:
     def work(self, block: Block) -> Report:
         """Segment the images of a block that are not done, then write its rows.
 
-        A note says that the block was begun, and how many images were done before; if it is found
-        again, an actor died here.
+        A note holds the number of images done before; if it is found again, an actor died here.
         """
         recipe, folder = self.recipe, self.recipe.out / FOLDER
         note = folder / f".{block.part}.begun"
@@ -143,44 +138,28 @@ class BlockWorker:
             results = self._segment_all(block.sources)
         failed = [one for one in results if one.error]
         errors = {one.source.name: one.error for one in failed}
-        rows = [
-            make_row(source, recipe.out, recipe.request, errors.get(source.name, ""))
-            for source in block.sources
-        ]
+        make = partial(make_row, out=recipe.out, request=recipe.request)
+        rows = [make(source, error=errors.get(source.name, "")) for source in block.sources]
         write_part(folder / block.part, rows)
         note.unlink(missing_ok=True)
-        return Report(
-            len(block.sources) - before - len(errors),
-            before,
-            tuple(errors.values()),
-            defects=sum(one.defect for one in failed),
-        )
+        done, defects = len(block.sources) - before - len(errors), sum(one.defect for one in failed)
+        return Report(done, before, tuple(errors.values()), defects=defects)
 
     def _segment_all(self, sources: Sequence[Source]) -> Iterator[Done]:
         recipe = self.recipe
-        return segment_sources(
-            self.predictor,
-            recipe.bound,
-            list(sources),
-            recipe.out,
-            recipe.outputs,
-            overwrite=recipe.overwrite,
-            request=recipe.request,
-        )
+        segment = partial(segment_sources, overwrite=recipe.overwrite, request=recipe.request)
+        return segment(self.predictor, recipe.bound, list(sources), recipe.out, recipe.outputs)
 
     def _segment_each(
         self, sources: Sequence[Source], note: Path, lines: Counter[str]
     ) -> Iterator[Done]:
-        """One file at a time, with its beginning and its end in the note, to find out which file
-        kills."""
+        """Segment file by file and note the start and end of each, to find files that kill."""
         for group in group_files(sources):
             word = json.dumps(str(group[0].path))
             if lines[f"begin {word}"] - lines[f"end {word}"] >= TRIES:
-                text = (
-                    f"{group[0].path}: {TRIES} processes died while working on it alone (memory, or"
-                    " a defect in a decoder)"
-                )
-                yield from (Done(source, error=text) for source in group)
+                why = f"{TRIES} processes died while working on it alone (memory, or a decoder)"
+                error = f"{group[0].path}: {why}"
+                yield from (Done(source, error=error) for source in group)
                 continue
             _append(note, f"begin {word}")
             yield from self._segment_all(group)
@@ -194,20 +173,14 @@ def _append(file: Path, line: str) -> None:
 
 def pack_block(block: Block) -> dict[str, Any]:
     """A block as one row of a Ray data set: text, so that no path is changed on its way."""
-    return {
-        "part": block.part,
-        "sources": json.dumps(
-            [[str(source.path), source.name, source.frame] for source in block.sources]
-        ),
-    }
+    sources = [[str(source.path), source.name, source.frame] for source in block.sources]
+    return {"part": block.part, "sources": json.dumps(sources)}
 
 
 def unpack_block(row: dict[str, Any]) -> Block:
     """What `pack_block` packed."""
-    return Block(
-        row["part"],
-        tuple(Source(Path(path), name, frame) for path, name, frame in json.loads(row["sources"])),
-    )
+    sources = json.loads(row["sources"])
+    return Block(row["part"], tuple(Source(Path(path), *rest) for path, *rest in sources))
 
 
 def share_devices(actors: int, device: Device, cpus: int, gpus: int) -> tuple[int, float]:
@@ -223,10 +196,8 @@ def share_devices(actors: int, device: Device, cpus: int, gpus: int) -> tuple[in
         ValueError: cuda is wanted and the cluster has no GPU.
     """
     if device == "cuda" and not gpus:
-        raise SettingError(
-            "--device cuda, but the Ray cluster has no GPU; choose --device cpu or start the"
-            " cluster with GPUs"
-        )
+        text = "--device cuda, but the Ray cluster has no GPU"
+        raise SettingError(f"{text}; choose --device cpu or start the cluster with GPUs")
     if device not in ("auto", "cuda") or not gpus:
         return actors or max(1, cpus), 0.0
     actors = actors or gpus
@@ -234,8 +205,7 @@ def share_devices(actors: int, device: Device, cpus: int, gpus: int) -> tuple[in
 
 
 def require_ray() -> Any:
-    """The module `ray`; unless the environment says otherwise, it sends no usage statistics and its
-    C++ part does not write to the screen.
+    """Import `ray`, by default without its usage statistics and the messages of its C++ part.
 
     Raises:
         ImportError: not installed.
@@ -248,16 +218,14 @@ def require_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise MissingPackageError(
-            "--engine ray needs Ray Data: pip install 'cascade-clip[ray]'"
-        ) from error
+        text = "--engine ray needs Ray Data: pip install 'cascade-clip[ray]'"
+        raise MissingPackageError(text) from error
     return ray
 
 
 @contextlib.contextmanager
 def join_cluster(actors: int) -> Iterator[Any]:
-    """The module `ray`, connected: to what is connected already, to the cluster that RAY_ADDRESS
-    names, or to one started here."""
+    """Connect to the current Ray cluster, the one at RAY_ADDRESS, or a new one; yields `ray`."""
     ray = require_ray()
     if ray.is_initialized():
         yield ray
@@ -269,14 +237,8 @@ def join_cluster(actors: int) -> Iterator[Any]:
         except ConnectionError as error:
             raise StorageError(f"no Ray cluster answers at RAY_ADDRESS: {error}") from error
     else:
-        cpus = max(actors, count_processors())
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE,
-            **quiet,
-        )
+        quiet |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        ray.init(address="local", num_cpus=max(actors, count_processors()), **quiet)
     try:
         yield ray
     finally:
@@ -294,8 +256,7 @@ def segment_on_cluster(
     actors: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Report]:
-    """Segment images in the actors of a Ray cluster and write a manifest; one report per block,
-    in the order they are finished.
+    """Segment images on a Ray cluster and write a manifest; yields the report of each done block.
 
     Args:
         recipe: model, request and places.
@@ -321,35 +282,25 @@ def segment_on_cluster(
 
 
 def _reports(ray: Any, recipe: Recipe, blocks: list[Block], actors: int) -> Iterator[Report]:
-    resources = ray.cluster_resources()
-    size, gpus = share_devices(
-        actors, recipe.loading.device, int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-    )
+    resources, loading = ray.cluster_resources(), recipe.loading
+    cpus, cards = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+    size, gpus = share_devices(actors, loading.device, cpus, cards)
     if gpus:
-        recipe = dataclasses.replace(
-            recipe, loading=dataclasses.replace(recipe.loading, device="cuda")
-        )
+        recipe = dataclasses.replace(recipe, loading=dataclasses.replace(loading, device="cuda"))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    dataset = ray.data.from_items(
-        [pack_block(block) for block in blocks], override_num_blocks=len(blocks)
-    ).map(
-        BlockWorker,
-        fn_constructor_args=(recipe,),
-        compute=ray.data.ActorPoolStrategy(
-            size=min(size, len(blocks)), max_tasks_in_flight_per_actor=2
-        ),
-        num_cpus=1,
-        num_gpus=gpus,
+    count, items = len(blocks), [pack_block(block) for block in blocks]
+    pool = ray.data.ActorPoolStrategy(size=min(size, count), max_tasks_in_flight_per_actor=2)
+    dataset = ray.data.from_items(items, override_num_blocks=count).map(
+        BlockWorker, fn_constructor_args=(recipe,), compute=pool, num_cpus=1, num_gpus=gpus
     )
     try:
         for row in dataset.iter_rows():
             done, skipped, errors, *rest = json.loads(row["report"])
             yield Report(done, skipped, tuple(errors), *rest)
     except ray.exceptions.RayError as error:
-        text = (str(error).splitlines() or [""])[0]
+        text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise StorageError(
-            f"the Ray cluster failed ({type(error).__name__}: {text}); the same command goes on"
-            " where this one stopped"
+            f"the Ray cluster failed ({text}); run the same command again to resume"
         ) from error

@@ -1,9 +1,8 @@
-"""The list of what became of many images, as Parquet files: one per block of images, each whole
-or not there.
+"""The results of many images as Parquet files, one per block of images and never incomplete.
 
 The name of a file is a hash of its block and of the request, so a block that is done twice replaces
-its own rows. Files whose name begins with a dot are notes of blocks that are under way; readers of
-Parquet folders leave them out.
+its own rows. Files whose name begins with a dot are notes of unfinished blocks, which readers of
+Parquet folders ignore.
 """
 
 from __future__ import annotations
@@ -39,8 +38,7 @@ class Block(NamedTuple):
 
 
 def cut_blocks(sources: Sequence[Source], request: str) -> list[Block]:
-    """Share images out to blocks, in order; all frames of a video stay together, because they are
-    decoded in one pass."""
+    """Divide images into blocks in order; a video stays whole, as it is decoded in one pass."""
     size = max(SMALLEST, min(LARGEST, -(-len(sources) // BLOCKS)))
     blocks: list[Block] = []
     waiting: list[Source] = []
@@ -73,43 +71,31 @@ def make_schema() -> Any:
     """
     import pyarrow as pa
 
-    kinds = {
-        "frame": pa.int64(),
-        "classes": pa.list_(pa.string()),
-        "coverage": pa.list_(pa.float64()),
-        "unlabelled": pa.float64(),
-    }
+    kinds = {"frame": pa.int64(), "unlabelled": pa.float64()}
+    kinds |= {"classes": pa.list_(pa.string()), "coverage": pa.list_(pa.float64())}
     order = "name path frame sha256 classes coverage unlabelled output request error"
     return pa.schema([(name, kinds.get(name, pa.string())) for name in order.split()])
 
 
 def make_row(source: Source, out: Path, request: str, error: str = "") -> dict[str, Any]:
     """The row of an image whose results lie below `out`, or that failed with an error."""
-    path, digest = source.path, _hash_file(source.path) if source.path.is_file() else None
-    row = {"name": source.name, "path": str(path), "frame": source.frame, "sha256": digest}
-    row["request"] = request
+    path, digest = source.path, None
+    if path.is_file():
+        state = path.stat()
+        digest = _hash_of(path, state.st_size, state.st_mtime_ns)
+    row: dict[str, Any] = {"name": source.name, "path": str(path), "frame": source.frame}
+    row |= {"sha256": digest, "request": request}
     if error:
         return {**row, "error": error}
     values = json.loads((out / f"{source.name}.json").read_text(encoding="utf-8"))
     names, shares = ([entry[key] for entry in values["classes"]] for key in ("name", "coverage"))
-    return {
-        **row,
-        "classes": names,
-        "coverage": shares,
-        "unlabelled": values["unlabelled"],
-        "output": f"{source.name}.json",
-    }
+    row |= {"classes": names, "coverage": shares, "unlabelled": values["unlabelled"]}
+    return {**row, "output": f"{source.name}.json"}
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=1)  # a video, whose frames follow one another, is hashed once
 def _hash_of(path: Path, size: int, changed: int) -> str:
     return file_sha256(path)
-
-
-def _hash_file(path: Path) -> str:
-    """SHA-256 of a file; of a video, whose frames follow one another, once."""
-    state = path.stat()
-    return _hash_of(path, state.st_size, state.st_mtime_ns)
 
 
 def write_part(file: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -133,18 +119,14 @@ def is_complete(folder: Path, block: Block) -> bool:
     if not file.is_file():
         return False
     table = pq.read_table(file, columns=["name", "error"])
-    return bool(
-        table["name"].to_pylist() == [source.name for source in block.sources]
-        and table["error"].null_count == len(table)
-    )
+    same = table["name"].to_pylist() == [source.name for source in block.sources]
+    return bool(same and table["error"].null_count == len(table))
 
 
 def clear_folder(folder: Path, blocks: Iterable[Block]) -> None:
-    """Take out of a manifest the rows that a call will write anew in other files, and notes of an
-    earlier call; the rest stays.
+    """Delete the rows of a manifest that a call will write to other files, and earlier notes.
 
-    Without this, blocks that were cut differently, or asked for something else, would give two rows
-    to one image.
+    Otherwise blocks that are cut differently, or another request, would give an image two rows.
     """
     import pyarrow.parquet as pq
 
@@ -174,10 +156,6 @@ def read_manifest(out: Path) -> list[dict[str, Any]]:
 
     files = sorted((out / FOLDER).glob("part-*.parquet"))
     if not files:
-        raise MissingFileError(
-            f"no manifest in {out / FOLDER}; segment with --engine ray writes one"
-        )
-    return sorted(
-        (row for file in files for row in pq.read_table(file).to_pylist()),
-        key=lambda row: str(row["name"]),
-    )
+        raise MissingFileError(f"no manifest in {out / FOLDER}; segment --engine ray writes one")
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    return sorted(rows, key=lambda row: str(row["name"]))

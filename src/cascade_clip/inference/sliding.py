@@ -1,5 +1,4 @@
-"""The network on every window of an image, and their mask logits joined to scores of every pixel
-(method section 7).
+"""Run the network on windows of an image and merge their mask logits to scores (method section 7).
 
 Mask logits stay at patch resolution for all classes; upsampling, sigmoid, calibration and window
 averaging run in chunks of classes, so memory does not grow with the number of classes. Letters: C
@@ -27,8 +26,7 @@ COPIES = 4
 """Full-size score tensors of a chunk that live at once."""
 
 PIXELS_AT_ONCE = {"cpu": 2**22}
-"""Upper bound on class-chunk size times output pixels; smaller chunks are used for large images. On
-a CPU, what its cache holds."""
+"""Highest product of classes in a chunk and output pixels; on a CPU, what fits into its cache."""
 
 OTHER_PIXELS_AT_ONCE = 64_000_000
 """The same on other devices."""
@@ -90,11 +88,8 @@ class SlidingWindow:
         """Run every window through the network, a few at a time."""
         settings, parts = self.settings, []
         windows = list_windows((image.shape[-2], image.shape[-1]), settings.window, settings.stride)
-        with torch.autocast(
-            self.device.type,
-            dtype=autocast_type(settings.precision),
-            enabled=settings.precision != "fp32",
-        ):
+        kind, mixed = autocast_type(settings.precision), settings.precision != "fp32"
+        with torch.autocast(self.device.type, dtype=kind, enabled=mixed):
             for start in range(0, len(windows), settings.window_batch):
                 some = windows[start : start + settings.window_batch]
                 batch = cut_windows(image, some, settings.window)
@@ -119,9 +114,8 @@ class SlidingWindow:
         """Average the windows' scores of a chunk of rows over the resized image: (c, H', W')."""
         height, width = found.canvas
         if len(found.windows) == 1:
-            return self._window_scores(found.logits[0, rows], shift, found.image)[
-                :, :height, :width
-            ]
+            scores = self._window_scores(found.logits[0, rows], shift, found.image)
+            return scores[:, :height, :width]
         chunk = found.logits[:, rows]  # (n, c, h, w)
         total = chunk.new_zeros(chunk.shape[1], height, width, dtype=torch.float32)  # (c, H', W')
         count = chunk.new_zeros(height, width, dtype=torch.float32)  # (H', W')
@@ -135,13 +129,16 @@ class SlidingWindow:
         return total.div_(count)
 
     def _window_scores(self, logits: Tensor, shift: Tensor | None, image: Tensor) -> Tensor:
-        """Mask logits (c, h, w) of one window with its part of the image (3, <= window, <= window)
-        to scores (c, window, window)."""
-        side, patch = self.settings.window, self.model.patch_size
-        score_side = self.settings.score_size or side
+        """Turn mask logits (c, h, w) of one window into scores (c, window, window); `image` is the
+        window's part of the image, (3, <= window, <= window)."""
+        settings, config = self.settings, self.config
+        side, patch = settings.window, self.model.patch_size
+        score_side = settings.score_size or side
         padded = math.ceil(side / patch) * patch
         full = round(padded * score_side / side)
-        masks = self._full_masks(logits.float(), image, padded, full)  # (c, full, full)
+        guide = WindowImage(image, config.mean, config.std, padded)
+        upsample = find_part("upsamplers", settings.upsampler)
+        masks: Tensor = upsample(logits.float(), full, guide, settings)  # (c, full, full)
         # (1, c, score_side, score_side)
         scores = masks[None, :, :score_side, :score_side].sigmoid_()
         if shift is not None:
@@ -149,12 +146,3 @@ class SlidingWindow:
         if score_side != side:
             scores = F.interpolate(scores, size=(side, side), mode="bilinear", align_corners=False)
         return scores[0]  # (c, window, window)
-
-    def _full_masks(self, logits: Tensor, image: Tensor, padded: int, full: int) -> Tensor:
-        """Mask logits (c, h, w) of one padded window upsampled as the settings say, (c, full,
-        full)."""
-        settings = self.settings
-        upsample = find_part("upsamplers", settings.upsampler)
-        window = WindowImage(image, self.config.mean, self.config.std, padded)
-        masks: Tensor = upsample(logits, full, window, settings)  # (c, full, full)
-        return masks

@@ -1,5 +1,4 @@
-"""Segmentation with plain CLIP weights and no training: dense features of the last block compared
-with the class names."""
+"""Segmentation without training: CLIP's dense features are compared with the class names."""
 
 from typing import cast
 
@@ -46,25 +45,24 @@ def parse_clip(source: str) -> ClipConfig:
     name, slash, weights = rest.partition("/")
     if not slash or not name or not weights:
         raise SettingError(
-            f"{source} does not say which weights: write clip:NAME/WEIGHTS, for example"
-            " clip:ViT-B-16-quickgelu/openai, or clip:local-dir:FOLDER, clip:hf-hub:OWNER/NAME,"
+            f"{source} does not say which weights: give clip:NAME/WEIGHTS (such as"
+            " clip:ViT-B-16-quickgelu/openai), clip:local-dir:FOLDER, clip:hf-hub:OWNER/NAME or"
             " clip:mini"
         )
     return ClipConfig(name=name, weights=weights)
 
 
 def build_training_free(source: str, last_block: LastBlock = DEFAULT_BLOCK) -> Checkpoint:
-    """A model of CLIP alone, for `clip:...` (see `parse_clip`), ready to segment with any class
-    names.
+    """Build a model of CLIP alone, for `clip:...` (see `parse_clip`).
 
-    Images are normalised as CLIP's own were; the window is twice CLIP's image side, positions being
-    interpolated; prompts are the paper's 15 templates. Without class names of your own those of
-    COCO-Stuff hold, all of them unseen.
+    Images are normalised as for CLIP; the window is twice CLIP's image side, with interpolated
+    positions; prompts are the paper's 15 templates; default class names are COCO-Stuff's, unseen.
     """
     settings = parse_clip(source)
     clip = load_clip(settings)
     mean, std = _normalisation(settings, clip)
-    side = 2 * _image_side(clip)
+    size = getattr(clip.visual, "image_size", 224)
+    side = 2 * int(size[0] if isinstance(size, (tuple, list)) else size)
     config = Config(
         model=ModelConfig(
             clip=settings,
@@ -99,16 +97,9 @@ def len_of_tower(clip: LoadedClip) -> int:
     """Number of blocks of CLIP's image tower."""
     transformer = getattr(clip.visual, "transformer", None)
     if transformer is None:
-        raise SettingError(
-            "training-free segmentation needs one of open_clip's own ViT towers; choose a model"
-            " such as ViT-B-16-quickgelu"
-        )
+        text = "training-free segmentation needs one of open_clip's own ViT towers"
+        raise SettingError(f"{text}, such as ViT-B-16-quickgelu")
     return len(transformer.resblocks)
-
-
-def _image_side(clip: LoadedClip) -> int:
-    size = getattr(clip.visual, "image_size", 224)
-    return int(size[0] if isinstance(size, (tuple, list)) else size)
 
 
 def _normalisation(settings: ClipConfig, clip: LoadedClip) -> tuple[Triple, Triple]:

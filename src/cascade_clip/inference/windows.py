@@ -1,5 +1,6 @@
 """Square windows that cover an image of any size (method section 7)."""
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -9,8 +10,7 @@ from torch.nn import functional as F
 
 
 class Window(NamedTuple):
-    """One window of the resized image; it may stick out right and below where the image is
-    smaller."""
+    """One window of the resized image; it sticks out to the right or below a smaller image."""
 
     top: int
     left: int
@@ -19,25 +19,19 @@ class Window(NamedTuple):
 
 
 def list_windows(canvas: tuple[int, int], side: int, stride: int) -> tuple[Window, ...]:
-    """Windows that cover an image, row by row; the last one in each direction is shifted back
-    inside."""
-    tops, lefts = _starts(canvas[0], side, stride), _starts(canvas[1], side, stride)
-    return tuple(
-        Window(top, left, min(side, canvas[0]), min(side, canvas[1]))
-        for top in tops
-        for left in lefts
-    )
+    """List the windows of an image row by row; the last of each row and column is shifted back."""
+    tops, lefts = (_starts(length, side, stride) for length in canvas)
+    height, width = min(side, canvas[0]), min(side, canvas[1])
+    return tuple(Window(top, left, height, width) for top, left in itertools.product(tops, lefts))
 
 
 def cut_windows(image: Tensor, windows: tuple[Window, ...], side: int) -> Tensor:
-    """The pixels of some windows of an image (3, H, W), zero where they stick out: (windows, 3,
-    side, side)."""
-    parts = [
-        image[:, top : top + height, left : left + width] for top, left, height, width in windows
-    ]
-    return torch.stack(
-        [F.pad(part, (0, side - part.shape[-1], 0, side - part.shape[-2])) for part in parts]
-    )
+    """Cut windows from an image (3, H, W), zero where they stick out: (n, 3, side, side)."""
+    parts = []
+    for top, left, height, width in windows:
+        part = image[:, top : top + height, left : left + width]
+        parts.append(F.pad(part, (0, side - part.shape[-1], 0, side - part.shape[-2])))
+    return torch.stack(parts)
 
 
 def _starts(length: int, side: int, stride: int) -> list[int]:
