@@ -34,9 +34,8 @@ class DatasetSpec:
     pairs: Callable[[Path, Split], Pairs]
     """Lists the image and mask files of a split, in a fixed order, given the folder."""
     classes: str
-    """Class list, as `load_vocabulary` takes it: a packaged list by name, a file, or names
-    separated by commas. Masks that end in `_labelTrainIds` hold labels, others the list's mask
-    values."""
+    """Class list as `load_vocabulary` takes it. Masks that end in `_labelTrainIds` hold labels,
+    others the mask values of the list."""
     licence: str
     """The terms of images and annotations, in one line for model cards."""
     templates: str = ""
@@ -71,10 +70,8 @@ class DatasetSpec:
         vocabulary = load_vocabulary(self.classes)
         converted = {mask.stem.endswith(MASK_ENDING) for _, mask in pairs}
         if len(converted) == 2:
-            raise DataError(
-                f"some masks in {pairs[0][1].parent} end in {MASK_ENDING}.png and some do not;"
-                " finish the conversion first"
-            )
+            folder = pairs[0][1].parent
+            raise DataError(f"only some masks in {folder} are {MASK_ENDING}; finish the conversion")
         return dataclasses.replace(vocabulary, raw_values=None) if True in converted else vocabulary
 
     @property
@@ -100,8 +97,7 @@ def list_recipes() -> dict[str, Recipe]:
 
 
 def data_root(root: str) -> Path:
-    """The folder in which a named dataset is looked for: the given one, else the environment
-    variable CASCADE_CLIP_DATA, else `data`."""
+    """The folder of named datasets: `root`, else the variable CASCADE_CLIP_DATA, else `data`."""
     return Path(root or os.environ.get("CASCADE_CLIP_DATA") or "data")
 
 
@@ -114,7 +110,6 @@ def listed_pairs(folder: Path, list_file: str, masks: str) -> Pairs:
     ]
     missing = [str(file) for pair in pairs for file in pair if not file.is_file()]
     if missing:
-        raise MissingFileError(
-            f"{path} names {len(missing)} files that are missing: {', '.join(missing[:3])}, ..."
-        )
+        some = ", ".join(missing[:3])
+        raise MissingFileError(f"{path} names {len(missing)} files that are missing: {some}, ...")
     return pairs

@@ -11,6 +11,7 @@ from cascade_clip.data.layouts import DatasetSpec, Pairs, Split
 from cascade_clip.data.prepare import Check, Download, Recipe, Rule, train_id_mask
 
 FOLDER = "coco_stuff164k"
+TRAIN_MASKS, VAL_MASKS = "annotations/train2017", "annotations/val2017"
 PHOTOS = "photos: Flickr's terms of use"
 
 
@@ -52,23 +53,17 @@ RECIPE = Recipe(
                 about="659 MB",
                 places=("stuffthingmaps_trainval2017", "annotations", "coco_stuff164k/annotations"),
                 rules=(
-                    Rule("train2017/*.png", "annotations/train2017", 118_287),
-                    Rule(
-                        "train2017/*.png",
-                        "annotations/train2017",
-                        118_287,
-                        train_id_mask,
-                        MASK_ENDING,
-                    ),
-                    Rule("val2017/*.png", "annotations/val2017", 5_000),
-                    Rule("val2017/*.png", "annotations/val2017", 5_000, train_id_mask, MASK_ENDING),
+                    Rule("train2017/*.png", TRAIN_MASKS, 118_287),
+                    Rule("train2017/*.png", TRAIN_MASKS, 118_287, train_id_mask, MASK_ENDING),
+                    Rule("val2017/*.png", VAL_MASKS, 5_000),
+                    Rule("val2017/*.png", VAL_MASKS, 5_000, train_id_mask, MASK_ENDING),
                 ),
             ),
         ),
     ),
     checks=(
-        Check("images/train2017", "annotations/train2017", 118_287, ending=MASK_ENDING),
-        Check("images/val2017", "annotations/val2017", 5_000, ending=MASK_ENDING),
+        Check("images/train2017", TRAIN_MASKS, 118_287, ending=MASK_ENDING),
+        Check("images/val2017", VAL_MASKS, 5_000, ending=MASK_ENDING),
     ),
 )
 

@@ -88,9 +88,6 @@ SPEC = DatasetSpec(
     sign=MASKS,
     pairs=pairs,
     classes="context",
-    licence=(
-        "PASCAL VOC images under Flickr's terms of use, PASCAL-Context annotations; see its home"
-        " page"
-    ),
+    licence="images under Flickr's terms of use, PASCAL-Context annotations; see its home page",
     recipe=RECIPE,
 )

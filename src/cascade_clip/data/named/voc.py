@@ -25,11 +25,7 @@ def pairs(folder: Path, split: Split) -> Pairs:
 
 
 def sbd_lists(read: ReadList, stems: Collection[str]) -> Lists:
-    """`aug` and `trainaug`: the SBD images that are in neither VOC list, and those together with
-    VOC's train list; sorted.
-
-    SBD's own train and val lists together are all its masks, so its masks are what is counted.
-    """
+    """`aug`: the SBD masks that are in neither VOC list; `trainaug`: those and VOC's train list."""
     train, val = (read(f"{LISTS}/{split}.txt") for split in ("train", "val"))
     return {
         f"{LISTS}/aug.txt": sorted(set(stems) - set(train) - set(val)),
