@@ -46,10 +46,10 @@ class FoundFiles:
 
     def describe_images_alone(self) -> str:
         """Say which images have no mask, and how masks are named."""
-        alone = self.images_alone
+        alone, suffixes = self.images_alone, ", ".join(MASK_SUFFIXES)
         return (
             f"{len(alone)} of {self.images} images in {alone[0].parent} have no mask:"
-            f" {listed(alone)}; a mask has the image's name and one of the suffixes {', '.join(MASK_SUFFIXES)}"
+            f" {listed(alone)}; a mask has the image's name and one of the suffixes {suffixes}"
         )
 
 
@@ -118,10 +118,9 @@ def _list_files(
             if name.startswith(".") or path.suffix.lower() not in suffixes:
                 continue
             key = path.relative_to(folder).with_suffix("").as_posix()
-            if key in found:
-                clashes.append((found[key], path))
-            else:
-                found[key] = path
+            first = found.setdefault(key, path)
+            if first is not path:
+                clashes.append((first, path))
     return found, clashes
 
 

@@ -58,11 +58,9 @@ class DatasetSpec:
         places = [root / folder for folder in self.folders]
         found = next((place for place in places if (place / self.sign).is_dir()), None)
         if found is None:
-            hint = "; `cascade-clip data prepare` makes this layout from the original archives"
-            raise MissingFileError(
-                f"{self.title} is not in {root}: looked for {self.folders[0]}/{self.sign} there"
-                f"{hint if self.recipe else ''}"
-            )
+            place = f"{self.folders[0]}/{self.sign}"
+            hint = "; `cascade-clip data prepare` writes that layout" if self.recipe else ""
+            raise MissingFileError(f"{self.title} is not in {root}: looked for {place} there{hint}")
         return self.pairs(found, split)
 
     def load_classes(self, pairs: Pairs) -> Vocabulary:
@@ -104,10 +102,8 @@ def data_root(root: str) -> Path:
 def listed_pairs(folder: Path, list_file: str, masks: str) -> Pairs:
     """The images in `JPEGImages` that a list file names, with the masks of the same stems."""
     path = folder / list_file
-    pairs = [
-        (folder / "JPEGImages" / f"{stem}.jpg", folder / masks / f"{stem}.png")
-        for stem in read_list(path)
-    ]
+    images, files = folder / "JPEGImages", folder / masks
+    pairs = [(images / f"{stem}.jpg", files / f"{stem}.png") for stem in read_list(path)]
     missing = [str(file) for pair in pairs for file in pair if not file.is_file()]
     if missing:
         some = ", ".join(missing[:3])

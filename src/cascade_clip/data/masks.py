@@ -65,10 +65,8 @@ class MaskReader:
         """Raise the error that names the values without a class, their pixels, and the fix."""
         values, counts = raw.values[self.labels(raw) == UNKNOWN].unique(return_counts=True)
         order = (counts if raw.colored else -values).argsort(descending=True, stable=True)
-        named = [
-            f"{raw.describe(int(values[index]))} ({int(counts[index])} pixels)"
-            for index in order[:LISTED]
-        ]
+        pairs = [(int(values[place]), int(counts[place])) for place in order[:LISTED]]
+        named = [f"{raw.describe(value)} ({count} pixels)" for value, count in pairs]
         more = f" and {len(values) - LISTED} more" if len(values) > LISTED else ""
         found, kind = ", ".join(named) + more, "colours" if raw.colored else "values"
         if raw.colored and self.vocabulary.mask_colors is None:

@@ -145,12 +145,8 @@ def _describe_masks(vocabulary: Vocabulary) -> str:
     if vocabulary.mask_colors is None or vocabulary.raw_values is not None:
         pairs = vocabulary.raw_values
         void = {vocabulary.ignore, *(value for value, label in pairs or () if label == IGNORED)}
-        how = (
-            "counted from 0 in the order of the list" if pairs is None else "as the class list says"
-        )
-        parts.append(
-            f"mask values {how}, {_ignored([str(value) for value in sorted(void)], 'value')}"
-        )
+        how = "as the class list says" if pairs else "counted from 0 in the order of the list"
+        parts.append(f"mask values {how}, {_ignored(list(map(str, sorted(void))), 'value')}")
     if vocabulary.mask_colors is not None:
         colors = [color_name(color) for color, label in vocabulary.mask_colors if label == IGNORED]
         parts.append(f"mask colours as the class list says, {_ignored(colors, 'colour')}")

@@ -92,7 +92,7 @@ class StepSampler(Sampler[tuple[int, int]]):
     def start(self, value: int) -> None:
         if value < 0 or value % self.batch_size:
             raise ValueError(
-                f"start must be a multiple of {self.batch_size} (a batch), got {value}"
+                f"start must be a multiple of the batch size {self.batch_size}, got {value}"
             )
         self._start = value
 

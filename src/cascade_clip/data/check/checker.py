@@ -64,15 +64,11 @@ class CheckReport:
         }
 
     def _row(self, row: Count) -> dict[str, Any]:
-        return {
-            "name": row.text,
-            "pixels": row.pixels,
-            "share": round(self.tally.share(row), 8),
-            "images": row.images,
-        }
+        share = round(self.tally.share(row), 8)
+        return {"name": row.text, "pixels": row.pixels, "share": share, "images": row.images}
 
     def save(self, folder: Path) -> list[Path]:
-        """Write `check.json` and, where a pair can be shown, the preview `check.png`, atomically."""
+        """Write `check.json` and, where a pair can be shown, a preview `check.png`, atomically."""
         sheet = draw_sheet(self.facts, self.vocabulary, self.tally)
         written = [write_whole(folder / "check.png", sheet.save)] if sheet is not None else []
         return [*written, write_json(folder / "check.json", self.to_json())]

@@ -156,9 +156,7 @@ def _shift(evidence: Evidence) -> Iterator[Finding]:
             f" {names[0]}` on",
         )
     elif len(names) > 2 and all(values.get(value) for value in range(1, len(names))):
-        text = (
-            f"{names[0]!r} (mask value 0) never occurs, all others do; are labels shifted by one?"
-        )
+        text = f"{names[0]!r} (mask value 0) never occurs, others do; are labels shifted by one?"
         yield Finding("note", "zero-absent", text)
 
 
@@ -192,16 +190,12 @@ def _cut(evidence: Evidence) -> Iterator[Finding]:
     if not values or not named:
         return
     if max(named) > 255 and max(values) <= 255:
-        yield Finding(
-            "wrong",
-            "cut-to-8-bits",
-            f"the class list has values up to {max(named)}, but no mask holds one above 255: they"
-            " look cut to 8 bits; write 16-bit PNGs",
-        )
-    elif values.get(255) and 255 in named:
         text = (
-            f"mask value 255 means {named[255]!r} here; most datasets use it for pixels to ignore"
+            f"class values go up to {max(named)}, but masks look cut to 8 bits; write 16-bit PNGs"
         )
+        yield Finding("wrong", "cut-to-8-bits", text)
+    elif values.get(255) and 255 in named:
+        text = f"mask value 255 means {named[255]!r} here; mostly it marks pixels to ignore"
         yield Finding("note", "255-is-a-class", text)
 
 
@@ -237,9 +231,8 @@ def _some(texts: Sequence[str], most: int = LISTED) -> str:
 
 
 def _counts(rows: Sequence[Count], tally: Tally) -> str:
-    masks = tally.masks
     return _some(
-        [f"{row.text} ({row.pixels:,} pixels, {row.images} of {masks} masks)" for row in rows]
+        [f"{row.text} ({row.pixels:,} pixels, {row.images} of {tally.masks} masks)" for row in rows]
     )
 
 

@@ -24,17 +24,16 @@ _GREY, _MAGENTA = (128, 128, 128), (255, 0, 255)
 
 def choose_pairs(facts: Sequence[PairFacts], count: int = SHOWN) -> list[PairFacts]:
     """Choose pairs, in the order of `facts`, that together show as many classes as possible."""
-    left = [item for item in facts if item.fits]
-    chosen: list[PairFacts] = []
+    left = [place for place, item in enumerate(facts) if item.fits]
+    chosen: list[int] = []
     shown: set[int] = {IGNORED}
     while left and len(chosen) < count:
-        gains = [len(item.labels.keys() - shown) for item in left]
+        gains = [len(facts[place].labels.keys() - shown) for place in left]
         # Where nothing new is left, go on at even distances and not with the first ones.
-        place = int(np.argmax(gains)) if max(gains) else len(left) * len(chosen) // count
-        chosen.append(left.pop(place))
-        shown |= chosen[-1].labels.keys()
-    order = {id(item): place for place, item in enumerate(facts)}
-    return sorted(chosen, key=lambda item: order[id(item)])
+        best = int(np.argmax(gains)) if max(gains) else len(left) * len(chosen) // count
+        chosen.append(left.pop(best))
+        shown |= facts[chosen[-1]].labels.keys()
+    return [facts[place] for place in sorted(chosen)]
 
 
 def draw_sheet(

@@ -28,6 +28,8 @@ mask value k.
 
 Source: mmsegmentation, tools/dataset_converters/pascal_context.py.
 """
+_CONTEXT_TABLE = np.zeros(CONTEXT_NAMES + 1, dtype=np.uint8)
+_CONTEXT_TABLE[list(CONTEXT_IDS)] = np.arange(1, len(CONTEXT_IDS) + 1)
 
 
 class DetailMasks(NamedTuple):
@@ -46,7 +48,7 @@ def sbd_mask(content: bytes) -> bytes:
 
 def context_mask(content: bytes) -> bytes:
     """The 59-class mask (0 other, 1..59) of a PASCAL Context `.mat` file: `LabelMap`, 0..459."""
-    return _png(_context_table()[_checked(read_array(content, "LabelMap"), CONTEXT_NAMES)])
+    return _png(_CONTEXT_TABLE[_checked(read_array(content, "LabelMap"), CONTEXT_NAMES)])
 
 
 def detail_mask(masks: DetailMasks) -> bytes:
@@ -65,7 +67,7 @@ def detail_mask(masks: DetailMasks) -> bytes:
         if not 0 <= category <= CONTEXT_NAMES:
             raise DataError(f"category {category}; PASCAL Context has 1..{CONTEXT_NAMES}")
         labels[region] = category
-    return _png(_context_table()[labels])
+    return _png(_CONTEXT_TABLE[labels])
 
 
 def train_id_mask(content: bytes) -> bytes:
@@ -80,10 +82,7 @@ def train_id_mask(content: bytes) -> bytes:
     table, unknown = _train_id_table()
     strange = np.unique(mask[unknown[mask]])
     if strange.size:
-        raise DataError(
-            f"mask values {strange.tolist()} that COCO-Stuff does not use; are these the pixel maps"
-            " of stuffthingmaps_trainval2017?"
-        )
+        raise DataError(f"mask values {strange.tolist()} that COCO-Stuff's stuffthingmaps lack")
     return _png(table[mask])
 
 
@@ -103,13 +102,6 @@ def _png(mask: NDArray[Any]) -> bytes:
     image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
     image.save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
-
-
-@functools.cache
-def _context_table() -> NDArray[np.uint8]:
-    table = np.zeros(CONTEXT_NAMES + 1, dtype=np.uint8)
-    table[list(CONTEXT_IDS)] = np.arange(1, len(CONTEXT_IDS) + 1)
-    return table
 
 
 @functools.cache
