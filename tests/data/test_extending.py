@@ -86,7 +86,7 @@ def test_a_package_that_brings_a_dataset(data: Path, tmp_path: Path) -> None:
     ]
     script = (
         "import json, sys; sys.path.insert(0, sys.argv[1]); from cascade_clip.cli.main import main;"
-        " print([main(words) for words in json.loads(sys.argv[2])])"
+        " print([int(main(words)) for words in json.loads(sys.argv[2])])"
     )
     words = [sys.executable, "-c", script, str(package), json.dumps(commands)]
     said = subprocess.run(words, capture_output=True, text=True, timeout=120)

@@ -305,8 +305,8 @@ def test_class_list_with_values(tmp_path: Path) -> None:
         (
             np.zeros((4, 6, 3), dtype=np.uint8),
             (
-                r"a\.png is a colour picture, but the class list gives no colours; .*`#rrggbb NAME`"
-                r" a line .*: #000000 \(24 pixels\)"
+                r"a\.png is a colour image, but the class list gives no colours; .*`#rrggbb NAME`"
+                r" lines.*: #000000 \(24 pixels\)"
             ),
         ),
     ],

@@ -37,9 +37,10 @@ from cascade_clip.sandbox.scenes import (
     THING_NAMES,
     UNSEEN_NAMES,
     SceneConfig,
-    make_caption,
+    choose_names,
     make_scene,
     make_single,
+    phrase,
 )
 from cascade_clip.vocabulary import load_vocabulary
 
@@ -106,7 +107,7 @@ def test_captions_name_one_to_three_classes_that_are_there() -> None:
     counts = set()
     for index in range(200):
         scene = make_scene(0, index)
-        caption = make_caption(scene.present, rng)
+        caption = phrase(choose_names(scene.present, rng), rng)
         named = [name for name in CLASS_NAMES if name in caption]
         named = [
             name for name in named if not any(name != other and name in other for other in named)

@@ -1,10 +1,11 @@
-"""Reading pictures and masks, the sizes they are brought to, and the augmentation of training.
+"""The augmentation of training images and their labels.
 
-Letters: H, W size of a picture; h, w size of a crop (h, w <= crop, the configured side). Geometry
+Letters: H, W size of an image; h, w size of a crop (h, w <= crop, the configured side). Geometry
 comes from torchvision. The photometric distortion is our own: the published one adds brightness and
 turns hue on 8-bit values, torchvision's RandomPhotometricDistort multiplies.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ HUE = 18  # largest turn, of 180
 
 @dataclass(frozen=True)
 class Crop:
-    """A rectangle of a picture, in pixels."""
+    """A rectangle of an image, in pixels."""
 
     top: int
     left: int
@@ -39,8 +40,7 @@ class Crop:
 
 
 def draw_crop(labels: Tensor, side: int, largest_share: float, generator: torch.Generator) -> Crop:
-    """Draw a crop of at most `side` x `side`, again while one class fills it; the tenth draw
-    stands.
+    """Draw a crop of at most `side` x `side`, up to ten times while one class fills it.
 
     A crop is accepted if it holds at least two classes and the largest of them has less than
     `largest_share` of its labelled pixels. A share of 1 or more accepts the first draw.
@@ -48,9 +48,8 @@ def draw_crop(labels: Tensor, side: int, largest_share: float, generator: torch.
     height, width = min(side, labels.shape[-2]), min(side, labels.shape[-1])
     margins = labels.shape[-2] - height, labels.shape[-1] - width
     for draw in range(CROP_DRAWS):
-        crop = Crop(
-            _integer(0, margins[0], generator), _integer(0, margins[1], generator), height, width
-        )
+        top, left = (_integer(0, margin, generator) for margin in margins)
+        crop = Crop(top, left, height, width)
         last = draw == CROP_DRAWS - 1 or margins == (0, 0)
         if last or largest_share >= 1 or _is_mixed(crop.cut(labels), largest_share):
             break
@@ -78,8 +77,7 @@ class Distortion:
     """Added to H of HSV modulo 180, -18..18."""
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Distort a uint8 picture (3, H, W); every part rounds back to 8 bits as the released
-        program does."""
+        """Distort a uint8 image (3, H, W); each part rounds to 8 bits, as in the release."""
         if self.brightness is not None:
             image = _linear(image, 1.0, self.brightness)
         if self.contrast is not None and self.contrast_first:
@@ -93,9 +91,8 @@ class Distortion:
     def _distort_colours(self, image: Tensor) -> Tensor:
         hue, saturation, value = rgb_to_hsv(image)  # (H, W) each
         if self.saturation is not None:
-            saturation = (
-                saturation.to(torch.float32).mul_(self.saturation).clamp_(max=255).to(torch.int32)
-            )
+            scaled = saturation.to(torch.float32).mul_(self.saturation)
+            saturation = scaled.clamp_(max=255).to(torch.int32)
         if self.hue is not None:
             hue = (hue + self.hue).remainder_(180)
         return hsv_to_rgb(hue, saturation, value)
@@ -113,16 +110,14 @@ def draw_distortion(generator: torch.Generator) -> Distortion:
 
 
 def rgb_to_hsv(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hue 0..179, saturation and value 0..255 of a uint8 picture (3, H, W), each int32 (H, W),
-    equal to OpenCV's 8-bit conversion."""
+    """Hue 0..179, saturation, value 0..255, int32 (H, W), of uint8 (3, H, W), exactly as OpenCV."""
     red, green, blue = image.to(torch.int32).unbind(0)  # (H, W)
     value = torch.maximum(torch.maximum(red, green), blue)
     spread = value - torch.minimum(torch.minimum(red, green), blue)
     # Fixed point with 12 bits, as OpenCV: the reciprocals are rounded before they are multiplied.
     per_value = torch.round((255 << 12) / value.to(torch.float32).clamp_(min=1)).to(torch.int32)
-    per_spread = torch.round((180 << 12) / (6 * spread.to(torch.float32).clamp_(min=1))).to(
-        torch.int32
-    )
+    sextants = 6 * spread.to(torch.float32).clamp_(min=1)
+    per_spread = torch.round((180 << 12) / sextants).to(torch.int32)
     saturation = (spread * per_value + (1 << 11)) >> 12
     hue = torch.where(value == green, blue - red + 2 * spread, red - green + 4 * spread)
     hue = torch.where(value == red, green - blue, hue)
@@ -131,7 +126,7 @@ def rgb_to_hsv(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """uint8 picture (3, H, W) of hue 0..179, saturation and value 0..255, each (H, W).
+    """uint8 image (3, H, W) of hue 0..179, saturation and value 0..255, each (H, W).
 
     OpenCV drops the fractions here, and so do we; one result in 600 differs from it, by 1.
     """
@@ -150,8 +145,7 @@ def _linear(image: Tensor, factor: float, offset: float) -> Tensor:
 
 
 class TrainTransform:
-    """Random scale, crop, flip and photometric distortion, then normalising and padding to the crop
-    size."""
+    """Random scale, crop, flip and photometric distortion; normalises and pads to the crop size."""
 
     def __init__(self, config: AugmentConfig, mean: Sequence[float], std: Sequence[float]) -> None:
         """Keep the settings; `mean` and `std` are per channel, for values in 0..1."""
@@ -169,21 +163,18 @@ class TrainTransform:
                 (crop, crop), padded with -1.
         """
         if image.shape[-2:] != labels.shape:
-            raise ValueError(
-                f"image and labels must have one size, got {tuple(image.shape)} and"
-                f" {tuple(labels.shape)}"
-            )
+            shapes = f"{tuple(image.shape)} and {tuple(labels.shape)}"
+            raise ValueError(f"image and labels must have one size, got {shapes}")
         picture, mask = tv_tensors.Image(image), tv_tensors.Mask(labels)
         ratio = _uniform(*self.config.ratio, generator)
         scale = max(1, int(self.config.scale[0] * ratio)), max(1, int(self.config.scale[1] * ratio))
         shape = list(resize_shape(labels.shape[0], labels.shape[1], scale))
-        picture, mask = (
-            functional.resize(item, shape, antialias=False) for item in (picture, mask)
-        )
+        resize = functools.partial(functional.resize, size=shape, antialias=False)
+        picture, mask = resize(picture), resize(mask)  # (3, H, W), (H, W)
         crop = draw_crop(mask, self.config.crop, self.config.largest_share, generator)
         picture, mask = crop.cut(picture), crop.cut(mask)  # (3, h, w), (h, w)
         if _coin(self.config.flip, generator):
-            picture, mask = (functional.horizontal_flip(item) for item in (picture, mask))
+            picture, mask = functional.horizontal_flip(picture), functional.horizontal_flip(mask)
         pixels = picture.as_subclass(torch.Tensor).contiguous()
         if self.config.photometric:
             pixels = draw_distortion(generator)(pixels)
@@ -191,10 +182,8 @@ class TrainTransform:
         padding = [0, 0, self.config.crop - crop.width, self.config.crop - crop.height]
         # (3, crop, crop)
         pixels = functional.pad(normalise(pixels, self.mean, self.std), padding, fill=0)
-        return (
-            pixels,
-            functional.pad(mask, padding, fill=IGNORED).as_subclass(torch.Tensor).contiguous(),
-        )
+        mask = functional.pad(mask, padding, fill=IGNORED)
+        return pixels, mask.as_subclass(torch.Tensor).contiguous()
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:

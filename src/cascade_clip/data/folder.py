@@ -36,28 +36,25 @@ class FoundFiles:
             DataError: images have no mask, or two images or masks have one name.
         """
         for first, second in self.clashes:
-            raise DataError(
-                f"{first} and {second} have one name, so that masks and images cannot be paired;"
-                " remove or rename one"
-            )
+            raise DataError(f"{first} and {second} have one name; remove or rename one of them")
         if self.masks_alone:
-            _logger.warning(
-                "%d masks have no image and are not used: %s",
-                len(self.masks_alone),
-                listed(self.masks_alone),
-            )
+            count, names = len(self.masks_alone), listed(self.masks_alone)
+            _logger.warning("%d masks have no image and are not used: %s", count, names)
         if self.images_alone:
-            raise DataError(
-                f"{len(self.images_alone)} of {self.images} images in"
-                f" {self.images_alone[0].parent} have no mask: {listed(self.images_alone)}; a mask"
-                f" has the image's name and one of the suffixes {', '.join(MASK_SUFFIXES)}"
-            )
+            raise DataError(self.describe_images_alone())
         return self.pairs
+
+    def describe_images_alone(self) -> str:
+        """Say which images have no mask, and how masks are named."""
+        alone, suffixes = self.images_alone, ", ".join(MASK_SUFFIXES)
+        return (
+            f"{len(alone)} of {self.images} images in {alone[0].parent} have no mask:"
+            f" {listed(alone)}; a mask has the image's name and one of the suffixes {suffixes}"
+        )
 
 
 def list_pairs(images: str | Path, masks: str | Path) -> list[tuple[Path, Path]]:
-    """Every image of a folder with its mask in another, in sorted order; errors as
-    `SegmentationFolder`."""
+    """Every image of a folder with its mask in another, sorted; errors as `SegmentationFolder`."""
     return find_files(images, masks).check()
 
 
@@ -71,10 +68,8 @@ def find_files(images: str | Path, masks: str | Path) -> FoundFiles:
     image_files, image_clashes = _list_files(image_folder, IMAGE_SUFFIXES, mask_folder)
     mask_files, mask_clashes = _list_files(mask_folder, MASK_SUFFIXES, image_folder)
     if not image_files:
-        raise MissingFileError(
-            f"no images in {image_folder}: looked for {', '.join(IMAGE_SUFFIXES)}, also in folders"
-            " below it"
-        )
+        suffixes = ", ".join(IMAGE_SUFFIXES)
+        raise MissingFileError(f"no images in {image_folder} or below it: looked for {suffixes}")
     masked = [
         (image_files[key], mask_files.get(key + MASK_ENDING, mask_files.get(key)))
         for key in sorted(image_files)
@@ -123,18 +118,15 @@ def _list_files(
             if name.startswith(".") or path.suffix.lower() not in suffixes:
                 continue
             key = path.relative_to(folder).with_suffix("").as_posix()
-            if key in found:
-                clashes.append((found[key], path))
-            else:
-                found[key] = path
+            first = found.setdefault(key, path)
+            if first is not path:
+                clashes.append((first, path))
     return found, clashes
 
 
 def listed(paths: list[Path]) -> str:
     """The names of the first files, for messages."""
-    return ", ".join(path.name for path in paths[:LISTED]) + (
-        ", ..." if len(paths) > LISTED else ""
-    )
+    return ", ".join([path.name for path in paths[:LISTED]] + ["..."] * (len(paths) > LISTED))
 
 
 def read_list(path: Path) -> list[str]:

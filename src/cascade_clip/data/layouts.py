@@ -34,9 +34,8 @@ class DatasetSpec:
     pairs: Callable[[Path, Split], Pairs]
     """Lists the image and mask files of a split, in a fixed order, given the folder."""
     classes: str
-    """Class list, as `load_vocabulary` takes it: a packaged list by name, a file, or names
-    separated by commas. Masks that end in `_labelTrainIds` hold labels, others the list's mask
-    values."""
+    """Class list as `load_vocabulary` takes it. Masks that end in `_labelTrainIds` hold labels,
+    others the mask values of the list."""
     licence: str
     """The terms of images and annotations, in one line for model cards."""
     templates: str = ""
@@ -59,11 +58,9 @@ class DatasetSpec:
         places = [root / folder for folder in self.folders]
         found = next((place for place in places if (place / self.sign).is_dir()), None)
         if found is None:
-            hint = "; `cascade-clip data prepare` makes this layout from the original archives"
-            raise MissingFileError(
-                f"{self.title} is not in {root}: looked for {self.folders[0]}/{self.sign} there"
-                f"{hint if self.recipe else ''}"
-            )
+            place = f"{self.folders[0]}/{self.sign}"
+            hint = "; `cascade-clip data prepare` writes that layout" if self.recipe else ""
+            raise MissingFileError(f"{self.title} is not in {root}: looked for {place} there{hint}")
         return self.pairs(found, split)
 
     def load_classes(self, pairs: Pairs) -> Vocabulary:
@@ -71,10 +68,8 @@ class DatasetSpec:
         vocabulary = load_vocabulary(self.classes)
         converted = {mask.stem.endswith(MASK_ENDING) for _, mask in pairs}
         if len(converted) == 2:
-            raise DataError(
-                f"some masks in {pairs[0][1].parent} end in {MASK_ENDING}.png and some do not;"
-                " finish the conversion first"
-            )
+            folder = pairs[0][1].parent
+            raise DataError(f"only some masks in {folder} are {MASK_ENDING}; finish the conversion")
         return dataclasses.replace(vocabulary, raw_values=None) if True in converted else vocabulary
 
     @property
@@ -100,21 +95,17 @@ def list_recipes() -> dict[str, Recipe]:
 
 
 def data_root(root: str) -> Path:
-    """The folder in which a named dataset is looked for: the given one, else the environment
-    variable CASCADE_CLIP_DATA, else `data`."""
+    """The folder of named datasets: `root`, else the variable CASCADE_CLIP_DATA, else `data`."""
     return Path(root or os.environ.get("CASCADE_CLIP_DATA") or "data")
 
 
 def listed_pairs(folder: Path, list_file: str, masks: str) -> Pairs:
     """The images in `JPEGImages` that a list file names, with the masks of the same stems."""
     path = folder / list_file
-    pairs = [
-        (folder / "JPEGImages" / f"{stem}.jpg", folder / masks / f"{stem}.png")
-        for stem in read_list(path)
-    ]
+    images, files = folder / "JPEGImages", folder / masks
+    pairs = [(images / f"{stem}.jpg", files / f"{stem}.png") for stem in read_list(path)]
     missing = [str(file) for pair in pairs for file in pair if not file.is_file()]
     if missing:
-        raise MissingFileError(
-            f"{path} names {len(missing)} files that are missing: {', '.join(missing[:3])}, ..."
-        )
+        some = ", ".join(missing[:3])
+        raise MissingFileError(f"{path} names {len(missing)} files that are missing: {some}, ...")
     return pairs

@@ -32,15 +32,16 @@ class RawMask:
 class MaskReader:
     """Reads mask files, and turns their values or colours into labels as a vocabulary says.
 
-    Colour pictures are read by colour; so are palette and 8-bit grey pictures where the vocabulary
+    Colour images are read by colour; so are palette and 8-bit grey images where the vocabulary
     has a colour table and no table of values. Everything else is an index image.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self.by_color = vocabulary.mask_colors is not None and vocabulary.raw_values is None
-        # (65536,), unused where masks are read by colour
-        self._labels = torch.empty(0) if self.by_color else _value_labels(vocabulary)
+        table = np.empty(0, dtype=np.int64) if self.by_color else vocabulary.label_table()
+        table[vocabulary.unknown_values(range(len(table)))] = UNKNOWN
+        self._labels = torch.from_numpy(table)  # (65536,), empty where masks are read by colour
         self._codes, self._color_labels = vocabulary.color_table()  # (K,), (K,)
 
     def read(self, path: Path) -> RawMask:
@@ -50,38 +51,28 @@ class MaskReader:
         return RawMask(load_mask(path), colored=False)
 
     def labels(self, raw: RawMask) -> Tensor:
-        """int64 labels of shape (H, W): IGNORED where they do not count, UNKNOWN where the
-        vocabulary does not name the value."""
+        """int64 labels (H, W): IGNORED where they do not count, UNKNOWN where no class is named."""
         if not raw.colored:
             return self._labels[raw.values.long()]
         if not len(self._codes):
             return torch.full(raw.values.shape, UNKNOWN)
         values = raw.values.numpy()
         place = np.searchsorted(self._codes, values).clip(max=len(self._codes) - 1)
-        return torch.from_numpy(
-            np.where(self._codes[place] == values, self._color_labels[place], UNKNOWN)
-        )
+        known = self._codes[place] == values  # (H, W)
+        return torch.from_numpy(np.where(known, self._color_labels[place], UNKNOWN))
 
     def refuse(self, raw: RawMask, path: Path) -> None:
-        """Raise the error that names the values without a meaning, how many pixels have them, and
-        what to write."""
+        """Raise the error that names the values without a class, their pixels, and the fix."""
         values, counts = raw.values[self.labels(raw) == UNKNOWN].unique(return_counts=True)
-        order = (
-            counts.argsort(descending=True, stable=True)
-            if raw.colored
-            else torch.arange(len(values))
-        )
-        named = [
-            f"{raw.describe(int(values[index]))} ({int(counts[index])} pixels)"
-            for index in order[:LISTED]
-        ]
+        order = (counts if raw.colored else -values).argsort(descending=True, stable=True)
+        pairs = [(int(values[place]), int(counts[place])) for place in order[:LISTED]]
+        named = [f"{raw.describe(value)} ({count} pixels)" for value, count in pairs]
         more = f" and {len(values) - LISTED} more" if len(values) > LISTED else ""
         found, kind = ", ".join(named) + more, "colours" if raw.colored else "values"
         if raw.colored and self.vocabulary.mask_colors is None:
             raise DataError(
-                f"mask {path} is a colour picture, but the class list gives no colours; write it as"
-                " one `R G B NAME` or `#rrggbb NAME` a line (name `ignore` for colours to leave"
-                f" out), or give index masks; the colours here: {found}"
+                f"mask {path} is a colour image, but the class list gives no colours; write it as"
+                f" `R G B NAME` or `#rrggbb NAME` lines, or give index masks; colours here: {found}"
             )
         form = "`R G B NAME`" if raw.colored else "`VALUE NAME`"
         other = "" if raw.colored else f", or set the ignore value, now {self.vocabulary.ignore}"
@@ -89,11 +80,3 @@ class MaskReader:
             f"mask {path} holds {kind} that name no class: {found}; write the class list with one"
             f" {form} a line (name `ignore` for {kind} to leave out){other}"
         )
-
-
-def _value_labels(vocabulary: Vocabulary) -> Tensor:
-    """Label of every value 0..65535, int64: IGNORED where it does not count, UNKNOWN where it is
-    not named."""
-    table = vocabulary.label_table()
-    table[vocabulary.unknown_values(range(len(table)))] = UNKNOWN
-    return torch.from_numpy(table)

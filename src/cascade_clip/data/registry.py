@@ -1,6 +1,7 @@
 """Which dataset a configuration means: the only place where that is chosen."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -9,7 +10,7 @@ import torch
 from cascade_clip.config import DataConfig, names_of
 from cascade_clip.data.folder import FoundFiles, find_files
 from cascade_clip.data.layouts import Split, data_root, find_dataset
-from cascade_clip.data.samples import LabelledFiles, Sample
+from cascade_clip.data.samples import HasSamples, LabelledFiles, Sample
 from cascade_clip.errors import SettingError
 from cascade_clip.sandbox import CLASS_NAMES, PALETTE, UNSEEN_NAMES, SceneConfig, make_scene
 from cascade_clip.vocabulary import (
@@ -26,16 +27,10 @@ SANDBOX_SCENES = 100_000
 """Length of the built-in dataset where no limit is set."""
 
 
-class LabelledImages(Protocol):
+class LabelledImages(HasSamples, Protocol):
     """What training and evaluation need of a dataset."""
 
     vocabulary: Vocabulary
-
-    def __len__(self) -> int: ...
-
-    def sample(self, index: int) -> Sample:
-        """One image with its labels and its file name."""
-        ...
 
 
 class SandboxScenes:
@@ -56,9 +51,8 @@ class SandboxScenes:
             raise IndexError(f"scene {index} is not among the {self.count} of this dataset")
         scene = make_scene(self.seed, index, self.scene)
         image = torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()  # (3, H, W)
-        return Sample(
-            image, torch.from_numpy(scene.mask).long(), Path(f"scene-{self.seed}-{index}")
-        )
+        labels = torch.from_numpy(scene.mask).long()  # (H, W)
+        return Sample(image, labels, Path(f"scene-{self.seed}-{index}"))
 
 
 def sandbox_vocabulary() -> Vocabulary:
@@ -67,8 +61,7 @@ def sandbox_vocabulary() -> Vocabulary:
 
 
 def build_dataset(config: DataConfig, use: Split = "train") -> LabelledImages:
-    """The dataset of a configuration, its files found and checked; `use` is the part of a named
-    dataset where no split is set.
+    """Build a dataset, its files checked; `use` is the split of a named one where none is set.
 
     Raises:
         SettingError, DataError, MissingFileError: a setting is missing or not for such data, a
@@ -106,8 +99,7 @@ def find_labelled(config: DataConfig, use: Split = "train") -> tuple[FoundFiles,
 
 
 def _refuse_settings(config: DataConfig) -> None:
-    """Refuse settings that are missing, and those that a dataset of this kind would pass over in
-    silence."""
+    """Refuse missing settings, and those that a dataset of this kind would ignore."""
     files = ("images", "masks", "classes")
     missing = [f"data.{name}" for name in files if not getattr(config, name)]
     others: tuple[str, ...] = files
@@ -122,14 +114,11 @@ def _refuse_settings(config: DataConfig) -> None:
     idle = ("", None, Vocabulary.ignore)
     given = [f"data.{name}" for name in others if getattr(config, name) not in idle]
     if given:
-        raise SettingError(
-            f"{', '.join(given)} cannot be set with data.name {config.name}, {reason}"
-        )
+        names = ", ".join(given)
+        raise SettingError(f"{names} cannot be set with data.name {config.name}, {reason}")
     if missing and config.name == "folder":
-        raise SettingError(
-            f"{', '.join(missing)} not set: give the image folder, the mask folder and the class"
-            " list"
-        )
+        names = ", ".join(missing)
+        raise SettingError(f"{names} not set: give the image folder, mask folder and class list")
 
 
 def data_templates(config: DataConfig) -> tuple[str, ...]:
@@ -144,46 +133,31 @@ def data_templates(config: DataConfig) -> tuple[str, ...]:
 def describe_data(dataset: LabelledImages) -> str:
     """What was found, in one line."""
     vocabulary = dataset.vocabulary
-    unseen = (
-        f", {len(vocabulary.unseen)} unseen: {', '.join(vocabulary.unseen[:12])}"
-        if vocabulary.unseen
-        else ", none unseen"
-    )
+    unseen = vocabulary.unseen
+    split = f"{len(unseen)} unseen: {_first(unseen, 12)}" if unseen else "none unseen"
     values = "" if isinstance(dataset, SandboxScenes) else f"; {_describe_masks(vocabulary)}"
-    return (
-        f"{len(dataset):,} images, {len(vocabulary)} class"
-        f" names{unseen}{', ...' if len(vocabulary.unseen) > 12 else ''}{values}"
-    )
+    return f"{len(dataset):,} images, {len(vocabulary)} class names, {split}{values}"
 
 
 def _describe_masks(vocabulary: Vocabulary) -> str:
     """How masks are read, and what in them is ignored."""
     parts = []
     if vocabulary.mask_colors is None or vocabulary.raw_values is not None:
-        void = sorted(
-            {
-                vocabulary.ignore,
-                *(value for value, label in vocabulary.raw_values or () if label == IGNORED),
-            }
-        )
-        counted = (
-            "counted from 0 in the order of the list"
-            if vocabulary.raw_values is None
-            else "as the class list says"
-        )
-        parts.append(f"mask values {counted}, {_ignored([str(value) for value in void], 'value')}")
+        pairs = vocabulary.raw_values
+        void = {vocabulary.ignore, *(value for value, label in pairs or () if label == IGNORED)}
+        how = "as the class list says" if pairs else "counted from 0 in the order of the list"
+        parts.append(f"mask values {how}, {_ignored(list(map(str, sorted(void))), 'value')}")
     if vocabulary.mask_colors is not None:
-        void_colors = [
-            color_name(color) for color, label in vocabulary.mask_colors if label == IGNORED
-        ]
-        parts.append(f"mask colours as the class list says, {_ignored(void_colors, 'colour')}")
+        colors = [color_name(color) for color, label in vocabulary.mask_colors if label == IGNORED]
+        parts.append(f"mask colours as the class list says, {_ignored(colors, 'colour')}")
     return "; ".join(parts)
 
 
 def _ignored(names: list[str], kind: str) -> str:
     if not names:
         return f"no {kind} is ignored"
-    return (
-        f"{kind}{'' if len(names) == 1 else 's'}"
-        f" {', '.join(names[:5])}{', ...' if len(names) > 5 else ''} ignored"
-    )
+    return f"{kind}{'' if len(names) == 1 else 's'} {_first(names, 5)} ignored"
+
+
+def _first(names: Sequence[str], most: int) -> str:
+    return ", ".join([*names[:most], *["..."] * (len(names) > most)])

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -23,14 +24,23 @@ class Sample:
     path: Path
 
 
+class HasSamples(Protocol):
+    """A dataset that training can read."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int) -> Sample:
+        """One image with its labels and its file name."""
+        ...
+
+
 class LabelledFiles(Dataset[Sample]):
     """Pairs of image file and mask file, read when they are asked for."""
 
     def __init__(
         self, pairs: Sequence[tuple[Path, Path]], vocabulary: Vocabulary, limit: int = 0
     ) -> None:
-        """Read masks as `vocabulary` says what their values mean; `limit` keeps the first pairs, 0
-        all."""
+        """Read masks as `vocabulary` says; `limit` keeps the first pairs, 0 all."""
         self.total = len(pairs)  # without the limit
         self.pairs = list(pairs[: limit or None])
         self.vocabulary = vocabulary
@@ -40,7 +50,6 @@ class LabelledFiles(Dataset[Sample]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """The same as `sample`."""
         return self.sample(index)
 
     def sample(self, index: int) -> Sample:
@@ -65,8 +74,7 @@ class LabelledFiles(Dataset[Sample]):
 
 
 class SegmentationFolder(LabelledFiles):
-    """Images and masks of two folders, paired by their path below the folder without suffix, in
-    sorted order.
+    """Images and masks of two folders, paired by path below the folder without suffix, sorted.
 
     The mask of `a/b.jpg` is `a/b_labelTrainIds.png` if there is one, else `a/b.png` (or .bmp, .tif,
     .gif, .webp). Folders are searched to any depth. Masks without an image are logged.

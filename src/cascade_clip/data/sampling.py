@@ -1,7 +1,6 @@
 """The order in which training walks through a dataset, and the crops that it sees."""
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,18 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from cascade_clip.data.augmentation import TrainTransform
-from cascade_clip.data.samples import Sample
+from cascade_clip.data.samples import HasSamples
 from cascade_clip.errors import DataError, SettingError
-
-
-class HasSamples(Protocol):
-    """What `TrainingSet` needs of a dataset."""
-
-    def __len__(self) -> int: ...
-
-    def sample(self, index: int) -> Sample:
-        """One image with its labels."""
-        ...
 
 
 class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
@@ -45,9 +34,8 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
 
 def _generator(*parts: int) -> torch.Generator:
     """A generator that is a function of some whole numbers, and of how many they are."""
-    mixed = np.random.SeedSequence([len(parts), *(part % 2**64 for part in parts)]).generate_state(
-        1, np.uint64
-    )
+    entropy = [len(parts), *(part % 2**64 for part in parts)]
+    mixed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0]) >> 1)  # torch wants it below 2**63
 
 
@@ -85,8 +73,7 @@ class StepSampler(Sampler[tuple[int, int]]):
             raise DataError(f"the dataset must hold at least 1 image, got {length}")
         if batch_size < 1 or world < 1 or batch_size % world:
             raise SettingError(
-                f"a batch of {batch_size} images cannot be shared by {world} ranks; make it a"
-                " multiple of them"
+                f"a batch of {batch_size} cannot be shared by {world} ranks; make it a multiple"
             )
         if not 0 <= rank < world:
             raise ValueError(f"rank must lie in 0..{world - 1}, got {rank}")
@@ -105,8 +92,7 @@ class StepSampler(Sampler[tuple[int, int]]):
     def start(self, value: int) -> None:
         if value < 0 or value % self.batch_size:
             raise ValueError(
-                f"start must be a multiple of the batch size {self.batch_size}, got {value}; runs"
-                " resume between two steps"
+                f"start must be a multiple of the batch size {self.batch_size}, got {value}"
             )
         self._start = value
 

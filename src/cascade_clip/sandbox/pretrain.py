@@ -1,8 +1,7 @@
-"""Makes the mini CLIP: contrastive training on pictures and captions of the built-in world, without
-a single mask.
+"""Makes the mini CLIP by contrastive training on images and captions of the built-in world.
 
-Captions name all classes, those too whose masks a zero-shot learner never sees, as in real CLIP.
-The towers are open_clip's own. Letters: B pictures of a batch, C class names.
+Captions name all classes, also those whose masks a zero-shot learner never sees, as in real CLIP.
+The towers are open_clip's own. Letters: B images of a batch, C class names.
 """
 
 import io
@@ -45,8 +44,7 @@ ARCHITECTURE: dict[str, Any] = {
     "vision_cfg": {"image_size": 64, "layers": 12, "width": 128, "head_width": 32, "patch_size": 8},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3},
 }
-"""open_clip model configuration of the mini CLIP: 12 blocks, so that stages {6-8}, {9-11}, {12}
-mean what they mean in the paper."""
+"""Configuration of the mini CLIP: 12 blocks for the stages {6-8}, {9-11}, {12} of the paper."""
 
 FRESH = 10**9
 """Index of the first scene that training never sees."""
@@ -71,8 +69,7 @@ class PretrainConfig:
     curriculum: tuple[float, float] = (0.2, 0.6)
     """Parts of the run between which pictures of one thing fade from all to a quarter."""
     zoom: float = 2.0
-    """Largest magnification of scenes, so that things have the sizes they have in larger pictures
-    too."""
+    """Largest magnification of scenes, which gives things the sizes they have in larger images."""
     seed: int = 0
     """Seed of weights, pictures and captions."""
     save_every: int = 100
@@ -94,14 +91,11 @@ class PretrainConfig:
                 f" {self.learning_rate} and {self.seed}"
             )
         if not 0 <= self.curriculum[0] <= self.curriculum[1] <= 1:
-            raise SettingError(
-                f"curriculum must be two rising parts of the run in 0..1, got {self.curriculum}"
-            )
+            raise SettingError(f"curriculum needs two rising parts in 0..1, got {self.curriculum}")
 
 
 class CaptionedPictures(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
-    """Picture `index` with one caption: pixels, tokens, the classes present, and the classes that
-    the caption names."""
+    """Image `index` with one caption: pixels, tokens, classes present, classes in the caption."""
 
     def __init__(self, config: PretrainConfig, size: int) -> None:
         self.config = config
@@ -128,8 +122,7 @@ class CaptionedPictures(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
 
 
 def single_share(progress: float, curriculum: tuple[float, float]) -> float:
-    """Share of pictures with one thing at a point of the run: all at first, a quarter in the
-    end."""
+    """Share of images with one thing at a point of the run: all at first, a quarter at the end."""
     begin, end = curriculum
     faded = min(max((progress - begin) / max(end - begin, 1e-9), 0.0), 1.0)
     return 1 - 0.75 * faded
@@ -138,8 +131,7 @@ def single_share(progress: float, curriculum: tuple[float, float]) -> float:
 def caption_loss(
     images: Tensor, captions: Tensor, scale: Tensor, bias: Tensor, true: Tensor
 ) -> Tensor:
-    """Sigmoid loss over all pairs of unit embeddings (B, D); every caption that is true for a
-    picture is a positive, (B, B)."""
+    """Sigmoid loss over all pairs of unit embeddings (B, D); `true` (B, B) marks the positives."""
     logits = scale.exp() * images @ captions.T + bias  # (B, B)
     signs = 2 * true.float() - 1
     return -F.logsigmoid(signs * logits).sum() / len(images)
@@ -163,8 +155,7 @@ def pretrain(config: PretrainConfig) -> Path:
         saved = read_pickle(state)
         if saved["config"] != json.dumps(asdict(config)):
             raise SettingError(
-                f"{folder} holds a run with other settings; choose another folder, or delete"
-                f" {state}"
+                f"{folder} holds a run with other settings; choose another folder or delete {state}"
             )
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -175,11 +166,10 @@ def pretrain(config: PretrainConfig) -> Path:
             loss = _train_step(model, optimizer, batch, _rate(step, config))
             progress.update(row, completed=step + 1, description=f"mini CLIP, loss {loss:.3f}")
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                _save_state(state, model, optimizer, step + 1, config)
+                _save_state(state, step + 1, config, model=model, optimizer=optimizer)
                 export_clip(model, folder, used_tokens(config))
-                logger.info(
-                    "step %d loss %.3f class mAP %s", step + 1, loss, evaluate_presence(model)
-                )
+                presence = evaluate_presence(model)
+                logger.info("step %d loss %.3f class mAP %s", step + 1, loss, presence)
     state.unlink(missing_ok=True)
     return folder
 
@@ -187,12 +177,9 @@ def pretrain(config: PretrainConfig) -> Path:
 def _batches(config: PretrainConfig, start: int) -> Iterator[Sequence[Tensor]]:
     pictures = CaptionedPictures(config, ARCHITECTURE["vision_cfg"]["image_size"])
     order = range(start * config.batch_size, len(pictures))
+    workers, ahead = config.workers, 8 if config.workers else None
     yield from DataLoader(
-        pictures,
-        config.batch_size,
-        sampler=order,
-        num_workers=config.workers,
-        prefetch_factor=8 if config.workers else None,
+        pictures, config.batch_size, sampler=order, num_workers=workers, prefetch_factor=ahead
     )
 
 
@@ -237,27 +224,15 @@ def _groups(model: open_clip.CLIP, decay: float) -> list[dict[str, Any]]:
     return [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-def _save_state(
-    path: Path,
-    model: open_clip.CLIP,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    config: PretrainConfig,
-) -> None:
-    saved = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-        "config": json.dumps(asdict(config)),
-    }
+def _save_state(path: Path, step: int, config: PretrainConfig, **parts: Any) -> None:
+    states = {name: part.state_dict() for name, part in parts.items()}
     buffer = io.BytesIO()
-    torch.save(saved, buffer)
+    torch.save({**states, "step": step, "config": json.dumps(asdict(config))}, buffer)
     write_whole(path, buffer.getvalue())
 
 
 def used_tokens(config: PretrainConfig) -> Tensor:
-    """Token ids of all class names in many captions and prompts; the other rows of the token table
-    never train."""
+    """Token ids of all class names in many captions; other rows of the token table never train."""
     tokenizer = open_clip.SimpleTokenizer(context_length=ARCHITECTURE["text_cfg"]["context_length"])
     rng = np.random.default_rng(config.seed)
     texts = [phrase((name,), rng) for name in CLASS_NAMES for _ in range(200)]
@@ -268,13 +243,9 @@ def used_tokens(config: PretrainConfig) -> Tensor:
 
 
 def export_clip(model: open_clip.CLIP, folder: Path, tokens: Tensor) -> None:
-    """Write a folder in open_clip's format, float16; rows of the token table outside `tokens`
-    become 0, so that it packs small."""
-    state = {
-        name: tensor.detach().half()
-        for name, tensor in model.state_dict().items()
-        if name != "attn_mask"
-    }
+    """Write open_clip's format in float16; token embeddings outside `tokens` become 0, to pack."""
+    state = {name: tensor.detach().half() for name, tensor in model.state_dict().items()}
+    state.pop("attn_mask", None)
     table = torch.zeros_like(state["token_embedding.weight"])
     table[tokens] = state["token_embedding.weight"][tokens]
     state["token_embedding.weight"] = table
@@ -291,15 +262,12 @@ def export_clip(model: open_clip.CLIP, folder: Path, tokens: Tensor) -> None:
 def evaluate_presence(
     model: open_clip.CLIP, count: int = 600, seed: int = 0, size: int = 64
 ) -> dict[str, float]:
-    """Mean average precision of "is this class in the picture?" on fresh scenes: over all, seen and
-    unseen classes."""
+    """Mean average precision of class presence in fresh scenes: all, seen and unseen classes."""
     tokenizer = open_clip.SimpleTokenizer(context_length=ARCHITECTURE["text_cfg"]["context_length"])
     was_training = model.training
     model.eval()
-    # (C, D)
-    text = F.normalize(
-        model.encode_text(tokenizer([f"a photo of a {name}" for name in CLASS_NAMES])), dim=-1
-    )
+    prompts = tokenizer([f"a photo of a {name}" for name in CLASS_NAMES])  # (C, context)
+    text = F.normalize(model.encode_text(prompts), dim=-1)  # (C, D)
     scenes = [make_scene(seed, FRESH + index, SceneConfig(size=size)) for index in range(count)]
     # (pictures, 3, H, W)
     pixels = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) for scene in scenes])
@@ -314,12 +282,8 @@ def evaluate_presence(
         torch.cat(scores), truth, num_labels=len(CLASS_NAMES), average="none"
     )
     unseen = torch.tensor([name in UNSEEN_NAMES for name in CLASS_NAMES])
-    values = {
-        "all": precision.nanmean(),
-        "seen": precision[~unseen].nanmean(),
-        "unseen": precision[unseen].nanmean(),
-    }
-    return {name: round(float(value), 4) for name, value in values.items()}
+    groups = {"all": precision, "seen": precision[~unseen], "unseen": precision[unseen]}
+    return {name: round(float(values.nanmean()), 4) for name, values in groups.items()}
 
 
 def _flags(names: Sequence[str]) -> Tensor:

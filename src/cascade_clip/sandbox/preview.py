@@ -1,5 +1,4 @@
-"""See the built-in world, and write it to disk in the folder layout that the dataset reader
-knows."""
+"""Show the built-in world, and export it to disk in the folder layout of the dataset reader."""
 
 from pathlib import Path
 
@@ -30,9 +29,8 @@ def preview_sheet(seed: int = 0, count: int = 8, size: int = 128) -> Image.Image
     cells = [_cell(make_scene(seed, index, config)) for index in range(count)]
     columns = min(count, 4)
     width, height = cells[0].width + _GAP, max(cell.height for cell in cells) + _GAP
-    sheet = Image.new(
-        "RGB", (columns * width + _GAP, -(-count // columns) * height + _GAP), "white"
-    )
+    rows = -(-count // columns)
+    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
     for number, cell in enumerate(cells):
         sheet.paste(cell, (_GAP + number % columns * width, _GAP + number // columns * height))
     return sheet
@@ -50,8 +48,7 @@ def mask_image(mask: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> Image.I
 def export_world(
     folder: Path, train: int = 2000, val: int = 200, size: int = 128, seed: int = 0
 ) -> Path:
-    """Write pictures, masks, classes.txt and unseen.txt; a run that was killed and is started again
-    gives the same files."""
+    """Write images, masks, classes.txt and unseen.txt; started again, it gives the same files."""
     folder = Path(folder)
     config = SceneConfig(size=size)
     write_whole(folder / "classes.txt", "".join(f"{name}\n" for name in CLASS_NAMES))
@@ -77,14 +74,7 @@ def _cell(scene: Scene) -> Image.Image:
     draw = ImageDraw.Draw(cell)
     for number, name in enumerate(scene.present):
         left, top = number % 2 * (size + _GAP // 2), size + 4 + number // 2 * _LEGEND_ROW
-        draw.rectangle(
-            (left, top + 1, left + 9, top + 10),
-            fill=PALETTE[CLASS_NAMES.index(name)],
-            outline=(90, 90, 90),
-        )
-        draw.text(
-            (left + 14, top),
-            name + (" (unseen)" if name in UNSEEN_NAMES else ""),
-            fill=(30, 30, 30),
-        )
+        colour, mark = PALETTE[CLASS_NAMES.index(name)], " (unseen)" * (name in UNSEEN_NAMES)
+        draw.rectangle((left, top + 1, left + 9, top + 10), colour, outline=(90, 90, 90))
+        draw.text((left + 14, top), name + mark, fill=(30, 30, 30))
     return cell

@@ -1,8 +1,6 @@
-"""The built-in world: clean pictures with a label for every pixel, and captions. NumPy and Pillow
-only.
+"""The built-in world: clean images with a label for every pixel, and captions, without torch.
 
-H, W: picture size in pixels. Everything is drawn from the pair (seed, index), so any picture can be
-made again alone.
+H, W: image size in pixels. An image follows from the pair (seed, index) alone.
 """
 
 from collections.abc import Sequence
@@ -27,26 +25,22 @@ UNSEEN_NAMES: tuple[str, ...] = ("sand", "brick wall", "star", "fish", "mushroom
 IGNORE = 255
 """Label of pixels without a class; only single-thing pictures on a plain background have it."""
 SCENES_VERSION = 1
-"""Counted up whenever a pair (seed, index) comes to mean another picture; part of the data-set hash
-in reports."""
+"""Raised whenever a pair (seed, index) gives another image; part of the dataset hash in reports."""
 
 PALETTE: tuple[tuple[int, int, int], ...] = (
-    (135, 196, 250), (60, 160, 60), (30, 90, 200), (235, 210, 140), (235, 240, 250), (165, 70,
-    45), (125, 85, 50),
-    (0, 140, 140), (135, 135, 140), (150, 50, 140), (255, 215, 0), (120, 60, 220), (230, 25, 75),
-    (70, 110, 255),
-    (250, 250, 150), (255, 120, 190), (255, 130, 30), (0, 95, 45), (190, 40, 40), (240, 170, 160),
-    (70, 240, 240),
-    (60, 60, 70), (170, 255, 90), (185, 140, 255), (240, 50, 230), (190, 155, 20),
+    (135, 196, 250), (60, 160, 60), (30, 90, 200), (235, 210, 140), (235, 240, 250),
+    (165, 70, 45), (125, 85, 50), (0, 140, 140), (135, 135, 140), (150, 50, 140), (255, 215, 0),
+    (120, 60, 220), (230, 25, 75), (70, 110, 255), (250, 250, 150), (255, 120, 190),
+    (255, 130, 30), (0, 95, 45), (190, 40, 40), (240, 170, 160), (70, 240, 240), (60, 60, 70),
+    (170, 255, 90), (185, 140, 255), (240, 50, 230), (190, 155, 20),
 )  # fmt: skip
 """One colour per class, in label order."""
 
 _SUPERSAMPLING = 4
 _TEMPLATES = (
     "a photo of {}.", "a photo of {}", "a picture of {}", "an image of {}", "{}", "{}.",
-    "a drawing of {}", "this is a photo of {}.",
-    "there is {} in the scene.", "a photo of {} in the scene.", "a scene with {}",
-    "{} in the picture", "a bright photo of {}.",
+    "a drawing of {}", "this is a photo of {}.", "there is {} in the scene.",
+    "a photo of {} in the scene.", "a scene with {}", "{} in the picture", "a bright photo of {}.",
     "a small picture of {}", "a close-up photo of {}.", "a photo of one {}.",
     "a good photo of {}.", "a photo of the {}.",
 )  # fmt: skip
@@ -82,17 +76,16 @@ class SceneConfig:
     def __post_init__(self) -> None:
         if self.size < 16:
             raise SettingError(f"size must be at least 16 pixels, got {self.size}")
-        if not 0 <= self.min_things <= self.max_things <= len(THING_NAMES):
+        low, high, most = self.min_things, self.max_things, len(THING_NAMES)
+        if not 0 <= low <= high <= most:
             raise SettingError(
-                f"need 0 <= min_things <= max_things <= {len(THING_NAMES)}, got {self.min_things}"
-                f" and {self.max_things}"
+                f"need 0 <= min_things <= max_things <= {most}, got {low} and {high}"
             )
         if not 1 <= self.max_regions <= 3:
             raise SettingError(f"max_regions must be 1, 2 or 3, got {self.max_regions}")
         if not 0 < self.min_radius <= self.max_radius:
-            raise SettingError(
-                f"need 0 < min_radius <= max_radius, got {self.min_radius} and {self.max_radius}"
-            )
+            low, high = self.min_radius, self.max_radius
+            raise SettingError(f"need 0 < min_radius <= max_radius, got {low} and {high}")
         if self.max_zoom < 1:
             raise SettingError(f"max_zoom must be at least 1, got {self.max_zoom}")
 
@@ -120,8 +113,7 @@ class _Placement:
 
 
 def make_scene(seed: int, index: int, config: SceneConfig | None = None) -> Scene:
-    """Make picture `index` of the world `seed`: 1 to 3 regions of stuff and a few things before
-    them."""
+    """Make image `index` of the world `seed`: 1 to 3 regions of stuff, and a few things."""
     config = config or SceneConfig()
     if seed < 0:
         raise SettingError(f"the seed of scenes must be 0 or more, got {seed}")
@@ -135,8 +127,7 @@ def make_scene(seed: int, index: int, config: SceneConfig | None = None) -> Scen
 
 
 def make_single(seed: int, index: int, config: SceneConfig | None = None) -> Scene:
-    """Make a picture of one class: a thing on a plain colour, a thing on one stuff, or one stuff
-    alone."""
+    """Make an image of one class: a thing on a plain colour or on one stuff, or only one stuff."""
     config = config or SceneConfig()
     rng = np.random.default_rng((seed, index, 1))
     view = _choose_view(rng, replace(config, max_zoom=1.0))
@@ -151,9 +142,8 @@ def make_single(seed: int, index: int, config: SceneConfig | None = None) -> Sce
     if kind < 2:
         radius = rng.uniform(config.max_radius * 0.8, WORLD * 0.42)
         x, y = (jitter(rng, WORLD / 2, WORLD / 2 - radius * 0.9) for _ in range(2))
-        _draw_thing(
-            image, mask, view, _Placement(str(rng.choice(THING_NAMES)), x, y, radius), config, rng
-        )
+        placement = _Placement(str(rng.choice(THING_NAMES)), x, y, radius)
+        _draw_thing(image, mask, view, placement, config, rng)
     return _finish(image, mask, rng, config)
 
 
@@ -176,14 +166,8 @@ def phrase(names: Sequence[str], rng: np.random.Generator) -> str:
     return template.format(f"{', '.join(words)} and {last}" if words else last)
 
 
-def make_caption(present: Sequence[str], rng: np.random.Generator) -> str:
-    """A sentence that names one to three of the classes present."""
-    return phrase(choose_names(present, rng), rng)
-
-
 def _with_article(name: str, rng: np.random.Generator) -> str:
-    """Put 'a' or 'an' before things, and now and then before stuff, as prompts such as 'a photo of
-    a {}' do."""
+    """Put 'a' or 'an' before things, and sometimes before stuff, as common prompts do."""
     if name in TEXTURES and rng.random() < 0.5:
         return name
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
@@ -243,15 +227,10 @@ def _place_things(count: int, rng: np.random.Generator, config: SceneConfig) -> 
 
 
 def _rasterise(
-    parts: Sequence[Part],
-    colours: dict[str, FloatArray],
-    matrix: FloatArray,
-    width: int,
-    height: int,
+    parts: Sequence[Part], colours: dict[str, FloatArray], matrix: FloatArray, h: int, w: int
 ) -> FloatArray:
-    """Draw polygons with smooth edges, shape (height, width, 4); `matrix` (2, 3) takes them to
-    pixels."""
-    canvas = Image.new("RGBA", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
+    """Draw polygons with smooth edges, shape (h, w, 4); `matrix` (2, 3) takes them to pixels."""
+    canvas = Image.new("RGBA", (w * _SUPERSAMPLING, h * _SUPERSAMPLING))
     draw = ImageDraw.Draw(canvas)
     for part in parts:
         points = (part.points @ matrix[:, :2].T + matrix[:, 2]) * _SUPERSAMPLING  # (P, 2)
@@ -261,7 +240,7 @@ def _rasterise(
             else (*(int(c * 255) for c in colours[part.colour].clip(0, 1)), 255)
         )
         draw.polygon(points.ravel().tolist(), fill=fill)
-    return np.asarray(canvas.reduce(_SUPERSAMPLING), dtype=np.float32) / 255  # (height, width, 4)
+    return np.asarray(canvas.reduce(_SUPERSAMPLING), dtype=np.float32) / 255  # (h, w, 4)
 
 
 def _draw_thing(
@@ -288,7 +267,7 @@ def _draw_thing(
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     linear = turn @ np.diag([flip * stretch, 1 / stretch]) * radius
     matrix = np.column_stack([linear, (x - left, y - top)]).astype(np.float32)
-    layer = _rasterise(thing.parts(), colours, matrix, right - left, bottom - top)  # (h, w, 4)
+    layer = _rasterise(thing.parts(), colours, matrix, bottom - top, right - left)  # (h, w, 4)
     alpha = layer[..., 3]  # (h, w)
     columns = (np.arange(left, right, dtype=np.float32) + 0.5 - x) / radius
     rows = (np.arange(top, bottom, dtype=np.float32) + 0.5 - y) / radius
@@ -321,9 +300,8 @@ def _finish(
     tint = 1 + rng.uniform(-0.04, 0.04, 3).astype(np.float32)
     for channel in range(3):
         image[..., channel] *= light * tint[channel]
-    image += rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(
-        config.noise * rng.uniform(0.3, 1.2)
-    )
+    noise = rng.standard_normal((size, size, 3), dtype=np.float32)
+    image += noise * np.float32(config.noise * rng.uniform(0.3, 1.2))
     np.clip(image, 0, 1, out=image)
     image *= 255
     image += 0.5

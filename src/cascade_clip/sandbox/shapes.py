@@ -1,5 +1,4 @@
-"""Things of the built-in world: star, heart, fish, ... as coloured polygons in a box from -1 to 1
-(y points down)."""
+"""Things of the built-in world as coloured polygons in a box from -1 to 1 (y points down)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ class Part:
 
     points: Points  # (P, 2), x and y
     colour: str
-    """main, dark, light, accent, white, black, brown, green or hole (which cuts through what is
-    below)."""
+    """main, dark, light, accent, white, black, brown, green; hole cuts through what is below."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,9 @@ class Thing:
     """Usual saturation and value of the main colour."""
 
 
-def _disc(
-    x: float, y: float, radius: float, height: float | None = None, count: int = 28
-) -> Points:
+def _disc(x: float, y: float, radius: float, height: float | None = None) -> Points:
     """An ellipse as a polygon."""
-    angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    angle = np.linspace(0, 2 * np.pi, 28, endpoint=False)
     return np.stack([x + radius * np.cos(angle), y + (height or radius) * np.sin(angle)], axis=1)
 
 
@@ -69,39 +65,29 @@ def _star() -> list[Part]:
 
 
 def _ring() -> list[Part]:
-    return [
-        Part(_disc(0, 0, 1.0), "dark"),
-        Part(_disc(0, 0, 0.93), "main"),
-        Part(_disc(0, 0, 0.6), "dark"),
-        Part(_disc(0, 0, 0.53), "hole"),
-    ]
+    discs = ((1.0, "dark"), (0.93, "main"), (0.6, "dark"), (0.53, "hole"))
+    return [Part(_disc(0, 0, radius), colour) for radius, colour in discs]
 
 
 def _heart() -> list[Part]:
     t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     x = 16 * np.sin(t) ** 3
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
-    return [
-        Part(np.stack([x, y], axis=1) / 16.5, "main"),
-        Part(_disc(-0.42, -0.4, 0.14, 0.2), "light"),
-    ]
+    shine = Part(_disc(-0.42, -0.4, 0.14, 0.2), "light")
+    return [Part(np.stack([x, y], axis=1) / 16.5, "main"), shine]
 
 
 def _arrow() -> list[Part]:
     outline = _poly(
         (-1, -0.28), (0.12, -0.28), (0.12, -0.78), (1, 0), (0.12, 0.78), (0.12, 0.28), (-1, 0.28)
     )
-    return [Part(outline, "dark"), Part(outline * [0.9, 0.78] + [0.0, 0.0], "main")]
+    return [Part(outline, "dark"), Part(outline * [0.9, 0.78], "main")]
 
 
 def _moon() -> list[Part]:
     outer, inner = _arc(0, 0, 1.0, 50, 310, 30), _arc(0.52, 0, 0.86, 296, 64, 30)
-    crescent = np.concatenate([outer, inner])
-    return [
-        Part(crescent, "main"),
-        Part(_disc(-0.66, 0.15, 0.13), "dark"),
-        Part(_disc(-0.45, -0.55, 0.1), "dark"),
-    ]
+    craters = [Part(_disc(-0.66, 0.15, 0.13), "dark"), Part(_disc(-0.45, -0.55, 0.1), "dark")]
+    return [Part(np.concatenate([outer, inner]), "main"), *craters]
 
 
 def _flower() -> list[Part]:
@@ -116,18 +102,10 @@ def _flower() -> list[Part]:
 def _fish() -> list[Part]:
     tail = _poly((0.35, 0), (1, -0.6), (0.85, 0), (1, 0.6))
     fin = _poly((-0.35, -0.35), (0.1, -0.82), (0.35, -0.3))
-    stripes = [
-        Part(_poly((x, -0.42), (x + 0.13, -0.42), (x + 0.13, 0.42), (x, 0.42)), "light")
-        for x in (-0.25, 0.08)
-    ]
+    body = Part(_disc(-0.25, 0, 0.75, 0.5), "main")
+    stripes = [Part(_box(x, -0.42, x + 0.13, 0.42), "light") for x in (-0.25, 0.08)]
     eye = [Part(_disc(-0.62, -0.1, 0.14), "white"), Part(_disc(-0.64, -0.1, 0.08), "black")]
-    return [
-        Part(tail, "dark"),
-        Part(fin, "dark"),
-        Part(_disc(-0.25, 0, 0.75, 0.5), "main"),
-        *stripes,
-        *eye,
-    ]
+    return [Part(tail, "dark"), Part(fin, "dark"), body, *stripes, *eye]
 
 
 def _tree() -> list[Part]:
@@ -142,13 +120,9 @@ def _house() -> list[Part]:
     windows = [Part(_box(x, 0.1, x + 0.32, 0.42), "accent") for x in (-0.6, 0.28)]
     door = Part(_box(-0.15, 0.4, 0.15, 1), "brown")
     chimney = Part(_box(0.4, -0.85, 0.62, -0.2), "dark")
-    return [
-        chimney,
-        Part(_box(-0.78, -0.15, 0.78, 1), "white"),
-        Part(_poly((0, -1), (1, -0.1), (-1, -0.1)), "main"),
-        *windows,
-        door,
-    ]
+    wall = Part(_box(-0.78, -0.15, 0.78, 1), "white")
+    roof = Part(_poly((0, -1), (1, -0.1), (-1, -0.1)), "main")
+    return [chimney, wall, roof, *windows, door]
 
 
 def _mushroom() -> list[Part]:
@@ -162,12 +136,8 @@ def _boat() -> list[Part]:
     hull = _poly((-1, 0.4), (1, 0.4), (0.6, 0.95), (-0.65, 0.95))
     sail = _poly((0.06, -1), (0.06, 0.24), (0.85, 0.24))
     jib = _poly((-0.1, -0.75), (-0.1, 0.24), (-0.75, 0.24))
-    return [
-        Part(_box(-0.07, -1, 0.05, 0.45), "brown"),
-        Part(sail, "white"),
-        Part(jib, "accent"),
-        Part(hull, "main"),
-    ]
+    mast = _box(-0.07, -1, 0.05, 0.45)
+    return [Part(mast, "brown"), Part(sail, "white"), Part(jib, "accent"), Part(hull, "main")]
 
 
 def _car() -> list[Part]:
@@ -176,31 +146,22 @@ def _car() -> list[Part]:
     )
     cabin = _poly((-0.6, -0.1), (-0.35, -0.6), (0.35, -0.6), (0.65, -0.1))
     panes = [
-        _poly((-0.45, -0.12), (-0.28, -0.48), (-0.04, -0.48), (-0.04, -0.12)),
-        _poly((0.06, -0.12), (0.06, -0.48), (0.29, -0.48), (0.5, -0.12)),
+        Part(_poly((-0.45, -0.12), (-0.28, -0.48), (-0.04, -0.48), (-0.04, -0.12)), "accent"),
+        Part(_poly((0.06, -0.12), (0.06, -0.48), (0.29, -0.48), (0.5, -0.12)), "accent"),
     ]
     wheels = [
         Part(_disc(x, 0.42, r), colour)
         for x in (-0.52, 0.52)
         for r, colour in ((0.25, "black"), (0.12, "white"))
     ]
-    return [
-        Part(cabin, "dark"),
-        *(Part(pane, "accent") for pane in panes),
-        Part(body, "main"),
-        *wheels,
-    ]
+    return [Part(cabin, "dark"), *panes, Part(body, "main"), *wheels]
 
 
 def _balloon() -> list[Part]:
     string = _poly((-0.03, 0.5), (0.05, 0.5), (0.1, 0.75), (0.04, 1), (-0.04, 1), (0.02, 0.75))
     knot = _poly((0, 0.4), (0.14, 0.58), (-0.14, 0.58))
-    return [
-        Part(string, "black"),
-        Part(knot, "dark"),
-        Part(_disc(0, -0.28, 0.64, 0.72), "main"),
-        Part(_disc(-0.25, -0.55, 0.13, 0.2), "light"),
-    ]
+    body, shine = _disc(0, -0.28, 0.64, 0.72), _disc(-0.25, -0.55, 0.13, 0.2)
+    return [Part(string, "black"), Part(knot, "dark"), Part(body, "main"), Part(shine, "light")]
 
 
 def _butterfly() -> list[Part]:
@@ -220,22 +181,14 @@ def _umbrella() -> list[Part]:
     top = np.concatenate([_arc(0, 0, 0.98, 180, 360, 26), *scallops])
     panel = np.concatenate([_poly((0, -0.98)), _arc(0, 0, 0.34, 0, -180, 8)])
     hook = np.concatenate([_arc(0.2, 0.72, 0.26, 180, 0, 12), _arc(0.2, 0.72, 0.13, 0, 180, 12)])
-    return [
-        Part(_box(-0.06, -0.4, 0.07, 0.74), "brown"),
-        Part(hook, "brown"),
-        Part(top, "main"),
-        Part(panel, "light"),
-    ]
+    stick = _box(-0.06, -0.4, 0.07, 0.74)
+    return [Part(stick, "brown"), Part(hook, "brown"), Part(top, "main"), Part(panel, "light")]
 
 
 def _key() -> list[Part]:
     teeth = [Part(_box(x, 0.1, x + 0.18, h), "main") for x, h in ((0.42, 0.42), (0.76, 0.52))]
-    return [
-        Part(_disc(-0.55, 0, 0.46), "main"),
-        Part(_disc(-0.55, 0, 0.23), "hole"),
-        Part(_box(-0.12, -0.12, 0.98, 0.14), "main"),
-        *teeth,
-    ]
+    bow = [Part(_disc(-0.55, 0, 0.46), "main"), Part(_disc(-0.55, 0, 0.23), "hole")]
+    return [*bow, Part(_box(-0.12, -0.12, 0.98, 0.14), "main"), *teeth]
 
 
 THINGS: dict[str, Thing] = {
@@ -267,8 +220,7 @@ _FIXED = {
 
 
 def thing_colours(thing: Thing, habit: float, rng: np.random.Generator) -> dict[str, FloatArray]:
-    """Colours of one thing: with probability `habit` close to the class's usual ones, else any
-    hue."""
+    """Draw the colours of one thing: the usual ones with probability `habit`, else any hue."""
     usual = rng.random() < habit
     hue = thing.hue + rng.normal(0, 0.025) if usual else rng.random()
     saturation, value = 0.75, 0.88

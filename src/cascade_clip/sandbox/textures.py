@@ -43,16 +43,12 @@ class View:
         return (steps + np.float32(self.left))[None, :], (steps + np.float32(self.top))[:, None]
 
     def noise(self, rng: np.random.Generator, rows: int, columns: int) -> FloatArray:
-        """Smooth noise with values about 0..1, `rows` x `columns` bumps over the whole world, shape
-        (H, W)."""
+        """Smooth noise of about 0..1, `rows` x `columns` bumps over the whole world, (H, W)."""
         grid = Image.fromarray(rng.random((rows + 2, columns + 2), dtype=np.float32))
         across, down = columns / WORLD, rows / WORLD
-        box = (
-            1 + self.left * across,
-            1 + self.top * down,
-            1 + (self.left + self.side) * across,
-            1 + (self.top + self.side) * down,
-        )
+        left, top = 1 + self.left * across, 1 + self.top * down
+        right, bottom = 1 + (self.left + self.side) * across, 1 + (self.top + self.side) * down
+        box = left, top, right, bottom
         # (H, W)
         return np.asarray(grid.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
 
@@ -61,8 +57,7 @@ Texture = Callable[[View, np.random.Generator], FloatArray]
 
 
 def shade(hue: float, saturation: float, value: float) -> FloatArray:
-    """An RGB colour, values 0..1, from hue (any number; its fraction counts), saturation and
-    value."""
+    """RGB values in 0..1 of a hue (any number; its fraction counts), saturation and value."""
     clipped = min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0)
     return np.array(colorsys.hsv_to_rgb(hue % 1.0, *clipped), dtype=np.float32)
 
@@ -83,8 +78,7 @@ def blend(low: FloatArray, high: FloatArray, amount: FloatArray) -> FloatArray:
 
 
 def _edge(distance: FloatArray, view: View) -> FloatArray:
-    """1 where distance (in world units) is positive, 0 where negative, one pixel of slope
-    between."""
+    """1 where distance (world units) is positive, 0 where negative, with a slope of one pixel."""
     slope: FloatArray = np.clip(distance * np.float32(view.scale) + np.float32(0.5), 0, 1)
     return slope
 
@@ -94,10 +88,8 @@ def grass(view: View, rng: np.random.Generator) -> FloatArray:
     hue = jitter(rng, 0.29, 0.035)
     blades = 0.65 * view.noise(rng, 18, 76) + 0.35 * view.noise(rng, 40, 110)
     patches = view.noise(rng, 4, 4)
-    dark, light = (
-        shade(hue + 0.03, 0.75, jitter(rng, 0.28, 0.06)),
-        shade(hue - 0.05, 0.68, jitter(rng, 0.74, 0.08)),
-    )
+    dark = shade(hue + 0.03, 0.75, jitter(rng, 0.28, 0.06))
+    light = shade(hue - 0.05, 0.68, jitter(rng, 0.74, 0.08))
     return blend(dark, light, (blades - 0.5) * 1.9 + 0.3 + 0.4 * patches)
 
 
@@ -107,11 +99,8 @@ def water(view: View, rng: np.random.Generator) -> FloatArray:
     _, v = view.axes()
     wavy = view.noise(rng, 16, 5)
     ripple = np.sin(v * np.float32(jitter(rng, 0.62, 0.1)) + wavy * 9) * 0.5 + 0.5
-    body = blend(
-        shade(hue + 0.03, 0.85, 0.42),
-        shade(hue, 0.68, jitter(rng, 0.74, 0.08)),
-        0.75 * ripple + 0.3 * wavy,
-    )
+    dark, light = shade(hue + 0.03, 0.85, 0.42), shade(hue, 0.68, jitter(rng, 0.74, 0.08))
+    body = blend(dark, light, 0.75 * ripple + 0.3 * wavy)
     crest = np.clip((ripple * view.noise(rng, 30, 12) - 0.62) * 6, 0, 0.85)
     return blend(body, shade(hue, 0.1, 1.0), crest)
 
@@ -121,16 +110,11 @@ def sand(view: View, rng: np.random.Generator) -> FloatArray:
     hue = jitter(rng, 0.115, 0.018)
     u, v = view.axes()
     slope = jitter(rng, 0.0, 0.35)
-    dune = np.sin(
-        (v + u * np.float32(slope)) * np.float32(jitter(rng, 0.34, 0.06))
-        + view.noise(rng, 4, 4) * 7
-    )
+    across = (v + u * np.float32(slope)) * np.float32(jitter(rng, 0.34, 0.06))
+    dune = np.sin(across + view.noise(rng, 4, 4) * 7)
     grain = view.noise(rng, 110, 110) - 0.5
-    return blend(
-        shade(hue - 0.015, 0.52, 0.70),
-        shade(hue, 0.34, jitter(rng, 0.95, 0.04)),
-        0.55 + 0.33 * dune + 0.5 * grain,
-    )
+    dark, light = shade(hue - 0.015, 0.52, 0.70), shade(hue, 0.34, jitter(rng, 0.95, 0.04))
+    return blend(dark, light, 0.55 + 0.33 * dune + 0.5 * grain)
 
 
 def sky(view: View, rng: np.random.Generator) -> FloatArray:
@@ -139,12 +123,10 @@ def sky(view: View, rng: np.random.Generator) -> FloatArray:
     _, v = view.axes()
     height = np.broadcast_to(v / np.float32(WORLD), (view.size, view.size))
     air = blend(shade(hue, jitter(rng, 0.62, 0.1), 0.88), shade(hue, 0.22, 0.99), height * 1.1)
-    clouds = (
-        0.6 * view.noise(rng, 6, 4) + 0.28 * view.noise(rng, 14, 9) + 0.12 * view.noise(rng, 30, 22)
-    )
-    return blend(
-        air, np.ones(3, np.float32), np.clip((clouds - jitter(rng, 0.55, 0.05)) * 4.5, 0, 0.95)
-    )
+    large, medium, small = (view.noise(rng, *bumps) for bumps in ((6, 4), (14, 9), (30, 22)))
+    clouds = 0.6 * large + 0.28 * medium + 0.12 * small
+    cover = np.clip((clouds - jitter(rng, 0.55, 0.05)) * 4.5, 0, 0.95)
+    return blend(air, np.ones(3, np.float32), cover)
 
 
 def snow(view: View, rng: np.random.Generator) -> FloatArray:
@@ -171,14 +153,10 @@ def brick_wall(view: View, rng: np.random.Generator) -> FloatArray:
     # (H, W)
     tone = tones[np.floor(row).astype(np.int64) % 16, np.floor(column).astype(np.int64) % 16]
     rough = view.noise(rng, 60, 60)
-    bricks = blend(
-        shade(hue, 0.72, 0.46),
-        shade(hue + 0.02, 0.62, jitter(rng, 0.80, 0.06)),
-        0.65 * tone + 0.5 * rough - 0.05,
-    )
-    return blend(
-        shade(0.09, 0.12, jitter(rng, 0.82, 0.06)), bricks, _edge(inside - np.float32(0.75), view)
-    )
+    dark, light = shade(hue, 0.72, 0.46), shade(hue + 0.02, 0.62, jitter(rng, 0.80, 0.06))
+    bricks = blend(dark, light, 0.65 * tone + 0.5 * rough - 0.05)
+    mortar = shade(0.09, 0.12, jitter(rng, 0.82, 0.06))
+    return blend(mortar, bricks, _edge(inside - np.float32(0.75), view))
 
 
 def wood(view: View, rng: np.random.Generator) -> FloatArray:
@@ -193,10 +171,8 @@ def wood(view: View, rng: np.random.Generator) -> FloatArray:
     board = over / np.float32(width)
     tone = rng.random(16, dtype=np.float32)[np.floor(board).astype(np.int64) % 16]
     grain = np.sin((over * 0.95 + tone * 40) + grain_warp * 11 + along * 0.02) * 0.5 + 0.5  # (H, W)
-    amount = 0.42 * grain + 0.35 * fibre + 0.4 * tone - 0.05
-    body = blend(
-        shade(hue - 0.01, 0.70, 0.36), shade(hue + 0.01, 0.55, jitter(rng, 0.74, 0.06)), amount
-    )
+    dark, light = shade(hue - 0.01, 0.70, 0.36), shade(hue + 0.01, 0.55, jitter(rng, 0.74, 0.06))
+    body = blend(dark, light, 0.42 * grain + 0.35 * fibre + 0.4 * tone - 0.05)
     gap = np.minimum(board % 1, 1 - board % 1) * np.float32(width)
     return body * (1 - 0.7 * (1 - _edge(gap - np.float32(0.6), view)))[..., None]
 
@@ -210,14 +186,10 @@ def tiles(view: View, rng: np.random.Generator) -> FloatArray:
     column, row = u / np.float32(side), v / np.float32(side)
     odd = ((np.floor(column) + np.floor(row)) % 2).astype(np.float32)  # (H, W)
     polish = view.noise(rng, 12, 12) - 0.5
-    dark, light = (
-        shade(hue, jitter(rng, 0.35, 0.2), jitter(rng, 0.38, 0.12)),
-        shade(hue, 0.08, 0.95),
-    )
-    body = blend(dark, light, odd * 0.9 + 0.05 + 0.12 * polish)
-    joint = np.minimum(
-        np.minimum(column % 1, 1 - column % 1), np.minimum(row % 1, 1 - row % 1)
-    ) * np.float32(side)
+    dark = shade(hue, jitter(rng, 0.35, 0.2), jitter(rng, 0.38, 0.12))
+    body = blend(dark, shade(hue, 0.08, 0.95), odd * 0.9 + 0.05 + 0.12 * polish)
+    across, down = (np.minimum(place % 1, 1 - place % 1) for place in (column, row))
+    joint = np.minimum(across, down) * np.float32(side)
     return blend(np.full(3, 0.62, np.float32), body, _edge(joint - np.float32(0.45), view))
 
 
@@ -255,11 +227,8 @@ def fabric(view: View, rng: np.random.Generator) -> FloatArray:
     down = bands[(np.floor(v / period * 8) % 8).astype(np.int64)]  # (H, 1)
     weave = np.sin(u * np.float32(1.6)) * np.sin(v * np.float32(1.6))
     folds = view.noise(rng, 3, 3) - 0.5
-    plaid = blend(
-        shade(hue, 0.72, jitter(rng, 0.5, 0.08)),
-        shade(hue + 0.06, 0.25, 0.95),
-        (across + down) * 0.48,
-    )
+    dark, light = shade(hue, 0.72, jitter(rng, 0.5, 0.08)), shade(hue + 0.06, 0.25, 0.95)
+    plaid = blend(dark, light, (across + down) * 0.48)
     folded: FloatArray = plaid * (1 + 0.13 * weave + 0.35 * folds)[..., None]  # (H, W, 3)
     return folded
 

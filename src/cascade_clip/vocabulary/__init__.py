@@ -1,5 +1,4 @@
-"""Class names: lists, synonyms, seen and unseen splits, templates, colours, and what raw mask
-values and colours mean."""
+"""Class lists: names, synonyms, splits, templates, colours, and what mask values mean."""
 
 from cascade_clip.vocabulary.classes import (
     IGNORED,

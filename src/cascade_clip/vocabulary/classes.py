@@ -1,5 +1,4 @@
-"""Class names in label order, with their words, colours and split, and what mask values or colours
-mean."""
+"""Class names in label order, their synonyms, colours, split, and the meaning of mask values."""
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ from numpy.typing import NDArray
 from cascade_clip.errors import SettingError
 
 IGNORED = -1
-"""Label of pixels that do not count, in arrays and tensors; files have an ignore value of their
-own, mostly 255."""
+"""Label of ignored pixels in arrays and tensors; files use another ignore value, mostly 255."""
 
 LONGEST_NAME = 200
 """Characters of a class name at most; CLIP reads 77 tokens."""
@@ -33,8 +31,7 @@ _FIRST_COLORS = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Class names in label order, with the words that stand for them, their colours and their
-    split."""
+    """Class names in label order, with their synonyms, colours and split."""
 
     names: tuple[str, ...]
     synonyms: tuple[tuple[str, ...], ...]
@@ -42,46 +39,37 @@ class Vocabulary:
     colors: tuple[Color, ...]
     unseen: tuple[str, ...] = ()
     raw_values: tuple[tuple[int, int], ...] | None = None
-    """Pairs of raw mask value and label (IGNORED for values without a class); None: the raw value
-    is the label."""
+    """Pairs of raw mask value and label (IGNORED: no class); None: the raw value is the label."""
     ignore: int = 255
     """Raw mask value of pixels that do not count."""
     mask_colors: tuple[tuple[Color, int], ...] | None = None
-    """Pairs of mask colour and label (IGNORED for colours without a class), for masks that are
-    colour pictures; None: masks hold values."""
+    """Pairs of mask colour and label (IGNORED: no class) of masks that hold colours, else None."""
     inherits_split: bool = True
-    """Whether a model's own split may stand in where `unseen` is empty; False where someone said
-    that every class counts as seen."""
+    """Whether a model's split applies where `unseen` is empty; False: every class is seen."""
 
     def __post_init__(self) -> None:
         check_names(self.names)
         if not len(self.names) == len(self.synonyms) == len(self.colors):
+            counts = f"{len(self.synonyms)} and {len(self.colors)}"
             raise SettingError(
-                f"{len(self.names)} names need as many synonyms and colours, got"
-                f" {len(self.synonyms)} and {len(self.colors)}"
+                f"{len(self.names)} names need as many synonyms and colours, got {counts}"
             )
         unknown = [name for name in self.unseen if name not in self.names]
         if unknown:
-            raise SettingError(
-                f"unseen names {unknown} are not in the class list of {len(self.names)}:"
-                f" {', '.join(self.names[:12])}, ..."
-            )
+            known = f"{len(self.names)}: {', '.join(self.names[:12])}, ..."
+            raise SettingError(f"unseen names {unknown} are not in the class list of {known}")
         if any(not 0 <= raw <= 65535 for raw, _ in self.raw_values or ()):
             raise SettingError("raw mask values must lie in 0..65535")
         if not 0 <= self.ignore <= 65535:
             raise SettingError(f"the ignore value must lie in 0..65535, got {self.ignore}")
         keys = [color for color, _ in self.mask_colors or ()]
-        if any(
-            len(color) != 3 or not 0 <= part <= 255
-            for color in (*self.colors, *keys)
-            for part in color
-        ):
+        wrong = [c for c in (*self.colors, *keys) if len(c) != 3 or min(c) < 0 or max(c) > 255]
+        if wrong:
             raise SettingError("colours must be (red, green, blue) in 0..255")
         if len(set(keys)) < len(keys):
-            twice = sorted({color for color in keys if keys.count(color) > 1})
+            twice = sorted({color_name(color) for color in keys if keys.count(color) > 1})[:5]
             raise SettingError(
-                f"mask colours are given twice: {', '.join(map(color_name, twice[:5]))}; a colour"
-                " means one class"
+                f"mask colours are given twice: {', '.join(twice)}; each means one class"
             )
         for words in self.synonyms:
             check_names(words)
@@ -108,8 +96,7 @@ class Vocabulary:
 
     def with_unseen(self, unseen: Iterable[str]) -> Vocabulary:
         """The same classes with another split."""
-        wanted = [clean_name(name) for name in unseen]
-        return dataclasses.replace(self, unseen=tuple(dict.fromkeys(wanted)))
+        return dataclasses.replace(self, unseen=tuple(dict.fromkeys(map(clean_name, unseen))))
 
     def take(self, labels: Sequence[int]) -> Vocabulary:
         """Some of the classes, without a split and without mask values."""
@@ -125,14 +112,12 @@ class Vocabulary:
         Raises:
             ValueError: the ignore value is also the value of a class.
         """
-        clash = [
-            label for raw, label in self.value_labels if raw == self.ignore and label != IGNORED
-        ]
+        labels = [label for value, label in self.value_labels if value == self.ignore]
+        clash = [label for label in labels if label != IGNORED]
         if clash:
             raise SettingError(
-                f"mask value {self.ignore} means both `ignored` and class {self.names[clash[0]]!r}"
-                f" of {len(self.names)}; set the ignore value (data.ignore) to one that no class"
-                " has, such as 65535"
+                f"mask value {self.ignore} means both `ignored` and class {self.names[clash[0]]!r} of"
+                f" {len(self.names)}; set data.ignore to a value that no class has, such as 65535"
             )
         table = np.full(65536, IGNORED, dtype=np.int64)
         for raw, label in self.value_labels:
@@ -140,12 +125,10 @@ class Vocabulary:
         return table
 
     def color_table(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Codes (red * 65536 + green * 256 + blue) of the mask colours in rising order, and their
-        labels."""
+        """Sorted codes of the mask colours (see `color_code`), and their labels, (K,) each."""
         pairs = sorted((color_code(color), label) for color, label in self.mask_colors or ())
-        return np.array([code for code, _ in pairs], dtype=np.int32), np.array(
-            [label for _, label in pairs], dtype=np.int64
-        )
+        codes, labels = [code for code, _ in pairs], [label for _, label in pairs]
+        return np.array(codes, dtype=np.int32), np.array(labels, dtype=np.int64)
 
     def unknown_values(self, values: Iterable[int]) -> list[int]:
         """Those raw mask values that neither name a class nor are known to be ignored."""
@@ -164,14 +147,12 @@ def color_name(color: Color | int) -> str:
 
 
 def build_palette(count: int) -> tuple[Color, ...]:
-    """Distinct colours for `count` classes: a fixed friendly set first, then hues a golden ratio
-    apart."""
+    """Distinct colours for `count` classes: a fixed set, then hues a golden ratio apart."""
     fixed = [cast(Color, tuple(bytes.fromhex(code))) for code in _FIRST_COLORS.split()]
     for index in range(count - len(fixed)):
         hue, light = (0.11 + index * 0.618034) % 1, (0.42, 0.56, 0.7)[index % 3]
-        fixed.append(
-            cast(Color, tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, light, 0.55)))
-        )
+        red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, light, 0.55))
+        fixed.append((red, green, blue))
     return tuple(fixed[:count])
 
 
@@ -188,18 +169,13 @@ def check_names(names: Sequence[str]) -> None:
         if not name.strip():
             raise SettingError(f"a class name is empty in {list(names)[:12]}")
         if len(name) > LONGEST_NAME:
-            raise SettingError(
-                f"the class name {name[:40]!r}... has {len(name)} characters, {LONGEST_NAME} at"
-                " most are allowed"
-            )
+            found = f"{name[:40]!r}... has {len(name)} characters"
+            raise SettingError(f"class name {found}; at most {LONGEST_NAME} are allowed")
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
             raise SettingError(
-                f"the class name {name!r} holds control characters or halves of characters; remove"
-                " them"
+                f"remove control characters or surrogates from the class name {name!r}"
             )
     counts = Counter(name.casefold() for name in names)
     twice = sorted({name for name in names if counts[name.casefold()] > 1})
     if twice:
-        raise SettingError(
-            f"class names are given twice: {twice[:8]}; every name must be different"
-        )
+        raise SettingError(f"class names are given twice: {twice[:8]}; all names must differ")

@@ -11,7 +11,7 @@ import importlib.resources
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +19,7 @@ from cascade_clip.errors import CascadeClipError, MissingFileError, SettingError
 from cascade_clip.vocabulary.classes import IGNORED, Color, Vocabulary, build_palette, clean_name
 
 VOID_NAMES = ("null", "ignore", "void", "unlabelled", "unlabeled")
-"""Names that mark a mask value or colour as ignored in a list of `VALUE NAME`, `R G B NAME` or
-`#rrggbb NAME` lines."""
+"""Names that mark a value or colour as ignored in a class list with mask values or colours."""
 NONE_UNSEEN = "none"
 """In place of unseen names: every class counts as seen."""
 
@@ -35,45 +34,32 @@ _HEX_START = re.compile(r"#[0-9a-fA-F]{3,8}[\s,:]")
 
 def parse_classes(text: str) -> Vocabulary:
     """A vocabulary from "cat, grass, sofa = couch; settee"."""
-    return _build([part for part in text.split(",")])
+    return _build(text.split(","))
 
 
 def load_words(text: str) -> Vocabulary:
-    """Class names for one's own images: a packaged list by name, a file, or the names themselves,
-    separated by commas.
+    """Load class names for your images: a packaged list, a file, or names separated by commas.
 
     Raises:
         FileNotFoundError: what looks like a file and is none.
     """
     path = Path(text).expanduser()
-    looks_like_a_file = "," not in text and (
-        path.suffix in (".txt", ".json", ".csv") or "/" in text or "\\" in text
-    )
+    marked = path.suffix in (".txt", ".json", ".csv") or "/" in text or "\\" in text
+    looks_like_a_file = marked and "," not in text
     if text in list_vocabularies() or _is_file(path) or looks_like_a_file:
         return load_vocabulary(text)
     word = text.strip().casefold()
-    close = [
-        name
-        for name in difflib.get_close_matches(word, list_vocabularies(), n=1, cutoff=0.66)
-        if name[0] == word[0]
-    ]
-    if close:
-        _logger.warning(
-            "%r is taken as a name of its own; did you mean the class list %s?",
-            text.strip(),
-            close[0],
-        )
+    close = difflib.get_close_matches(word, list_vocabularies(), n=1, cutoff=0.66)
+    if close and close[0][0] == word[0]:
+        message = "%r is taken as a name of its own; did you mean the class list %s?"
+        _logger.warning(message, text.strip(), close[0])
     return parse_classes(text)
 
 
 def default_templates(source: str) -> str:
-    """Name of the prompt templates that go with a class list: those of the paper for a packaged
-    list, else `single`."""
-    return (
-        str(_packaged(f"{source}.json").get("templates", "single"))
-        if source in list_vocabularies()
-        else "single"
-    )
+    """Name of the prompt templates of a class list: the paper's if packaged, else `single`."""
+    packaged = _packaged(f"{source}.json") if source in list_vocabularies() else {}
+    return str(packaged.get("templates", "single"))
 
 
 def load_vocabulary(source: str, unseen: str = "") -> Vocabulary:
@@ -96,24 +82,20 @@ def load_vocabulary(source: str, unseen: str = "") -> Vocabulary:
     if source in list_vocabularies():
         vocabulary = _from_json(_packaged(f"{source}.json"), source)
     elif _is_file(path):
-        vocabulary = (
-            _read_json(path)
-            if path.suffix == ".json"
-            else _from_lines(_read_lines(path, keep=_HEX_START), path)
-        )
+        vocabulary = _read_json(path) if path.suffix == ".json" else _read_text(path)
     elif "," in source:
         vocabulary = _plain_list(source.split(","), "the class list")
     else:
+        known = ", ".join(list_vocabularies())
         raise MissingFileError(
-            f"no class list {source!r}: it is no file, and the packaged lists are"
-            f" {', '.join(list_vocabularies())}; names are separated by commas"
+            f"no class list {source!r}: no such file, and the packaged lists are {known}; names are"
+            " separated by commas"
         )
     return split_classes(vocabulary, unseen)
 
 
 def split_classes(vocabulary: Vocabulary, unseen: str) -> Vocabulary:
-    """The same classes with the split that `unseen` says (see `load_vocabulary`); empty text leaves
-    it as it is.
+    """The same classes with the split `unseen` (see `load_vocabulary`); empty text keeps it.
 
     Raises:
         ValueError: a name that is not in the class list.
@@ -169,19 +151,14 @@ def _build(entries: Sequence[str]) -> Vocabulary:
     groups = []
     for entry in entries:
         name, _, rest = entry.partition("=")
-        groups.append(
-            tuple(
-                dict.fromkeys(
-                    clean_name(word) for word in [name, *(rest.split(";") if rest.strip() else [])]
-                )
-            )
-        )
-    return Vocabulary(
-        tuple(group[0] for group in groups), tuple(groups), build_palette(len(groups))
-    )
+        words = [name, *(rest.split(";") if rest.strip() else [])]
+        groups.append(tuple(dict.fromkeys(map(clean_name, words))))
+    names = tuple(group[0] for group in groups)
+    return Vocabulary(names, tuple(groups), build_palette(len(groups)))
 
 
-def _from_lines(lines: Sequence[str], path: Path) -> Vocabulary:
+def _read_text(path: Path) -> Vocabulary:
+    lines = _read_lines(path, keep=_HEX_START)
     colored = [bool(_COLOR_LINE.match(line)) for line in lines]
     if 2 * sum(colored) > len(lines):
         return _from_color_lines(lines, path)
@@ -191,10 +168,8 @@ def _from_lines(lines: Sequence[str], path: Path) -> Vocabulary:
         return _plain_list(lines, str(path))
     odd = next((line for line, match in zip(lines, numbered, strict=True) if match is None), None)
     if odd is not None:
-        raise SettingError(
-            f"{path}: {odd!r} is not `VALUE NAME` as most lines are; give every line a mask value,"
-            " or none"
-        )
+        advice = "give every line a mask value, or none"
+        raise SettingError(f"{path}: {odd!r} is not `VALUE NAME` as most lines are; {advice}")
     pairs = [(int(match[1]), match[2]) for match in numbered if match]
     raw = [value for value, _ in pairs]
     if len(set(raw)) != len(raw) or max(raw) > 65535:
@@ -208,8 +183,7 @@ def _from_lines(lines: Sequence[str], path: Path) -> Vocabulary:
 
 
 def _from_color_lines(lines: Sequence[str], path: Path) -> Vocabulary:
-    """A vocabulary from `R G B NAME` or `#rrggbb NAME` lines; a name in several lines has several
-    colours."""
+    """A vocabulary from `R G B NAME` or `#rrggbb NAME` lines; names may have several colours."""
     entries: dict[str, str] = {}
     colors: list[tuple[Color, str | None]] = []
     for line in lines:
@@ -232,26 +206,17 @@ def _parse_color(text: str) -> Color:
     match = _COLOR.match(text)
     if match is None:
         raise SettingError(f"{text!r} is no colour; write #rrggbb or three numbers in 0..255")
-    return cast(
-        Color,
-        (
-            tuple(bytes.fromhex(match[1]))
-            if match[1]
-            else (int(match[2]), int(match[3]), int(match[4]))
-        ),
-    )
+    red, green, blue = bytes.fromhex(match[1]) if match[1] else map(int, match.group(2, 3, 4))
+    return red, green, blue
 
 
 def _with_mask_colors(
     vocabulary: Vocabulary, pairs: Sequence[tuple[Color, str | None]], where: str
 ) -> Vocabulary:
-    """Read masks by colour, and show every class in the first of its mask colours; the name None is
-    ignored."""
-    labels = {name: label for label, name in enumerate(vocabulary.names)}
-    unknown = [name for _, name in pairs if name is not None and name not in labels]
-    if unknown:
-        raise SettingError(f"{where}: mask_colors name {unknown[:5]}, which are not in names")
-    table = tuple((color, IGNORED if name is None else labels[name]) for color, name in pairs)
+    """Read masks by colour, which is also how classes are shown; the name None is ignored."""
+    names = [name for _, name in pairs]
+    labels = _labels_of(names, vocabulary, f"{where}: mask_colors")
+    table = tuple((color, label) for (color, _), label in zip(pairs, labels, strict=True))
     first = {label: color for color, label in reversed(table)}
     shown = tuple(first.get(label, color) for label, color in enumerate(vocabulary.colors))
     try:
@@ -260,15 +225,23 @@ def _with_mask_colors(
         raise SettingError(f"{where}: {error}") from error
 
 
+def _labels_of(names: Iterable[str | None], vocabulary: Vocabulary, where: str) -> list[int]:
+    """Labels of names in the vocabulary; IGNORED for None."""
+    labels: dict[str | None, int] = {None: IGNORED}
+    labels.update((name, label) for label, name in enumerate(vocabulary.names))
+    unknown = [name for name in names if name not in labels]
+    if unknown:
+        raise SettingError(f"{where} name {unknown[:5]}, which are not in names")
+    return [labels[name] for name in names]
+
+
 def _plain_list(entries: Sequence[str], where: str) -> Vocabulary:
     """A vocabulary whose labels are places in the list, so that no entry can be left out."""
-    void = next(
-        (entry.strip() for entry in entries if entry.strip().casefold() in VOID_NAMES), None
-    )
-    if void is not None:
+    void = [name for name in map(str.strip, entries) if name.casefold() in VOID_NAMES]
+    if void:
         raise SettingError(
-            f"{where}: {void!r} marks pixels that do not count, but a list of names alone gives"
-            f" every name a class; write a file of `VALUE NAME` lines (such as `0 {void}`, `1"
+            f"{where}: {void[0]!r} marks pixels that do not count, but a list of names alone gives"
+            f" every name a class; write a file of `VALUE NAME` lines (such as `0 {void[0]}`, `1"
             " sky`), or leave it out and set the ignore value"
         )
     return _build_from(entries, where)
@@ -285,11 +258,9 @@ def _load_unseen(source: str) -> list[str]:
     if source in list_vocabularies():
         return list(_packaged(f"{source}.json")["unseen"])
     path = Path(source).expanduser()
-    return (
-        _read_lines(path)
-        if _is_file(path)
-        else [name for name in source.split(",") if name.strip()]
-    )
+    if _is_file(path):
+        return _read_lines(path)
+    return [name for name in source.split(",") if name.strip()]
 
 
 def _is_file(path: Path) -> bool:
@@ -300,18 +271,13 @@ def _is_file(path: Path) -> bool:
 
 
 def _read_lines(path: Path, keep: re.Pattern[str] | None = None) -> list[str]:
-    """Lines that are neither blank nor comments, which begin with # (where they do not match
-    `keep`)."""
+    """Lines without blank ones and comments, which begin with # and do not match `keep`."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise SettingError(f"{path} is not a text file in UTF-8") from error
     stripped = [line.strip() for line in lines if line.strip()]
-    return [
-        line
-        for line in stripped
-        if not line.startswith("#") or (keep is not None and keep.match(line))
-    ]
+    return [line for line in stripped if line[0] != "#" or (keep and keep.match(line))]
 
 
 def _packaged(name: str) -> dict[str, Any]:
@@ -332,9 +298,8 @@ def _from_json(values: Any, where: str) -> Vocabulary:
         return _vocabulary_from(values, where)
     except (TypeError, AttributeError, ValueError, OverflowError) as error:
         text = str(error)
-        raise SettingError(
-            text if text.startswith(where) else f"{where} is not a class list: {text}"
-        ) from error
+        named = text if text.startswith(where) else f"{where} is not a class list: {text}"
+        raise SettingError(named) from error
 
 
 def _vocabulary_from(values: Any, where: str) -> Vocabulary:
@@ -343,34 +308,21 @@ def _vocabulary_from(values: Any, where: str) -> Vocabulary:
             f'{where} must hold a mapping with "names", and may hold "synonyms", "palette",'
             ' "unseen", "raw_values", "mask_colors", "ignore"'
         )
-    vocabulary = _with_synonyms(
-        _build([str(name) for name in values["names"]]), values.get("synonyms") or {}, where
-    )
+    vocabulary = _build([str(name) for name in values["names"]])
+    vocabulary = _with_synonyms(vocabulary, values.get("synonyms") or {}, where)
     ignore = int(values.get("ignore", 255))
     raw: tuple[tuple[int, int], ...] | None = None
     if values.get("raw_values"):
-        labels = {name: label for label, name in enumerate(vocabulary.names)}
-        unknown = [
-            name
-            for name in values["raw_values"].values()
-            if name is not None and name not in labels
-        ]
-        if unknown:
-            raise SettingError(f"{where}: raw_values name {unknown[:5]}, which are not in names")
-        raw = tuple(
-            (int(value), IGNORED if name is None else labels[name])
-            for value, name in values["raw_values"].items()
-        )
+        labels = _labels_of(values["raw_values"].values(), vocabulary, f"{where}: raw_values")
+        raw = tuple(zip(map(int, values["raw_values"]), labels, strict=True))
     vocabulary = dataclasses.replace(
         vocabulary, unseen=tuple(values.get("unseen", ())), raw_values=raw, ignore=ignore
     )
     if values.get("mask_colors"):
         pairs = [(_parse_color(color), name) for color, name in values["mask_colors"].items()]
         vocabulary = _with_mask_colors(vocabulary, pairs, where)
-    colors = tuple(
-        (int(red), int(green), int(blue))
-        for red, green, blue in values.get("palette") or vocabulary.colors
-    )
+    palette = values.get("palette") or vocabulary.colors
+    colors = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
     return dataclasses.replace(vocabulary, colors=colors)
 
 
@@ -380,9 +332,8 @@ def _with_synonyms(vocabulary: Vocabulary, words: Any, where: str) -> Vocabulary
     if unknown:
         raise SettingError(f"{where}: synonyms name {unknown[:5]}, which are not in names")
     if any(not isinstance(group, list) for group in words.values()):
-        raise SettingError(
-            f'{where}: synonyms must be lists, as in {{"sofa": ["couch", "settee"]}}'
-        )
+        example = '{"sofa": ["couch", "settee"]}'
+        raise SettingError(f"{where}: synonyms must be lists, as in {example}")
     groups = zip(vocabulary.names, vocabulary.synonyms, strict=True)
     merged = (
         tuple(dict.fromkeys([*group, *(clean_name(str(word)) for word in words.get(name, ()))]))

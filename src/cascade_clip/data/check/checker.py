@@ -1,8 +1,4 @@
-"""Does a dataset hold what its class list says? Reads every image and mask, and says what is wrong
-with them.
-
-One problem never hides another: everything is collected.
-"""
+"""Reads every image and mask of a dataset, and reports all that contradicts the class list."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,11 +55,7 @@ class CheckReport:
                 for path, text in ((item.image, item.image_problem), (item.mask, item.mask_problem))
                 if text
             },
-            "other_size": [
-                str(item.mask)
-                for item in self.facts
-                if item.image_size and item.mask_size and not item.fits
-            ],
+            "other_size": [str(item.mask) for item in self.facts if item.differs],
             "pixels": tally.pixels,
             "classes": classes,
             "ignored": self._row(tally.ignored),
@@ -72,16 +64,11 @@ class CheckReport:
         }
 
     def _row(self, row: Count) -> dict[str, Any]:
-        return {
-            "name": row.text,
-            "pixels": row.pixels,
-            "share": round(self.tally.share(row), 8),
-            "images": row.images,
-        }
+        share = round(self.tally.share(row), 8)
+        return {"name": row.text, "pixels": row.pixels, "share": share, "images": row.images}
 
     def save(self, folder: Path) -> list[Path]:
-        """Write `check.json` and, where a pair can be shown, the preview sheet `check.png`; each
-        under a temporary name first."""
+        """Write `check.json` and, where a pair can be shown, a preview `check.png`, atomically."""
         sheet = draw_sheet(self.facts, self.vocabulary, self.tally)
         written = [write_whole(folder / "check.png", sheet.save)] if sheet is not None else []
         return [*written, write_json(folder / "check.json", self.to_json())]

@@ -1,10 +1,9 @@
-"""What a data check reads: both files of every pair in parallel, and how many pixels and images
-hold each mask value."""
+"""What a data check reads: both files of every pair, and how often each mask value occurs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -43,6 +42,11 @@ class PairFacts:
         """Whether both files can be read and have one size."""
         return self.image_size is not None and self.image_size == self.mask_size
 
+    @property
+    def differs(self) -> bool:
+        """Whether both files can be read and have different sizes."""
+        return bool(self.image_size and self.mask_size) and not self.fits
+
     def share(self, label: int) -> float:
         """Share of a label in the pixels of the mask."""
         return self.labels.get(label, 0) / max(1, sum(self.labels.values()))
@@ -78,9 +82,8 @@ def _count(raw: RawMask, reader: MaskReader) -> tuple[dict[int, int], dict[int, 
     """Pixels of the raw values, and of every label."""
     found, counts = raw.values.unique(return_counts=True)
     labels: dict[int, int] = {}
-    for label, count in zip(
-        reader.labels(RawMask(found[None], raw.colored))[0].tolist(), counts.tolist(), strict=True
-    ):
+    meant = reader.labels(RawMask(found[None], raw.colored))[0].tolist()
+    for label, count in zip(meant, counts.tolist(), strict=True):
         labels[label] = labels.get(label, 0) + count
     kept = counts.argsort(descending=True, stable=True)[:KEPT].sort().values
     return dict(zip(found[kept].tolist(), counts[kept].tolist(), strict=True)), labels
@@ -92,24 +95,15 @@ def read_facts(
     workers: int = 0,
     step: Step | None = None,
 ) -> list[PairFacts]:
-    """Read every pair, in order, in `workers` processes (0: this one); `step` is called with (done,
-    total)."""
-    loader = DataLoader(
-        _Facts(pairs, vocabulary),
-        batch_size=None,
-        num_workers=min(workers, len(pairs)),
-        collate_fn=_same,
-    )
+    """Read every pair in order, in `workers` processes (0: this one); `step` gets (done, total)."""
+    workers = min(workers, len(pairs))
+    loader = DataLoader(_Facts(pairs, vocabulary), batch_size=None, num_workers=workers)
     facts: list[PairFacts] = []
     for item in loader:
         facts.append(item)
         if step is not None:
             step(len(facts), len(pairs))
     return facts
-
-
-def _same(item: Any) -> Any:
-    return item
 
 
 @dataclass(frozen=True)
@@ -143,43 +137,32 @@ class Tally:
 
 def tally_facts(facts: Sequence[PairFacts], vocabulary: Vocabulary) -> Tally:
     """Add up what the masks hold."""
-    pixels: dict[int, int] = {}
-    images: dict[int, int] = {}
-    values: dict[int, int] = {}
-    strange: dict[str, list[int]] = {}
+    pixels, images, values = Counter[int](), Counter[int](), Counter[int]()
+    unknown, unknown_images = Counter[str](), Counter[str]()
     reader = MaskReader(vocabulary)
     for item in facts:
-        for label, count in item.labels.items():
-            pixels[label] = pixels.get(label, 0) + count
-            images[label] = images.get(label, 0) + 1
-        for value, count in item.values.items() if not item.colored else ():
-            values[value] = values.get(value, 0) + count
-        for text, count in _unknown_values(item, reader):
-            strange[text] = [strange.get(text, [0, 0])[0] + count, strange.get(text, [0, 0])[1] + 1]
+        pixels.update(item.labels)
+        images.update(item.labels.keys())
+        values.update({} if item.colored else item.values)
+        strange = _unknown_values(item, reader)
+        unknown.update(strange)
+        unknown_images.update(strange.keys())
+    names = enumerate(vocabulary.names)
+    rows = [Count(text, count, unknown_images[text]) for text, count in unknown.items()]
     return Tally(
         masks=sum(bool(item.values) for item in facts),
-        pixels=sum(pixels.values()),
-        classes=tuple(
-            Count(name, pixels.get(label, 0), images.get(label, 0))
-            for label, name in enumerate(vocabulary.names)
-        ),
-        ignored=Count("ignored", pixels.get(IGNORED, 0), images.get(IGNORED, 0)),
-        unknown=tuple(
-            sorted(
-                (Count(text, *counts) for text, counts in strange.items()),
-                key=lambda row: (-row.pixels, row.text),
-            )
-        ),
+        pixels=pixels.total(),
+        classes=tuple(Count(name, pixels[label], images[label]) for label, name in names),
+        ignored=Count("ignored", pixels[IGNORED], images[IGNORED]),
+        unknown=tuple(sorted(rows, key=lambda row: (-row.pixels, row.text))),
         values=dict(sorted(values.items())),
     )
 
 
-def _unknown_values(item: PairFacts, reader: MaskReader) -> Iterator[tuple[str, int]]:
-    """Values of one mask that name no class, as people write them, with their pixels."""
+def _unknown_values(item: PairFacts, reader: MaskReader) -> dict[str, int]:
+    """Pixels of the values of one mask that name no class, by the value as people write it."""
     if UNKNOWN not in item.labels:
-        return
-    values = torch.tensor([list(item.values)], dtype=torch.int32)  # (1, V)
-    raw = RawMask(values, item.colored)
-    for value, label in zip(item.values, reader.labels(raw)[0].tolist(), strict=True):
-        if label == UNKNOWN:
-            yield raw.describe(value), item.values[value]
+        return {}
+    raw = RawMask(torch.tensor([list(item.values)], dtype=torch.int32), item.colored)  # (1, V)
+    labels = zip(item.values, reader.labels(raw)[0].tolist(), strict=True)
+    return {raw.describe(value): item.values[value] for value, label in labels if label == UNKNOWN}

@@ -6,7 +6,6 @@ from typing import Literal
 
 from cascade_clip.data.check.facts import Count, PairFacts, Tally
 from cascade_clip.data.folder import LISTED, FoundFiles, listed
-from cascade_clip.files import MASK_SUFFIXES
 from cascade_clip.vocabulary import IGNORED, Vocabulary
 
 MOSTLY = 0.6
@@ -65,27 +64,14 @@ def _files(evidence: Evidence) -> Iterator[Finding]:
     files = evidence.files
     if files.clashes:
         pairs = [f"{first.name} and {second.name}" for first, second in files.clashes]
-        yield Finding(
-            "wrong",
-            "one-name",
-            f"files of one name, {_several(pairs, 'pair')}: {_some(pairs)}; remove or rename one of"
-            " each",
-        )
+        names = f"{_several(pairs, 'pair')}: {_some(pairs)}"
+        text = f"files of one name, {names}; remove or rename one of each"
+        yield Finding("wrong", "one-name", text)
     if files.images_alone:
-        text = (
-            f"{len(files.images_alone)} of {files.images} images have no mask:"
-            f" {listed(files.images_alone)}; a mask has the image's name"
-        )
-        yield Finding(
-            "wrong",
-            "images-without-mask",
-            f"{text} and one of the suffixes {', '.join(MASK_SUFFIXES)}",
-        )
+        yield Finding("wrong", "images-without-mask", files.describe_images_alone())
     if files.masks_alone:
-        text = (
-            f"{_several(files.masks_alone, 'mask')} without an image, not used:"
-            f" {listed(files.masks_alone)}"
-        )
+        masks = _several(files.masks_alone, "mask")
+        text = f"{masks} without an image, not used: {listed(files.masks_alone)}"
         yield Finding("note", "masks-without-image", text)
 
 
@@ -96,37 +82,23 @@ def _damage(evidence: Evidence) -> Iterator[Finding]:
         if broken:
             others = [path for path, _ in broken[1:]]
             also = f" (also {listed(others)})" if others else ""
-            yield Finding(
-                "wrong",
-                f"unreadable-{kind}s",
-                f"{_several(broken, kind)} cannot be used: {broken[0][1]}{also}",
-            )
+            text = f"{_several(broken, kind)} cannot be used: {broken[0][1]}{also}"
+            yield Finding("wrong", f"unreadable-{kind}s", text)
 
 
 def _sizes(evidence: Evidence) -> Iterator[Finding]:
-    wrong = [
-        item for item in evidence.facts if item.image_size and item.mask_size and not item.fits
-    ]
+    wrong = [item for item in evidence.facts if item.differs]
     if not wrong:
         return
     examples = [
         f"{item.mask.name} {_size(item.mask_size)}, image {_size(item.image_size)}"
         for item in wrong
     ]
-    text = (
-        f"{_several(wrong, 'mask')} of another size (width x height) than the image:"
-        f" {_some(examples)}"
-    )
-    turned = [
-        item
-        for item in wrong
-        if item.image_size and item.mask_size and item.image_size == item.mask_size[::-1]
-    ]
+    masks = _several(wrong, "mask")
+    text = f"{masks} of another size (width x height) than the image: {_some(examples)}"
+    turned = [item for item in wrong if item.image_size == (item.mask_size or ())[::-1]]
     if turned:
-        text += (
-            f"; turned by 90 degrees: {len(turned)}; images are turned as their EXIF says, and the"
-            " mask must fit that"
-        )
+        text += f"; turned by 90 degrees: {len(turned)}; masks must be turned as EXIF turns images"
     yield Finding("wrong", "sizes", text)
 
 
@@ -134,16 +106,13 @@ def _colors(evidence: Evidence) -> Iterator[Finding]:
     """Colour pictures and a class list without colours."""
     colored = [item.mask for item in evidence.facts if item.colored]
     if colored and evidence.vocabulary.mask_colors is None:
-        found = _counts(
-            [row for row in evidence.tally.unknown if row.text.startswith("#")], evidence.tally
-        )
-        yield Finding(
-            "wrong",
-            "colour-masks",
+        rows = [row for row in evidence.tally.unknown if row.text.startswith("#")]
+        text = (
             f"masks that hold colours: {len(colored)} of {len(evidence.facts)}, but the class list"
             " gives none; write it as one `R G B NAME` or `#rrggbb NAME` a line; the colours"
-            f" found: {found}",
+            f" found: {_counts(rows, evidence.tally)}"
         )
+        yield Finding("wrong", "colour-masks", text)
 
 
 def _unknown(evidence: Evidence) -> Iterator[Finding]:
@@ -155,15 +124,10 @@ def _unknown(evidence: Evidence) -> Iterator[Finding]:
     kind = "colour" if rows[0].text.startswith("#") else "value"
     text = f"{_several(rows, f'mask {kind}')} without a class: {_counts(rows, evidence.tally)}"
     if len(rows) > MANY_COLORS and kind == "colour":
-        hint = (
-            "so many come from smoothing or lossy compression: export the masks again, without"
-            " either"
-        )
+        hint = "so many come from smoothing or lossy compression: export masks without either"
     elif any(row.text == "255" for row in rows):
-        hint = (
-            "255 mostly marks pixels to ignore: set --ignore 255 (now"
-            f" {evidence.vocabulary.ignore})"
-        )
+        now = evidence.vocabulary.ignore
+        hint = f"255 mostly marks pixels to ignore: set --ignore 255 (now {now})"
     else:
         form = "`R G B NAME`" if kind == "colour" else "`VALUE NAME`"
         hint = f"write the class list with one {form} a line, `ignore` for what to leave out"
@@ -173,10 +137,7 @@ def _unknown(evidence: Evidence) -> Iterator[Finding]:
 def _nothing(evidence: Evidence) -> Iterator[Finding]:
     """Masks in which every pixel is ignored."""
     if evidence.tally.masks and not evidence.any_class and not evidence.tally.unknown:
-        text = (
-            "no pixel has a class: there is nothing to train on and nothing to score; does the"
-            " class list give the mask values that count?"
-        )
+        text = "no pixel has a class; does the class list give the mask values that count?"
         yield Finding("wrong", "no-class", text)
 
 
@@ -195,10 +156,7 @@ def _shift(evidence: Evidence) -> Iterator[Finding]:
             f" {names[0]}` on",
         )
     elif len(names) > 2 and all(values.get(value) for value in range(1, len(names))):
-        text = (
-            f"{names[0]!r}, the class of mask value 0, never occurs, while all others do; are"
-            " labels shifted by one?"
-        )
+        text = f"{names[0]!r} (mask value 0) never occurs, others do; are labels shifted by one?"
         yield Finding("note", "zero-absent", text)
 
 
@@ -208,10 +166,8 @@ def _zero(evidence: Evidence) -> Iterator[Finding]:
     if evidence.by_color or len(vocabulary) < 2:
         return
     label = dict(vocabulary.value_labels).get(0, IGNORED)
-    if (
-        label == IGNORED
-        or set(vocabulary.names[label].casefold().replace("-", " ").split()) & BACKGROUNDS
-    ):
+    words = set(vocabulary.names[label].casefold().replace("-", " ").split())
+    if label == IGNORED or words & BACKGROUNDS:
         return
     read = [item for item in evidence.facts if item.values]
     full = [item for item in read if item.share(label) > MOSTLY]
@@ -229,40 +185,28 @@ def _zero(evidence: Evidence) -> Iterator[Finding]:
 def _cut(evidence: Evidence) -> Iterator[Finding]:
     """Class values from 255 on: cut to 8 bits, or 255 that others ignore."""
     vocabulary, values = evidence.vocabulary, evidence.tally.values
-    named = {
-        value: vocabulary.names[label]
-        for value, label in vocabulary.value_labels
-        if label != IGNORED
-    }
+    pairs = vocabulary.value_labels
+    named = {value: vocabulary.names[label] for value, label in pairs if label != IGNORED}
     if not values or not named:
         return
     if max(named) > 255 and max(values) <= 255:
-        yield Finding(
-            "wrong",
-            "cut-to-8-bits",
-            f"the class list has values up to {max(named)}, but no mask holds one above 255: they"
-            " look cut to 8 bits; write 16-bit PNGs",
+        text = (
+            f"class values go up to {max(named)}, but masks look cut to 8 bits; write 16-bit PNGs"
         )
+        yield Finding("wrong", "cut-to-8-bits", text)
     elif values.get(255) and 255 in named:
-        yield Finding(
-            "note",
-            "255-is-a-class",
-            f"mask value 255 means {named[255]!r} here; in most datasets it marks pixels to ignore",
-        )
+        text = f"mask value 255 means {named[255]!r} here; mostly it marks pixels to ignore"
+        yield Finding("note", "255-is-a-class", text)
 
 
 def _ignored(evidence: Evidence) -> Iterator[Finding]:
     if evidence.any_class and not evidence.tally.ignored.pixels:
-        yield Finding(
-            "note", "nothing-ignored", "no pixel is ignored: every one counts as one of the classes"
-        )
+        text = "no pixel is ignored: every one counts as one of the classes"
+        yield Finding("note", "nothing-ignored", text)
     empty = [item.mask for item in evidence.facts if item.values and set(item.labels) == {IGNORED}]
     if empty:
-        yield Finding(
-            "note",
-            "empty-masks",
-            f"{_several(empty, 'mask')} with ignored pixels alone: {listed(empty)}",
-        )
+        text = f"{_several(empty, 'mask')} with ignored pixels alone: {listed(empty)}"
+        yield Finding("note", "empty-masks", text)
 
 
 def _absent(evidence: Evidence) -> Iterator[Finding]:
@@ -270,18 +214,12 @@ def _absent(evidence: Evidence) -> Iterator[Finding]:
     if not evidence.any_class:
         return  # the reason has been named
     if names:
-        yield Finding(
-            "note",
-            "absent-classes",
-            f"{len(names)} of {len(evidence.vocabulary)} classes never occur: {_some(names, 12)}",
-        )
+        text = f"{len(names)} of {len(evidence.vocabulary)} classes never occur: {_some(names, 12)}"
+        yield Finding("note", "absent-classes", text)
     unseen = [name for name in names if name in evidence.vocabulary.unseen]
     if unseen:
-        yield Finding(
-            "note",
-            "absent-unseen",
-            f"unseen classes that never occur cannot be scored: {_some(unseen, 12)}",
-        )
+        text = f"unseen classes that never occur cannot be scored: {_some(unseen, 12)}"
+        yield Finding("note", "absent-unseen", text)
 
 
 def _several(items: Sequence[object], noun: str) -> str:

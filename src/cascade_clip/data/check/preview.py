@@ -1,5 +1,4 @@
-"""The preview sheet of a data check: images beside their masks, and a legend of the classes in
-them."""
+"""The preview of a data check: images beside their masks, and a legend of their classes."""
 
 from collections.abc import Sequence
 
@@ -11,39 +10,36 @@ from cascade_clip.data.masks import UNKNOWN, MaskReader
 from cascade_clip.files import load_image
 from cascade_clip.ops import resize_mask
 from cascade_clip.results import Segmentation
-from cascade_clip.vocabulary import IGNORED, Color, Vocabulary
+from cascade_clip.vocabulary import IGNORED, Vocabulary
 
 SHOWN = 12
-"""Images on a sheet at most."""
+"""Largest number of images in a preview."""
 TILE = 300
-"""Longest side of one picture, in pixels."""
+"""Longest side of one image, in pixels."""
 WIDTH = 1500
-"""Width that the pictures share, in pixels."""
+"""Width that the images share, in pixels."""
 _GAP, _CAPTION, _LINE, _FONT = 14, 24, 26, 15
 _GREY, _MAGENTA = (128, 128, 128), (255, 0, 255)
 
 
 def choose_pairs(facts: Sequence[PairFacts], count: int = SHOWN) -> list[PairFacts]:
-    """Pairs that show as many classes as possible: each next one adds the most that are not shown
-    yet; in the order of `facts`."""
-    left = [item for item in facts if item.fits]
-    chosen: list[PairFacts] = []
+    """Choose pairs, in the order of `facts`, that together show as many classes as possible."""
+    left = [place for place, item in enumerate(facts) if item.fits]
+    chosen: list[int] = []
     shown: set[int] = {IGNORED}
     while left and len(chosen) < count:
-        gains = [len(item.labels.keys() - shown) for item in left]
+        gains = [len(facts[place].labels.keys() - shown) for place in left]
         # Where nothing new is left, go on at even distances and not with the first ones.
-        place = int(np.argmax(gains)) if max(gains) else len(left) * len(chosen) // count
-        chosen.append(left.pop(place))
-        shown |= chosen[-1].labels.keys()
-    order = {id(item): place for place, item in enumerate(facts)}
-    return sorted(chosen, key=lambda item: order[id(item)])
+        best = int(np.argmax(gains)) if max(gains) else len(left) * len(chosen) // count
+        chosen.append(left.pop(best))
+        shown |= facts[chosen[-1]].labels.keys()
+    return [facts[place] for place in sorted(chosen)]
 
 
 def draw_sheet(
     facts: Sequence[PairFacts], vocabulary: Vocabulary, tally: Tally
 ) -> Image.Image | None:
-    """Image and overlay of the chosen pairs, with a legend on the right; None where no pair can be
-    shown."""
+    """Image and overlay of the chosen pairs, with a legend; None where no pair can be shown."""
     chosen = choose_pairs(facts)
     if not chosen:
         return None
@@ -83,46 +79,30 @@ def _tile(item: PairFacts, reader: MaskReader) -> Image.Image:
     name = item.image.name
     while font.getlength(name) > tile.width and len(name) > 4:
         name = name[:-2] + "\u2026"
-    ImageDraw.Draw(tile).text(
-        (0, image.height + _CAPTION // 2 + 1), name, fill=(70, 70, 70), font=font, anchor="lm"
-    )
+    middle = image.height + _CAPTION // 2 + 1
+    ImageDraw.Draw(tile).text((0, middle), name, (70, 70, 70), font, "lm")
     return tile
 
 
 def _legend(labels: set[int], vocabulary: Vocabulary, tally: Tally) -> Image.Image:
     """Colour, name and share in all masks of the classes on the sheet, the most frequent first."""
-    present = sorted(
-        (label for label in labels if label >= 0), key=lambda label: -tally.classes[label].pixels
-    )
-    rows: list[tuple[Color, Count]] = [
-        (vocabulary.colors[label], tally.classes[label]) for label in present
-    ]
+    rows = [(vocabulary.colors[label], tally.classes[label]) for label in labels if label >= 0]
+    rows.sort(key=lambda row: -row[1].pixels)
     if IGNORED in labels:
         rows.append((_GREY, tally.ignored))
     if UNKNOWN in labels:
-        rows.append(
-            (_MAGENTA, Count("names no class", sum(row.pixels for row in tally.unknown), 0))
-        )
+        pixels = sum(row.pixels for row in tally.unknown)
+        rows.append((_MAGENTA, Count("names no class", pixels, 0)))
     font = ImageFont.load_default(_FONT)
     names = max(font.getlength(row.text) for _, row in rows)
     shares = [f"{100 * tally.share(row):.2f} %" for _, row in rows]
     width = int(_FONT + 10 + names + 24 + max(font.getlength(share) for share in shares) + 2 * _GAP)
     legend = Image.new("RGB", (width, _LINE * (len(rows) + 1)), "white")
     draw = ImageDraw.Draw(legend)
-    draw.text(
-        (width - _GAP, _LINE // 2),
-        "share of all pixels",
-        fill=(110, 110, 110),
-        font=font,
-        anchor="rm",
-    )
+    draw.text((width - _GAP, _LINE // 2), "share of all pixels", (110, 110, 110), font, "rm")
     for number, ((color, row), share) in enumerate(zip(rows, shares, strict=True), start=1):
-        top = number * _LINE
+        top, middle = number * _LINE, number * _LINE + _LINE // 2
         draw.rectangle((0, top + 5, _FONT, top + 5 + _FONT), fill=color)
-        draw.text(
-            (_FONT + 10, top + _LINE // 2), row.text, fill=(20, 20, 20), font=font, anchor="lm"
-        )
-        draw.text(
-            (width - _GAP, top + _LINE // 2), share, fill=(90, 90, 90), font=font, anchor="rm"
-        )
+        draw.text((_FONT + 10, middle), row.text, (20, 20, 20), font, "lm")
+        draw.text((width - _GAP, middle), share, (90, 90, 90), font, "rm")
     return legend

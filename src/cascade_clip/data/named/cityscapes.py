@@ -7,8 +7,7 @@ from cascade_clip.errors import MissingFileError
 
 
 def pairs(folder: Path, split: Split) -> Pairs:
-    """Frames with their fine masks: the train ids where every frame has them, else the original
-    label ids."""
+    """Frames and their fine masks: train ids where every frame has them, else the label ids."""
     images = sorted((folder / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
     if not images:
         raise MissingFileError(f"no CITY/*_leftImg8bit.png in {folder / 'leftImg8bit' / split}")

@@ -11,7 +11,7 @@ from cascade_clip.data.layouts import DatasetSpec, Pairs, Split
 from cascade_clip.data.prepare import Check, Download, Recipe, Rule, train_id_mask
 
 FOLDER = "coco_stuff164k"
-PHOTOS = "photos: Flickr's terms of use"
+TRAIN_MASKS, VAL_MASKS = "annotations/train2017", "annotations/val2017"
 
 
 def pairs(folder: Path, split: Split) -> Pairs:
@@ -19,58 +19,40 @@ def pairs(folder: Path, split: Split) -> Pairs:
     return list_pairs(folder / "images" / f"{split}2017", folder / "annotations" / f"{split}2017")
 
 
-RECIPE = Recipe(
-    folder=FOLDER,
-    needs=(
-        (
-            Download(
-                file="train2017.zip",
-                url="http://images.cocodataset.org/zips/train2017.zip",
-                terms=PHOTOS,
-                size=19_336_861_798,
-                digest="sha256:69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
-                places=("train2017", "images/train2017", "coco_stuff164k/images/train2017"),
-                rules=(Rule("train2017/*.jpg", "images/train2017", 118_287),),
-            ),
-        ),
-        (
-            Download(
-                file="val2017.zip",
-                url="http://images.cocodataset.org/zips/val2017.zip",
-                terms=PHOTOS,
-                size=815_585_330,
-                digest="sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
-                places=("val2017", "images/val2017", "coco_stuff164k/images/val2017"),
-                rules=(Rule("val2017/*.jpg", "images/val2017", 5_000),),
-            ),
-        ),
-        (
-            Download(
-                file="stuffthingmaps_trainval2017.zip",
-                url="http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip",
-                terms="masks: CC BY 4.0",
-                about="659 MB",
-                places=("stuffthingmaps_trainval2017", "annotations", "coco_stuff164k/annotations"),
-                rules=(
-                    Rule("train2017/*.png", "annotations/train2017", 118_287),
-                    Rule(
-                        "train2017/*.png",
-                        "annotations/train2017",
-                        118_287,
-                        train_id_mask,
-                        MASK_ENDING,
-                    ),
-                    Rule("val2017/*.png", "annotations/val2017", 5_000),
-                    Rule("val2017/*.png", "annotations/val2017", 5_000, train_id_mask, MASK_ENDING),
-                ),
-            ),
-        ),
-    ),
-    checks=(
-        Check("images/train2017", "annotations/train2017", 118_287, ending=MASK_ENDING),
-        Check("images/val2017", "annotations/val2017", 5_000, ending=MASK_ENDING),
+def _images(part: str, count: int, size: int, digest: str) -> Download:
+    return Download(
+        file=f"{part}.zip",
+        url=f"http://images.cocodataset.org/zips/{part}.zip",
+        terms="photos: Flickr's terms of use",
+        size=size,
+        digest=f"sha256:{digest}",
+        places=(part, f"images/{part}", f"{FOLDER}/images/{part}"),
+        rules=(Rule(f"{part}/*.jpg", f"images/{part}", count),),
+    )
+
+
+TRAIN_DIGEST = "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929"
+VAL_DIGEST = "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"
+TRAIN = _images("train2017", 118_287, 19_336_861_798, TRAIN_DIGEST)
+VAL = _images("val2017", 5_000, 815_585_330, VAL_DIGEST)
+MASKS = Download(
+    file="stuffthingmaps_trainval2017.zip",
+    url="http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip",
+    terms="masks: CC BY 4.0",
+    about="659 MB",
+    places=("stuffthingmaps_trainval2017", "annotations", "coco_stuff164k/annotations"),
+    rules=(
+        Rule("train2017/*.png", TRAIN_MASKS, 118_287),
+        Rule("train2017/*.png", TRAIN_MASKS, 118_287, train_id_mask, MASK_ENDING),
+        Rule("val2017/*.png", VAL_MASKS, 5_000),
+        Rule("val2017/*.png", VAL_MASKS, 5_000, train_id_mask, MASK_ENDING),
     ),
 )
+CHECKS = (
+    Check("images/train2017", TRAIN_MASKS, 118_287, ending=MASK_ENDING),
+    Check("images/val2017", VAL_MASKS, 5_000, ending=MASK_ENDING),
+)
+RECIPE = Recipe(folder=FOLDER, needs=((TRAIN,), (VAL,), (MASKS,)), checks=CHECKS)
 
 SPEC = DatasetSpec(
     title="COCO-Stuff 164k",

@@ -21,14 +21,7 @@ from cascade_clip.errors import DataError
 LARGEST_MEMBER = 256 << 20
 """Bytes that one member may declare at most; images and masks are far smaller."""
 
-_DAMAGED = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    EOFError,
-    zlib.error,
-    RuntimeError,
-    NotImplementedError,
-)
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, RuntimeError, OSError)
 
 
 class Member(NamedTuple):
@@ -64,9 +57,7 @@ class Member(NamedTuple):
         with _reading(self.source):
             content = self.load()
         if len(content) != self.size:
-            self._refuse(
-                f"has {len(content)} bytes and declares {self.size}; download the archive again"
-            )
+            self._refuse(f"has {len(content)} bytes and declares {self.size}; download it again")
         return content
 
     def _refuse(self, reason: str) -> None:
@@ -90,8 +81,7 @@ def list_members(source: Path) -> Iterator[Member]:
 
 
 def unpacked_bytes(source: Path) -> int:
-    """Bytes that the files of a source take, at most, on disk; of a compressed tar: its own
-    size."""
+    """Most bytes that the files of a source take on disk; for a compressed tar, its own size."""
     if source.is_dir():
         return sum(member.size for member in _folder(source))
     if zipfile.is_zipfile(source):
@@ -105,13 +95,12 @@ def _reading(source: Path) -> Iterator[None]:
     """Turn what the archive libraries raise on damaged archives into one line."""
     try:
         yield
-    except (*_DAMAGED, OSError) as error:
+    except _DAMAGED as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's, not that of a damaged archive
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DataError(
-            f"{source} cannot be read to its end ({reason}); download it again"
-        ) from error
+        text = f"{source} cannot be read to its end ({reason}); download it again"
+        raise DataError(text) from error
 
 
 def _folder(source: Path) -> Iterator[Member]:
@@ -133,8 +122,7 @@ def _zip(source: Path) -> Iterator[Member]:
 
 
 class _Bounded:
-    """The stream below a tar archive; its long names and headers are read in one piece, however
-    large they claim to be."""
+    """The stream below a tar archive, which reads long names and headers whatever their size."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

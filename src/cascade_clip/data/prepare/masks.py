@@ -1,5 +1,4 @@
-"""From the masks of the original datasets to index PNGs; each function takes the raw content and
-returns the bytes of a grey 8-bit PNG."""
+"""From the masks of the original datasets to the bytes of grey 8-bit index PNGs."""
 
 import functools
 import io
@@ -20,16 +19,17 @@ CONTEXT_NAMES = 459
 """Names of the full PASCAL Context label list; value 0 is no label."""
 
 CONTEXT_IDS = (
-    2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98,
-    104, 105, 113, 115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296,
-    308,
-    324, 326, 347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
+    2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113,
+    115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326,
+    347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
 )  # fmt: skip
 """Numbers of the 59 frequent classes in the list of 459, which is alphabetical: the k-th of them is
 mask value k.
 
 Source: mmsegmentation, tools/dataset_converters/pascal_context.py.
 """
+_CONTEXT_TABLE = np.zeros(CONTEXT_NAMES + 1, dtype=np.uint8)
+_CONTEXT_TABLE[list(CONTEXT_IDS)] = np.arange(1, len(CONTEXT_IDS) + 1)
 
 
 class DetailMasks(NamedTuple):
@@ -42,15 +42,13 @@ class DetailMasks(NamedTuple):
 
 
 def sbd_mask(content: bytes) -> bytes:
-    """The class mask (0 background, 1..20) of an SBD `cls/*.mat` file: struct `GTcls`, field
-    `Segmentation`."""
+    """The class mask (0 background, 1..20) of an SBD `cls/*.mat` file: `GTcls.Segmentation`."""
     return _png(_checked(read_array(content, "GTcls", "Segmentation"), VOC_CLASSES))
 
 
 def context_mask(content: bytes) -> bytes:
-    """The 59-class mask (0 other, 1..59) of a PASCAL Context `.mat` file: array `LabelMap` of
-    values 0..459."""
-    return _png(_context_table()[_checked(read_array(content, "LabelMap"), CONTEXT_NAMES)])
+    """The 59-class mask (0 other, 1..59) of a PASCAL Context `.mat` file: `LabelMap`, 0..459."""
+    return _png(_CONTEXT_TABLE[_checked(read_array(content, "LabelMap"), CONTEXT_NAMES)])
 
 
 def detail_mask(masks: DetailMasks) -> bytes:
@@ -69,7 +67,7 @@ def detail_mask(masks: DetailMasks) -> bytes:
         if not 0 <= category <= CONTEXT_NAMES:
             raise DataError(f"category {category}; PASCAL Context has 1..{CONTEXT_NAMES}")
         labels[region] = category
-    return _png(_context_table()[labels])
+    return _png(_CONTEXT_TABLE[labels])
 
 
 def train_id_mask(content: bytes) -> bytes:
@@ -77,48 +75,33 @@ def train_id_mask(content: bytes) -> bytes:
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if image.mode not in ("L", "P"):
-                raise DataError(
-                    f"a PNG of mode {image.mode}; stuffthingmaps have one channel of 8 bits"
-                )
+                raise DataError(f"a PNG of mode {image.mode}; stuffthingmaps have 8-bit values")
             mask = np.asarray(image)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise DataError(f"not a readable PNG ({error})") from error
     table, unknown = _train_id_table()
     strange = np.unique(mask[unknown[mask]])
     if strange.size:
-        raise DataError(
-            f"mask values {strange.tolist()} that COCO-Stuff does not use; are these the pixel maps"
-            " of stuffthingmaps_trainval2017?"
-        )
+        raise DataError(f"mask values {strange.tolist()} that COCO-Stuff's stuffthingmaps lack")
     return _png(table[mask])
 
 
 def _checked(mask: NDArray[Any], largest: int) -> NDArray[Any]:
     if mask.ndim != 2 or mask.dtype.kind not in "iu" or mask.size == 0:
-        raise DataError(
-            f"a mask must be whole numbers of shape (H, W), got {mask.dtype} of shape {mask.shape}"
-        )
-    if int(mask.min()) < 0 or int(mask.max()) > largest:
-        raise DataError(
-            f"mask values must lie in 0..{largest}, got {int(mask.min())}..{int(mask.max())}"
-        )
+        found = f"{mask.dtype} of shape {mask.shape}"
+        raise DataError(f"a mask must be whole numbers of shape (H, W), got {found}")
+    low, high = int(mask.min()), int(mask.max())
+    if low < 0 or high > largest:
+        raise DataError(f"mask values must lie in 0..{largest}, got {low}..{high}")
     return mask
 
 
 def _png(mask: NDArray[Any]) -> bytes:
     """The same bytes for the same mask: no metadata, fixed compression."""
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8)).save(
-        buffer, format="PNG", compress_level=6
-    )
+    image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
+    image.save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
-
-
-@functools.cache
-def _context_table() -> NDArray[np.uint8]:
-    table = np.zeros(CONTEXT_NAMES + 1, dtype=np.uint8)
-    table[list(CONTEXT_IDS)] = np.arange(1, len(CONTEXT_IDS) + 1)
-    return table
 
 
 @functools.cache

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from cascade_clip.errors import DataError
 
 LARGEST_FILE = 1 << 26
-"""Bytes of one variable at most when it is unpacked; a mask of 500 x 500 pixels has 2 MB at
-most."""
+"""Most bytes of one unpacked variable; a mask of 500 x 500 pixels has 2 MB at most."""
 _HEADER = 128
 _MATRIX, _COMPRESSED = 14, 15
 _NUMBERS = {
@@ -99,8 +98,7 @@ def _fields(matrix: _Matrix, order: Order) -> Iterator[_Matrix]:
     if size < 1:
         raise DataError(f"names of {size} bytes")
     for start, (kind, body) in zip(range(0, len(names), size), matrix.content, strict=True):
-        field = _text(names[start : start + size])
-        yield _matrix(kind, body, order)._replace(name=field)
+        yield _matrix(kind, body, order)._replace(name=_text(names[start : start + size]))
 
 
 def _numbers(matrix: _Matrix, order: Order) -> NDArray[Any]:
@@ -130,8 +128,7 @@ def _matrix(kind: int, body: bytes, order: Order) -> _Matrix:
 
 
 def _elements(content: bytes, order: Order) -> Iterator[tuple[int, bytes]]:
-    """Type and content of one element after the other; a small one has its size in the upper half
-    of its type."""
+    """Type and content of each element; a small one has its size in the upper half of its type."""
     place = 0
     while place < len(content):
         kind, size = struct.unpack_from(f"{order}II", content, place)

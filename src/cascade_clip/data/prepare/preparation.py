@@ -1,15 +1,12 @@
 """From the original downloads of a dataset to the folder layout that mmsegmentation users have.
 
-Everything is first written to a folder of its own beside the dataset, and moved into the dataset
-once all is there and has been checked; a marker in the dataset's folder then says that it is done.
-So a preparation may be killed at any point: started again, it removes what was left, begins anew
-and ends with the same bytes.
+Everything is written to a folder beside the dataset, checked, then moved into it; a marker there
+says that it is done. A killed preparation can be started again and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import multiprocessing
@@ -70,10 +67,11 @@ class _Output(NamedTuple):
     folder: Path
     stage: Path
 
-    def names(self, target: str) -> set[str]:
-        """Files in a folder of the dataset, those to be moved there too."""
+    def stems(self, target: str, ending: str) -> set[str]:
+        """Files in a folder of the dataset, those to be moved there too, without their ending."""
         folders = (self.folder / target, self.stage / target)
-        return {name for folder in folders if folder.is_dir() for name in os.listdir(folder)}
+        names = [name for folder in folders if folder.is_dir() for name in os.listdir(folder)]
+        return {name.removesuffix(ending) for name in names if name.endswith(ending)}
 
     def read_list(self, target: str) -> list[str]:
         """The stems in a list file."""
@@ -92,21 +90,17 @@ class _Output(NamedTuple):
 
 
 def find_source(choices: Sequence[Download], raw: Path) -> Source | None:
-    """The first of some downloads that is in the raw folder: its file, or a folder with what was in
-    it."""
+    """Find the first of some downloads in the raw folder: its file, or a folder of its content."""
     for download in choices:
         for place in (download.file, *download.places):
-            source = Source(download, raw / place)
-            if source.path.is_file() or (
-                source.path.is_dir() and any(True for _ in _tasks(source))
-            ):
+            source, path = Source(download, raw / place), raw / place
+            if path.is_file() or (path.is_dir() and any(True for _ in _tasks(source))):
                 return source
     return None
 
 
 def check_download(source: Source, step: Step) -> None:
-    """Compare size and hash of a downloaded file with the published ones, as far as they are known;
-    folders have none.
+    """Compare size and hash of a downloaded file with the published ones, where they are known.
 
     Raises:
         DataError: they differ.
@@ -114,10 +108,7 @@ def check_download(source: Source, step: Step) -> None:
     download, path = source
     if not path.is_file():
         return
-    again = (
-        f"it is incomplete or another version; download it again from {download.url}, or use it as"
-        " it is with --no-verify"
-    )
+    again = f"download it again from {download.url}, or use it as it is with --no-verify"
     size = path.stat().st_size
     if download.size and size != download.size:
         raise DataError(f"{path} has {size:,} bytes and should have {download.size:,}: {again}")
@@ -170,8 +161,7 @@ def prepare_dataset(
     found = marker.read_text(encoding="utf-8") if marker.is_file() else header
     if found != header:
         raise SettingError(
-            f"{folder} was made from other downloads, {found.strip()}; delete {marker} to write"
-            " everything again"
+            f"{folder} was made from other downloads, {found[:-1]}; delete {marker} to redo it"
         )
     if marker.is_file():
         return _check_all(recipe, output)
@@ -181,9 +171,7 @@ def prepare_dataset(
     try:
         _check_space(output.stage, sum(map(unpacked_bytes, new)))
         with _start_workers(workers) as pool:
-            writer = _Writer(
-                output, pool, _AHEAD * workers, lambda done: step(done, max(done, expected))
-            )
+            writer = _Writer(output, pool, _AHEAD * workers, step, expected)
             for source in sources:
                 _unpack(source, writer)
         counts = _check_all(recipe, output)
@@ -199,8 +187,7 @@ def _start_workers(count: int) -> Iterator[ProcessPoolExecutor | None]:
     if count == 1:
         yield None
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, context, _begin_worker)
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin_worker)
     try:
         yield pool
     finally:
@@ -208,9 +195,9 @@ def _start_workers(count: int) -> Iterator[ProcessPoolExecutor | None]:
 
 
 def _check_all(recipe: Recipe, output: _Output) -> dict[str, int]:
+    names = [f"{recipe.folder}/{check.listed or check.images}" for check in recipe.checks]
     return {
-        f"{recipe.folder}/{check.listed or check.images}": check_pairs(output, check)
-        for check in recipe.checks
+        name: check_pairs(output, check) for name, check in zip(names, recipe.checks, strict=True)
     }
 
 
@@ -220,38 +207,28 @@ def check_pairs(output: _Output, check: Check) -> int:
     Raises:
         DataError: a wrong number of images, an image or a mask that is missing.
     """
-    images, masks = _stems(output, check.images, ".jpg"), set[str]()
-    if check.masks:
-        masks = _stems(output, check.masks, f"{check.ending}.png")
+    images = output.stems(check.images, ".jpg")
+    masks = output.stems(check.masks, f"{check.ending}.png") if check.masks else set()
     wanted = set(output.read_list(check.listed)) if check.listed else images
     where = output.folder / (check.listed or check.images)
     if len(wanted) < check.count or (check.listed and len(wanted) != check.count):
-        raise DataError(
-            f"{where} has {len(wanted):,} images and must have {check.count:,}: a download is"
-            " incomplete or another version"
-        )
+        counts = f"{len(wanted):,} images and must have {check.count:,}"
+        raise DataError(f"{where} has {counts}: a download is incomplete or another version")
     for kind, found in (("images", images), ("masks", masks)):
         target = getattr(check, kind)
         missing = sorted(wanted - found) if target else []
         if missing:
-            raise DataError(
-                f"{len(missing):,} {kind} of {where} are not in {output.folder / target}:"
-                f" {', '.join(missing[:_LISTED])}{', ...' if len(missing) > _LISTED else ''}"
-            )
+            some = ", ".join([*missing[:_LISTED], *["..."] * (len(missing) > _LISTED)])
+            place = output.folder / target
+            raise DataError(f"{len(missing):,} {kind} of {where} are not in {place}: {some}")
     return len(wanted)
-
-
-def _stems(output: _Output, target: str, ending: str) -> set[str]:
-    return {name[: -len(ending)] for name in output.names(target) if name.endswith(ending)}
 
 
 def _check_space(folder: Path, needed: int) -> None:
     free, needed = shutil.disk_usage(folder).free, needed + SPARE_SPACE
     if free < needed:
-        raise StorageError(
-            f"the disk of {folder} has {free / 1e9:.1f} GB free and needs {needed / 1e9:.1f} GB;"
-            " free some space"
-        )
+        sizes = f"{free / 1e9:.1f} GB free and needs {needed / 1e9:.1f} GB"
+        raise StorageError(f"the disk of {folder} has {sizes}; free some space")
 
 
 def _unpack(source: Source, writer: _Writer) -> None:
@@ -267,11 +244,8 @@ def _unpack(source: Source, writer: _Writer) -> None:
     writer.drain()
     for rule in download.rules:
         if counts[rule] < rule.count:
-            raise DataError(
-                f"{source.path} holds {counts[rule]:,} files {rule.pattern} and should hold"
-                f" {rule.count:,}: it is incomplete or another version; download it again from"
-                f" {download.url}"
-            )
+            files = f"{counts[rule]:,} files {rule.pattern} and should hold {rule.count:,}"
+            raise DataError(f"{source.path} holds {files}; download it again from {download.url}")
     lists = download.lists(writer.output.read_list, stems) if download.lists else {}
     for target, listed in lists.items():
         _write(writer.output.stage / target, _lines(listed))
@@ -295,15 +269,12 @@ def _tasks(source: Source) -> Iterator[_Task]:
     for member in list_members(source.path):
         for rule in source.download.rules:
             if rule.takes(member.name):
-                label = f"{source.path.name}: {member.name}"
-                yield _Task(
-                    rule.target_of(member.name), member.read, rule.convert, rule, label, member.path
-                )
+                label, target = f"{source.path.name}: {member.name}", rule.target_of(member.name)
+                yield _Task(target, member.read, rule.convert, rule, label, member.path)
 
 
 def _detail_tasks(source: Source) -> Iterator[_Task]:
-    """The lists and masks of a PASCAL in Detail file: `images` (image_id, file_name, height, width,
-    phase) and `annos_segmentation`."""
+    """The lists and masks of a PASCAL in Detail file, from `images` and `annos_segmentation`."""
     (rule,) = source.download.rules
     try:
         content = json.loads(source.path.read_bytes())
@@ -321,44 +292,30 @@ def _detail_tasks(source: Source) -> Iterator[_Task]:
                 masks = images[region["image_id"]][2]
                 masks.regions.append((region["category_id"], region["segmentation"]))
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise DataError(
-            f"{source.path} is not a PASCAL in Detail file ({type(error).__name__}: {error});"
-            " download it again"
-        ) from error
+        reason = f"({type(error).__name__}: {error}); download it again"
+        raise DataError(f"{source.path} is not a PASCAL in Detail file {reason}") from error
     del content
     for phase in ("train", "val"):
         stems = sorted(name.stem for name, part, _ in images.values() if part == phase)
-        text = _lines(stems)
         target = f"ImageSets/SegmentationContext/{phase}.txt"
-        yield _Task(target, functools.partial(_given, text), None, None, "")
+        yield _Task(target, lambda stems=stems: _lines(stems), None, None, "")
     for name, _, masks in images.values():
-        label = f"{source.path.name}: {name.name}"
-        yield _Task(
-            rule.target_of(name), functools.partial(_given, masks), rule.convert, rule, label
-        )
-
-
-def _given(value: Any) -> Any:
-    return value
+        label, target = f"{source.path.name}: {name.name}", rule.target_of(name)
+        yield _Task(target, lambda masks=masks: masks, rule.convert, rule, label)
 
 
 class _Writer:
     """Writes the files of a dataset; `pool` converts, and so many conversions may wait for it."""
 
     def __init__(
-        self,
-        output: _Output,
-        pool: ProcessPoolExecutor | None,
-        ahead: int,
-        step: Callable[[int], None],
+        self, output: _Output, pool: ProcessPoolExecutor | None, ahead: int, step: Step, total: int
     ) -> None:
-        self.output, self.pool, self.ahead, self.step = output, pool, ahead, step
+        self.output, self.pool, self.ahead, self.step, self.total = output, pool, ahead, step, total
         self._seen: set[str] = set()
         self._pending: deque[Future[None]] = deque()
 
     def write(self, task: _Task) -> bool:
-        """Write a file or have it converted; the first of two with one name counts, then the answer
-        is False."""
+        """Write or convert a file; return False if one of that name has been written before."""
         if task.target in self._seen:
             return False
         self._seen.add(task.target)
@@ -371,8 +328,12 @@ class _Writer:
             _convert(task.convert, task.load(), path, task.label)
         else:
             self._submit(self.pool, task.convert, task, path)
-        self.step(len(self._seen) - len(self._pending))
+        self._report()
         return True
+
+    def _report(self) -> None:
+        done = len(self._seen) - len(self._pending)
+        self.step(done, max(done, self.total))
 
     def drain(self, left: int = 0) -> None:
         """Wait until at most `left` conversions are pending."""
@@ -383,7 +344,7 @@ class _Writer:
                 raise StorageError(
                     "a worker process ended (out of memory?); start again, with fewer --workers"
                 ) from error
-            self.step(len(self._seen) - len(self._pending))
+            self._report()
 
     def _submit(self, pool: ProcessPoolExecutor, convert: Convert, task: _Task, path: Path) -> None:
         self.drain(self.ahead - 1)
@@ -405,8 +366,7 @@ def _convert(convert: Convert, payload: Any, path: Path, label: str) -> None:
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent was killed, which a worker process would
-    not notice otherwise."""
+    """Leave Ctrl-C to the parent process, and end when the parent was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -1,5 +1,4 @@
-"""What `data prepare` has to know about a dataset: the downloads, what becomes of their files, and
-how many there must be."""
+"""What `data prepare` knows about a dataset: its downloads, their files, and their number."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -55,11 +54,9 @@ class Download:
     digest: str = ""
     """`sha256:...` or `md5:...`; empty: none is published."""
     places: tuple[str, ...] = ()
-    """Other places in the raw folder: folders that hold the same files unpacked, or where
-    mmsegmentation has the file."""
+    """Other places in the raw folder: the files unpacked, or where mmsegmentation has the file."""
     lists: Callable[[ReadList, Collection[str]], Lists] | None = None
-    """Lists to write, from a reader of the lists written so far and the stems of the converted
-    masks of this download."""
+    """Lists to write, given a reader of earlier lists and the stems of the masks converted here."""
 
 
 @dataclass(frozen=True)
