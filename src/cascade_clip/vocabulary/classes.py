@@ -116,8 +116,9 @@ class Vocabulary:
         clash = [label for label in labels if label != IGNORED]
         if clash:
             raise SettingError(
-                f"mask value {self.ignore} means both `ignored` and class {self.names[clash[0]]!r} of"
-                f" {len(self.names)}; set data.ignore to a value that no class has, such as 65535"
+                f"mask value {self.ignore} means both `ignored` and class"
+                f" {self.names[clash[0]]!r} of {len(self.names)}; set data.ignore to a value that"
+                " no class has, such as 65535"
             )
         table = np.full(65536, IGNORED, dtype=np.int64)
         for raw, label in self.value_labels:

@@ -7,6 +7,8 @@ says that it is done. A killed preparation can be started again and ends with th
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -298,10 +300,10 @@ def _detail_tasks(source: Source) -> Iterator[_Task]:
     for phase in ("train", "val"):
         stems = sorted(name.stem for name, part, _ in images.values() if part == phase)
         target = f"ImageSets/SegmentationContext/{phase}.txt"
-        yield _Task(target, lambda stems=stems: _lines(stems), None, None, "")
+        yield _Task(target, functools.partial(_lines, stems), None, None, "")
     for name, _, masks in images.values():
         label, target = f"{source.path.name}: {name.name}", rule.target_of(name)
-        yield _Task(target, lambda masks=masks: masks, rule.convert, rule, label)
+        yield _Task(target, functools.partial(copy.copy, masks), rule.convert, rule, label)
 
 
 class _Writer:

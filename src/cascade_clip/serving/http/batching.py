@@ -81,7 +81,8 @@ class SharedForward:
             self._results |= zip(map(id, group), results, strict=True)
 
     def _run_group(self, group: list[Tensor], text: Tensor) -> Sequence[Tensor]:
-        return self._model(torch.cat(group), text).split([len(images) for images in group])
+        logits: Tensor = self._model(torch.cat(group), text)
+        return list(torch.split(logits, [len(images) for images in group]))
 
 
 def segment_together(
