@@ -106,7 +106,7 @@ class TestAggregation:
 
     def test_heads_must_divide_the_width(self) -> None:
         assert BlockAttention(24).attention.num_heads == 8
-        with pytest.raises(ValueError, match="has 8 heads, which must divide the joint width 20"):
+        with pytest.raises(ValueError, match="8 heads must divide the joint width 20"):
             BlockAttention(20)
 
     def test_gaussian_weights(self) -> None:

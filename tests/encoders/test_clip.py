@@ -342,7 +342,7 @@ def test_hub_folder_from_the_offline_cache(tmp_path: Path, monkeypatch: pytest.M
         (
             ClipConfig(name="coca_ViT-B-32", weights="random"),
             ValueError,
-            "not a plain two-tower CLIP",
+            "no plain two-tower CLIP",
         ),
         (
             ClipConfig(name="x", weights="random", architecture={"wings": 2}),

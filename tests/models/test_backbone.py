@@ -236,7 +236,7 @@ def test_the_image_embedding_is_always_that_of_the_last_block(tiny_model: Segmen
 @pytest.mark.parametrize(
     ("blocks", "projected", "message"),
     [
-        ([0], False, r"blocks \[0\] do not exist: this tower has blocks 1 to 12"),
+        ([0], False, r"blocks \[0\] do not exist: the tower has 1 to 12"),
         ([13], True, r"blocks \[13\] do not exist"),
         (
             [2, 3],
@@ -330,7 +330,7 @@ def test_positions_are_resized_once_at_loading_too() -> None:
 def test_a_clip_carries_one_model() -> None:
     clip = load_clip(tiny_config().clip)
     build_segmenter(tiny_config(), clip)
-    with pytest.raises(ValueError, match="carries another model already; load it again"):
+    with pytest.raises(ValueError, match="carries a model already; load it again"):
         build_segmenter(tiny_config(), clip)
 
 

@@ -19,8 +19,7 @@ class DataConfig:
     """Which dataset, and where its images, masks and class names are."""
 
     name: DataName = "folder"
-    """`folder`: the two folders below; `sandbox`: the built-in world, which needs no files; or a
-    named dataset below `root`."""
+    """`folder`: the two folders below; `sandbox`: the built-in world; or a dataset below `root`."""
     root: str = ""
     """Folder that holds the named dataset, in the layout of `cascade-clip data prepare`. Empty:
     the environment variable CASCADE_CLIP_DATA, else `data`."""
@@ -38,8 +37,7 @@ class DataConfig:
     """Unseen class names: a file with one name a line, names separated by commas, a packaged split
     by name, or `none`: all are seen. Empty: the split that the class list brings."""
     ignore: int | None = None
-    """Mask value of pixels without a label; null: the one of the class list, 255 unless it says
-    otherwise."""
+    """Mask value of pixels without a label; null: that of the class list, else 255."""
     templates: str = ""
     """Prompt templates: `single`, `paper15`, `imagenet80` (the 80 that CLIP used for ImageNet), or
     a text file with one template a line, `{}` standing for the name. Empty: those that the paper

@@ -10,6 +10,7 @@ from cascade_clip.config.values import (
     check_least,
     check_part,
     check_positive,
+    check_range,
 )
 
 
@@ -31,24 +32,20 @@ class InferenceConfig:
     """Variance of colours (0..1) below which an area counts as plain (only with `upsampler:
     guided`); smaller values follow colours more closely."""
     score_size: int = 0
-    """Side to which mask logits of a window are upsampled before the sigmoid (the training crop); 0
-    means `window`."""
+    """Side to which a window's mask logits are upsampled before the sigmoid; 0 means `window`."""
     resize: bool = True
     """Resize the short side to `window` first, up or down; otherwise the image keeps its size."""
     calibration: float = 0.1
-    """Subtracted from the score of every seen class (0 after transductive or supervised
-    training)."""
+    """Subtracted from scores of seen classes (0 after transductive or supervised training)."""
     combine: Literal["sum", "confidence"] = "sum"
     """How a window's stages become one map of mask logits. `sum`: added, as published;
     `confidence`: at every patch a stage counts more the larger the margin between its two most
     probable classes (the weights add up to the number of stages). A class's mask then depends on
     which other classes are asked for."""
     class_chunk: int = 16
-    """Number of classes whose full-size scores are held at once; changes memory, never the
-    result."""
+    """Number of classes whose full-size scores are held at once; never changes the result."""
     max_memory: int = 0
-    """Mebibytes that full-size scores may take at once, instead of a fixed number of classes; 0
-    keeps `class_chunk`."""
+    """Mebibytes of full-size scores held at once, instead of `class_chunk`; 0 keeps that."""
     window_batch: int = 1
     """Number of windows that go through the network together."""
     precision: Precision = "fp32"
@@ -56,14 +53,12 @@ class InferenceConfig:
     flip: bool = False
     """Test-time augmentation: average the scores with those of the mirrored image."""
     scales: tuple[float, ...] = (1.0,)
-    """Test-time augmentation: sizes of the short side, as parts of `window`, whose scores are
-    averaged."""
+    """Test-time augmentation: short sides, as parts of `window`, whose scores are averaged."""
     background: str = ""
     """Background words ("sky, wall, tree"), a file of them, or `scenery`: they compete with the
     class names, and their pixels become `background`. Empty: no background words."""
     threshold: float | None = None
-    """Pixels whose best score is lower become `background` if there is one, else unlabelled; null:
-    every pixel gets a name."""
+    """Pixels whose best score is lower become `background`, else unlabelled; null: none do."""
 
     def __post_init__(self) -> None:
         check_part("upsamplers", self.upsampler, "inference.upsampler")
@@ -79,11 +74,7 @@ class InferenceConfig:
             1 <= self.stride <= self.window,
             f"inference.stride must lie in 1..window ({self.window}), got {self.stride}",
         )
-        check(
-            len(self.scales) > 0 and min(self.scales) > 0,
-            f"inference.scales must be positive numbers, got {list(self.scales)}",
-        )
-        check(
-            self.threshold is None or -1 <= self.threshold <= 1,
-            f"inference.threshold must lie in -1..1, got {self.threshold}",
-        )
+        positive = len(self.scales) > 0 and min(self.scales) > 0
+        check(positive, f"inference.scales must be positive numbers, got {list(self.scales)}")
+        if self.threshold is not None:
+            check_range("inference", self, threshold=(-1, 1))

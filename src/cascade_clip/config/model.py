@@ -28,11 +28,9 @@ class ClipConfig:
     """Weights tag of open_clip, a local file (OpenAI's ViT-B-16.pt, .safetensors, a state dict), or
     `random`. Ignored with a folder."""
     architecture: dict[str, Any] | None = None
-    """open_clip model configuration to use instead of the built-in one of `name` (for towers that
-    open_clip does not list)."""
+    """open_clip model configuration to use instead of the one of `name`, for unlisted towers."""
     sha256: str = ""
-    """Expected SHA-256 of a local weights file. Empty: the published hash of that file name. `any`:
-    trust the file unseen."""
+    """Expected SHA-256 of a weights file. Empty: the published one; `any`: trust it unseen."""
     tokenizer: bool = True
     """Whether the text tower is loaded. Without it text embeddings must be given as arrays."""
     text_encoder: TextEncoder = "clip"
@@ -47,8 +45,7 @@ class PromptConfig:
     """Visual prompt tokens, the trained part of the encoder (paper section 3.2)."""
 
     kind: Literal["deep", "shallow", "none"] = "deep"
-    """`deep`: fresh tokens before every block; `shallow`: tokens before block 1 only, carried on;
-    `none`: plain CLIP."""
+    """`deep`: fresh tokens before every block; `shallow`: only before block 1; `none`: none."""
     tokens: int = 10
     """Number of prompt tokens (the paper: 10 for VOC, 35 for Context, 50 for COCO-Stuff)."""
     dropout: float = 0.1
@@ -59,22 +56,17 @@ class PromptConfig:
     spectral_blocks: tuple[int, ...] = (1, 2)
     """Blocks before which that happens, counted from 1; one filter serves all."""
     spectral_trained: bool = True
-    """Whether the filter is trained (our reading; the released code does not say) or stays
-    random."""
+    """Whether the filter is trained (our reading, not in the released code) or stays random."""
 
     def __post_init__(self) -> None:
+        blocks = self.spectral_blocks
         check(
-            len(self.spectral_blocks) > 0,
-            "model.prompts.spectral_blocks is empty; for no spectral prompts set spectral: false",
+            len(blocks) > 0, "model.prompts.spectral_blocks is empty; set spectral: false instead"
         )
-        check(
-            all(block >= 1 for block in self.spectral_blocks),
-            f"spectral_blocks counts from 1, got {list(self.spectral_blocks)}",
-        )
+        check(min(blocks) >= 1, f"spectral_blocks counts from 1, got {list(blocks)}")
         check(
             1 <= self.tokens <= 4096,
-            f"model.prompts.tokens is at least 1 and at most 4096, got {self.tokens}; for none set"
-            " kind: none",
+            f"model.prompts.tokens must lie in 1..4096, got {self.tokens}; for none set kind: none",
         )
         check_share("model.prompts", self, "dropout")
 
@@ -102,8 +94,7 @@ class ProjectionConfig:
     """How the tapped middle blocks reach CLIP's joint space."""
 
     init: Literal["random", "clip"] = "random"
-    """`random`: a random matrix and a fresh norm per block, as published; `clip`: copies of CLIP's
-    last norm and projection."""
+    """`random`: fresh per block, as published; `clip`: copies of CLIP's last norm and matrix."""
     trained: bool = False
     """Whether these projections are trained; the published models leave them frozen."""
 
@@ -126,8 +117,7 @@ class DecoderConfig:
     window: int = 3
     """Side in patches of the windows of local attention and of pooling (only `spectral`)."""
     low_share: float = 0.9
-    """Share of the heads, rounded down, that attend to pooled patches (only `spectral`); the others
-    attend within windows."""
+    """Share of heads, rounded down, on pooled patches (only `spectral`); the rest use windows."""
     gate_leak: float = 0.1
     """Slope of the gate below 0 (only `spectral`). With 0, as published, patches on the wrong side
     of a random direction, often all of them, start silent and without gradient; a leak (our guard)
@@ -140,10 +130,8 @@ class DecoderConfig:
         check_range("model.decoder", self, layers=(1, 64), feedforward=(1, 65536))
         check_least("model.decoder", self, heads=1, window=1)
         check_share("model.decoder", self, "dropout", "gate_leak")
-        check(
-            0 < self.low_share < 1,
-            f"model.decoder.low_share must lie between 0 and 1, got {self.low_share}",
-        )
+        share = self.low_share
+        check(0 < share < 1, f"model.decoder.low_share must lie between 0 and 1, got {share}")
 
 
 LastBlock = Literal["standard", "maskclip", "sclip", "clearclip"]
@@ -151,8 +139,7 @@ LastBlock = Literal["standard", "maskclip", "sclip", "clearclip"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is needed to build a model: CLIP tower x prompts x stages x aggregation x projections x
-    queries x decoder."""
+    """What a model is: CLIP tower x prompts x stages x aggregation x projections x decoder."""
 
     clip: ClipConfig = field(default_factory=ClipConfig)
     """The CLIP underneath; always frozen."""
@@ -175,43 +162,30 @@ class ModelConfig:
     """How stages are put together. `sum`: their mask logits are added, as published; `learned`:
     each stage's mask logits times a trained number of its own, which starts at 1."""
     drop_path: float = 0.0
-    """Probability that an image skips the last block while training, rising linearly from the first
-    block. Published: never applied."""
+    """Chance to skip the last block in training, rising from block 1; published: never applied."""
     class_embedding_twice: bool = True
-    """Add the class embedding to the class token twice, as the released programs do. Switch off for
-    plain CLIP."""
+    """Add the class embedding to the class token twice, as released. Switch off for plain CLIP."""
     last_block: LastBlock = "standard"
     """How the last block makes patch features. `standard`: as trained; `maskclip`: values instead
     of attention (MaskCLIP); `sclip`: query-query plus key-key attention (SCLIP); `clearclip`:
     query-query attention without residual and feed-forward (ClearCLIP)."""
     position_grid: tuple[int, int] | None = (32, 32)
-    """Grid (rows, columns) to which the position embedding is resized once at loading; null keeps
-    CLIP's own."""
+    """Grid (rows, columns) to which positions are resized at loading; null keeps CLIP's own."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Mean of the red, green and blue input in [0, 1]; the published models use ImageNet's, not
-    CLIP's."""
+    """Mean of red, green, blue input in [0, 1]; the published models use ImageNet's, not CLIP's."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Standard deviation of the red, green and blue input."""
 
     def __post_init__(self) -> None:
         check_share("model", self, "drop_path")
-        check(
-            len(self.stages) > 0,
-            "model.stages is empty; name at least one stage, for example [[12]]",
-        )
-        check(
-            len(self.stages) <= 64,
-            f"model.stages has {len(self.stages)} stages; 64 at most are allowed",
-        )
+        count = len(self.stages)
+        check(count > 0, "model.stages is empty; name at least one stage, for example [[12]]")
+        check(count <= 64, f"model.stages has {count} stages; 64 at most are allowed")
         grid = self.position_grid or (1, 1)
-        check(
-            all(1 <= side <= 512 for side in grid),
-            f"model.position_grid must lie in 1..512, got {list(grid)}",
-        )
+        inside = all(1 <= side <= 512 for side in grid)
+        check(inside, f"model.position_grid must lie in 1..512, got {list(grid)}")
         for stage in self.stages:
             check(len(stage) > 0, f"model.stages holds an empty stage: {self.stages}")
-            check(
-                len(set(stage)) == len(stage),
-                f"model.stages names a block twice in one stage: {stage}",
-            )
+            twice = len(set(stage)) < len(stage)
+            check(not twice, f"model.stages names a block twice in one stage: {stage}")
             check(min(stage) >= 1, f"model.stages counts blocks from 1, got {stage}")

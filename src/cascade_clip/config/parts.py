@@ -52,8 +52,7 @@ PARTS: dict[str, dict[str, str]] = {
 
 
 def names_of(kind: str) -> tuple[str, ...]:
-    """List the names of a kind of part: those of this package in the order of the table, then those
-    of other packages."""
+    """List the names of a kind of part: this package's in table order, then other packages'."""
     return (*PARTS[kind], *sorted(_added(kind)))
 
 
@@ -77,9 +76,7 @@ def find_part(kind: str, name: str) -> Any:
     try:
         return added.load()
     except (ImportError, AttributeError) as error:
-        raise SettingError(
-            f"the {noun} {name} ({added.value}) cannot be loaded: {error}"
-        ) from error
+        raise SettingError(f"cannot load the {noun} {name} ({added.value}): {error}") from error
 
 
 def _added(kind: str) -> dict[str, EntryPoint]:

@@ -1,5 +1,4 @@
-"""Settings dataclasses from and to plain nested values, as YAML and JSON hold them; a misspelt key
-is an error."""
+"""Settings from and to plain nested values, as in YAML and JSON; a misspelt key is an error."""
 
 import dataclasses
 import logging
@@ -31,8 +30,7 @@ _short.maxlist = _short.maxtuple = _short.maxdict = 20
 
 
 RENAMED = {"train.sheet_every": "train.preview_every"}
-"""Dotted keys of settings that were renamed, and their present names; the old ones are accepted
-in files and as flags."""
+"""Renamed settings: old dotted key to new; the old ones are accepted in files and as flags."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -43,19 +41,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise MissingFileError(f"no settings file {path}")
-    check(
-        path.stat().st_size <= LARGEST_FILE,
-        f"{path} is no settings file: it has {path.stat().st_size:,} bytes",
-    )
+    size = path.stat().st_size
+    check(size <= LARGEST_FILE, f"{path} is no settings file: it has {size:,} bytes")
     content = path.read_bytes()
     try:
         values = yaml.safe_load(content.decode("utf-8")) or {}
     except Exception as error:  # damaged text and odd tags raise many kinds
         raise SettingError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
-    check(
-        isinstance(values, dict),
-        f"{path} must hold a mapping of settings, got {type(values).__name__}",
-    )
+    kind = type(values).__name__
+    check(isinstance(values, dict), f"{path} must hold a mapping of settings, got {kind}")
     _check_tree(values, path)
     return cast(dict[str, Any], values)
 
@@ -111,8 +105,7 @@ def _section(values: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
 def differing_settings(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted names of the settings in which nested plain values differ, with both
-    values; a missing one is None."""
+    """Return the dotted names of differing settings with both values; a missing one is None."""
     found: dict[str, tuple[Any, Any]] = {}
     for key in dict.fromkeys((*old, *new)):
         one, other = old.get(key), new.get(key)
@@ -134,21 +127,16 @@ def config_from_dict(
         ValueError: an unknown key or a value of the wrong type; the message says where and what is
             allowed.
     """
-    check(
-        isinstance(values, Mapping),
-        f"{where} must be a mapping of settings, got {type(values).__name__}",
-    )
+    given = type(values).__name__
+    check(isinstance(values, Mapping), f"{where} must be a mapping of settings, got {given}")
     if kind is Config:
         values = rename_settings(values)
     hints = typing.get_type_hints(kind)
     names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
-        check(
-            key in names, f"unknown setting {where}.{str(key)[:80]}; choose one of {sorted(names)}"
-        )
-    return kind(
-        **{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()}
-    )
+        unknown = f"unknown setting {where}.{str(key)[:80]}"
+        check(key in names, f"{unknown}; choose one of {sorted(names)}")
+    return kind(**{key: _convert(hints[key], values[key], f"{where}.{key}") for key in values})
 
 
 def config_to_dict(settings: Any) -> dict[str, Any]:
@@ -156,9 +144,7 @@ def config_to_dict(settings: Any) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {
-                item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)
-            }
+            value = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
         if isinstance(value, Mapping):
             return {str(key): plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -177,10 +163,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         return _convert(next(item for item in arguments if item is not type(None)), value, where)
     if origin is Literal:
-        check(
-            value in arguments,
-            f"{where} must be one of {list(arguments)}, got {_short.repr(value)}",
-        )
+        got = _short.repr(value)
+        check(value in arguments, f"{where} must be one of {list(arguments)}, got {got}")
         return value
     if origin is tuple:
         return _convert_tuple(arguments, value, where)
@@ -190,18 +174,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    check(
-        isinstance(value, Sequence) and not isinstance(value, str),
-        f"{where} must be a list, got {_short.repr(value)}",
-    )
+    listed, got = isinstance(value, Sequence) and not isinstance(value, str), _short.repr(value)
+    check(listed, f"{where} must be a list, got {got}")
     if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return tuple(
-            _convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)
-        )
-    check(
-        len(value) == len(arguments),
-        f"{where} must have {len(arguments)} entries, got {_short.repr(value)}",
-    )
+        arguments = (arguments[0],) * len(value)
+    count = len(arguments)
+    check(len(value) == count, f"{where} must have {count} entries, got {got}")
     return tuple(
         _convert(hint, item, f"{where}[{index}]")
         for index, (hint, item) in enumerate(zip(arguments, value, strict=True))

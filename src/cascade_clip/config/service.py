@@ -14,15 +14,13 @@ class ServiceOptions:
     workers: int = 1
     """Threads that segment; one keeps all cores busy with one image."""
     batch: int = 0
-    """Requests with the same class names whose windows go through the network together; 0 chooses:
-    8 on a GPU, 1 on a CPU."""
+    """Requests of the same class names run together; 0 chooses: 8 on a GPU, 1 on a CPU."""
     queue: int = 32
     """Requests that may wait for a worker; more are refused (429)."""
     timeout: float = 60.0
     """Seconds after which a request without a response is given up (504)."""
     upload_timeout: float = 30.0
-    """Seconds within which the body of a request must arrive (408), and after which a silent
-    connection is closed."""
+    """Seconds for a request's body to arrive (408), and until a silent connection is closed."""
     grace: float = 30.0
     """Seconds that a stopping service gives to the requests it has accepted."""
     max_upload: int = 20

@@ -30,8 +30,7 @@ class AugmentConfig:
     crop: int = 512
     """Side of the square crop, in pixels."""
     largest_share: float = 0.75
-    """A crop is drawn again (ten times at most) while one class fills this share of its labelled
-    pixels."""
+    """A crop is redrawn (ten times at most) while a class fills this share of labelled pixels."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     photometric: bool = True
@@ -43,41 +42,33 @@ class AugmentConfig:
             0 < self.ratio[0] <= self.ratio[1] < math.inf,
             f"train.augment.ratio must rise from above 0, got {self.ratio}",
         )
-        check(
-            min(self.scale) >= 1,
-            f"train.augment.scale must be two sides in pixels, got {self.scale}",
-        )
-        check(
-            self.largest_share > 0,  # infinity: never drawn again
-            f"train.augment.largest_share must be positive, got {self.largest_share}",
-        )
+        pixels = min(self.scale) >= 1
+        check(pixels, f"train.augment.scale must be two sides in pixels, got {self.scale}")
+        share = self.largest_share  # infinity: never drawn again
+        check(share > 0, f"train.augment.largest_share must be positive, got {share}")
         check(0 <= self.flip <= 1, f"train.augment.flip is a probability, got {self.flip}")
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Loss on the summed mask logits: focal and dice (paper Eq. 8, Table 18), and the terms of
-    other methods."""
+    """Loss on summed mask logits: focal, dice (Eq. 8, Table 18), and terms of other methods."""
 
     focal: float = 100.0
     """Weight of the sigmoid focal loss."""
     dice: float = 1.0
     """Weight of the dice loss."""
     ssim: float = 0.0
-    """Weight of 1 - SSIM between mask and 0/1 map, the mean over images, classes and pixels
-    (SPT-SEG)."""
+    """Weight of 1 - SSIM of mask and 0/1 map, mean over images, classes, pixels (SPT-SEG)."""
     ssim_on: Literal["logits", "sigmoid"] = "logits"
     """What SSIM compares with the 0/1 map: the raw `logits`, as released, or their `sigmoid`."""
     cross_entropy: float = 0.0
-    """Weight of the cross-entropy of the softmax over classes, the mean over labelled pixels, then
-    over images (ZegCLIP's baseline)."""
+    """Weight of the softmax cross-entropy, mean over labelled pixels, then images (ZegCLIP)."""
     alpha: float = 0.25
     """Balance of the focal loss between present and absent pixels."""
     gamma: float = 2.0
     """Exponent that lowers the focal loss of easy pixels."""
     ignored: Literal["negative", "masked"] = "negative"
-    """`negative`: unlabelled pixels count as negatives of every class, as published; `masked`: they
-    count nowhere."""
+    """`negative`: unlabelled pixels count as negatives, as published; `masked`: count nowhere."""
     auxiliary: float = 0.0
     """Deep supervision: weight of the same loss on the mask logits of every single stage, beside
     the loss on their sum. 0 is off, as published."""
@@ -132,15 +123,13 @@ class TrainConfig:
     steps: int = 20000
     """Optimiser steps."""
     schedule_steps: int = 0
-    """Steps over which the learning rate decays; 0 means `steps` (longer for the inductive half of
-    a transductive run)."""
+    """Steps over which the learning rate decays (longer in an inductive half); 0: `steps`."""
     batch_size: int = 16
     """Images per step over all devices."""
     first_batch_size: int = 0
     """Images per step in the inductive half of a transductive run; 0 means `batch_size`."""
     micro_batch: int = 0
-    """Images that go through the network at once on one device; 0 means all of its share. Changes
-    memory, not the gradient."""
+    """Images at once on one device; 0: its whole share. Changes memory, not the gradient."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
     init_from: str = ""
@@ -165,11 +154,9 @@ class TrainConfig:
     devices: int = 1
     """Number of devices (or CPU processes) of each node that share every batch."""
     num_nodes: int = 1
-    """Number of machines that share every batch; start the same command on each with torchrun or
-    srun."""
+    """Machines that share every batch; start the same command on each by torchrun or srun."""
     gradient_checkpointing: bool = False
-    """Compute CLIP's blocks a second time in the backward pass instead of keeping what is inside
-    them: less memory, same gradients."""
+    """Compute CLIP's blocks again in the backward pass: less memory, same gradients."""
     compile: bool = False
     """Compile the network with torch.compile before training."""
     fused: bool = False
@@ -179,8 +166,7 @@ class TrainConfig:
     log_every: int = 10
     """Steps between lines of `metrics.csv`."""
     preview_every: int | None = None
-    """Steps between previews of predictions (`previews/*.png`); null: a tenth of the run, 0:
-    none."""
+    """Steps between previews (`previews/*.png`); null: a tenth of the run, 0: none."""
 
     def __post_init__(self) -> None:
         check_part("protocols", self.protocol, "train.protocol")
@@ -192,32 +178,26 @@ class TrainConfig:
             check_least("train", self, preview_every=0)
         check(
             not self.first_batch_size or self.has_first_half,
-            "train.first_batch_size is for transductive runs that make their own inductive half;"
-            " leave it at 0",
+            "train.first_batch_size is for runs that make their own inductive half; leave it at 0",
         )
         self._check_share("batch_size", self.batch_size)
         self._check_share("first_batch_size", self.first_batch_size)
         check(
             not (self.loss.per_image and self.self_training and self.accumulation > 1),
             "train.loss.ssim and cross_entropy in self-training need all images of a device at"
-            " once, as the number of masks is known only then; set train.micro_batch to 0, or more"
-            " devices",
+            " once, to count the masks; set train.micro_batch to 0, or more devices",
         )
         check(
             self.schedule_steps == 0 or self.schedule_steps >= self.steps,
-            f"train.schedule_steps {self.schedule_steps} must be 0 or at least train.steps"
-            f" {self.steps}",
+            f"train.schedule_steps {self.schedule_steps} must be 0 or at least steps {self.steps}",
         )
 
     def _check_share(self, name: str, images: int) -> None:
         """See that a batch can be shared by the processes and their micro-batches."""
         share, rest = divmod(images, self.processes)
-        shared_by = f"{self.devices} devices" + (
-            f" on each of {self.num_nodes} nodes" if self.num_nodes > 1 else ""
-        )
-        check(
-            rest == 0, f"train.{name} {images} cannot be shared by {shared_by}; make it a multiple"
-        )
+        nodes = f" on each of {self.num_nodes} nodes" if self.num_nodes > 1 else ""
+        shared = f"cannot be shared by {self.devices} devices{nodes}; make it a multiple"
+        check(rest == 0, f"train.{name} {images} {shared}")
         check(
             self.micro_batch == 0 or share % self.micro_batch == 0,
             f"train.micro_batch {self.micro_batch} does not divide the {share} images of"
@@ -258,6 +238,5 @@ class TrainConfig:
 
     @property
     def accumulation(self) -> int:
-        """Passes whose gradients one device adds up for a step; nodes x devices x images at once x
-        passes is the batch size."""
+        """Passes per step; nodes x devices x images at once x passes is the batch size."""
         return self.batch_size // (self.processes * self.images_at_once)

@@ -28,6 +28,7 @@ from cascade_clip.errors import (
     first_lines,
 )
 
+_WITHOUT_TOKENIZER = "or set model.clip.tokenizer to false and give text embeddings as an array"
 _IMAGE_SIDE = ("embed_dim", "vision_cfg", "quick_gelu")
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -43,8 +44,7 @@ class LoadedClip:
     fingerprint: str
     """SHA-256 over all weights, the same whatever file they came from; empty for random weights."""
     architecture: dict[str, Any] | None = None
-    """open_clip model configuration of a CLIP that came from a folder; None where its name says it
-    all."""
+    """open_clip model configuration of a CLIP from a folder; None where its name says it all."""
     text_encoder: str = "clip"
     """Which text encoder the settings ask for (see `build_text_encoder`)."""
 
@@ -81,8 +81,7 @@ def load_clip(config: ClipConfig) -> LoadedClip:
 
 
 def outline_clip(config: ClipConfig) -> LoadedClip:
-    """Build the image tower of a CLIP on the meta device: sizes without values, for which no
-    weights are read."""
+    """Build the image tower on the meta device: sizes without values, and no weights are read."""
     folder = find_folder(config.name)
     settings = _model_settings(config) if folder is None else _read_settings(folder)
     image_side = {name: settings[name] for name in _IMAGE_SIDE if name in settings}
@@ -92,13 +91,10 @@ def outline_clip(config: ClipConfig) -> LoadedClip:
 
 
 def _check_finite(model: nn.Module, config: ClipConfig) -> None:
-    wrong = [
-        name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all())
-    ]
+    wrong = [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if wrong:
         raise WeightsError(
-            f"the weights of {config.name} contain NaN or infinity, in {wrong[:3]}: the file is"
-            " damaged; download it again"
+            f"{config.name} holds NaN or infinity in {wrong[:3]}: the file is damaged; get it again"
         )
 
 
@@ -122,9 +118,8 @@ def _load_folder(folder: Path, *, tokenizer: bool) -> tuple[Any, Tokenizer | Non
         return model, open_clip.get_tokenizer(name) if tokenizer else None, settings
     except ImportError as error:
         raise MissingPackageError(
-            f"the CLIP in {folder} needs a package that is missing ({first_lines(error)}): pip"
-            " install transformers; or set model.clip.tokenizer to false and give text embeddings"
-            " as an array"
+            f"the CLIP in {folder} needs a missing package ({first_lines(error)}): pip install"
+            f" transformers; {_WITHOUT_TOKENIZER}"
         ) from error
     except MemoryError:
         raise
@@ -149,8 +144,7 @@ def _model_settings(config: ClipConfig) -> dict[str, Any]:
         )
     if "multimodal_cfg" in settings or "hf_model_name" in settings.get("text_cfg", {}):
         raise SettingError(
-            f"{config.name} is not a plain two-tower CLIP; choose a ViT model such as"
-            " ViT-B-16-quickgelu"
+            f"{config.name} is no plain two-tower CLIP; choose one such as ViT-B-16-quickgelu"
         )
     return dict(settings)
 
@@ -187,6 +181,5 @@ def _find_tokenizer(config: ClipConfig) -> Tokenizer | None:
     except Exception as error:  # the hub client raises many kinds
         raise MissingFileError(
             f"the tokenizer of {config.name} must be downloaded and cannot be reached"
-            f" ({first_lines(error)}); use a local-dir: folder that holds it, or set"
-            " model.clip.tokenizer to false and give text embeddings as an array"
+            f" ({first_lines(error)}); use a local-dir: folder that holds it, {_WITHOUT_TOKENIZER}"
         ) from error

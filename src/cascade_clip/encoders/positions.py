@@ -7,13 +7,11 @@ from torch.nn import functional as F
 Grid = tuple[int, int]
 
 MOST_GRIDS = 8
-"""Grids whose resized positions are kept: images given to the network directly may each bring
-another one."""
+"""Grids whose resized positions are kept: images given directly may each bring another one."""
 
 
 class PositionEmbedding(nn.Module):
-    """Learned positions of one grid, resized bilinearly for other grids and kept for the last new
-    ones, MOST_GRIDS at most.
+    """Learned positions of one grid, resized bilinearly for others; the last MOST_GRIDS are kept.
 
     The cache holds values that follow from the parameter alone; it is emptied when the parameter
     changes. A parameter made under inference mode does not say when it changes: then nothing is
@@ -33,13 +31,8 @@ class PositionEmbedding(nn.Module):
             return self.positions  # (N, W)
         if self.positions.is_inference():
             return resize_positions(self.positions, self.grid, grid)
-        key = (
-            grid,
-            self.positions.device,
-            self.positions.dtype,
-            self.positions._version,
-            self.positions.data_ptr(),
-        )
+        held = self.positions
+        key = (grid, held.device, held.dtype, held._version, held.data_ptr())
         found = self._cache.get(key)
         if found is None:
             valid = [(known, value) for known, value in self._cache.items() if known[1:] == key[1:]]
@@ -51,8 +44,7 @@ class PositionEmbedding(nn.Module):
 
 
 def resize_positions(positions: Tensor, old: Grid, new: Grid) -> Tensor:
-    """Resize position embeddings (old rows * columns, W) to another grid: bilinear, align_corners
-    False, no antialias."""
+    """Resize positions (old rows * columns, W): bilinear, align_corners False, no antialias."""
     table = positions.T.reshape(1, -1, *old)  # (1, W, rows, columns)
     table = F.interpolate(table, size=new, mode="bilinear", align_corners=False)
     return table.flatten(2)[0].T.contiguous()  # (N, W)

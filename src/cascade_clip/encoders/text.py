@@ -1,5 +1,4 @@
-"""Class names to text embeddings T (C, D), through templates and CLIP's frozen text tower (method
-section 1).
+"""Class names to text embeddings T (C, D) by templates and CLIP's frozen text tower (section 1).
 
 Letters: C classes, D joint width.
 """
@@ -36,8 +35,7 @@ class TextTower(Protocol):
 
 
 class TextEncoder:
-    """A frozen text tower with its tokenizer; embeddings are kept on disk per weights, words and
-    templates."""
+    """A frozen text tower and tokenizer; embeddings are kept on disk per weights and prompts."""
 
     def __init__(self, tower: nn.Module, tokenizer: Tokenizer, fingerprint: str = "") -> None:
         """Use a `TextTower` (of open_clip's model only the text side is called) and its tokenizer.
@@ -66,8 +64,7 @@ class TextEncoder:
         return torch.cat(parts)  # (prompts, D)
 
     def embed(self, words: Sequence[Sequence[str]], templates: Sequence[str]) -> Tensor:
-        """Text embeddings (C, D) of classes that are each a list of words (the name and its
-        synonyms).
+        """Text embeddings (C, D) of classes, each a list of words (the name and its synonyms).
 
         Per word: the mean over templates of unit prompt embeddings, made unit again; then the same
         over the words of a class.
@@ -77,18 +74,12 @@ class TextEncoder:
         if found is not None:
             return torch.from_numpy(found)
         flat = [word for group in words for word in group]
-        # (words * templates, D)
-        embedded = self.encode(
-            [template.replace("{}", word) for word in flat for template in templates]
-        )
-        # (words, D)
-        per_word = F.normalize(
-            embedded.unflatten(0, (len(flat), len(templates))).mean(dim=1), dim=-1
-        )
+        prompts = [template.replace("{}", word) for word in flat for template in templates]
+        embedded = self.encode(prompts).unflatten(0, (len(flat), len(templates)))
+        per_word = F.normalize(embedded.mean(dim=1), dim=-1)  # (words, D)
         groups = per_word.split([len(group) for group in words])
-        # (C, D)
-        result = torch.stack([F.normalize(group.mean(dim=0), dim=-1) for group in groups]).cpu()
-        result = result.clone()
+        means = torch.stack([F.normalize(group.mean(dim=0), dim=-1) for group in groups])
+        result = means.cpu().clone()  # (C, D)
         if self.keep:
             _write_cache(cache, result.numpy())
         return result
@@ -108,8 +99,7 @@ def build_clip_text(clip: LoadedClip) -> TextEncoder:
 
 
 def load_embeddings(path: Path, classes: int, width: int) -> Tensor:
-    """Read text embeddings (classes, width), float16 or float32, from a .npy file as float32; they
-    are not normalised again."""
+    """Read embeddings (classes, width) from a float .npy file as float32, not normalised again."""
     if not path.is_file():
         raise MissingFileError(f"no text embeddings at {path}")
     array = _read_array(path)
@@ -143,8 +133,7 @@ def _cache_file(fingerprint: str, words: Sequence[Sequence[str]], templates: Seq
 
 
 def _cache_folder() -> Path:
-    """CASCADE_CLIP_CACHE, else a folder in the home directory, else (without one) the folder for
-    temporary files."""
+    """CASCADE_CLIP_CACHE, else a folder in the home directory, else (no home) a temporary one."""
     named = os.environ.get("CASCADE_CLIP_CACHE")
     try:
         return Path(named) if named else Path.home() / ".cache" / "cascade_clip"
@@ -158,13 +147,8 @@ def _read_cache(path: Path, rows: int) -> np.ndarray | None:
         array = _read_array(path)
     except (OSError, ValueError, MemoryError):
         return None
-    sound = (
-        array.ndim == 2
-        and len(array) == rows
-        and array.dtype == np.float32
-        and bool(np.isfinite(array).all())
-    )
-    return array if sound else None
+    fits = array.ndim == 2 and len(array) == rows and array.dtype == np.float32
+    return array if fits and np.isfinite(array).all() else None
 
 
 def _write_cache(path: Path, array: np.ndarray) -> None:

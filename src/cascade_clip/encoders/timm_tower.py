@@ -14,22 +14,19 @@ from cascade_clip.errors import SettingError
 
 
 class TimmTower(nn.Module):
-    """A timm ViT inside open_clip, such as SigLIP's: no class token, the image embedding is pooled
-    from the patches."""
+    """A timm ViT inside open_clip (SigLIP): no class token, the patches are pooled."""
 
     class_tokens = 0
     last_blocks: tuple[LastBlock, ...] = ("standard",)
     visual: Any
 
     def __init__(self, visual: Any, position_grid: Grid | None) -> None:
-        """Take over open_clip's `TimmModel`; its position embedding is resized once to
-        `position_grid`, unless that is None."""
+        """Take over a `TimmModel`, its positions resized once to `position_grid` unless None."""
         super().__init__()
         trunk = visual.trunk
         if getattr(trunk, "pos_embed", None) is None or getattr(trunk, "rope", None) is not None:
             raise SettingError(
-                f"{type(trunk).__name__} has no learned position embedding; only plain timm ViTs"
-                " are supported"
+                f"{type(trunk).__name__} has no learned position embedding; choose a plain timm ViT"
             )
         if trunk.num_prefix_tokens:
             raise SettingError(
@@ -81,8 +78,7 @@ class TimmTower(nn.Module):
         raise SettingError(f"last_block {kind} needs one of open_clip's own ViT towers")
 
     def project(self, class_token: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Final norm, then the tower's own pooling (B, D) and the projection of the patches (B, N,
-        D)."""
+        """Final norm, then the tower's own pooling (B, D) and the projected patches (B, N, D)."""
         normed = self.trunk.norm(patches)  # (B, N, W)
         pooled = self.visual.head(self.trunk.forward_head(normed))  # (B, D)
         return pooled, self.visual.head(normed)

@@ -20,8 +20,7 @@ from cascade_clip.errors import SettingError
 from cascade_clip.ops import attend
 
 QUICK = 1.702
-"""OpenAI's activation is x * sigmoid(QUICK * x), which is silu(QUICK * x) / QUICK: one pass over
-the hidden values instead of three."""
+"""OpenAI's x * sigmoid(QUICK * x) is silu(QUICK * x) / QUICK: one pass instead of three."""
 
 
 class Tower(Protocol):
@@ -51,8 +50,7 @@ class Tower(Protocol):
         ...
 
     def run_block(self, block: nn.Module, tokens: Tensor, prompt: Tensor | None = None) -> Tensor:
-        """Pass tokens (B, tokens, W) through one block; prompts (B, P, W) are attended to, and what
-        becomes of them is not computed."""
+        """Pass tokens (B, tokens, W) through a block; prompts (B, P, W) are only attended to."""
         ...
 
     def run_dense(self, block: nn.Module, tokens: Tensor, kind: LastBlock) -> Tensor:
@@ -83,14 +81,12 @@ def build_tower(visual: nn.Module, config: ModelConfig) -> Tower:
         if tower is not None:
             return tower
     raise SettingError(
-        f"{type(visual).__name__} is not a plain ViT; choose a ViT model of open_clip such as"
-        " ViT-B-16-quickgelu"
+        f"{type(visual).__name__} is not a plain ViT; choose one such as ViT-B-16-quickgelu"
     )
 
 
 def run_whole(block: nn.Module, tokens: Tensor, prompt: Tensor | None) -> Tensor:
-    """Pass tokens (B, tokens, W) through a block as its library computes it, beside prompts (B, P,
-    W) that are dropped afterwards."""
+    """Pass tokens (B, tokens, W) through a block beside prompts (B, P, W), dropped afterwards."""
     if prompt is None:
         return cast(Tensor, block(tokens))
     return cast(Tensor, block(torch.cat([prompt, tokens], dim=1)))[:, prompt.shape[1] :]
@@ -98,10 +94,8 @@ def run_whole(block: nn.Module, tokens: Tensor, prompt: Tensor | None) -> Tensor
 
 def split_heads(projected: Tensor, parts: int, heads: int) -> Sequence[Tensor]:
     """Projections (B, tokens, parts * W) as `parts` tensors (B, heads, tokens, W/heads)."""
-    return cast(
-        Sequence[Tensor],
-        projected.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0),
-    )
+    split: Tensor = projected.unflatten(-1, (parts, heads, -1))  # (B, tokens, parts, heads, ...)
+    return list(split.permute(2, 0, 3, 1, 4))
 
 
 class OpenClipTower(nn.Module):
@@ -114,17 +108,14 @@ class OpenClipTower(nn.Module):
     def __init__(
         self, visual: Any, position_grid: Grid | None, *, class_embedding_twice: bool
     ) -> None:
-        """Take over `visual`; its position embedding is resized once to `position_grid`, unless
-        that is None."""
+        """Take over `visual`, its positions resized once to `position_grid` unless None."""
         super().__init__()
         if getattr(visual, "attn_pool", None) is not None:
             raise SettingError(
                 "towers with attentional pooling (CoCa) are not plain ViTs; choose another model"
             )
         if visual.positional_embedding is None:
-            raise SettingError(
-                "this CLIP carries another model already; load it again with load_clip"
-            )
+            raise SettingError("this CLIP carries a model already; load it again with load_clip")
         self.class_embedding_twice = class_embedding_twice
         self.width = int(visual.conv1.out_channels)
         self.joint_width = int(visual.proj.shape[1])
@@ -155,14 +146,12 @@ class OpenClipTower(nn.Module):
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Class token (B, 1, W) and patch tokens (B, N, W) after the first norm."""
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
-        # (B, N, W)
-        patches = self.visual.conv1(images).flatten(2).transpose(1, 2) + self.position_embedding(
-            grid
-        )
+        patches = self.visual.conv1(images).flatten(2).transpose(1, 2)
+        patches = patches + self.position_embedding(grid)  # (B, N, W)
         embedding = cast(Tensor, self.visual.class_embedding)  # (W,)
-        position = (
-            self.class_position + embedding if self.class_embedding_twice else self.class_position
-        )
+        position: Tensor = self.class_position  # (W,)
+        if self.class_embedding_twice:
+            position = position + embedding
         # (B, 1, W)
         class_token = (embedding + position).to(patches.dtype).expand(images.shape[0], 1, -1)
         tokens = self.visual.ln_pre(torch.cat([class_token, patches], dim=1))  # (B, 1 + N, W)
@@ -181,19 +170,15 @@ class OpenClipTower(nn.Module):
         return cast(Tensor, tokens + block.ls_2(self._feedforward(block.mlp, block.ln_2(tokens))))
 
     def run_dense(self, block: Any, tokens: Tensor, kind: LastBlock) -> Tensor:
-        """One residual block whose attention keeps every patch in its place (see
-        `ModelConfig.last_block`)."""
+        """One block whose attention keeps every patch in place (see `ModelConfig.last_block`)."""
         attention = block.attn
         # each (B, heads, tokens, W/heads)
         query, key, value = self._attention_inputs(block, tokens)
-        if kind == "maskclip":
-            mixed = value
-        elif kind == "sclip":
-            mixed = F.scaled_dot_product_attention(
-                query, query, value
-            ) + F.scaled_dot_product_attention(key, key, value)
-        else:
+        mixed = value
+        if kind != "maskclip":
             mixed = F.scaled_dot_product_attention(query, query, value)
+        if kind == "sclip":
+            mixed = mixed + F.scaled_dot_product_attention(key, key, value)
         attended = attention.out_proj(mixed.transpose(1, 2).flatten(2))  # (B, tokens, W)
         if kind == "clearclip":
             return cast(Tensor, attended)
@@ -203,8 +188,7 @@ class OpenClipTower(nn.Module):
     def _attention_inputs(
         self, block: Any, tokens: Tensor, prompt: Tensor | None = None
     ) -> Sequence[Tensor]:
-        """Queries (B, heads, tokens, W/heads) of the tokens, keys and values (B, heads, P + tokens,
-        W/heads) of prompts and tokens."""
+        """Queries of tokens; keys, values of prompts and tokens; all (B, heads, .., W/heads)."""
         attention, normed = block.attn, block.ln_1(tokens)
         weight, bias = self._short(attention.in_proj_weight), self._short(attention.in_proj_bias)
         if prompt is None:
@@ -212,26 +196,22 @@ class OpenClipTower(nn.Module):
         query = F.linear(normed, weight[: self.width], bias[: self.width])  # (B, tokens, W)
         compared = torch.cat([block.ln_1(prompt), normed], dim=1)  # (B, P + tokens, W)
         others = F.linear(compared, weight[self.width :], bias[self.width :])  # (B, P + tokens, 2W)
-        return [
-            *split_heads(query, 1, attention.num_heads),
-            *split_heads(others, 2, attention.num_heads),
-        ]
+        heads = attention.num_heads
+        return [*split_heads(query, 1, heads), *split_heads(others, 2, heads)]
 
     def _feedforward(self, mlp: Any, tokens: Tensor) -> Tensor:
         """The block's perceptron (B, tokens, W); OpenAI's activation in one pass."""
         if not isinstance(getattr(mlp, "gelu", None), QuickGELU):
             return cast(Tensor, mlp(tokens))
         hidden = F.silu(self._linear(mlp.c_fc, tokens).mul_(QUICK))  # (B, tokens, 4W)
-        return cast(
-            Tensor, F.linear(hidden, self._short(mlp.c_proj.weight)) / QUICK + mlp.c_proj.bias
-        )
+        product = F.linear(hidden, self._short(mlp.c_proj.weight))
+        return cast(Tensor, product / QUICK + mlp.c_proj.bias)
 
     def _linear(self, layer: Any, tokens: Tensor) -> Tensor:
         return F.linear(tokens, self._short(layer.weight), self._short(layer.bias))
 
     def _short(self, parameter: Tensor) -> Tensor:
-        """A frozen parameter in autocast's number format, cast once and kept; as it is without
-        autocast."""
+        """A frozen parameter in autocast's number format, cast once; without autocast as it is."""
         device = parameter.device.type
         if torch.compiler.is_compiling() or not torch.is_autocast_enabled(device):
             return parameter
@@ -248,16 +228,14 @@ class OpenClipTower(nn.Module):
 
     def project(self, class_token: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Final norm and projection: image embedding (B, D) and patch embeddings (B, N, D)."""
-        if self.visual.pool_type == "avg":
-            pooled = patches if self.visual.final_ln_after_pool else self.visual.ln_post(patches)
-            class_token = pooled.mean(dim=1, keepdim=True)  # (B, 1, W)
-            normed = (
-                self.visual.ln_post(class_token) if self.visual.final_ln_after_pool else class_token
-            )
+        norm, projection = self.visual.ln_post, self.final_matrix()  # ..., (W, D)
+        if self.visual.pool_type != "avg":
+            normed = norm(class_token)  # (B, 1, W)
+        elif self.visual.final_ln_after_pool:
+            normed = norm(patches.mean(dim=1, keepdim=True))
         else:
-            normed = self.visual.ln_post(class_token)
-        projection = self.final_matrix()  # (W, D)
-        return (normed @ projection)[:, 0], self.visual.ln_post(patches) @ projection
+            normed = norm(patches).mean(dim=1, keepdim=True)
+        return (normed @ projection)[:, 0], norm(patches) @ projection
 
     def final_norm(self) -> nn.Module:
         """CLIP's `ln_post`."""

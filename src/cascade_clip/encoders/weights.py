@@ -53,8 +53,7 @@ def cache_folder() -> Path:
 
 
 def find_folder(name: str) -> Path | None:
-    """Find the folder that a name with a scheme means, downloaded if it is on the hub; None for a
-    plain model name."""
+    """Find the folder that a name with a scheme means (may download); None for a model name."""
     scheme, _, rest = name.partition(":")
     finders: dict[str, Callable[[str], Path]] = {
         "local-dir": Path,
@@ -107,16 +106,14 @@ def _download_folder(repository: str) -> Path:
 
 
 def resolve_weights(config: ClipConfig) -> Path:
-    """Find the local file that holds the weights; where `config.weights` is a tag of open_clip, it
-    is downloaded and its hash is checked."""
+    """Find the local weights file; a tag of open_clip is downloaded and its hash checked."""
     if config.architecture is None and open_clip.get_pretrained_cfg(config.name, config.weights):
         return _resolve_tag(config.name, config.weights)
     path = Path(config.weights).expanduser()
     if path.is_file():
         return path
-    tags = (
-        open_clip.list_pretrained_tags_by_model(config.name) if config.architecture is None else []
-    )
+    named = config.architecture is None
+    tags = open_clip.list_pretrained_tags_by_model(config.name) if named else []
     raise MissingFileError(
         f"model.clip.weights {config.weights!r} is neither a file nor one of {config.name}'s tags"
         f" {tags} nor `random`"
@@ -125,25 +122,21 @@ def resolve_weights(config: ClipConfig) -> Path:
 
 def _resolve_tag(name: str, tag: str) -> Path:
     entry = open_clip.get_pretrained_cfg(name, tag)
-    wants, has = (
-        bool((known or {}).get("quick_gelu", False))
-        for known in (entry, open_clip.get_model_config(name))
-    )
+    sources = (entry, open_clip.get_model_config(name))
+    wants, has = (bool((known or {}).get("quick_gelu", False)) for known in sources)
     if wants != has:
         fitting = f"{name}-quickgelu" if wants else name.removesuffix("-quickgelu")
         raise SettingError(
             f"weights {tag!r} were trained with {'QuickGELU' if wants else 'GELU'}, but {name}"
             f" computes {'QuickGELU' if has else 'GELU'}; set model.clip.name to {fitting}"
         )
-    url = str(entry.get("url", ""))
+    url, hub = str(entry.get("url", "")), str(entry.get("hf_hub", ""))
     digest = _published_hash(url)
-    hub = str(entry.get("hf_hub", ""))
     return _download_url(url, digest, hub) if digest else _download_hub_file(hub)
 
 
 def _published_hash(url: str) -> str:
-    """The SHA-256 (or its first digits) that OpenAI and LAION write into the addresses of their
-    files."""
+    """The SHA-256, or its first digits, in the addresses of OpenAI's and LAION's files."""
     if "openaipublic" in url:
         return url.split("/")[-2]
     return Path(url).stem.rpartition("-")[2] if "mlfoundations" in url else ""
@@ -155,21 +148,19 @@ def _known_hashes() -> dict[str, str]:
 
 
 def _download_url(url: str, digest: str, hub: str) -> Path:
-    """Download into the cache under a temporary name, check the hash, rename; fall back to the same
-    weights on the hub."""
+    """Download into the cache, check the hash; fall back to the same weights on the hub."""
     target = cache_folder() / Path(url).name
     if target.is_file():
         if file_sha256(target).startswith(digest):
             return target
         raise WeightsError(
-            f"{target} is damaged: its SHA-256 does not start with {digest[:16]}...; delete it and"
-            " start again"
+            f"{target} is damaged (its SHA-256 does not start with {digest[:16]}); delete it"
         )
     known = OPENAI_SIZES.get(target.name)
     size = f"about {known} MB" if known else "size unknown"
     licence = "MIT" if "openaipublic" in url else "see its model card"
-    what = f"{target.name} ({size}, licence: {licence}) from {url} to {target.parent}"
-    logger.warning("downloading %s", what)
+    message = "downloading %s (%s, licence: %s) from %s to %s"
+    logger.warning(message, target.name, size, licence, url, target.parent)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(target), hash_prefix=digest)
@@ -186,17 +177,13 @@ def _download_url(url: str, digest: str, hub: str) -> Path:
 
 
 def _download_hub_file(place: str) -> Path:
-    """A weights file from the hub (`OWNER/NAME/` or `OWNER/NAME/FILE`), checked against the hash
-    that the hub's cache names it by."""
+    """A weights file from the hub (`OWNER/NAME/[FILE]`), checked against the cache's hash."""
     from open_clip.pretrained import download_pretrained
 
     repository = place.rstrip("/") if place.endswith("/") else place.rpartition("/")[0]
     if not repository:
         raise MissingFileError("these weights have no place on the hub")
-    logger.warning(
-        "looking for the weights in the hub repository %s (size and licence: its model page)",
-        repository,
-    )
+    logger.warning("looking for weights on the hub, %s (size, licence: its model page)", repository)
     try:
         path = Path(download_pretrained({"hf_hub": place}))
     except Exception as error:  # the hub client raises many kinds
@@ -207,8 +194,7 @@ def _download_hub_file(place: str) -> Path:
         ) from error
     if is_damaged_blob(path):
         raise WeightsError(
-            f"{path} is damaged: its SHA-256 is not {path.resolve().name}; delete it and start"
-            " again"
+            f"{path} is damaged (its SHA-256 is not {path.resolve().name}); delete it"
         )
     return path
 
@@ -223,8 +209,7 @@ def load_weights(model: nn.Module, path: Path, config: ClipConfig, *, quick_gelu
     _check_hash(path, config, required=archive)
     if archive and not quick_gelu:
         raise SettingError(
-            f"{path} is an OpenAI archive, trained with QuickGELU; set model.clip.name to"
-            f" {config.name}-quickgelu"
+            f"{path} was trained with QuickGELU; set model.clip.name to {config.name}-quickgelu"
         )
     try:
         state = _read_archive(path) if archive else read_state(path)
@@ -251,8 +236,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a .safetensors file or a pickled state dict without running anything that a pickle asks
-    for.
+    """Read a .safetensors file or a pickled state dict without running code in the pickle.
 
     It comes before open_clip's own reading, which opens a pickle a second time, with its code, when
     the first time raises a TypeError.
@@ -261,27 +245,21 @@ def read_state(path: Path) -> dict[str, Tensor]:
         return dict(load_file(path))
     saved = read_pickle(path, mmap=True)
     state = saved["state_dict"] if isinstance(saved, dict) and "state_dict" in saved else saved
-    if not (
-        isinstance(state, dict)
-        and state
-        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
-    ):
-        raise WeightsError(
-            f"it holds a {type(state).__name__} that is no state dict of named tensors"
-        )
-    return state
+    pairs = state.items() if isinstance(state, dict) else ()
+    named = [isinstance(key, str) and isinstance(value, Tensor) for key, value in pairs]
+    if not named or not all(named):
+        raise WeightsError(f"it holds a {type(state).__name__}, no state dict of named tensors")
+    return dict(state)
 
 
 def _check_shapes(state: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Refuse tensors of another size, which open_clip would resize in silence (position
-    embeddings)."""
+    """Refuse tensors of another size (position embeddings), which open_clip would resize."""
     own = model.state_dict()
     for name, tensor in state.items():
         expected = own.get(name.removeprefix("module."))
         if expected is not None and expected.numel() != tensor.numel():
-            raise WeightsError(
-                f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}"
-            )
+            shape, wanted = tuple(tensor.shape), tuple(expected.shape)
+            raise WeightsError(f"{name} has shape {shape}, expected {wanted}")
 
 
 def _read_archive(path: Path) -> dict[str, Tensor]:

@@ -1,5 +1,4 @@
-"""Focal and dice loss on mask logits at patch resolution, computed in chunks of classes (paper Eq.
-8).
+"""Focal and dice loss on mask logits at patch resolution, in chunks of classes (paper Eq. 8).
 
 The full-size mask of every class never exists at once: each chunk is upsampled, its losses and
 their exact gradient with respect to the small logits are computed, and the chunk is dropped. Memory
@@ -34,12 +33,10 @@ class MaskLoss(NamedTuple):
 
 
 def upsample(logits: Tensor, patch_size: int, size: tuple[int, int]) -> Tensor:
-    """Mask logits (B, C, h, w) as (B, C, H, W): bilinear, align_corners False; the padding of odd
-    sizes is cut off."""
+    """Upsample (B, C, h, w) to (B, C, H, W): bilinear, align_corners False, cut to `size`."""
     full = (logits.shape[-2] * patch_size, logits.shape[-1] * patch_size)
-    return F.interpolate(logits, size=full, mode="bilinear", align_corners=False)[
-        ..., : size[0], : size[1]
-    ]
+    padded = F.interpolate(logits, size=full, mode="bilinear", align_corners=False)
+    return padded[..., : size[0], : size[1]]
 
 
 def present_pairs(labels: Tensor, classes: int) -> Tensor:
@@ -156,26 +153,19 @@ def _image_loss(
             gradient[part] = down.T @ torch.matmul(slopes, across)  # (c, h, w)
     dice = config.dice * ((1 - (2 * overlap + 1) / size) * present).sum()
     if gradient is not None:
-        own.add_slopes(
-            gradient,
-            weight * own.focal_slopes(config)
-            - (2 * config.dice * present / size)[own.classes] * own.steepness,
-        )
+        gain = (2 * config.dice * present / size)[own.classes] * own.steepness  # (H, W)
+        own.add_slopes(gradient, weight * own.focal_slopes(config) - gain)
     return torch.stack([weight * focal, dice])
 
 
 def _chunk(classes: int, labels: Tensor) -> int:
     """Classes whose full-size values are held at once: on a CPU no more than its cache holds."""
-    return (
-        min(classes, max(1, CACHED_VALUES // labels.numel()))
-        if labels.device.type == "cpu"
-        else classes
-    )
+    cached = max(1, CACHED_VALUES // labels.numel())
+    return min(classes, cached) if labels.device.type == "cpu" else classes
 
 
 class Places(NamedTuple):
-    """Where the pixels of one axis lie between cells, for bilinear upsampling without aligned
-    corners."""
+    """Where the pixels of an axis lie between cells: bilinear, align_corners False."""
 
     low: Tensor  # (pixels,), int64
     high: Tensor  # (pixels,), int64
@@ -184,11 +174,9 @@ class Places(NamedTuple):
 
     @classmethod
     def find(cls, cells: int, patch_size: int, pixels: int, device: torch.device) -> Places:
-        """Places of the first `pixels` pixels of an axis of `cells` cells of `patch_size`
-        pixels."""
-        place = (
-            (torch.arange(pixels, device=device, dtype=torch.float32) + 0.5) / patch_size - 0.5
-        ).clamp(min=0)
+        """Place the first `pixels` pixels of an axis of `cells` cells of `patch_size` pixels."""
+        centre = torch.arange(pixels, device=device, dtype=torch.float32) + 0.5
+        place = (centre / patch_size - 0.5).clamp(min=0)
         low = place.long()
         return cls(low, (low + 1).clamp(max=cells - 1), place - low, cells)
 
@@ -200,8 +188,7 @@ class Places(NamedTuple):
 
 
 class _Negatives(NamedTuple):
-    """Every pixel of a chunk of classes (c, H, W) as if it were not of the class; `counted` is in
-    all of them."""
+    """Pixels of a chunk of classes (c, H, W) as non-members; `counted` is in all fields."""
 
     score: Tensor
     rest: Tensor  # 1 - score
@@ -216,9 +203,8 @@ class _Negatives(NamedTuple):
         score, rest = masks.sigmoid(), masks.neg().sigmoid_()
         # log1p(-score) as log(rest) * score / (1 - rest), which needs only log, the far faster
         # kernel on a CPU.
-        crossentropy = (
-            rest.clamp(min=TINY).log_().mul_(score).div_((1 - rest).clamp_(min=TINY)).neg_()
-        )
+        ratio = (1 - rest).clamp_(min=TINY)
+        crossentropy = rest.clamp(min=TINY).log_().mul_(score).div_(ratio).neg_()
         # beyond the smallest float
         crossentropy = torch.maximum(crossentropy, masks, out=crossentropy)
         power = score * score if gamma == 2 else score**gamma
@@ -232,8 +218,7 @@ class _Negatives(NamedTuple):
         return (self.power * self.crossentropy).sum()  # torch.dot would lose four digits
 
     def slopes(self, focal: Tensor | float, dice: Tensor) -> Tensor:
-        """Derivative (c, H, W) of `focal` times the focal loss plus `dice` (c,) times the score;
-        overwrites what is held."""
+        """Derivative (c, H, W) of `focal` * loss + `dice` (c,) * score; overwrites what is held."""
         score = self.score
         slopes = self.crossentropy.mul_(self.rest).mul_(self.gamma)
         slopes.add_(score).mul_(self.power).mul_(focal)
@@ -261,45 +246,32 @@ class _OwnClasses(NamedTuple):
 
     def per_class(self, values: Tensor) -> Tensor:
         """Sums (C,) of values (H, W) over the pixels of each class."""
-        return values.new_zeros(self.class_count).scatter_add_(
-            0, self.classes.flatten(), values.flatten()
-        )
+        sums = values.new_zeros(self.class_count)
+        return sums.scatter_add_(0, self.classes.flatten(), values.flatten())
 
     def focal(self, config: LossConfig) -> Tensor:
         """What the focal loss gains when these pixels turn from negatives into positives."""
-        positive = (
-            config.alpha * (-self.logits).sigmoid() ** config.gamma * F.softplus(-self.logits)
-        )
-        negative = (1 - config.alpha) * self.score**config.gamma * F.softplus(self.logits)
+        alpha, gamma = config.alpha, config.gamma
+        positive = alpha * (-self.logits).sigmoid() ** gamma * F.softplus(-self.logits)
+        negative = (1 - alpha) * self.score**gamma * F.softplus(self.logits)
         return (positive - negative) * self.labelled
 
     def focal_slopes(self, config: LossConfig) -> Tensor:
         """Derivative of `focal` with respect to the logits, without regard to `labelled`."""
-        score, rest = self.score, (-self.logits).sigmoid()
-        positive = (
-            config.alpha
-            * rest**config.gamma
-            * (config.gamma * score * F.softplus(-self.logits) + rest)
-        )
-        negative = (
-            (1 - config.alpha)
-            * score**config.gamma
-            * (config.gamma * rest * F.softplus(self.logits) + score)
-        )
+        score, rest, alpha, gamma = self.score, (-self.logits).sigmoid(), config.alpha, config.gamma
+        positive = alpha * rest**gamma * (gamma * score * F.softplus(-self.logits) + rest)
+        negative = (1 - alpha) * score**gamma * (gamma * rest * F.softplus(self.logits) + score)
         return -positive - negative
 
     def add_slopes(self, gradient: Tensor, slopes: Tensor) -> None:
-        """Add derivatives (H, W) with respect to these logits to those of the small logits (C, h,
-        w)."""
+        """Add derivatives (H, W) of these logits to those of the small logits (C, h, w)."""
         for index, weight in self.corners:
-            gradient.view(-1).scatter_add_(
-                0, index.flatten(), (slopes * self.labelled * weight).flatten()
-            )
+            added = (slopes * self.labelled * weight).flatten()
+            gradient.view(-1).scatter_add_(0, index.flatten(), added)
 
 
 def _own_classes(maps: Tensor, labels: Tensor, rows: Places, columns: Places) -> _OwnClasses:
-    """Look up, at every pixel of labels (H, W), the upsampled logit of its own class in logits (C,
-    h, w)."""
+    """Look up, at pixels (H, W), the upsampled logit of the own class in logits (C, h, w)."""
     classes = labels.clamp(min=0)
     corners = []
     for row, height in ((rows.low, 1 - rows.share), (rows.high, rows.share)):

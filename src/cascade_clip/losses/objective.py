@@ -41,8 +41,7 @@ def step_loss(
     masks_per_image: Tensor | None = None,
     stages: Sequence[Tensor] = (),
 ) -> StepLoss:
-    """The loss of mask logits (B, C, h, w) for labels (B, H, W) as sums that are to be divided by M
-    (see `mask_loss`).
+    """Sums of losses of mask logits (B, C, h, w), labels (B, H, W), to divide by M (`mask_loss`).
 
     `stages` are the mask logits of every stage, each (B, C, h, w): the same loss on each comes on
     top, times `config.auxiliary`. Terms over images are multiplied by `masks_per_image`, M / B of
@@ -114,14 +113,8 @@ class _ImageTerms(torch.autograd.Function):
 def _one_minus_ssim(
     maps: Tensor, labels: Tensor, patch_size: int, config: LossConfig, gradient: Tensor
 ) -> Tensor:
-    """1 - SSIM of one image's logits (C, h, w), (); its derivative is written into `gradient` (C,
-    h, w)."""
-    # (H, W)
-    counted = (
-        labels != IGNORED
-        if config.ignored == "masked"
-        else torch.ones_like(labels, dtype=torch.bool)
-    )
+    """1 - SSIM, (), of one image's logits (C, h, w); writes the derivative into `gradient`."""
+    counted = (labels != IGNORED) | (config.ignored != "masked")  # (H, W)
     weights = counted / (len(maps) * counted.sum().clamp(min=1))  # (H, W)
     total = weights.sum() * len(maps)
     present = torch.zeros(len(maps), dtype=torch.bool, device=maps.device)
@@ -144,15 +137,11 @@ def _one_minus_ssim(
 def _cross_entropy(
     maps: Tensor, labels: Tensor, patch_size: int, config: LossConfig, gradient: Tensor
 ) -> Tensor:
-    """Mean cross-entropy over one image's labelled pixels of the softmax over classes, (); its
-    derivative is written into `gradient`."""
+    """Mean softmax cross-entropy, (), over labelled pixels; writes into `gradient`."""
     size = (labels.shape[0], labels.shape[1])
     parts = torch.arange(len(maps), device=maps.device).split(config.class_chunk)
-    # (H, W) each
-    normaliser, own = (
-        torch.full_like(labels, -torch.inf, dtype=maps.dtype),
-        torch.zeros_like(labels, dtype=maps.dtype),
-    )
+    own = torch.zeros_like(labels, dtype=maps.dtype)  # (H, W)
+    normaliser = torch.full_like(own, -torch.inf)  # (H, W)
     for part in parts:
         masks = upsample(maps[None, part], patch_size, size)[0]  # (c, H, W)
         normaliser = torch.logaddexp(normaliser, masks.logsumexp(dim=0))
@@ -162,9 +151,7 @@ def _cross_entropy(
         with torch.enable_grad():
             leaf = maps[part].requires_grad_()  # (c, h, w)
             masks = upsample(leaf[None], patch_size, size)[0]  # (c, H, W)
-        # (c, H, W)
-        slopes = (
-            (masks.detach() - normaliser).exp() - (labels == part[:, None, None]).float()
-        ) * weights
+        target = (labels == part[:, None, None]).float()  # (c, H, W)
+        slopes = ((masks.detach() - normaliser).exp() - target) * weights  # (c, H, W)
         gradient[part] = torch.autograd.grad(masks, leaf, slopes)[0]
     return ((normaliser - own) * weights).sum()

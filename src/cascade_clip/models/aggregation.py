@@ -1,5 +1,4 @@
-"""Stage aggregation: the blocks of one stage become one feature map (paper section 3.3, Eq. 4,
-Table 8).
+"""Stage aggregation: blocks of a stage become one feature map (section 3.3, Eq. 4, Table 8).
 
 Letters: B images, N patches, D joint width, d blocks of the stage.
 """
@@ -24,8 +23,7 @@ class LastBlock(nn.Module):
 
 
 class WeightedSum(nn.Module):
-    """Z = sum_l w_l F_l: neighbourhood Gaussian aggregation, or a plain or trainable sum, by the
-    first weights."""
+    """Z = sum_l w_l F_l: neighbourhood Gaussian aggregation, or a plain or trainable sum."""
 
     weights: Tensor
 
@@ -60,16 +58,14 @@ class Concatenation(nn.Module):
 
 
 class BlockAttention(nn.Module):
-    """Self-attention across the d blocks at each patch, then their mean (our reading of Table
-    8)."""
+    """Self-attention across d blocks at each patch, then their mean (our reading of Table 8)."""
 
     def __init__(self, width: int, heads: int = 8) -> None:
         """Attend with `heads` heads, which must divide the width."""
         super().__init__()
         if width % heads:
             raise SettingError(
-                f"model.aggregation.kind attention has {heads} heads, which must divide the joint"
-                f" width {width}"
+                f"model.aggregation attention: {heads} heads must divide the joint width {width}"
             )
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
 
@@ -83,11 +79,8 @@ class BlockAttention(nn.Module):
 
 
 def gaussian_weights(blocks: int, sigma: float) -> list[float]:
-    """Weights exp(-(d-l)^2 / (2 sigma^2)) of the blocks l = 1..d of a stage; the last one is 1
-    (paper Tables 16-17)."""
-    return [
-        math.exp(-((blocks - position) ** 2) / (2 * sigma**2)) for position in range(1, blocks + 1)
-    ]
+    """Weights exp(-(d-l)^2 / (2 sigma^2)) of the blocks l = 1..d; the last is 1 (Tables 16-17)."""
+    return [math.exp(-(distance**2) / (2 * sigma**2)) for distance in reversed(range(blocks))]
 
 
 def build_aggregation(config: AggregationConfig, blocks: int, width: int) -> nn.Module:

@@ -1,5 +1,4 @@
-"""The CLIP image tower with visual prompts: images become features of any blocks (paper section
-3.2).
+"""The CLIP image tower with visual prompts: images become features of any blocks (section 3.2).
 
 Towers are open_clip's own modules, frozen; their blocks are run one by one here, so that prompts
 can be inserted and every block can be read. Block numbers count from 1. Letters: B images, N
@@ -32,12 +31,10 @@ class BlockFeatures(NamedTuple):
 
 
 class VisualPrompts(nn.Module):
-    """Prompt tokens before the first block (shallow) or before every block (deep), through one
-    shared linear map."""
+    """Prompt tokens before block 1 (shallow) or every block (deep), through one linear map."""
 
     def __init__(self, config: PromptConfig, blocks: int, width: int, patch_size: int) -> None:
-        """Start uniformly within the paper's range; the linear map starts from He's normal
-        distribution."""
+        """Start uniformly within the paper's range, the linear map from He's normal."""
         super().__init__()
         depth = blocks if config.kind == "deep" else 1
         bound = math.sqrt(6 / (3 * patch_size**2 + width))
@@ -60,8 +57,7 @@ class TapProjections(nn.Module):
     """Norm and matrix that take each tapped middle block to the joint space."""
 
     def __init__(self, blocks: Sequence[int], tower: Tower, config: ProjectionConfig) -> None:
-        """Start at random or from CLIP's own last norm and projection, frozen unless
-        `config.trained`."""
+        """Start at random or from CLIP's last norm and matrix, frozen unless `config.trained`."""
         super().__init__()
         self.blocks = tuple(blocks)
         self.norms = nn.ModuleList(nn.LayerNorm(tower.width) for _ in blocks)
@@ -95,8 +91,7 @@ class ImageBackbone(nn.Module):
         last_block: LastBlock = "standard",
         spectral: SpectralFilter | None = None,
     ) -> None:
-        """Join the parts; the tower is frozen here. `taps` is None when no block but the last is
-        used."""
+        """Join the parts and freeze the tower; `taps` is None when only the last block is used."""
         super().__init__()
         if last_block not in tower.last_blocks:
             raise SettingError(
@@ -114,8 +109,7 @@ class ImageBackbone(nn.Module):
         self.depth = len(tower.blocks)
         self.drop_path = drop_path
         self.gradient_checkpointing = False
-        """Whether blocks that a gradient flows through are computed again in the backward pass,
-        which saves memory."""
+        """Whether blocks with a gradient run again in the backward pass, which saves memory."""
         self.remake_taps = True
         """Whether features of middle blocks are."""
 
@@ -160,16 +154,12 @@ class ImageBackbone(nn.Module):
                     # (B, prefix + P + N, W)
                     tokens = torch.cat([tokens[:, :prefix], prompt, tokens[:, start:]], dim=1)
                     start, prompt = prefix + prompt.shape[1], None
-            saving = self.gradient_checkpointing and (
-                tokens.requires_grad or (prompt is not None and prompt.requires_grad)
-            )
-            if saving:  # from the first prompt on
-                entering, tokens = (
-                    tokens,
-                    checkpoint(tower.run_block, block, tokens, prompt, use_reentrant=False),
-                )
+            entering = tokens
+            learned = tokens.requires_grad or (prompt is not None and prompt.requires_grad)
+            if self.gradient_checkpointing and learned:  # from the first prompt on
+                tokens = checkpoint(tower.run_block, block, tokens, prompt, use_reentrant=False)
             else:
-                entering, tokens = tokens, tower.run_block(block, tokens, prompt)
+                tokens = tower.run_block(block, tokens, prompt)
             if self.drop_path and self.training:
                 chance = self.drop_path * number / self.depth
                 # (B, prefix + P + N, W)
@@ -177,42 +167,31 @@ class ImageBackbone(nn.Module):
             if number in wanted and not projected:
                 found[number] = tokens[:, start:]  # (B, N, W)
             elif self.taps is not None and number in wanted and number < self.depth:
+                middle = tokens[:, start:]  # (B, N, W)
                 if tokens.requires_grad and self.remake_taps:
-                    # made again in the backward pass: a hundredth of a step's time, and 5 MiB less
-                    # per tap and image
+                    # a hundredth of a step's time, for 5 MiB less per tap and image
                     found[number] = checkpoint(
-                        self._tap,
-                        number,
-                        tokens,
-                        start,
-                        use_reentrant=False,
-                        preserve_rng_state=False,
+                        self._tap, number, middle, use_reentrant=False, preserve_rng_state=False
                     )
                 else:
-                    found[number] = self._tap(number, tokens, start)
-        dense = (
-            tokens
-            if self.last_block == "standard"
-            else tower.run_dense(tower.blocks[-1], entering, self.last_block)
-        )
-        # (B, D), (B, N, D)
-        embedding, last = tower.project(
-            self._norm(tokens[:, :prefix]), self._norm(dense[:, start:])
-        )
+                    found[number] = self._tap(number, middle)
+        plain = self.last_block == "standard"
+        dense = tokens if plain else tower.run_dense(tower.blocks[-1], entering, self.last_block)
+        class_token, patches = self._norm(tokens[:, :prefix]), self._norm(dense[:, start:])
+        embedding, last = tower.project(class_token, patches)  # (B, D), (B, N, D)
         if self.depth in wanted and projected:
             found[self.depth] = F.normalize(last.float(), dim=-1)  # (B, N, D)
         return BlockFeatures(found, F.normalize(embedding.float(), dim=-1), grid)
 
-    def _tap(self, block: int, tokens: Tensor, start: int) -> Tensor:
-        """Unit features (B, N, D) of the patches, which begin at `start`, after a middle block."""
+    def _tap(self, block: int, patches: Tensor) -> Tensor:
+        """Unit features (B, N, D) of patches (B, N, W) after a middle block."""
         assert self.taps is not None
-        return F.normalize(self.taps(block, self._norm(tokens[:, start:])).float(), dim=-1)
+        return F.normalize(self.taps(block, self._norm(patches)).float(), dim=-1)
 
     def _add_spectral(
         self, block: int, tokens: Tensor, prefix: int, start: int, grid: Grid
     ) -> Tensor:
-        """The tokens that enter a block with spectral prompts on the patches, which begin at
-        `start`."""
+        """Tokens that enter a block, with spectral prompts on the patches from `start` on."""
         if self.spectral is None or block not in self.spectral.blocks:
             return tokens
         return torch.cat(
@@ -220,8 +199,7 @@ class ImageBackbone(nn.Module):
         )
 
     def _replaced_after(self, block: int) -> bool:
-        """Whether nothing reads what a block makes of its prompt tokens: fresh ones follow, or no
-        block does."""
+        """Whether nothing reads what becomes of prompt tokens: fresh ones or no block follow."""
         assert self.prompts is not None
         return block < len(self.prompts.tokens) or (
             block == self.depth and self.last_block == "standard"
@@ -233,15 +211,12 @@ class ImageBackbone(nn.Module):
     def _check_blocks(self, wanted: set[int], *, projected: bool) -> None:
         outside = sorted(block for block in wanted if not 1 <= block <= self.depth)
         if outside:
-            raise SettingError(
-                f"blocks {outside} do not exist: this tower has blocks 1 to {self.depth}"
-            )
+            raise SettingError(f"blocks {outside} do not exist: the tower has 1 to {self.depth}")
         known = [*(self.taps.blocks if self.taps is not None else ()), self.depth]
         missing = sorted(wanted.difference(known)) if projected else []
         if missing:
             raise SettingError(
-                f"blocks {missing} have no projection (those of {known} do); ask for"
-                " projected=False"
+                f"blocks {missing} have no projection ({known} do); ask for projected=False"
             )
 
 

@@ -46,7 +46,9 @@ def build_segmenter(config: ModelConfig, clip: LoadedClip | None = None) -> Segm
     spectral = build_filter(config.prompts, tower) if config.prompts.spectral else None
     projections = len(config.stages) if config.queries in ("independent", "text_linear") else 1
     decoder, settings = find_decoder(config.decoder)
-    scale = _logit_scale(clip)
+    learned = getattr(clip.text, "logit_scale", None)
+    # OpenAI's where the text side is not here
+    scale = 100.0 if learned is None else float(learned.detach().exp())
     return Segmenter(
         ImageBackbone(tower, prompts, taps, config.drop_path, config.last_block, spectral),
         config.stages,
@@ -67,17 +69,13 @@ def build_filter(config: PromptConfig, tower: Tower) -> SpectralFilter:
         raise SettingError(
             f"model.prompts.spectral needs a tower with a class token, not {type(tower).__name__}"
         )
-    if max(config.spectral_blocks) > len(tower.blocks):
+    blocks, depth = config.spectral_blocks, len(tower.blocks)
+    if max(blocks) > depth:
         raise SettingError(
-            f"model.prompts.spectral_blocks names block {max(config.spectral_blocks)}, but there"
-            f" are {len(tower.blocks)}"
+            f"model.prompts.spectral_blocks names block {max(blocks)}, but there are {depth}"
         )
-    return SpectralFilter(
-        tower.position_embedding.grid,
-        tower.width,
-        config.spectral_blocks,
-        trained=config.spectral_trained,
-    )
+    grid = tower.position_embedding.grid
+    return SpectralFilter(grid, tower.width, blocks, trained=config.spectral_trained)
 
 
 def build_queries(config: ModelConfig, width: int) -> nn.Module:
@@ -85,12 +83,6 @@ def build_queries(config: ModelConfig, width: int) -> nn.Module:
     if config.queries == "text":
         return TextQueries()
     return TextProjection(width) if config.queries == "text_linear" else nn.Linear(2 * width, width)
-
-
-def _logit_scale(clip: LoadedClip) -> float:
-    """CLIP's learned factor of cosines; OpenAI's, 100, where the text side is not here."""
-    learned = getattr(clip.text, "logit_scale", None)
-    return 100.0 if learned is None else float(learned.detach().exp())
 
 
 def find_differences(config: ModelConfig, other: ModelConfig) -> dict[str, tuple[Any, Any]]:
@@ -118,13 +110,11 @@ def find_differences(config: ModelConfig, other: ModelConfig) -> dict[str, tuple
 
 
 def _outline(settings: Mapping[str, Any], clip: LoadedClip) -> dict[str, Any] | str:
-    """What the weights of a model are: names, shapes, and the heads and blocks that they belong to;
-    for settings that cannot be built, the reason."""
+    """What the weights of a model are: names, shapes, heads, blocks; or why it cannot be built."""
     try:
         with torch.device("meta"):
-            model = build_segmenter(
-                config_from_dict(ModelConfig, settings, "model"), copy.deepcopy(clip)
-            )
+            config = config_from_dict(ModelConfig, settings, "model")
+            model = build_segmenter(config, copy.deepcopy(clip))
     except SettingError as error:
         return str(error)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()} | {

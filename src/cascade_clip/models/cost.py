@@ -56,14 +56,9 @@ class Cost:
 
 
 def count_cost(config: ModelConfig, classes: int, side: int = 512) -> Cost:
-    """Count what one image of `side` x `side` pixels costs with `classes` class names; weights are
-    not loaded."""
+    """Count one image of `side` x `side` pixels with `classes` names; no weights are loaded."""
     clip = load_clip(dataclasses.replace(config.clip, weights="random", sha256="any"))
-    text = (
-        0
-        if clip.text is None
-        else sum(p.numel() for name, p in clip.text.named_parameters() if "logit" not in name)
-    )
+    text = clip.text.named_parameters() if clip.text else ()
     model = build_segmenter(config, clip)
     decoder, settings = find_decoder(config.decoder)
     width, patches = model.joint_width, (-(-side // model.patch_size)) ** 2
@@ -73,7 +68,7 @@ def count_cost(config: ModelConfig, classes: int, side: int = 512) -> Cost:
     return Cost(
         image_side=side,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        text_parameters=text,
+        text_parameters=sum(value.numel() for name, value in text if "logit" not in name),
         trained=trained,
         dead_parameters=decoder.unused_parameters(width, settings) * len(config.stages),
         flops=count_flops(model, classes, side),
@@ -82,8 +77,7 @@ def count_cost(config: ModelConfig, classes: int, side: int = 512) -> Cost:
 
 
 def prompt_flops(config: ModelConfig, model: Segmenter, side: int) -> int:
-    """Operations that the released program spends on what becomes of deep prompt tokens in a block,
-    which nothing reads."""
+    """Operations that the released program spends on deep prompt tokens that nothing reads."""
     backbone = model.backbone
     if config.prompts.kind != "deep" or not isinstance(backbone.tower, OpenClipTower):
         return 0
@@ -96,17 +90,13 @@ def prompt_flops(config: ModelConfig, model: Segmenter, side: int) -> int:
 
 
 def count_flops(model: Segmenter, classes: int, side: int) -> int:
-    """Floating-point operations of one forward pass by torch's counter, with every product spelled
-    out."""
+    """Floating-point operations of a forward pass by torch's counter, products spelled out."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see inside fused calls
     quiet = model.eval().requires_grad_(False)
     try:
-        with (
-            torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False) as counter,
-        ):
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             quiet(torch.zeros(1, 3, side, side), torch.ones(classes, model.joint_width))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -1,5 +1,4 @@
-"""Cascade-CLIP as a network: backbone features, stages, class queries, decoders, and their sum
-(paper Figure 3).
+"""Cascade-CLIP as a network: features, stages, class queries, decoders, their sum (Figure 3).
 
 Letters: B images, C classes, N = h x w patches, D joint width.
 """
@@ -10,15 +9,11 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from cascade_clip.models.backbone import (
-    BlockFeatures,
-    ImageBackbone,
-)
+from cascade_clip.models.backbone import BlockFeatures, ImageBackbone
 
 
 class StageMasks(NamedTuple):
-    """Mask logits of every stage, times its learned weight if there is one, before they are
-    summed."""
+    """Mask logits of every stage, times its learned weight if there is one, not yet summed."""
 
     stages: tuple[Tensor, ...]  # each (B, C, h, w)
 
@@ -59,8 +54,7 @@ class Segmenter(nn.Module):
         decoders: Iterable[nn.Module],
         stage_weights: Tensor | None = None,
     ) -> None:
-        """Join the parts: one aggregation and one decoder per stage, and one query projection per
-        stage or one for all.
+        """Join an aggregation and a decoder per stage, a query projection per stage or for all.
 
         With `stage_weights` (stages,) the mask logits of every stage are multiplied by a trained
         number that starts there.
@@ -90,8 +84,7 @@ class Segmenter(nn.Module):
     def features(
         self, images: Tensor, blocks: Iterable[int] | None = None, *, projected: bool = True
     ) -> BlockFeatures:
-        """Dense features of blocks counted from 1 (default: those of the stages), for images of any
-        size.
+        """Dense features of blocks counted from 1 (default: the stages'), for any image size.
 
         With `projected` they are unit vectors of CLIP's joint space, which exist for the blocks of
         the stages and for the last one; without, the hidden states of any block.
@@ -100,13 +93,11 @@ class Segmenter(nn.Module):
         return cast(BlockFeatures, self.backbone(images, wanted, projected=projected))
 
     def stage_masks(self, images: Tensor, text: Tensor) -> StageMasks:
-        """Mask logits of every stage for normalised images (B, 3, H, W) and text embeddings (C,
-        D)."""
+        """Mask logits of every stage for normalised images (B, 3, H, W), text embeddings (C, D)."""
         return self.decode(self.features(images), text)
 
     def decode(self, features: BlockFeatures, text: Tensor) -> StageMasks:
-        """Mask logits of every stage from features made once; ask again with other text embeddings
-        (C, D)."""
+        """Mask logits of every stage from features made once, for any text embeddings (C, D)."""
         self._check_text(text)
         self._check_features(features)
         text = text.to(features.class_token)  # (C, D)
@@ -116,10 +107,8 @@ class Segmenter(nn.Module):
             # (B, N, D)
             memory = self.aggregations[index]([features.patches[block] for block in stage])
             queries = self.queries[min(index, len(self.queries) - 1)](relation)  # (B, C, D)
-            # (B, C, h, w)
-            found = self.decoders[index](queries, memory, features.grid).unflatten(
-                -1, features.grid
-            )
+            found = self.decoders[index](queries, memory, features.grid)  # (B, C, N)
+            found = found.unflatten(-1, features.grid)  # (B, C, h, w)
             masks.append(found if self.stage_weights is None else self.stage_weights[index] * found)
         return StageMasks(tuple(masks))
 
@@ -131,27 +120,23 @@ class Segmenter(nn.Module):
             )
 
     def _check_features(self, features: BlockFeatures) -> None:
-        missing = sorted(
-            {block for stage in self.stages for block in stage}.difference(features.patches)
-        )
+        held = sorted(features.patches)
+        missing = sorted({block for stage in self.stages for block in stage}.difference(held))
         if missing:
             raise ValueError(
-                f"features hold blocks {sorted(features.patches)}, but the stages need {missing}"
-                " too; leave `blocks` out"
+                f"features hold blocks {held}, the stages need {missing} too; leave `blocks` out"
             )
 
 
 def _margin(masks: Tensor) -> Tensor:
-    """Difference of the two largest softmax probabilities over classes, (B, 1, h, w), of mask
-    logits (B, C, h, w)."""
+    """Margin (B, 1, h, w) of the two largest class probabilities of mask logits (B, C, h, w)."""
     best = masks.topk(2, dim=1).values  # (B, 2, h, w)
     chances = (best - masks.logsumexp(dim=1, keepdim=True)).exp()
     return chances[:, :1] - chances[:, 1:]
 
 
 def relation_descriptor(class_token: Tensor, text: Tensor) -> Tensor:
-    """q = [T * g ; T]: (B, C, 2D) from image embeddings g (B, D) and text embeddings T (C, D)
-    (paper Eq. 5)."""
+    """q = [T * g ; T]: (B, C, 2D) of image embeddings g (B, D), text embeddings T (C, D), Eq. 5."""
     product = text[None] * class_token[:, None]  # (B, C, D)
     return torch.cat([product, text.expand_as(product)], dim=-1)  # (B, C, 2D)
 
@@ -165,8 +150,7 @@ class TextQueries(nn.Module):
 
 
 class TextProjection(TextQueries):
-    """A linear map of the text embeddings as class queries, which do not depend on the image
-    (ZegCLIP's baseline; our reading)."""
+    """A linear map of text embeddings, whatever the image (ZegCLIP's baseline; our reading)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

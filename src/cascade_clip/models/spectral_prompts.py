@@ -24,8 +24,7 @@ class SpectralFilter(nn.Module):
     """
 
     def __init__(self, grid: Grid, width: int, blocks: Sequence[int], *, trained: bool) -> None:
-        """Start from small random factors for the frequencies of `grid`; the filter acts before
-        `blocks`, counted from 1."""
+        """Start small and random for the frequencies of `grid`; act before `blocks` (from 1)."""
         super().__init__()
         self.grid = grid
         self.blocks = frozenset(blocks)
@@ -34,16 +33,13 @@ class SpectralFilter(nn.Module):
         self.weight = nn.Parameter(factors, requires_grad=trained)
 
     def forward(self, patches: Tensor, class_token: Tensor, grid: Grid) -> Tensor:
-        """Patches (B, N, W) with their spectral prompts, for the class tokens g (B, 1, W) and N =
-        rows * columns of `grid`."""
+        """Patches (B, N, W) with spectral prompts; class tokens (B, 1, W), N = rows * columns."""
         # transforms are float32 whatever the autocast
         with torch.autocast(patches.device.type, enabled=False):
             product = (patches.float() * class_token.float()).unflatten(1, grid)  # (B, h, w, W)
             spectrum = torch.fft.rfft2(product, dim=(1, 2), norm="ortho")  # (B, h, w // 2 + 1, W)
-            # (h, w // 2 + 1, W)
-            factors = torch.view_as_complex(
-                resize_filter(self.weight.float(), self.grid, grid).contiguous()
-            )
+            weight = resize_filter(self.weight.float(), self.grid, grid)
+            factors = torch.view_as_complex(weight.contiguous())  # (h, w // 2 + 1, W)
             # (B, h, w, W)
             prompts = torch.fft.irfft2(spectrum * factors, s=grid, dim=(1, 2), norm="ortho")
         added: Tensor = patches + prompts.flatten(1, 2).to(patches.dtype)  # (B, N, W)
@@ -60,12 +56,12 @@ def resize_filter(weight: Tensor, old: Grid, new: Grid) -> Tensor:
     """
     if old == new:
         return weight
+    last = weight.shape[1] - 1
     rows = torch.arange(new[0], device=weight.device) * (old[0] / new[0])
-    columns = (torch.arange(new[1] // 2 + 1, device=weight.device) * (old[1] / new[1])).clamp(
-        max=weight.shape[1] - 1
-    )
+    columns = torch.arange(new[1] // 2 + 1, device=weight.device) * (old[1] / new[1])
+    columns = columns.clamp(max=last)
     weight = _read_between(weight, 0, rows, (rows.floor() + 1) % old[0])
-    return _read_between(weight, 1, columns, (columns.floor() + 1).clamp(max=weight.shape[1] - 1))
+    return _read_between(weight, 1, columns, (columns.floor() + 1).clamp(max=last))
 
 
 def _read_between(values: Tensor, axis: int, places: Tensor, after: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MANY_WEIGHTS = 2**20
-"""Attention weights (B * H * n * m) from which on the memory of torch's attention with dropout on a
-CPU matters."""
+"""Weights (B * H * n * m) from which torch's CPU attention with dropout costs much memory."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
@@ -71,8 +70,7 @@ def _places(query: Tensor) -> list[tuple[int, int]]:
 
 
 def _like(tensor: Tensor) -> Tensor:
-    """Room for values (B, H, n, d) that lie in memory as (B, n, H, d), so that joining the heads
-    copies nothing."""
+    """Room for (B, H, n, d) laid out as (B, n, H, d), so that joining heads copies nothing."""
     return tensor.new_empty(tensor.transpose(1, 2).shape).transpose(1, 2)
 
 

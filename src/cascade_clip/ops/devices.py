@@ -22,10 +22,8 @@ def find_device(device: Device) -> torch.device:
     if device not in available:
         raise SettingError(f"unknown device {device!r}; choose auto, cpu, cuda or mps")
     if not available[device]:
-        raise SettingError(
-            f"device {device} is not available here; choose one of"
-            f" {[name for name, there in available.items() if there]}"
-        )
+        there = [name for name, found in available.items() if found]
+        raise SettingError(f"device {device} is not available here; choose one of {there}")
     return torch.device(device)
 
 

@@ -8,15 +8,13 @@ from torchvision.transforms.v2 import functional
 
 
 def resize_shape(height: int, width: int, scale: tuple[int, int]) -> tuple[int, int]:
-    """Largest size of the same proportions whose long and short side fit into `scale` (its larger
-    and smaller number)."""
+    """Largest size of the same proportions that fits the longer and shorter side of `scale`."""
     factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
     return _scaled(height, factor), _scaled(width, factor)
 
 
 def short_side_shape(height: int, width: int, short: int) -> tuple[int, int]:
-    """Size of the same proportions whose short side is exactly `short`, however long the other
-    gets."""
+    """Size of the same proportions whose short side is exactly `short`, however long the other."""
     factor = short / min(height, width)
     return _scaled(height, factor), _scaled(width, factor)
 
@@ -26,8 +24,7 @@ def _scaled(side: int, factor: float) -> int:
 
 
 def resize_image(image: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Bilinear resize of (..., H, W) uint8 or float without antialias, as the method was trained
-    and tested."""
+    """Resize (..., H, W) uint8 or float, bilinear, no antialias, as in training and tests."""
     resized: Tensor = functional.resize_image(
         image, list(shape), functional.InterpolationMode.BILINEAR, antialias=False
     )
@@ -43,10 +40,8 @@ def resize_mask(labels: Tensor, shape: tuple[int, int]) -> Tensor:
 def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Bring (..., 3, H, W) from uint8 to float32: (x / 255 - mean) / std."""
     if image.dtype != torch.uint8 or image.ndim < 3 or image.shape[-3] != 3:
-        raise ValueError(
-            f"an image must be uint8 of shape (3, H, W), got {image.dtype} of shape"
-            f" {tuple(image.shape)}"
-        )
+        found = f"{image.dtype} of shape {tuple(image.shape)}"
+        raise ValueError(f"an image must be uint8 of shape (3, H, W), got {found}")
     scaled = functional.to_dtype(image, torch.float32, scale=True)
     normalised: Tensor = functional.normalize(scaled, list(mean), list(std), inplace=True)
     return normalised

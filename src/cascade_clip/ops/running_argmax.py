@@ -14,8 +14,7 @@ COUNTABLE = 255
 
 
 def first_best(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of scores (c, ...) over classes, and the first class that has it: (...), (...)
-    whole numbers.
+    """The largest of scores (c, ...) and the first class that has it, whole numbers (...).
 
     What `Tensor.max` gives, with kernels that are several times as fast on a CPU, where its
     reduction over the first axis is slow.
@@ -35,8 +34,7 @@ def first_best(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class RunningBest:
-    """The best row of every pixel, found while chunks of rows come one after another; of equal
-    scores the first row has it."""
+    """The best row of every pixel over chunks of rows; of equal scores the first row has it."""
 
     scores: Tensor
     """(H, W), of the best row"""
@@ -67,8 +65,7 @@ class RunningBest:
             torch.where(wins, index.int().add_(start), self._rows, out=self._rows)
 
     def _add_where_better(self, scores: Tensor, start: int) -> None:
-        """Look which row is the best only at pixels where the chunk wins: in later chunks they are
-        few."""
+        """Find the best row only where the chunk wins: in later chunks such pixels are few."""
         high = scores.amax(dim=0)  # (H, W)
         wins = high > self.scores
         share = int(wins.count_nonzero()) / wins.numel()
@@ -83,8 +80,7 @@ class RunningBest:
 
 
 def best_by_label(maps: Tensor, labels: Tensor | None, count: int) -> Tensor:
-    """Score maps (R, h, w) of rows to those of `count` labels (C, h, w): the best row of each; 0
-    for a label without one."""
+    """Score maps (R, h, w) to those of labels (C, h, w): the best row of each, 0 if none."""
     if labels is None:
         return maps
     found = maps.new_full((count, *maps.shape[1:]), float("-inf"))

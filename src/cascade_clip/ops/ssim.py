@@ -13,8 +13,7 @@ STEADY_MEAN, STEADY_DEVIATION = 1e-4, 9e-4
 
 
 def similarity_map(first: Tensor, second: Tensor | None) -> Tensor:
-    """The similarity at every pixel of maps (K, H, W), at most 1; `second` None stands for maps of
-    zeros, which cost less."""
+    """Similarity at every pixel of maps (K, H, W), at most 1; `second` None means zeros."""
     if second is None:
         mean, square = _blur(torch.stack([first, first * first]))  # each (K, H, W)
         spread = (square - mean * mean).clamp(min=0)
@@ -28,25 +27,20 @@ def similarity_map(first: Tensor, second: Tensor | None) -> Tensor:
     spread = (square - mean * mean).clamp(min=0)  # below 0 by rounding only
     other_spread = (other_square - other * other).clamp(min=0)
     means = (2 * mean * other + STEADY_MEAN) / (mean * mean + other * other + STEADY_MEAN)
-    found: Tensor = (
-        means
-        * (2 * (product - mean * other) + STEADY_DEVIATION)
-        / (spread + other_spread + STEADY_DEVIATION)
-    )
+    shared = 2 * (product - mean * other) + STEADY_DEVIATION
+    found: Tensor = means * shared / (spread + other_spread + STEADY_DEVIATION)
     return found
 
 
 def _blur(maps: Tensor) -> Tensor:
-    """Maps (..., H, W) averaged with the window, one axis after the other, as products with
-    matrices: far faster than convolutions."""
+    """Average maps (..., H, W) with the window by matrix products, faster than convolutions."""
     # (H, H), (W, W)
     down, across = _window_matrix(maps.shape[-2], maps), _window_matrix(maps.shape[-1], maps)
     return torch.matmul(down @ maps, across)
 
 
 def _window_matrix(length: int, like: Tensor) -> Tensor:
-    """Weights (length, length) with which the values of an axis enter each of its means; what lies
-    beyond is 0. Symmetric."""
+    """Symmetric weights (length, length) of an axis's values in its means; 0 beyond it."""
     places = torch.arange(length, device=like.device, dtype=like.dtype)
     offsets = (places[:, None] - places).abs()
     half = torch.arange(-(SIDE // 2), SIDE // 2 + 1, device=like.device, dtype=like.dtype)

@@ -77,8 +77,7 @@ def _row_weights(width: int, result: int) -> Tensor:
 
 
 def upsample_guided(logits: Tensor, guide: Tensor, radius: int, epsilon: float) -> Tensor:
-    """Maps (c, h, w) as (c, H, W), guided by colours (3, H, W) in 0..1; H and W are multiples of h
-    and w, or any size above them.
+    """Upsample maps (c, h, w) to (c, H, W), at least as large, guided by colours (3, H, W) in 0..1.
 
     Args:
         logits: mask logits at patch resolution.
@@ -107,10 +106,8 @@ def fit_colors(maps: Tensor, colors: Tensor, radius: int, epsilon: float) -> tup
     """
     mean_color, mean_map = box_mean(colors, radius), box_mean(maps, radius)  # (3, h, w), (c, h, w)
     products = torch.einsum("ihw,jhw->ijhw", colors, colors).flatten(0, 1)  # (9, h, w)
-    # (3, 3, h, w)
-    spread = box_mean(products, radius).unflatten(0, (3, 3)) - torch.einsum(
-        "ihw,jhw->ijhw", mean_color, mean_color
-    )
+    spread = box_mean(products, radius).unflatten(0, (3, 3))  # (3, 3, h, w)
+    spread = spread - torch.einsum("ihw,jhw->ijhw", mean_color, mean_color)
     ridge = epsilon * torch.eye(3, dtype=spread.dtype, device=spread.device)
     inverse = torch.linalg.inv(spread.permute(2, 3, 0, 1) + ridge)  # (h, w, 3, 3)
     shared = torch.stack([box_mean(color * maps, radius) for color in colors])  # (3, c, h, w)
@@ -122,9 +119,8 @@ def fit_colors(maps: Tensor, colors: Tensor, radius: int, epsilon: float) -> tup
 
 def box_mean(maps: Tensor, radius: int) -> Tensor:
     """Mean of maps (c, h, w) over the window around every place; places outside do not count."""
-    return F.avg_pool2d(
-        maps[None], 2 * radius + 1, stride=1, padding=radius, count_include_pad=False
-    )[0]
+    side = 2 * radius + 1
+    return F.avg_pool2d(maps[None], side, 1, radius, count_include_pad=False)[0]
 
 
 def window_guide(
@@ -135,14 +131,10 @@ def window_guide(
 
     The last row and column are repeated where the image ends.
     """
-    # (3, H', W')
-    colors = (
-        image.float() * image.new_tensor(std)[:, None, None] + image.new_tensor(mean)[:, None, None]
-    )
+    scale, shift = (image.new_tensor(each)[:, None, None] for each in (std, mean))
+    colors = image.float() * scale + shift  # (3, H', W')
     missing = (0, side - colors.shape[-1], 0, side - colors.shape[-2])
     colors = F.pad(colors[None], missing, mode="replicate")  # (1, 3, side, side)
     if size != side:
-        colors = F.interpolate(
-            colors, size=(size, size), mode="bilinear", align_corners=False, antialias=True
-        )
+        colors = F.interpolate(colors, (size, size), mode="bilinear", antialias=True)
     return colors[0]  # (3, size, size)

@@ -31,12 +31,9 @@ class Similarity(StageDecoder):
         return cls(logit_scale)
 
     def forward(self, queries: Tensor, patches: Tensor, grid: Grid) -> Tensor:
-        """Mask logits (B, C, N) of text embeddings (B, C, D) over patches (B, N, D), in float32;
-        the grid does not matter."""
+        """Mask logits (B, C, N), float32, of text embeddings (B, C, D) over patches (B, N, D)."""
         with torch.autocast(queries.device.type, enabled=False):
-            # (B, C, N)
-            cosines = F.normalize(queries.float(), dim=-1) @ F.normalize(
-                patches.float(), dim=-1
-            ).transpose(1, 2)
+            texts, places = (F.normalize(each.float(), dim=-1) for each in (queries, patches))
+            cosines = texts @ places.transpose(1, 2)  # (B, C, N)
             logs = F.log_softmax(self.scale * cosines, dim=1)
             return logs - torch.log1p(-logs.exp().clamp(max=1 - 1e-6))

@@ -34,8 +34,7 @@ def count_low_heads(settings: SpectralSettings) -> int:
 
 
 class SpectralValues(nn.Module):
-    """Patches to selected values: attention within windows (high frequencies) beside attention to
-    pooled patches (low ones)."""
+    """Patches to selected values: attention within windows (high) and to pooled patches (low)."""
 
     def __init__(self, width: int, settings: SpectralSettings) -> None:
         """Share `settings.heads` heads between the two kinds of attention."""
@@ -61,8 +60,7 @@ class SpectralValues(nn.Module):
         self.mixing = nn.Parameter(torch.eye(width))
 
     def forward(self, patches: Tensor, grid: Grid) -> Tensor:
-        """Values (B, N, D) of patches (B, N, D) on a grid; it is padded right and bottom with zeros
-        to whole windows."""
+        """Values (B, N, D) of patches (B, N, D) on a grid, padded with zeros to whole windows."""
         down, right = -grid[0] % self.window, -grid[1] % self.window
         padded = F.pad(patches.unflatten(1, grid), (0, 0, 0, right, 0, down))  # (B, m*s, n*s, D)
         # (B, m*s, n*s, D)
@@ -78,9 +76,8 @@ class SpectralValues(nn.Module):
         gradient either. Patches have much in common, so that a direction drawn at random often
         silences all of them at once, and with them the whole decoder.
         """
-        return F.leaky_relu(
-            F.cosine_similarity(mixed.float(), self.direction.float(), dim=-1), self.leak
-        )
+        cosine = F.cosine_similarity(mixed.float(), self.direction.float(), dim=-1)  # (B, N)
+        return F.leaky_relu(cosine, self.leak)
 
     def _within_windows(self, padded: Tensor) -> Tensor:
         """Attention among the s x s patches of each window, (B, m*s, n*s, high heads * size)."""
@@ -114,8 +111,7 @@ class SpectralValues(nn.Module):
 
 
 class SpectralLayer(nn.Module):
-    """One layer: its own values, single-head matching without projections or scale, feed-forward;
-    residuals and post-norms."""
+    """Own values, single-head matching (no projections, no scale), feed-forward; post-norms."""
 
     def __init__(self, width: int, settings: SpectralSettings) -> None:
         super().__init__()
@@ -138,11 +134,9 @@ class SpectralLayer(nn.Module):
         # (B, C, D)
         queries = self.attention_norm((queries + self.dropout(self.output(gathered))).float())
         hidden = self.dropout(F.relu(self.expand(queries)))  # (B, C, feedforward)
-        # (B, C, D)
-        refined: Tensor = self.feedforward_norm(
-            (queries + self.dropout(self.contract(hidden))).float()
-        )
-        return refined
+        refined = queries + self.dropout(self.contract(hidden))  # (B, C, D)
+        normed: Tensor = self.feedforward_norm(refined.float())
+        return normed
 
 
 class SpectralDecoder(StageDecoder):
@@ -156,16 +150,14 @@ class SpectralDecoder(StageDecoder):
     Settings = SpectralSettings
 
     def __init__(self, width: int, settings: SpectralSettings) -> None:
-        """Build `settings.layers` layers; they start as identical copies, as in the released
-        code."""
+        """Build `settings.layers` layers, identical copies at the start as in the released code."""
         super().__init__()
         first = SpectralLayer(width, settings)
         self.layers = nn.ModuleList(copy.deepcopy(first) for _ in range(settings.layers - 1))
         self.mask_values = first.values
 
     def forward(self, queries: Tensor, patches: Tensor, grid: Grid) -> Tensor:
-        """Mask logits (B, C, N) of class queries (B, C, D) over patches (B, N, D) of a grid, in
-        float32 whatever the autocast."""
+        """Mask logits (B, C, N), float32, of class queries (B, C, D) over patches (B, N, D)."""
         for layer in self.layers:
             queries = layer(queries, patches, grid)  # (B, C, D)
         values = self.mask_values(patches, grid)  # (B, N, D)

@@ -1,5 +1,4 @@
-"""Text-image decoder: class queries attend to patches; the last attention map is the mask (paper
-section 3.2).
+"""Text-image decoder: class queries attend to patches; the last map is the mask (section 3.2).
 
 There is no self-attention between classes, so the mask of a class does not depend on which other
 classes are asked for. Letters: B images, C classes, N patches, D joint width.
@@ -29,8 +28,7 @@ class TransformerSettings:
 
 
 class MaskAttention(nn.Module):
-    """Scaled dot products between class queries and patches, averaged over heads, before any
-    softmax."""
+    """Scaled dot products of class queries and patches, averaged over heads, before any softmax."""
 
     def __init__(self, width: int, heads: int) -> None:
         """Compare queries and patches of the given width in `heads` heads."""
@@ -44,8 +42,7 @@ class MaskAttention(nn.Module):
         self.key = nn.Linear(width, width)
 
     def mask_logits(self, queries: Tensor, patches: Tensor) -> Tensor:
-        """Mask logits (B, C, N) of queries (B, C, D) over patches (B, N, D), in float32 whatever
-        the autocast."""
+        """Mask logits (B, C, N) of queries (B, C, D) over patches (B, N, D), always float32."""
         query, key = self.query(queries), self.key(patches)  # (B, C, D), (B, N, D)
         # The mean over heads of per-head products is one product over the full width.
         scale = 1 / (self.heads * (query.shape[-1] / self.heads) ** 0.5)
@@ -97,11 +94,9 @@ class DecoderLayer(nn.Module):
         # (B, C, D), norms are float32 whatever the autocast
         queries = self.attention_norm(attended.float())
         hidden = self.dropout(F.relu(self.expand(queries)))  # (B, C, feedforward)
-        # (B, C, D)
-        refined: Tensor = self.feedforward_norm(
-            (queries + self.dropout(self.contract(hidden))).float()
-        )
-        return refined
+        refined = queries + self.dropout(self.contract(hidden))  # (B, C, D)
+        normed: Tensor = self.feedforward_norm(refined.float())
+        return normed
 
 
 class Decoder(StageDecoder):
@@ -113,8 +108,7 @@ class Decoder(StageDecoder):
     Settings = TransformerSettings
 
     def __init__(self, width: int, settings: TransformerSettings) -> None:
-        """Build `settings.layers` layers; they start as identical copies, as in the released
-        program."""
+        """Build `settings.layers` layers, identical copies at the start as in the released code."""
         super().__init__()
         first = DecoderLayer(width, settings)
         self.layers = nn.ModuleList(copy.deepcopy(first) for _ in range(settings.layers - 1))
@@ -123,8 +117,7 @@ class Decoder(StageDecoder):
         self.mask_attention.key.load_state_dict(first.attention.key.state_dict())
 
     def forward(self, queries: Tensor, patches: Tensor, grid: Grid) -> Tensor:
-        """Mask logits (B, C, N) of class queries (B, C, D) over patches (B, N, D); the grid does
-        not matter."""
+        """Mask logits (B, C, N), float32, of class queries (B, C, D) over patches (B, N, D)."""
         for layer in self.layers:
             queries = layer(queries, patches)  # (B, C, D)
         return self.mask_attention.mask_logits(queries, patches)  # (B, C, N)
