@@ -19,6 +19,7 @@ from PIL import Image
 from cascade_clip.checkpoints.checkpoint import find_checkpoint
 from cascade_clip.cli.arguments import build_parser
 from cascade_clip.cli.main import COMMANDS, main
+from cascade_clip.cli.terminal import make_table
 from tiny_models import TINY_SETTINGS, read_reference, tensor
 
 
@@ -390,3 +391,12 @@ def test_groups_and_close_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 2 and "did you mean data check" in err
     code, _, err = run("zzz", capsys=capsys)
     assert code == 2 and "choose one of" in err
+
+
+@pytest.mark.parametrize(
+    ("left", "sides"),
+    [((0,), ["left", "right", "right"]), ((), ["right"] * 3), ((0, 2), ["left", "right", "left"])],
+)
+def test_numbers_of_a_table_are_on_the_right(left: tuple[int, ...], sides: list[str]) -> None:
+    table = make_table("figures", ("class", "IoU %", ""), left)
+    assert [column.justify for column in table.columns] == sides

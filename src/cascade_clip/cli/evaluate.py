@@ -51,6 +51,8 @@ def evaluate(
     from cascade_clip.evaluation import check_same_data, compare, hash_dataset, join_ranks
 
     _check_out(out)
+    if pictures < 0:
+        raise SettingError(f"--pictures must be 0 or more, got {pictures}")
     earlier = _find_report(against) if against else None
     config = data.to_config()
     dataset = build_dataset(config, "val")
