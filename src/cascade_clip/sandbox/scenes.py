@@ -84,8 +84,8 @@ class SceneConfig:
         if not 1 <= self.max_regions <= 3:
             raise SettingError(f"max_regions must be 1, 2 or 3, got {self.max_regions}")
         if not 0 < self.min_radius <= self.max_radius:
-            low, high = self.min_radius, self.max_radius
-            raise SettingError(f"need 0 < min_radius <= max_radius, got {low} and {high}")
+            radii = f"{self.min_radius} and {self.max_radius}"
+            raise SettingError(f"need 0 < min_radius <= max_radius, got {radii}")
         if self.max_zoom < 1:
             raise SettingError(f"max_zoom must be at least 1, got {self.max_zoom}")
 

@@ -7,6 +7,7 @@ says that it is done. A killed preparation can be started again and ends with th
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -161,7 +162,7 @@ def prepare_dataset(
     found = marker.read_text(encoding="utf-8") if marker.is_file() else header
     if found != header:
         raise SettingError(
-            f"{folder} was made from other downloads, {found[:-1]}; delete {marker} to redo it"
+            f"{folder} was made from other downloads, {found.strip()}; delete {marker} to redo it"
         )
     if marker.is_file():
         return _check_all(recipe, output)
@@ -245,7 +246,7 @@ def _unpack(source: Source, writer: _Writer) -> None:
     for rule in download.rules:
         if counts[rule] < rule.count:
             files = f"{counts[rule]:,} files {rule.pattern} and should hold {rule.count:,}"
-            raise DataError(f"{source.path} holds {files}; download it again from {download.url}")
+            raise DataError(f"{source.path} holds {files}: download it again from {download.url}")
     lists = download.lists(writer.output.read_list, stems) if download.lists else {}
     for target, listed in lists.items():
         _write(writer.output.stage / target, _lines(listed))
@@ -298,10 +299,14 @@ def _detail_tasks(source: Source) -> Iterator[_Task]:
     for phase in ("train", "val"):
         stems = sorted(name.stem for name, part, _ in images.values() if part == phase)
         target = f"ImageSets/SegmentationContext/{phase}.txt"
-        yield _Task(target, lambda stems=stems: _lines(stems), None, None, "")
+        yield _Task(target, functools.partial(_lines, stems), None, None, "")
     for name, _, masks in images.values():
         label, target = f"{source.path.name}: {name.name}", rule.target_of(name)
-        yield _Task(target, lambda masks=masks: masks, rule.convert, rule, label)
+        yield _Task(target, functools.partial(_given, masks), rule.convert, rule, label)
+
+
+def _given(value: Any) -> Any:
+    return value
 
 
 class _Writer:
