@@ -117,7 +117,7 @@ class Vocabulary:
         if clash:
             raise SettingError(
                 f"mask value {self.ignore} means both `ignored` and class {self.names[clash[0]]!r}"
-                f" of {len(self.names)}; set data.ignore to a value that no class has, such as 65535"
+                f" of {len(self.names)}; set data.ignore to a value that no class has, as 65535"
             )
         table = np.full(65536, IGNORED, dtype=np.int64)
         for raw, label in self.value_labels:

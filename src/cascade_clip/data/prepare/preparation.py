@@ -196,10 +196,8 @@ def _start_workers(count: int) -> Iterator[ProcessPoolExecutor | None]:
 
 
 def _check_all(recipe: Recipe, output: _Output) -> dict[str, int]:
-    names = [f"{recipe.folder}/{check.listed or check.images}" for check in recipe.checks]
-    return {
-        name: check_pairs(output, check) for name, check in zip(names, recipe.checks, strict=True)
-    }
+    folder, checks = recipe.folder, recipe.checks
+    return {f"{folder}/{item.listed or item.images}": check_pairs(output, item) for item in checks}
 
 
 def check_pairs(output: _Output, check: Check) -> int:
