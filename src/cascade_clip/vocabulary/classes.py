@@ -172,7 +172,9 @@ def check_names(names: Sequence[str]) -> None:
             found = f"{name[:40]!r}... has {len(name)} characters"
             raise SettingError(f"class name {found}; at most {LONGEST_NAME} are allowed")
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-            raise SettingError(f"remove control characters or surrogates from class name {name!r}")
+            raise SettingError(
+                f"remove control characters and halves of characters from the class name {name!r}"
+            )
     counts = Counter(name.casefold() for name in names)
     twice = sorted({name for name in names if counts[name.casefold()] > 1})
     if twice:
