@@ -74,11 +74,8 @@ def find_files(images: str | Path, masks: str | Path) -> FoundFiles:
         (image_files[key], mask_files.get(key + MASK_ENDING, mask_files.get(key)))
         for key in sorted(image_files)
     ]
-    spare = [
-        path
-        for key, path in mask_files.items()
-        if key not in image_files and key.removesuffix(MASK_ENDING) not in image_files
-    ]
+    known = {*image_files, *(key + MASK_ENDING for key in image_files)}
+    spare = [path for key, path in mask_files.items() if key not in known]
     return FoundFiles(
         pairs=[(image, mask) for image, mask in masked if mask is not None],
         images=len(image_files),

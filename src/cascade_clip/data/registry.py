@@ -38,9 +38,8 @@ class SandboxScenes:
 
     def __init__(self, count: int, seed: int, size: int) -> None:
         """Scenes 0..count-1 of the world `seed`, `size` pixels wide and high."""
-        self.vocabulary = sandbox_vocabulary()
+        self.vocabulary, self.scene = sandbox_vocabulary(), SceneConfig(size=size)
         self.count, self.seed = count, seed
-        self.scene = SceneConfig(size=size)
 
     def __len__(self) -> int:
         return self.count

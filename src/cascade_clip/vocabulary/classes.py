@@ -116,9 +116,8 @@ class Vocabulary:
         clash = [label for label in labels if label != IGNORED]
         if clash:
             raise SettingError(
-                f"mask value {self.ignore} means both `ignored` and class"
-                f" {self.names[clash[0]]!r} of {len(self.names)}; set data.ignore to a value that"
-                " no class has, such as 65535"
+                f"mask value {self.ignore} means both `ignored` and class {self.names[clash[0]]!r}"
+                f" of {len(self.names)}; set data.ignore to a value that no class has, as 65535"
             )
         table = np.full(65536, IGNORED, dtype=np.int64)
         for raw, label in self.value_labels:
@@ -174,7 +173,7 @@ def check_names(names: Sequence[str]) -> None:
             raise SettingError(f"class name {found}; at most {LONGEST_NAME} are allowed")
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
             raise SettingError(
-                f"remove control characters or surrogates from the class name {name!r}"
+                f"remove control characters and halves of characters from the class name {name!r}"
             )
     counts = Counter(name.casefold() for name in names)
     twice = sorted({name for name in names if counts[name.casefold()] > 1})

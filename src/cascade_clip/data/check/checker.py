@@ -36,8 +36,7 @@ class CheckReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
-        tally = self.tally
-        seen = self.vocabulary.seen_mask
+        tally, seen = self.tally, self.vocabulary.seen_mask
         classes = [
             {**self._row(row), "label": label, "seen": seen[label]}
             for label, row in enumerate(tally.classes)

@@ -7,7 +7,6 @@ says that it is done. A killed preparation can be started again and ends with th
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import hashlib
 import json
@@ -163,7 +162,7 @@ def prepare_dataset(
     found = marker.read_text(encoding="utf-8") if marker.is_file() else header
     if found != header:
         raise SettingError(
-            f"{folder} was made from other downloads, {found[:-1]}; delete {marker} to redo it"
+            f"{folder} was made from other downloads, {found.strip()}; delete {marker} to redo it"
         )
     if marker.is_file():
         return _check_all(recipe, output)
@@ -197,10 +196,8 @@ def _start_workers(count: int) -> Iterator[ProcessPoolExecutor | None]:
 
 
 def _check_all(recipe: Recipe, output: _Output) -> dict[str, int]:
-    names = [f"{recipe.folder}/{check.listed or check.images}" for check in recipe.checks]
-    return {
-        name: check_pairs(output, check) for name, check in zip(names, recipe.checks, strict=True)
-    }
+    folder, checks = recipe.folder, recipe.checks
+    return {f"{folder}/{item.listed or item.images}": check_pairs(output, item) for item in checks}
 
 
 def check_pairs(output: _Output, check: Check) -> int:
@@ -247,7 +244,7 @@ def _unpack(source: Source, writer: _Writer) -> None:
     for rule in download.rules:
         if counts[rule] < rule.count:
             files = f"{counts[rule]:,} files {rule.pattern} and should hold {rule.count:,}"
-            raise DataError(f"{source.path} holds {files}; download it again from {download.url}")
+            raise DataError(f"{source.path} holds {files}: download it again from {download.url}")
     lists = download.lists(writer.output.read_list, stems) if download.lists else {}
     for target, listed in lists.items():
         _write(writer.output.stage / target, _lines(listed))
@@ -303,7 +300,11 @@ def _detail_tasks(source: Source) -> Iterator[_Task]:
         yield _Task(target, functools.partial(_lines, stems), None, None, "")
     for name, _, masks in images.values():
         label, target = f"{source.path.name}: {name.name}", rule.target_of(name)
-        yield _Task(target, functools.partial(copy.copy, masks), rule.convert, rule, label)
+        yield _Task(target, functools.partial(_given, masks), rule.convert, rule, label)
+
+
+def _given(value: Any) -> Any:
+    return value
 
 
 class _Writer:
