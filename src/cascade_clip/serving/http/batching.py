@@ -80,9 +80,9 @@ class SharedForward:
             results = [found] * len(group) if isinstance(found, Exception) else found
             self._results |= zip(map(id, group), results, strict=True)
 
-    def _run_group(self, group: list[Tensor], text: Tensor) -> Sequence[Tensor]:
-        logits: Tensor = self._model(torch.cat(group), text)
-        return list(torch.split(logits, [len(images) for images in group]))
+    def _run_group(self, group: list[Tensor], text: Tensor) -> tuple[Tensor, ...]:
+        logits = self._model(torch.cat(group), text)
+        return torch.split(logits, [len(images) for images in group])
 
 
 def segment_together(

@@ -81,5 +81,6 @@ def _coco_document(result: Segmentation) -> dict[str, Any]:
     height, width = result.labels.shape
     images = [{"id": 1, "width": width, "height": height}]
     categories = [{"id": index, "name": name} for index, name in enumerate(result.class_names, 1)]
-    parts = [{"id": id, "image_id": 1, **part} for id, part in enumerate(result.to_coco_rle(), 1)]
-    return {"images": images, "categories": categories, "annotations": parts}
+    parts = enumerate(result.to_coco_rle(), 1)
+    annotations = [{"id": number, "image_id": 1, **part} for number, part in parts]
+    return {"images": images, "categories": categories, "annotations": annotations}

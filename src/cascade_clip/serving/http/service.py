@@ -98,11 +98,10 @@ class Service:
         responses: Responses = []
         for request, image in zip(requests, images, strict=True):
             result = next(results) if isinstance(image, Tensor) else image
-            responses.append(
-                result
-                if isinstance(result, Exception)
-                else attempt(write_response, request, image, result)
-            )
+            if isinstance(result, Exception):
+                responses.append(result)
+            else:
+                responses.append(attempt(write_response, request, image, result))
         seconds = (time.perf_counter() - began) / len(requests)
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
         return responses
