@@ -202,7 +202,7 @@ def write_damaged(kind: str, path: Path, archive: Path) -> Path:
             "other image size.pt",
             r"visual\.positional_embedding has shape \(37, 64\), expected \(17, 64\)",
         ),
-        ("list.pt", "holds a list that is no state dict"),
+        ("list.pt", "holds a list, no state dict"),
         ("nothing.pt", "no state dict"),
         ("numbers.pt", "no state dict of named tensors"),
         ("numbered.pt", "no state dict of named tensors"),
@@ -243,7 +243,7 @@ def test_values_that_are_no_numbers(tmp_path: Path) -> None:
     state["visual.proj"][0, 0] = float("nan")
     torch.save(state, tmp_path / "weights.pt")
     with pytest.raises(
-        ValueError, match=r"NaN or infinity, in \['visual\.proj'\]: the file is damaged"
+        ValueError, match=r"NaN or infinity in \['visual\.proj'\]: the file is damaged"
     ):
         load_clip(from_file(tmp_path / "weights.pt"))
 

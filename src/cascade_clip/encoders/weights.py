@@ -154,7 +154,7 @@ def _download_url(url: str, digest: str, hub: str) -> Path:
         if file_sha256(target).startswith(digest):
             return target
         raise WeightsError(
-            f"{target} is damaged (its SHA-256 does not start with {digest[:16]}); delete it"
+            f"{target} is damaged: its SHA-256 does not start with {digest[:16]}; delete it"
         )
     known = OPENAI_SIZES.get(target.name)
     size = f"about {known} MB" if known else "size unknown"
@@ -194,7 +194,7 @@ def _download_hub_file(place: str) -> Path:
         ) from error
     if is_damaged_blob(path):
         raise WeightsError(
-            f"{path} is damaged (its SHA-256 is not {path.resolve().name}); delete it"
+            f"{path} is damaged: its SHA-256 is not {path.resolve().name}; delete it"
         )
     return path
 
