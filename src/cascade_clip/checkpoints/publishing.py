@@ -45,7 +45,8 @@ class Publishable:
         if Path(source).is_dir():
             fix = "write hub:OWNER/NAME for a model on the hub"
             raise SettingError(f"{source} is a folder here, without revision {revision}; {fix}")
-        return cls(load_checkpoint(download_checkpoint(str(source), revision)), **options)  # type: ignore[call-arg]
+        checkpoint = load_checkpoint(download_checkpoint(str(source), revision))
+        return cls(checkpoint, **options)  # type: ignore[call-arg]
 
     def save_pretrained(
         self, folder: str | Path, *, full: bool = False, half: bool = False

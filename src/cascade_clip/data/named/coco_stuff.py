@@ -37,7 +37,8 @@ TRAIN = _images("train2017", 118_287, 19_336_861_798, TRAIN_DIGEST)
 VAL = _images("val2017", 5_000, 815_585_330, VAL_DIGEST)
 MASKS = Download(
     file="stuffthingmaps_trainval2017.zip",
-    url="http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip",
+    url="http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/"
+    "stuffthingmaps_trainval2017.zip",
     terms="masks: CC BY 4.0",
     about="659 MB",
     places=("stuffthingmaps_trainval2017", "annotations", "coco_stuff164k/annotations"),

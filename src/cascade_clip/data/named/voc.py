@@ -49,7 +49,8 @@ IMAGES = Download(
 )
 SBD = Download(
     file="benchmark.tgz",
-    url="https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+    url="https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/"
+    "semantic_contours/benchmark.tgz",
     terms="SBD states no licence; " + FLICKR,
     about="about 1.4 GB",
     digest="sha256:6a5a2918d5c73ce032fdeba876574d150d9d04113ab87540a1304cbcc715be53",

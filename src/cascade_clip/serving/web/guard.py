@@ -23,7 +23,8 @@ _FILE = f"{_API}file="
 _UPLOAD = f"{_API}upload"
 _READ = re.compile(
     r"/(config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|static/.*|assets/.*|svelte/.*"
-    r"|gradio_api/(info|app_id|startup-events|theme\.css|queue/data|upload_progress|heartbeat/[^/]+|file=.*))?"
+    r"|gradio_api/(info|app_id|startup-events|theme\.css|queue/data|upload_progress"
+    r"|heartbeat/[^/]+|file=.*))?"
 )
 _WRITE = re.compile(r"/gradio_api/(queue/join|upload|reset/?|cancel)")
 _POLICY = (

@@ -95,7 +95,8 @@ def build_page(service: WebService) -> gr.Blocks:
                 results = _results(view)
         status, overlay, heat, entries, *_ = results
 
-        def segment(*values: Any, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008 (Gradio finds it by its default)
+        # Gradio finds the progress by its default
+        def segment(*values: Any, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008
             return respond(service, PageRequest(*values), progress)
 
         settings: dict[str, Any] = {
@@ -160,7 +161,8 @@ def _image_input(examples: list[Path]) -> tuple[gr.Image, gr.Dataset]:
     )  # fmt: skip
     # Gradio's own preprocessing would fail on broken files before our reader can say so (and a
     # subclass writes a .pyi beside this file). The guard has made sure that the path is an upload.
-    image.preprocess = lambda payload: None if payload is None else str(payload.path)  # type: ignore[method-assign]
+    read: Any = lambda payload: None if payload is None else str(payload.path)  # noqa: E731
+    image.preprocess = read  # type: ignore[method-assign]
     scenes = gr.Dataset(
         components=[gr.Image(render=False, type="filepath")],
         samples=[[str(path)] for path in examples], type="index", layout="gallery",
