@@ -358,7 +358,7 @@ def test_compositions_that_cannot_be_built(changes: dict[str, Any], message: str
 def test_features_of_too_few_blocks() -> None:
     model = build({}).eval()
     with pytest.raises(
-        ValueError, match=r"hold blocks \[9, 12\], but the stages need \[6, 7, 8, 10, 11\] too"
+        ValueError, match=r"hold blocks \[9, 12\], the stages need \[6, 7, 8, 10, 11\] too"
     ):
         model.decode(model.features(torch.zeros(1, 3, 64, 64), [9, 12]), torch.zeros(2, 32))
 
