@@ -1,7 +1,7 @@
 """Every setting of the package, as frozen dataclasses whose field docs are the help texts.
 
-Block numbers count from 1, as in the paper. A checkpoint folder stores these settings as
-`config.yaml`; reading it back refuses keys that do not exist.
+In: YAML, flags or plain values. Out: checked settings; a key that does not exist is refused. Block
+numbers count from 1, as in the paper. `parts` lists what decoders, towers, datasets ... there are.
 """
 
 from cascade_clip.config.data import DataConfig, DataName, FilesName

@@ -1,8 +1,7 @@
-"""The built-in world: procedural pictures with labels and captions, and a small CLIP that has read
-about them.
+"""The built-in world: drawn scenes with labels and captions, and a small CLIP trained on them.
 
-`scenes` draws the pictures, `preview` shows and exports them, `pretrain` makes the small CLIP
-again, `commands` holds what the command line calls. Importing this package imports none of them.
+In: a seed and an index. Out: an image with its label map and captions, always the same. `pretrain`
+makes the small CLIP again. Names are imported when they are first used.
 """
 
 from typing import TYPE_CHECKING

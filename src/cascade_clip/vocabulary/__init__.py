@@ -1,4 +1,7 @@
-"""Class lists: names, synonyms, splits, templates, colours, and what mask values mean."""
+"""Class lists: names, synonyms, splits, templates, colours, and what mask values mean.
+
+In: a file, a text, or the name of a packaged list. Out: a `Vocabulary`, and prompt templates.
+"""
 
 from cascade_clip.vocabulary.classes import (
     IGNORED,
