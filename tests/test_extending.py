@@ -156,5 +156,7 @@ def test_names_of_this_package_cannot_be_taken_over(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(parts, "_installed", lambda: EntryPoints(added))
     assert names_of("decoders") == ("transformer", "spectral", "similarity", "broken")
     assert find_part("decoders", "transformer").__module__.startswith("cascade_clip.")
-    with pytest.raises(SettingError, match=r"decoder broken \(missing.module:Decoder\) cannot be"):
+    with pytest.raises(
+        SettingError, match=r"cannot load the decoder broken \(missing.module:Decoder\)"
+    ):
         find_part("decoders", "broken")

@@ -345,7 +345,7 @@ def test_a_run_that_was_refused_leaves_the_folder_free(folders: Path, tmp_path: 
             {"first_batch_size": -3, "protocol": "transductive"},
             r"train\.first_batch_size must be 0",
         ),
-        ({"first_batch_size": 2}, "first_batch_size is for transductive runs"),
+        ({"first_batch_size": 2}, "first_batch_size is for runs that make"),
         (
             {"first_batch_size": 2, "protocol": "transductive", "micro_batch": 4},
             r"does not divide the 2 images of train\.first_batch_size",

@@ -299,7 +299,8 @@ class Predictor(Publishable):
             known = [] if stored is None else list(self.vocabulary.names)
             raise SettingError(
                 f"this model was stored without a text tower and knows no embedding of"
-                f" {missing or list(vocabulary.names)}, only of {known}; give text embeddings"
+                f" {missing or list(vocabulary.names)}; it knows {known or 'none'}. Give text"
+                " embeddings"
             )
         return stored[[rows[name.casefold()] for name in vocabulary.names]]  # (C, D)
 
