@@ -150,7 +150,8 @@ def test_upload_type_run_click_download(page: Any, scene: Path, tmp_path: Path) 
     assert index.name == "scene_index.png"
     assert np.array_equal(np.array(Image.open(index)), expected.labels)
     described = json.loads(download(page, "JSON", tmp_path).read_text())
-    assert described == expected.to_json()
+    files = ["scene_overlay.png", "scene_index.png"]
+    assert described == {**expected.to_json(), "files": files}
     overlay = download(page, "Overlay PNG", tmp_path)
     assert np.array_equal(np.array(Image.open(overlay)), np.array(expected.overlay(scene)))
 
