@@ -985,11 +985,11 @@ def test_a_killed_command_goes_on(tmp_path: Path) -> None:
     """The command is killed during its second run: the run ends with it, the next command makes
     what is missing and repeats nothing."""
     program = (
-        "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; from test_reproduce"
+        "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; from test_reproduce"
         " import *; run_jobs(three_jobs(Path(sys.argv[1])), 1, one_core=True, failed=print,"
         " moved=lambda *_: None)"
     )
-    words = [sys.executable, "-c", program, str(tmp_path), str(TESTS / "research")]
+    words = [sys.executable, "-c", program, str(tmp_path), str(TESTS / "research"), str(TESTS)]
     command = subprocess.Popen(words)
     planned = three_jobs(tmp_path)
     end = time.monotonic() + 120
