@@ -30,7 +30,7 @@ class Command(NamedTuple):
 _SUMMARIES = {
     "quickstart": "five-minute tour on the built-in world, without a download",
     "segment": "label every pixel of your images with your own class names",
-    "web": "open a local web page: upload a picture, type names, see the result",
+    "web": "open a local web page: upload an image, type class names, see the result",
     "serve": "answer segmentation requests over HTTP",
     "train": "train a model from a YAML file and flags",
     "evaluate": "score a model on labelled images",

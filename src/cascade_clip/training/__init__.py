@@ -7,7 +7,7 @@ Lightning is the engine.
 from cascade_clip.training.dry_run import describe_dry_run, dry_run
 from cascade_clip.training.engine import stopping_at_once
 from cascade_clip.training.fit import fit, prepare
-from cascade_clip.training.launch import is_first_process
+from cascade_clip.training.launch import is_first_process, watch_parent
 from cascade_clip.training.prediction_previews import PreviewWriter
 from cascade_clip.training.progress import StepEvents, TrainingProgress, quiet_engine, read_metrics
 from cascade_clip.training.protocols import TrainingProtocol

@@ -49,15 +49,19 @@ def launched_by_us() -> bool:
 def end_with_parent(trainer: lightning.Trainer) -> None:
     """Let the processes that Lightning starts end with their starter, even when it is killed."""
     if launched_by_us():
-        parent = int(os.environ[_PARENT])
-        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+        watch_parent(int(os.environ[_PARENT]))
         return
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if environment is not None and not environment.creates_processes_externally:
         os.environ[_PARENT] = str(os.getpid())
 
 
-def _watch_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+def watch_parent(parent: int) -> None:
+    """End this process when its parent process has ended, even if that was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

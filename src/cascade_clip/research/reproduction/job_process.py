@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,11 +28,10 @@ if TYPE_CHECKING:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one job; its exit code is 0, or 1 with one line on standard error that says why."""
-    from cascade_clip.training import quiet_engine
+    from cascade_clip.training import quiet_engine, watch_parent
 
-    parent = os.environ.get(PARENT)
-    if parent:  # end with it, even if it is killed
-        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+    if parent := os.environ.get(PARENT):
+        watch_parent(int(parent))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cascade_clip").setLevel(logging.INFO)
     quiet_engine()
@@ -93,12 +90,6 @@ def _score(job: Job) -> None:
         # an error where there is nothing to choose by
         chosen = sweep.values[sweep.best]
         write_choice(job.folder, choice, {**sweep.to_json(), "chosen": chosen})
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 if __name__ == "__main__":
